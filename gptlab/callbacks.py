@@ -1,0 +1,284 @@
+"""What goes on around the steps: curves and throughput, samples, checkpoints and a clean stop, the progress bar."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from tqdm import tqdm
+
+from gptlab import checkpoint
+from gptlab.module import LMModule
+from gptlab.sampling import generate, prompt_ids
+
+log = logging.getLogger(__name__)
+
+
+class Curves(L.Callback):
+    """Logs training every `log_every` steps and each validation; keeps the time that training itself took.
+
+    The one place that waits for the device, so that steps between two logs never do.
+
+    Args:
+        tokens_per_step: of one optimizer step, over all devices.
+        flops_per_token: forward and backward; 0 where the model multiplies no matrices (no mfu then).
+        peak_flops: what all devices together can reach, FLOP/s.
+    """
+
+    def __init__(
+        self,
+        log_every: int,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float,
+        hparams: dict[str, Any],
+    ) -> None:
+        self.log_every = log_every
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.hparams = hparams
+        self.train_seconds = 0.0
+        self.last: dict[str, float] = {}
+        self._since: float | None = None  # when training went on after a pause
+        self._step = 0
+        self._logged: tuple[int, float] = (0, 0.0)  # step and train_seconds of the last log
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self.train_seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._logged = (trainer.global_step, self.train_seconds)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return  # in the middle of an accumulation
+        self._step = step
+        if step % self.log_every and step != trainer.max_steps:
+            return
+        assert isinstance(pl_module, LMModule)
+        assert pl_module.grad_norm is not None
+        loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
+        self._pause()
+        self._since = time.perf_counter()
+        steps, seconds = step - self._logged[0], self.train_seconds - self._logged[1]
+        self._logged = (step, self.train_seconds)
+        speed = steps * self.tokens_per_step / seconds
+        self.last = {
+            "train/loss": loss,
+            # Lightning has set the next step's rate already.
+            "lr": pl_module.lr_at(step - 1),
+            "grad_norm": grad_norm,
+            "tokens_per_sec": speed,
+        }
+        if self.flops_per_token:
+            self.last["mfu"] = speed * self.flops_per_token / self.peak_flops
+        for logger in trainer.loggers:
+            logger.log_metrics(self.last, step)
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._pause()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        step, metrics = trainer.global_step, pl_module.val_metrics
+        for logger in trainer.loggers:
+            if trainer.sanity_checking and isinstance(logger, TensorBoardLogger):
+                # Writes the metrics, too; the HParams tab then follows these tags to their last value.
+                logger.log_hyperparams(self.hparams, metrics, step=step)
+            else:
+                logger.log_metrics(metrics, step)
+        train = f", train/loss {self.last['train/loss']:.4f}" if self.last else ""
+        log.info(
+            "step %d of %d: val/loss %.4f (%.4f bits per byte)%s",
+            step,
+            trainer.max_steps,
+            metrics["val/loss"],
+            metrics["val/bpb"],
+            train,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_seconds": self.train_seconds, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds, self.last = state_dict["train_seconds"], state_dict["last"]
+
+
+class Samples(L.Callback):
+    """After each validation, lets the model continue `prompt`; into samples.txt, TensorBoard and the log.
+
+    The draw is a function of (seed, step): it neither touches nor depends on the training's random state.
+    """
+
+    def __init__(self, path: Path, prompt: str, tokens: int, temperature: float, seed: int) -> None:
+        self.path = path
+        self.prompt = prompt
+        self.tokens = tokens
+        self.temperature = temperature
+        self.seed = seed
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.tokens == 0 or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LMModule)
+        model, tokenizer, step = pl_module.model, pl_module.tokenizer, trainer.global_step
+        idx = torch.tensor([prompt_ids(tokenizer, self.prompt)], device=pl_module.device)
+        tokens = generate(
+            model.forward,  # not the compiled call: every length would be compiled anew
+            idx,
+            self.tokens,
+            block_size=model.config.block_size,
+            temperature=self.temperature,
+            generator=torch.Generator().manual_seed(self.seed + step),
+        )
+        with trainer.precision_plugin.val_step_context():
+            text = tokenizer.decode(idx[0].tolist() + [int(token) for token in tokens])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n{text}\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
+        log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written so that a kill at any moment leaves the old file or the new one."""
+
+    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint.save(checkpoint_, Path(path))
+
+
+class Checkpoints(Checkpoint):
+    """Saves last.ckpt and best.ckpt after each validation; on SIGINT or SIGTERM finishes the step, saves, and exits.
+
+    A second signal stops at once. The exit code is 128 + the signal's number: 130 and 143.
+    """
+
+    def __init__(self, folder: Path, val_every: int) -> None:
+        self.folder = folder
+        self.val_every = val_every
+        self.best_val_loss = float("inf")
+        self.best_step = 0
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def _listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers.setdefault(number, signal.signal(number, self._remember))
+
+    def on_sanity_check_start(self, *args: Any) -> None:
+        self._listen()
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._handlers:  # a resumed run has no sanity check
+            self._listen()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        log.warning("finishing the step and saving; once more stops at once")
+        for each in self._handlers:
+            signal.signal(each, signal.SIG_DFL)
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if self._signal is not None:
+            log.warning("stopped after step %d", trainer.global_step)
+            raise SystemExit(128 + self._signal)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        between_steps = trainer.fit_loop.epoch_loop.batch_idx
+        validates_now = step % self.val_every == 0 or step == trainer.max_steps
+        if (
+            self._signal is not None
+            and not validates_now
+            and (between_steps + 1) % trainer.accumulate_grad_batches == 0
+        ):
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, LMModule)
+        loss = pl_module.val_metrics["val/loss"]
+        if loss < self.best_val_loss:
+            self.best_val_loss, self.best_step = loss, trainer.global_step
+            trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._stop_if_asked(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_val_loss, self.best_step = state_dict["best_val_loss"], state_dict["best_step"]
+
+
+class Progress(ProgressBar):
+    """One tqdm bar over optimizer steps, with loss, tokens/s and the time left; silent where stderr is no terminal."""
+
+    def __init__(self, curves: Curves) -> None:
+        super().__init__()
+        self.curves = curves
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            disable=None if trainer.is_global_zero else True,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        assert self.bar is not None
+        assert isinstance(pl_module, LMModule)
+        step = trainer.global_step
+        if self.bar.disable or step == self.bar.n:
+            return
+        if self.curves.last:
+            val = pl_module.val_metrics.get("val/loss", float("nan"))
+            self.bar.set_postfix_str(
+                f"loss {self.curves.last['train/loss']:.3f}, val {val:.3f}, "
+                f"{self.curves.last['tokens_per_sec']:,.0f} tokens/s",
+                refresh=False,
+            )
+        self.bar.update(step - self.bar.n)
+
+    def on_train_end(self, *args: Any) -> None:
+        self.close()
+
+    def on_exception(self, *args: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

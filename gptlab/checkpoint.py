@@ -1,0 +1,114 @@
+"""What a checkpoint means: a file of plain dicts, from which model and tokenizer come back, without Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab import __version__, models, tokenizers
+from gptlab.errors import UserError
+from gptlab.files import write_atomically
+from gptlab.models import Model
+from gptlab.tokenizers import Tokenizer
+
+FORMAT = 1
+KEY = "gptlab"  # what we add to Lightning's dict
+PREFIX = "model."  # where the LightningModule keeps the model
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a checkpoint says of itself."""
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+    """Of the validation at that step; empty if there was none."""
+    config: dict[str, Any]
+    """The run's resolved config."""
+
+
+def describe(model: Model, tokenizer: Tokenizer, config: dict[str, Any], step: int, metrics: dict) -> dict[str, Any]:
+    """The plain dict that makes a checkpoint enough to sample, evaluate or export."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "model": models.to_dict(model.config),
+        "tokenizer": tokenizer.to_dict(),
+        "config": config,
+        "step": step,
+        "metrics": dict(metrics),
+    }
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that `path` holds the old one or the new one, never a part.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def find(path: Path) -> Path:
+    """The checkpoint file that `path` means: itself, or a run directory's best, else its last.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path}: no such run directory or checkpoint file; runs lie in outputs/<name>/<time>")
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise UserError(
+        f"{path} is not a run directory with a checkpoint (no checkpoints/best.ckpt or last.ckpt in it); "
+        f"runs lie in outputs/<name>/<time>, and a run has one from its first validation on"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The dict in a checkpoint file of ours; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is broken, foreign, or of a newer version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{path} is broken or no checkpoint: {type(error).__name__}: {reason}") from error
+    about = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {about.get('format')}, written by gptlab {about.get('version')}; this is "
+            f"gptlab {__version__}, which reads format {FORMAT}: update gptlab"
+        )
+    return content
+
+
+def load(path: Path) -> tuple[Model, Tokenizer, Info]:
+    """Model (on the CPU, in evaluation mode), tokenizer and info from a run directory or a checkpoint file alone.
+
+    Raises:
+        UserError: see `find` and `read`; or the weights do not fit the model that the file describes.
+    """
+    file = find(path)
+    content = read(file)
+    about = content[KEY]
+    try:
+        model = models.build(models.from_dict(about["model"]))
+        tokenizer = tokenizers.from_dict(about["tokenizer"])
+        info = Info(file, about["step"], about["metrics"], about["config"])
+        weights = content["state_dict"].items()
+        model.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights if k.startswith(PREFIX)})
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{file} does not fit together: {type(error).__name__}: {str(error)[:500]}") from error
+    return model.eval(), tokenizer, info

@@ -1,0 +1,50 @@
+"""The console script: `gptlab train ...` is `python -m gptlab.train ...`, and so on for every verb.
+
+Completion, in bash: eval "$(gptlab -sc install=bash)"
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from gptlab import __version__
+
+VERBS = {
+    "train": "train one run, or a sweep of runs",
+    "generate": "let a trained model go on with a prompt",
+}
+USES_HYDRA = ("train",)
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items())
+    return f"gptlab {__version__}\n\nusage: gptlab VERB ...\n\n{verbs}\n\ngptlab VERB --help says more."
+
+
+def complete() -> None:
+    """Answer a shell's question about the line typed so far; Hydra knows the groups and keys."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    asked = sys.argv[1:]
+    if asked[1:2] == ["query=bash"] and (len(words) < 3 or words[1] not in USES_HYDRA):
+        print(" ".join(VERBS) if len(words) < 3 else "")
+        return
+    if len(words) >= 3:
+        os.environ["COMP_LINE"] = " ".join(words[:1] + words[2:])
+    importlib.import_module("gptlab.train").main()
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(__version__)
+    elif arguments[0] in ("-sc", "--shell-completion"):
+        complete()
+    elif arguments[0] in VERBS:
+        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
+        importlib.import_module(f"gptlab.{arguments[0]}").main()
+    else:
+        sys.exit(f"error: {arguments[0]}: no such verb\n\n{usage()}")

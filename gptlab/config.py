@@ -1,0 +1,192 @@
+"""From the composed Hydra config to checked dataclasses; a mistake names the key, the value and the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from gptlab import models
+from gptlab.datamodule import DataConfig
+from gptlab.errors import UserError
+from gptlab.models import ModelConfig
+from gptlab.optim import OptimConfig, ScheduleConfig
+
+T = TypeVar("T")
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    name: str
+    accelerator: str
+    devices: int
+    max_steps: int
+    val_every: int
+    log_every: int
+    patience: int | None
+    sample_prompt: str
+    sample_tokens: int
+    sample_temperature: float
+    lightning: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
+            raise UserError(f"trainer.accelerator={self.accelerator}: must be one of auto, cpu, gpu, mps")
+        for name in ("devices", "max_steps", "val_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
+        if self.sample_tokens < 0 or self.sample_temperature < 0:
+            raise UserError("trainer.sample_tokens and trainer.sample_temperature must be at least 0")
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    name: str
+    matmul: str
+
+    def __post_init__(self) -> None:
+        if self.name not in PRECISIONS:
+            raise UserError(f"precision.name={self.name}: must be one of {', '.join(PRECISIONS)}")
+        if self.matmul not in ("highest", "high", "medium"):
+            raise UserError(f"precision.matmul={self.matmul}: must be one of highest, high, medium")
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    name: str
+    backend: str | None
+    mode: str | None
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """What a size recommends; other groups read it by interpolation."""
+
+    batch_size: int
+    max_steps: int
+    lr: float
+    beta2: float
+    weight_decay: float
+    warmup_steps: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, checked. The model's config still lacks its vocabulary, which the data knows."""
+
+    name: str
+    seed: int
+    model: dict[str, Any]
+    data: DataConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    precision: PrecisionConfig
+    compile: CompileConfig
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        return models.from_dict({**self.model, "vocab_size": vocab_size})
+
+
+def did_you_mean(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(words))}"
+
+
+def build(cls: type[T], node: Any, key: str) -> T:
+    """An instance of dataclass `cls` from the config node at `key`.
+
+    Raises:
+        UserError: a key that `cls` lacks, a missing one, a value of the wrong type or out of range.
+    """
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in node:
+        if name not in names:
+            raise UserError(f"{key}.{name}={node[name]}: there is no such key; {did_you_mean(str(name), names)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))  # type: ignore[return-value]
+    except ValidationError as error:
+        name = error.full_key or error.key
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"{key}.{name}: {reason} (see python -m gptlab.train --cfg job)") from error
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """Check the whole config, so that a run starts right or not at all.
+
+    Raises:
+        UserError: see `build`.
+    """
+    try:
+        plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, DictConfig)
+    known = [
+        "name",
+        "seed",
+        "resume",
+        "recipe",
+        "model",
+        "data",
+        "optim",
+        "schedule",
+        "trainer",
+        "precision",
+        "compile",
+    ]
+    for key in map(str, plain):
+        if key not in known:
+            raise UserError(f"{key}={plain[key]}: there is no such key; {did_you_mean(key, known)}")
+    for key in known[3:]:
+        if not isinstance(plain[key], DictConfig):
+            raise UserError(f"{key}={plain[key]}: is a group of keys; see python -m gptlab.train --cfg job")
+    seed = plain.seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 32:
+        raise UserError(f"seed={seed}: must be an integer from 0 to {(1 << 32) - 1}")
+    if not isinstance(plain.name, str) or not plain.name or "/" in plain.name:
+        raise UserError(f"name={plain.name}: must be a word that can name a folder")
+    build(RecipeConfig, plain.recipe, "recipe")
+
+    model = OmegaConf.create(plain.model)
+    cls = models.config_class(model.pop("name", None))
+    # Only the data knows the vocabulary; any number serves the check.
+    checked = build(cls, OmegaConf.merge(model, {"vocab_size": 2}), "model")
+    result = Settings(
+        name=plain.name,
+        seed=seed,
+        model={k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"},
+        data=build(DataConfig, plain.data, "data"),
+        optim=build(OptimConfig, plain.optim, "optim"),
+        schedule=build(ScheduleConfig, plain.schedule, "schedule"),
+        trainer=build(TrainerConfig, plain.trainer, "trainer"),
+        precision=build(PrecisionConfig, plain.precision, "precision"),
+        compile=build(CompileConfig, plain.compile, "compile"),
+    )
+    _check_lightning(result.trainer.lightning)
+    return result
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def _check_lightning(arguments: dict[str, Any]) -> None:
+    from lightning import Trainer
+
+    known = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(
+                f"trainer.lightning.{name}={value}: lightning.Trainer has no such argument; {did_you_mean(name, known)}"
+            )

@@ -1,0 +1,193 @@
+"""One run, from checked settings to its summary: Lightning's Trainer with our module, data, callbacks and loggers."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+
+from gptlab import checkpoint, metrics, models, runs
+from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Progress, Samples
+from gptlab.config import PRECISIONS, Settings, to_yaml
+from gptlab.datamodule import LMDataModule
+from gptlab.errors import UserError
+from gptlab.files import write_atomically, writing
+from gptlab.loggers import CSVLogger, tensorboard
+from gptlab.module import LMModule
+from gptlab.optim import build_optimizer, describe_groups
+
+log = logging.getLogger(__name__)
+
+
+def device_type(settings: Settings) -> str:
+    """cuda, mps or cpu: where this run will be.
+
+    Raises:
+        UserError: it is not there, or cannot do the precision that is asked for.
+    """
+    trainer, precision = settings.trainer, settings.precision.name
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if trainer.accelerator == "gpu" and not cuda:
+        raise UserError(f"trainer={trainer.name} needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu")
+    if trainer.accelerator == "mps" and not mps:
+        raise UserError(f"trainer={trainer.name} needs an Apple GPU, none is visible: use trainer=auto or trainer=cpu")
+    kind = {"gpu": "cuda", "auto": "cuda" if cuda else "mps" if mps else "cpu"}.get(
+        trainer.accelerator, trainer.accelerator
+    )
+    if precision == "fp16" and kind != "cuda":
+        raise UserError(f"precision=fp16 needs a CUDA GPU, this run is on {kind}: use precision=bf16 or precision=fp32")
+    # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
+    if precision.startswith("bf16") and kind == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError(
+            f"precision={precision} needs a GPU of compute capability 8.0, {torch.cuda.get_device_name()} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability()))}: use precision=fp16 or precision=fp32"
+        )
+    return kind
+
+
+def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Train, or go on training, in `run_dir`; returns the summary that is written there last.
+
+    Args:
+        config: the resolved config that `settings` was made of; kept in config.yaml and in the checkpoints.
+        resume: go on from the run's last checkpoint.
+
+    Raises:
+        UserError: anything that can be refused before the first step, and a disk that cannot be written.
+        SystemExit: stopped by a signal, after the step was finished and saved.
+    """
+    start = time.perf_counter()
+    kind = device_type(settings)
+    data = LMDataModule(settings.data, settings.seed, settings.trainer.max_steps)
+    data.prepare_data()
+    config = {**config, "data": {**config["data"], "name": data.config.name}}  # what "auto" has chosen
+    tokenizer = data.prepared.tokenizer
+    accumulation = data.config.accumulation(settings.trainer.devices)
+
+    last = run_dir / "checkpoints" / "last.ckpt" if resume else None
+    resumed_at = checkpoint.read(last)["global_step"] if last else None
+    if resumed_at is not None and resumed_at >= settings.trainer.max_steps:
+        raise UserError(
+            f"resume={run_dir}: the run has made its {resumed_at} steps; add trainer.max_steps=N to go further, or "
+            f"sample from it: python -m gptlab.generate {run_dir}"
+        )
+
+    L.seed_everything(settings.seed, verbose=False)
+    torch.set_float32_matmul_precision(settings.precision.matmul)
+    model = models.build(settings.model_config(tokenizer.vocab_size))
+    if settings.compile.backend is not None:
+        # In place, so that parameters keep their names; not in setup(), which Lightning calls more than once.
+        model.compile(backend=settings.compile.backend, mode=settings.compile.mode)
+    fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
+    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, fused)
+
+    name = torch.cuda.get_device_name() if kind == "cuda" else kind
+    devices = settings.trainer.devices
+    log.info("run directory: %s", run_dir)
+    log.info(
+        "%s on %s: %s parameters, %s of %s",
+        settings.name,
+        f"{devices} x {name}" if devices > 1 else name,
+        f"{model.num_parameters():,}",
+        f"{len(data.prepared.ids('train')):,} training and {len(data.prepared.ids('val')):,} validation tokens",
+        data.config.name,
+    )
+    log.info("%s", describe_groups(build_optimizer(model, settings.optim, fused=False)))
+    with writing(run_dir):
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / "config.yaml", lambda f: f.write(to_yaml(config).encode()))
+    runs.write_json(run_dir / "environment.json", runs.environment(name, data.prepared.sha256))
+
+    tokens_per_step = settings.data.batch_size * settings.data.block_size
+    peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * devices
+    hparams = flatten(config) | {"parameters": model.num_parameters()}
+    curves = Curves(settings.trainer.log_every, tokens_per_step, model.flops_per_token(), peak, hparams)
+    keeper = Checkpoints(run_dir / "checkpoints", settings.trainer.val_every)
+    samples = Samples(
+        run_dir / "samples.txt",
+        settings.trainer.sample_prompt,
+        settings.trainer.sample_tokens,
+        settings.trainer.sample_temperature,
+        settings.seed,
+    )
+    progress = Progress(curves)
+    callbacks: list[L.Callback] = [curves, samples, keeper, progress]
+    if settings.trainer.patience is not None:
+        callbacks.append(EarlyStopping("val/loss", patience=settings.trainer.patience))
+
+    arguments: dict[str, Any] = {
+        "accelerator": settings.trainer.accelerator,
+        "devices": devices,
+        "precision": PRECISIONS[settings.precision.name],
+        "max_steps": settings.trainer.max_steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": accumulation,
+        "val_check_interval": settings.trainer.val_every * accumulation,  # counted in micro-batches
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": -1,  # the whole split, before the first step
+        "logger": [tensorboard(run_dir, resumed_at), CSVLogger(run_dir / "metrics.csv", resumed_at)],
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpointIO()],
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "inference_mode": False,  # no_grad: a compiled model is then compiled once less
+    }
+    trainer = L.Trainer(**(arguments | settings.trainer.lightning))
+    with warnings.catch_warnings():
+        # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(module, datamodule=data, ckpt_path=last)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    stopped_early = trainer.global_step < settings.trainer.max_steps
+    seconds = curves.train_seconds
+    tokens = trainer.global_step * tokens_per_step
+    flops = tokens * model.flops_per_token()
+    summary = {
+        "status": "stopped_early" if stopped_early else "finished",
+        **module.val_metrics,
+        "best_val_loss": keeper.best_val_loss,
+        "best_step": keeper.best_step,
+        "train/loss": curves.last["train/loss"],
+        "steps": trainer.global_step,
+        "tokens": tokens,
+        "parameters": model.num_parameters(),
+        "flops": flops,
+        "train_seconds": seconds,
+        "total_seconds": time.perf_counter() - start,
+        "tokens_per_sec": tokens / seconds,
+        "mfu": flops / seconds / peak if flops else None,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if kind == "cuda" else runs.peak_memory_bytes(),
+        "device": name,
+        "precision": settings.precision.name,
+        "compile": settings.compile.name,
+        "seed": settings.seed,
+        "data": {
+            "name": data.config.name,
+            "sha256": data.prepared.sha256,
+            "tokenizer": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "config_hash": runs.config_hash(config),
+        "run_dir": str(run_dir),
+    }
+    runs.write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"n_head": 4}} -> {"model.n_head": 4}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,55 @@
+"""Where a run's curves go: metrics.csv and TensorBoard events, both without doubled steps after a resume."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from gptlab.files import writing
+
+FIELDS = ("step", "train/loss", "val/loss", "val/bpb", "val/ppl", "lr", "grad_norm", "tokens_per_sec", "mfu")
+
+
+class CSVLogger(Logger):
+    """One row a call, written through at once; Lightning's own starts the file anew when a run is resumed.
+
+    Args:
+        resumed_at: rows of later steps are dropped: the run is about to write them again.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        rows: list[dict[str, Any]] = []
+        if resumed_at is not None and path.is_file():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
+        with writing(path.parent), path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with writing(self.path.parent), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow({"step": step, **metrics})
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's config.yaml holds them."""
+
+
+def tensorboard(run_dir: Path, resumed_at: int | None = None) -> TensorBoardLogger:
+    """Events in the run directory itself; those of steps after `resumed_at` are hidden."""
+    purge_step = None if resumed_at is None else resumed_at + 1
+    return TensorBoardLogger(save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)

@@ -1,0 +1,61 @@
+"""The models by name, and what all of them promise.
+
+A model is an `nn.Module` with
+* a config dataclass whose first field is `vocab_size`, kept as `model.config`;
+* `forward(idx)`: idx (B, T) int64 with T <= block_size -> logits (B, T, V), and nothing else;
+* `num_parameters()` and `flops_per_token()`.
+Models know nothing of data, optimizers, sampling, Lightning or Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from gptlab.errors import UserError
+from gptlab.models.bigram import Bigram, BigramConfig
+from gptlab.models.gpt import GPT, GPTConfig
+
+Model = GPT | Bigram
+ModelConfig = GPTConfig | BigramConfig
+
+CONFIGS: dict[str, type[GPTConfig] | type[BigramConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
+
+
+def build(config: ModelConfig) -> Model:
+    """A freshly initialised model; what is random comes from torch's generator."""
+    return GPT(config) if isinstance(config, GPTConfig) else Bigram(config)
+
+
+def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
+    """The config class of a model's name.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(str(name), CONFIGS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"model.name={name}: no such model; there are {', '.join(CONFIGS)}{hint}")
+    return CONFIGS[str(name)]
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """Name and config as a plain dict, for a checkpoint."""
+    name = next(name for name, cls in CONFIGS.items() if type(config) is cls)
+    return {"name": name, **dataclasses.asdict(config)}
+
+
+def from_dict(state: dict[str, Any]) -> ModelConfig:
+    """The config that `to_dict` described.
+
+    Raises:
+        UserError: there is no such model, or it has no such field, or a value is out of range.
+    """
+    fields = dict(state)
+    cls = config_class(fields.pop("name", None))
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise UserError(f"this version's {cls.__name__} does not fit: {error}") from error

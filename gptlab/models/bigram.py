@@ -1,0 +1,41 @@
+"""The bigram table: the next token depends on this one alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gptlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class BigramConfig:
+    vocab_size: int
+    block_size: int = 8
+    """Positions per training example; the model itself looks back at one token only."""
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "block_size"):
+            if getattr(self, field) < 1:
+                raise UserError(f"model.{field}={getattr(self, field)}: must be at least 1")
+
+
+class Bigram(nn.Module):
+    """Logits of the next token, read from row `idx` of a (V, V) table; the first model of the lessons."""
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.vocab_size)
+        nn.init.normal_(self.wte.weight, std=0.02)  # near-uniform: the loss starts at ln V
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.wte(idx)  # (B, T) -> (B, T, V)
+
+    def num_parameters(self) -> int:
+        return self.wte.weight.numel()
+
+    def flops_per_token(self) -> int:
+        """A lookup multiplies no matrices."""
+        return 0

@@ -1,0 +1,126 @@
+"""The LightningModule: one cross entropy in nats per token, its exact mean over the validation split, what to save."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from gptlab import checkpoint, metrics
+from gptlab.dataset import IGNORED, Batch
+from gptlab.models import Model
+from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
+from gptlab.tokenizers import Tokenizer
+
+
+class LMModule(L.LightningModule):
+    """Trains `model` on batches (idx, targets), (B, T) int64 each.
+
+    Args:
+        config: the run's resolved config as a plain dict; it travels in the checkpoint.
+        fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
+    """
+
+    loss_sum: Tensor
+    token_bytes: Tensor
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        config: dict[str, Any],
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.optim = optim
+        self.schedule = schedule
+        self.config = config
+        self.fused = fused
+        self.val_metrics: dict[str, float] = {}
+        self.grad_norm: Tensor | None = None
+        self.register_buffer("loss_sum", torch.zeros(()), persistent=False)  # of the micro-batches since the last log
+        self.loss_count = 0
+        token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self._sums: list[Tensor] = []
+
+    def cross_entropy(self, batch: Batch, reduction: str) -> Tensor:
+        idx, targets = batch
+        logits = self.model(idx)  # (B, T, V)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.cross_entropy(batch, "mean")
+        self.loss_sum += loss.detach()
+        self.loss_count += 1
+        return loss
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip to the global norm; Lightning's own way refuses fused optimizers under autocast."""
+        limit = self.optim.grad_clip or float("inf")
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def train_loss(self) -> float:
+        """Mean loss of the micro-batches since the last call."""
+        mean = self.loss_sum.item() / max(self.loss_count, 1)
+        self.loss_sum.zero_()
+        self.loss_count = 0
+        return mean
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        targets = batch[1]
+        counted = targets != IGNORED
+        text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
+        self._sums.append(torch.stack((self.cross_entropy(batch, "sum"), counted.sum(), text_bytes)))
+
+    def on_validation_epoch_end(self) -> None:
+        sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: no digit is lost over many batches
+        self._sums.clear()
+        if self.trainer.world_size > 1:
+            sums = cast(Tensor, self.all_gather(sums.to(self.device))).cpu().sum(0)
+        nats, tokens, text_bytes = sums.tolist()
+        self.val_metrics = metrics.evaluation(nats, int(tokens), int(text_bytes))
+        self.log("val/loss", self.val_metrics["val/loss"], logger=False)  # for early stopping
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = build_optimizer(self.model, self.optim, self.fused)
+        scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, self.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate that optimizer step 0, 1, 2, ... is made with."""
+        return self.optim.lr * lr_scale(step, self.schedule)
+
+    def on_save_checkpoint(self, content: dict[str, Any]) -> None:
+        step = content["global_step"]
+        content[checkpoint.KEY] = checkpoint.describe(self.model, self.tokenizer, self.config, step, self.val_metrics)
+        content["losses"] = {"sum": self.loss_sum.cpu(), "count": self.loss_count}
+        content["random"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            content["random"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, content: dict[str, Any]) -> None:
+        self.loss_sum.copy_(content["losses"]["sum"])
+        self.loss_count = content["losses"]["count"]
+        self.val_metrics = content[checkpoint.KEY]["metrics"]
+        self._random = content["random"]
+
+    def on_train_start(self) -> None:
+        """Put the random states back last, when nothing draws any more before the first step."""
+        random = self.__dict__.pop("_random", None)
+        if random is None:
+            return
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(random["cuda"])

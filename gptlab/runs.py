@@ -1,0 +1,115 @@
+"""A run directory: what is written into it besides curves and checkpoints, and how it is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gptlab.errors import UserError
+from gptlab.files import write_atomically
+
+PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """12 hex digits that name what a run computes: its resolved config without names and places on this machine."""
+    data = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
+    what = {k: v for k, v in config.items() if k not in ("name", "resume")} | {"data": data}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def environment(device: str, data_sha256: str) -> dict[str, Any]:
+    """Versions, device, git commit, data hash and the command line."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": device,
+        "git_commit": _git_commit(),
+        "data_sha256": data_sha256,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, with "-dirty" where files differ; None outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_bytes() -> int | None:
+    """The largest resident memory that this process has had; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resumable(run_dir: Path) -> Path:
+    """The config file of a run that has a checkpoint to go on from.
+
+    Raises:
+        UserError: it is no run directory, or it was stopped before its first checkpoint.
+    """
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise UserError(
+            f"resume={run_dir} is not a run directory (no config.yaml in it); runs lie in outputs/<name>/<time>"
+        )
+    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(
+            f"resume={run_dir}: the run stopped before its first checkpoint, there is nothing to go on from; "
+            f"start it anew"
+        )
+    return config
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Leave no trace of a run that was refused before it wrote anything: no folder, no empty parents."""
+    for folder in (run_dir, run_dir.parent, run_dir.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # not there, or not empty
+            return
+
+
+def closing_words(summary: dict[str, Any]) -> str:
+    """The end of a run in a few lines: where it lies, how well it did, what to try next."""
+    run_dir = summary["run_dir"]
+    minutes, seconds = divmod(round(summary["train_seconds"]), 60)
+    best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
+    how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
+    return f"""
+{how} after {summary["steps"]} steps: {run_dir}
+  val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
+  train/loss  {summary["train/loss"]:.4f}
+  time        {minutes} min {seconds:02d} s of training, {summary["tokens_per_sec"]:,.0f} tokens/s
+
+next:
+  python -m gptlab.generate {run_dir} "To be" --max-new-tokens 300
+  tensorboard --logdir {Path(run_dir).parent.parent}
+  python -m gptlab.train resume={run_dir} trainer.max_steps={2 * summary["steps"]}"""

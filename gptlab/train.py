@@ -1,0 +1,134 @@
+"""`python -m gptlab.train`: Hydra composes a run from conf/, and it is trained.
+
+Only light imports stand up here: `--help`, `--cfg job` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGED = Path(__file__).resolve().parent / "conf"  # in a wheel
+CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
+
+# ${first:a,b}: the first that is not empty.
+OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v), replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def run(cfg: DictConfig) -> float:
+    """Train one run, or go on with one; returns its final `val/loss`, for a sweeper."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    from gptlab import runs
+
+    try:
+        resume = bool(cfg.resume)
+        if resume:
+            cfg = resumed(runs.resumable(run_dir), HydraConfig.get().overrides.task)
+        quieten_lightning()
+        from gptlab import config, fit
+
+        settings = config.settings(cfg)
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        summary = fit.fit(settings, plain, run_dir, resume)
+    except UserError:
+        runs.remove_if_empty(run_dir)
+        raise
+    log.info("%s", runs.closing_words(summary))
+    return float(summary["val/loss"])
+
+
+def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
+    """The config that a run was started with, and what the command line changes of it.
+
+    Raises:
+        UserError: the file is broken, or the change would make it another run.
+    """
+    try:
+        cfg = OmegaConf.load(config_file)
+        assert isinstance(cfg, DictConfig)
+    except Exception as error:
+        raise UserError(f"{config_file} is broken: {str(error).splitlines()[0]}") from error
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group
+        if key in ("resume", "name"):
+            continue
+        if key in cfg and isinstance(cfg[key], DictConfig):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its groups; change single values, e.g. {key}.KEY=VALUE"
+            )
+        if key == "seed" or key.startswith(("model.", "recipe.")):
+            raise UserError(f"{override.input_line}: would make it another run; start a new one without resume=")
+        OmegaConf.update(cfg, key, override.value(), force_add=True)
+    return cfg
+
+
+def quieten_lightning() -> None:
+    """Let Lightning's messages go through Hydra's logging, once each, without its advertisements."""
+    with warnings.catch_warnings():
+        # torch's own pytree deprecation, raised by Lightning's import.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        import lightning  # noqa: F401
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+
+
+def explain(error: Exception) -> str:
+    """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
+    message = str(error).strip()
+    if match := re.match(r"Could not override '([^']+)'", message):  # Hydra would advise to add the key
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            known = keys(OmegaConf.to_container(hydra.compose("train")))
+        near = difflib.get_close_matches(match[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "python -m gptlab.train --cfg job shows all keys"
+        return f"{match[1]}: there is no such key; {hint}"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        message += f"\n{error.__cause__}"
+    return message
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """Every key of a nested dict, dotted."""
+    if not isinstance(config, dict):
+        return []
+    return [found for key, value in config.items() for found in (prefix + key, *keys(value, f"{prefix}{key}."))]
+
+
+def main() -> None:
+    """The command line: a mistake is one message and exit code 1; Ctrl-C is 130."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
+    try:
+        run()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

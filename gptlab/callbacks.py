@@ -212,13 +212,11 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        between_steps = trainer.fit_loop.epoch_loop.batch_idx
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning then validates, whatever the interval
+        within_step = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches
         validates_now = step % self.val_every == 0 or step == trainer.max_steps
-        if (
-            self._signal is not None
-            and not validates_now
-            and (between_steps + 1) % trainer.accumulate_grad_batches == 0
-        ):
+        if self._signal is not None and not within_step and not validates_now:
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self._stop_if_asked(trainer)
 

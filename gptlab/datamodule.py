@@ -71,14 +71,13 @@ class LMDataModule(L.LightningDataModule):
 
     prepared: Prepared
 
-    def __init__(self, config: DataConfig, seed: int, steps: int) -> None:
+    def __init__(self, config: DataConfig, seed: int) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
-        self.steps = steps
 
     def prepare_data(self) -> None:
-        """Have the corpus as ids on disk; called before the model is built (it needs the vocabulary), then by Lightning.
+        """Have the corpus as ids on disk: first called for the vocabulary, before there is a model, then by Lightning.
 
         Raises:
             UserError: the text cannot be had, is too short for a block, or the cache cannot be written.
@@ -124,7 +123,6 @@ class LMDataModule(L.LightningDataModule):
             seed=self.seed,
             batch_size=self.config.batch_size,
             block_size=self.config.block_size,
-            steps=self.steps,
             share=self._share(),
             device=trainer.strategy.root_device,
             distinct=self.config.overfit_batches,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from gptlab import tokenizers
 from gptlab.errors import UserError
 from gptlab.files import writing
 from gptlab.tokenizers import CharTokenizer, Tokenizer
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the prepared files; part of their folder's name
 IGNORED = -100  # a target that counts for nothing: cross entropy's own default
@@ -128,8 +126,7 @@ class Share:
 class TrainBatches:
     """Random crops: optimizer step i takes the same `batch_size` crops whatever the share, in the same order.
 
-    Iterating yields micro-batches (idx, targets), both (b, T) int64 with targets one position ahead, from step
-    `start()` up to `steps`. It has no length: Lightning then validates after the last batch, too.
+    Iterating yields micro-batches (idx, targets), both (b, T) int64 with targets one position ahead, without end.
 
     Args:
         ids: the training part, (n,).
@@ -144,15 +141,14 @@ class TrainBatches:
         seed: int,
         batch_size: int,
         block_size: int,
-        steps: int,
         share: Share,
         device: torch.device,
         distinct: int = 0,
-        start: Any = lambda: 0,
+        start: Callable[[], int] = lambda: 0,
     ) -> None:
         self.ids = resident(ids, device)
         self.positions = len(ids) - block_size  # the last crop's last target is the last id
-        self.seed, self.batch_size, self.block_size, self.steps = seed, batch_size, block_size, steps
+        self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
         self.share, self.device, self.distinct, self.start = share, device, distinct, start
 
     def batch(self, step: int, micro: int) -> Batch:
@@ -165,7 +161,7 @@ class TrainBatches:
         return x[:, :-1], x[:, 1:]
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.start(), self.steps):
+        for step in itertools.count(self.start()):
             for micro in range(self.share.accumulation):
                 yield self.batch(step, micro)
 

@@ -64,7 +64,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     """
     start = time.perf_counter()
     kind = device_type(settings)
-    data = LMDataModule(settings.data, settings.seed, settings.trainer.max_steps)
+    data = LMDataModule(settings.data, settings.seed)
     data.prepare_data()
     config = {**config, "data": {**config["data"], "name": data.config.name}}  # what "auto" has chosen
     tokenizer = data.prepared.tokenizer
@@ -142,6 +142,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     with warnings.catch_warnings():
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
         trainer.fit(module, datamodule=data, ckpt_path=last)
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +82,7 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
 
 def quieten_lightning() -> None:
     """Let Lightning's messages go through Hydra's logging, once each, without its advertisements."""
-    with warnings.catch_warnings():
-        # torch's own pytree deprecation, raised by Lightning's import.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        import lightning  # noqa: F401
+    import lightning  # noqa: F401
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)

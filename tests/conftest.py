@@ -1,0 +1,114 @@
+"""What the tests share: a small text, composing settings as the command line does, and one small trained run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from gptlab import train
+
+train.quieten_lightning()
+
+from gptlab import config  # noqa: E402 (imports Lightning, which is to be quiet)
+from gptlab.fit import fit  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+# Distinct primes where the model allows it, so that a swapped axis fails.
+TINY = (
+    "model.n_layer=2",
+    "model.n_head=3",
+    "model.n_embd=33",
+    "model.block_size=17",
+    "data.batch_size=6",
+    "data=text",
+    "trainer=cpu",
+    "trainer.max_steps=7",
+    "trainer.val_every=3",
+    "trainer.log_every=1",
+    "trainer.sample_tokens=19",
+    "schedule.warmup_steps=2",
+)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 sentences over a small vocabulary: enough structure to learn something in a few steps."""
+    draw = random.Random(0)
+    words = "the a cat dog king queen sees loves fears old young night day".split()
+    lines = [" ".join(draw.choices(words, k=draw.randint(3, 7))) + ".\n" for _ in range(2000)]
+    path = tmp_path_factory.mktemp("text") / "my text.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def compose(text_file: Path, cache_dir: Path) -> Any:
+    """compose("model=gpt1m", ...) -> (Settings, resolved config), with the small text and a cache of the tests' own."""
+
+    def compose(*overrides: str) -> tuple[config.Settings, dict[str, Any]]:
+        places = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
+        with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+            cfg = hydra.compose("train", [*places, *overrides])
+        return config.settings(cfg), OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def run(compose: Any) -> Any:
+    """run(run_dir, *overrides) trains the tiny model in `run_dir` and returns its summary."""
+
+    def run(run_dir: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+        return fit(*compose(*TINY, *overrides), run_dir, resume)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny run; not to be written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    run(run_dir, "model.dropout=0.1")
+    return run_dir
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache_dir: Path) -> Any:
+    """command("train", "model=...") runs `python -m gptlab.train model=...` as a user would, in an empty folder."""
+
+    def command(verb: str, *arguments: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+        cwd.mkdir(exist_ok=True)
+        caches = {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        return subprocess.run(
+            [sys.executable, "-m", f"gptlab.{verb}", *arguments],
+            cwd=cwd,
+            env=os.environ | caches | env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data sets, from GPTLAB_DATA."""
+    folder = os.environ.get("GPTLAB_DATA")
+    if not folder or not (Path(folder) / "tinyshakespeare.txt").is_file():
+        pytest.skip("GPTLAB_DATA names no folder with tinyshakespeare.txt")
+    return Path(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -135,6 +136,12 @@ class Samples(L.Callback):
         self.temperature = temperature
         self.seed = seed
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        if unknown := pl_module.tokenizer.unknown(self.prompt):
+            shown = " ".join(map(repr, unknown))
+            log.warning("trainer.sample_prompt has characters that the training text lacks, left out: %s", shown)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.tokens == 0 or not trainer.is_global_zero:
             return
@@ -208,6 +215,8 @@ class Checkpoints(Checkpoint):
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         if self._signal is not None:
             log.warning("stopped after step %d", trainer.global_step)
+            if (self.folder / "last.ckpt").exists():
+                log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
             raise SystemExit(128 + self._signal)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -50,7 +50,17 @@ def save(content: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_atomically(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a refused write
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
+
+    write_atomically(path, write)
 
 
 def find(path: Path) -> Path:

@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
@@ -66,6 +67,13 @@ class CompileConfig:
     backend: str | None
     mode: str | None
 
+    def __post_init__(self) -> None:
+        if self.backend in (None, "inductor"):
+            return  # torch's compiler takes seconds to import
+        known = torch.compiler.list_backends(exclude_tags=())
+        if self.backend not in known:
+            raise UserError(f"compile.backend={self.backend}: must be one of {', '.join(known)}, or null")
+
 
 @dataclass(frozen=True)
 class RecipeConfig:
@@ -78,6 +86,7 @@ class RecipeConfig:
     weight_decay: float
     warmup_steps: int
     dropout: float
+    bias: bool
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,16 @@ def build(cls: type[T], node: Any, key: str) -> T:
     Raises:
         UserError: a key that `cls` lacks, a missing one, a value of the wrong type or out of range.
     """
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    types = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory]  # type: ignore[arg-type]
     for name in node:
-        if name not in names:
-            raise UserError(f"{key}.{name}={node[name]}: there is no such key; {did_you_mean(str(name), names)}")
+        if name not in types:
+            raise UserError(f"{key}.{name}={node[name]}: there is no such key; {did_you_mean(str(name), list(types))}")
+        if types[name] == "bool" and not isinstance(node[name], bool):  # OmegaConf would take any number
+            raise UserError(f"{key}.{name}={node[name]}: must be true or false")
+    for name in types:
+        if OmegaConf.is_missing(node, name) or (name not in node and name in required):
+            raise UserError(f"{key}.{name}: is missing; see python -m gptlab.train --cfg job")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))  # type: ignore[return-value]
     except ValidationError as error:
@@ -149,8 +164,8 @@ def settings(cfg: DictConfig) -> Settings:
         if key not in known:
             raise UserError(f"{key}={plain[key]}: there is no such key; {did_you_mean(key, known)}")
     for key in known[3:]:
-        if not isinstance(plain[key], DictConfig):
-            raise UserError(f"{key}={plain[key]}: is a group of keys; see python -m gptlab.train --cfg job")
+        if not isinstance(plain.get(key), DictConfig):
+            raise UserError(f"{key}: is missing or no group of keys; see python -m gptlab.train --cfg job")
     seed = plain.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed}: must be an integer from 0 to {(1 << 32) - 1}")
@@ -166,10 +181,10 @@ def settings(cfg: DictConfig) -> Settings:
         name=plain.name,
         seed=seed,
         model={k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"},
+        trainer=build(TrainerConfig, plain.trainer, "trainer"),
         data=build(DataConfig, plain.data, "data"),
         optim=build(OptimConfig, plain.optim, "optim"),
         schedule=build(ScheduleConfig, plain.schedule, "schedule"),
-        trainer=build(TrainerConfig, plain.trainer, "trainer"),
         precision=build(PrecisionConfig, plain.precision, "precision"),
         compile=build(CompileConfig, plain.compile, "compile"),
     )

@@ -154,7 +154,8 @@ def load(name: str, path: Path | None, raw_dir: Path, cache_dir: Path) -> tuple[
         try:
             return tiny_shakespeare(raw_dir, cache_dir), "shakespeare_char"
         except UserError as error:
-            log.warning("data=auto takes pydoc_char, Python's own documentation, as training text: %s", error)
+            reason = getattr(error.__cause__, "reason", error)
+            log.warning("data=auto: no Tiny Shakespeare (%s); training on pydoc_char, Python's documentation", reason)
             name = "pydoc_char"
     if name == "shakespeare_char":
         return tiny_shakespeare(raw_dir, cache_dir), name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import checkpoint, metrics, models, runs
 from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Progress, Samples
@@ -47,6 +50,12 @@ def device_type(settings: Settings) -> str:
         raise UserError(
             f"precision={precision} needs a GPU of compute capability 8.0, {torch.cuda.get_device_name()} has "
             f"{'.'.join(map(str, torch.cuda.get_device_capability()))}: use precision=fp16 or precision=fp32"
+        )
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if settings.compile.backend == "inductor" and kind == "cpu" and not any(c and shutil.which(c) for c in compilers):
+        raise UserError(
+            f"compile={settings.compile.name} needs a C++ compiler on a CPU (g++ or clang++), none is found: "
+            f"install one or use compile=eager"
         )
     return kind
 
@@ -139,7 +148,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "inference_mode": False,  # no_grad: a compiled model is then compiled once less
     }
     trainer = L.Trainer(**(arguments | settings.trainer.lightning))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), logging_redirect_tqdm():  # messages above the bar, not through it
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees

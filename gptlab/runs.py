@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -89,8 +90,9 @@ def resumable(run_dir: Path) -> Path:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Leave no trace of a run that was refused before it wrote anything: no folder, no empty parents."""
-    for folder in (run_dir, run_dir.parent, run_dir.parent.parent):
+    """Leave no trace of a run that was refused before it wrote anything: no folder, no empty parents below here."""
+    here = Path.cwd()
+    for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):
         try:
             folder.rmdir()
         except OSError:  # not there, or not empty
@@ -99,7 +101,7 @@ def remove_if_empty(run_dir: Path) -> None:
 
 def closing_words(summary: dict[str, Any]) -> str:
     """The end of a run in a few lines: where it lies, how well it did, what to try next."""
-    run_dir = summary["run_dir"]
+    run_dir = os.path.relpath(summary["run_dir"])
     minutes, seconds = divmod(round(summary["train_seconds"]), 60)
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]

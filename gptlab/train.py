@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -48,8 +49,10 @@ def run(cfg: DictConfig) -> float:
         settings = config.settings(cfg)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         summary = fit.fit(settings, plain, run_dir, resume)
-    except UserError:
+    except UserError as error:
         runs.remove_if_empty(run_dir)
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {error}")  # Hydra would add a line of its own
         raise
     log.info("%s", runs.closing_words(summary))
     return float(summary["val/loss"])
@@ -93,7 +96,7 @@ def quieten_lightning() -> None:
 
 def explain(error: Exception) -> str:
     """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
-    message = str(error).strip()
+    message = str(error).partition("\nConfig search path")[0].strip()
     if match := re.match(r"Could not override '([^']+)'", message):  # Hydra would advise to add the key
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -122,6 +125,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # Hydra's words for model=3
+            raise
+        typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
+        sys.exit(f"error: {' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from gptlab import train
@@ -20,6 +25,7 @@ train.quieten_lightning()
 from gptlab import config  # noqa: E402 (imports Lightning, which is to be quiet)
 from gptlab.fit import fit  # noqa: E402
 
+torch.set_num_threads(1)  # for models this small more threads are slower
 ROOT = Path(__file__).resolve().parent.parent
 # Distinct primes where the model allows it, so that a swapped axis fails.
 TINY = (
@@ -42,7 +48,7 @@ TINY = (
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 sentences over a small vocabulary: enough structure to learn something in a few steps."""
     draw = random.Random(0)
-    words = "the a cat dog king queen sees loves fears old young night day".split()
+    words = ["the", "a", "cat", "dog", "king", "queen", "sees", "loves", "fears", "old", "young", "night", "day"]
     lines = [" ".join(draw.choices(words, k=draw.randint(3, 7))) + ".\n" for _ in range(2000)]
     path = tmp_path_factory.mktemp("text") / "my text.txt"
     path.write_text("".join(lines))
@@ -85,24 +91,53 @@ def trained(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-def command(tmp_path: Path, cache_dir: Path) -> Any:
-    """command("train", "model=...") runs `python -m gptlab.train model=...` as a user would, in an empty folder."""
+def command(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Any]:
+    """command("train", "model=...") is `python -m gptlab.train model=...` in an empty folder.
 
-    def command(verb: str, *arguments: str, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
-        cwd.mkdir(exist_ok=True)
-        caches = {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, "-m", f"gptlab.{verb}", *arguments],
-            cwd=cwd,
-            env=os.environ | caches | env,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=300,
-        )
+    In this process, since importing torch and Lightning takes longer than the tests.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
+    monkeypatch.delenv("GPTLAB_DATA", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
 
-    return command
+    def command(verb: str, *arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"gptlab.{verb}", *arguments])
+        code: Any = 0
+        try:
+            importlib.import_module(f"gptlab.{verb}").main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return Result(1, out, f"{err}{code}\n") if isinstance(code, str) else Result(code, out, err)
+
+    yield command
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level  # Hydra has put its own in their place
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Any:
+    """shell("-m", "gptlab.train", ...) starts Python as a process of its own in an empty folder."""
+
+    def shell(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=env, **(pipes | options))
+
+    return shell
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,218 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, Result
+
+RUN = ("data=text", "data.cache_dir=cache", *TINY)
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """One message, exit code 1, no traceback."""
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path: Path) -> None:
+    result = command("train", *RUN, f"data.path='{text_file}'", "name=first")
+    assert result.returncode == 0, result.stderr
+    (run_dir,) = (tmp_path / "outputs" / "first").iterdir()
+    for expected in (
+        "at weight decay 0.1",
+        "step 7 of 7: val/loss",
+        "finished after 7 steps",
+        "a sample at",
+    ):
+        assert expected in result.stdout
+    commands = [line.split() for line in result.stdout.splitlines() if line.startswith("  python -m gptlab.")]
+    assert [words[2] for words in commands] == ["gptlab.generate", "gptlab.train"]
+    assert (run_dir / "train.log").read_text().count("finished after 7 steps") == 1
+    assert "finished after" in (run_dir / "train.log").read_text()
+
+    first, second = (
+        command("generate", str(run_dir), "the cat", "--max-new-tokens", "23", "--seed", "5", "--num-samples", "2")
+        for _ in range(2)
+    )
+    assert first.stdout == second.stdout
+    assert first.stdout.count("the cat") == 2
+    assert "step 7, val/loss" in first.stderr
+
+    result = command("train", f"resume={run_dir.relative_to(tmp_path)}", "trainer.max_steps=9")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 9
+    assert len(list((tmp_path / "outputs" / "first").iterdir())) == 1  # no second directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=gpt99"], ["model/gpt99", "gpt10m"]),
+        (["model.n_layr=3"], ["model.n_layr: there is no such key; did you mean model.n_layer?"]),
+        (["sed=3"], ["sed: there is no such key; did you mean seed?"]),
+        (["+model.n_layr=3"], ["model.n_layr=3: there is no such key; did you mean n_layer?"]),
+        (["model=3"], ["model", "--help shows the choices"]),
+        (["model"], ["model", "EQUAL"]),
+        (["data=text"], ["data=text needs a file: add data.path=my.txt"]),
+        (["data=text", "data.path=none.txt"], ["data.path=none.txt: no such file"]),
+        (["data=shakespeare_char", "data.dir=."], ["tinyshakespeare.txt", "data=pydoc_char"]),
+        (["resume=outputs/none"], ["outputs/none is not a run directory", "outputs/<name>/<time>"]),
+    ],
+)
+def test_a_refused_run_is_one_message_and_leaves_nothing(
+    command: Any, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_refused(command("train", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["is empty"]),
+        (b" \n\n ", ["is empty"]),
+        (b"ab\0cd" * 99, ["binary"]),
+        ("Grüße".encode("latin-1") * 99, ["is not UTF-8 text", "iconv"]),
+        (b"short and shorter", ["model.block_size=17 is longer than the training part", "15 tokens"]),
+        (b"x", ["the train part", "1 in all", "give more text"]),
+    ],
+)
+def test_text_that_cannot_be_trained_on(command: Any, tmp_path: Path, content: bytes, words: list[str]) -> None:
+    (tmp_path / "my.txt").write_bytes(content)
+    assert_refused(command("train", *RUN, "data.path=my.txt"), *words)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_full_disk_is_one_message(shell: Any, text_file: Path, tmp_path: Path) -> None:
+    """A file size limit stands for the full disk: the system refuses the write in the same way."""
+    limited = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "from gptlab.train import main; main()"
+    )
+    process = shell("-c", limited, *RUN, f"data.path='{text_file}'", "model.n_embd=132", "hydra.run.dir=full")
+    stdout, stderr = process.communicate(timeout=120)
+    assert_refused(Result(process.returncode, stdout, stderr), "cannot write in", "free some space", "hydra.run.dir")
+    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none"], ["none: no such run directory or checkpoint file"]),
+        (["."], ["is not a run directory with a checkpoint"]),
+        (["{trained}", "Ω the"], ["characters that the model has never seen: 'Ω'"]),
+        (["{trained}/config.yaml"], ["is broken or no checkpoint"]),
+        (["{trained}", "--device", "cuda"], ["--device cuda: there is none here"]),
+    ],
+)
+def test_what_generate_refuses(command: Any, trained: Path, arguments: list[str], words: list[str]) -> None:
+    assert_refused(command("generate", *(a.format(trained=trained) for a in arguments)), *words)
+
+
+@pytest.mark.parametrize(
+    "flag", [("--temperature", "-1"), ("--top-k", "0"), ("--top-p", "1.5"), ("--max-new-tokens", "x")]
+)
+def test_generates_flags_are_checked(command: Any, trained: Path, flag: tuple[str, str]) -> None:
+    result = command("generate", str(trained), "the", *flag)
+    assert result.returncode == 2
+    assert f"argument {flag[0]}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_greedy_needs_no_seed_and_a_long_prompt_is_cropped_aloud(command: Any, trained: Path) -> None:
+    arguments = (str(trained), "the cat sees a dog" * 3, "--temperature", "0", "--max-new-tokens", "7")
+    a, b = command("generate", *arguments), command("generate", *arguments)
+    assert a.stdout == b.stdout
+    assert "sees the last 17 tokens of the prompt only" in a.stderr
+
+
+def test_ctrl_c_saves_and_exits_with_130_and_the_run_goes_on(
+    command: Any, shell: Any, text_file: Path, tmp_path: Path
+) -> None:
+    endless = (*RUN, f"data.path='{text_file}'", "trainer.max_steps=100000", "trainer.val_every=50000")
+    process = shell("-m", "gptlab.train", *endless, "hydra.run.dir=long")
+    metrics = tmp_path / "long" / "metrics.csv"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 20):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "go on with: python -m gptlab.train resume=long" in stdout
+    steps = int(stdout.split("stopped after step ")[1].split()[0])
+    result = command("train", "resume=long", f"trainer.max_steps={steps + 2}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "long" / "summary.json").read_text())["steps"] == steps + 2
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_speed_and_time_left(shell: Any, text_file: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 130, 0, 0))
+    process = shell(
+        *("-m", "gptlab.train", *RUN, f"data.path='{text_file}'", "trainer.max_steps=100", "trainer.val_every=99"),
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    for expected in (b"/100 [", b" left, loss 2.", b", val 2.", b" tokens/s]"):
+        assert expected in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"]])
+def test_help_config_and_completion_need_no_torch(shell: Any, arguments: list[str]) -> None:
+    """They answer in under half a second; importing torch and Lightning alone takes four."""
+    process = shell("-X", "importtime", "-m", "gptlab.train", *arguments)
+    stderr = process.communicate(timeout=60)[1]
+    imported = {line.rpartition("|")[2].strip() for line in stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "numpy", "tensorboard"}
+
+
+def test_the_console_script_has_the_same_verbs_and_completes(
+    command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "train " in command("cli", "--help").stdout
+    assert_refused(command("cli", "trian"), "trian: no such verb", "generate")
+    generated = command("cli", "generate", str(trained), "the", "--max-new-tokens", "3", "--temperature", "0")
+    assert generated.stdout.startswith("the")
+    assert "model=gpt10m" in command("cli", "train", "--help").stdout
+    assert "complete" in command("cli", "-sc", "install=bash").stdout
+
+    def completions(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        return command("cli", "-sc", "query=bash").stdout.split()
+
+    assert completions("gptlab tr") == ["train", "generate"]
+    assert "model=gpt10m" in completions("gptlab train model=gpt1")
+    assert "optim.lr=" in completions("gptlab train optim.")
+
+
+def test_a_sweep_runs_every_job(command: Any, text_file: Path, tmp_path: Path) -> None:
+    result = command("train", "-m", *RUN, f"data.path='{text_file}'", "seed=1,2", "name=two")
+    assert result.returncode == 0, result.stderr
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/sweeps/two/*/*/summary.json")]
+    assert sorted(summary["seed"] for summary in summaries) == [1, 2]

@@ -1,0 +1,155 @@
+"""Every yaml composes, and every mistake gets one message that names key, value and way out."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from gptlab import train
+from gptlab.errors import UserError
+from gptlab.fit import device_type
+
+CHOICES = sorted(
+    (path.parent.name, path.stem)
+    for path in train.CONF.glob("*/*.yaml")
+    if (path.parent.name, path.stem) != ("arch", "none")
+)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, choice: str) -> None:
+    settings, plain = compose(f"{group}={choice}")
+    if group in ("precision", "compile", "trainer", "schedule", "optim"):
+        assert getattr(settings, group).name == choice
+    if group in ("model", "experiment"):
+        assert settings.name == choice
+    assert "???" not in OmegaConf.to_yaml(plain)
+
+
+@pytest.mark.parametrize(
+    ("size", "arch"), list(itertools.product(["gpt300k", "gpt800k", "gpt10m", "gpt124m"], ["gpt2", "video"]))
+)
+def test_sizes_and_block_recipes_are_independent(compose: Any, size: str, arch: str) -> None:
+    model = compose(f"model={size}", f"arch={arch}")[0].model
+    assert model["activation"] == {"gpt2": "gelu", "video": "relu"}[arch]
+    assert model["n_layer"] == {"gpt300k": 6, "gpt800k": 4, "gpt10m": 6, "gpt124m": 12}[size]
+
+
+def test_a_size_carries_its_recipe_and_the_command_line_wins(compose: Any) -> None:
+    settings, _ = compose("model=gpt10m")
+    assert (settings.data.batch_size, settings.data.block_size, settings.trainer.max_steps) == (64, 256, 5000)
+    assert (settings.optim.lr, settings.model["dropout"]) == (3e-4, 0.2)
+    settings, _ = compose("optim.lr=2e-3", "model=gpt10m", "data.batch_size=8", "model.dropout=0")
+    assert (settings.optim.lr, settings.data.batch_size, settings.model["dropout"]) == (2e-3, 8, 0)
+    settings, _ = compose("experiment=nanogpt_char", "model.n_layer=3")
+    assert (settings.optim.lr, settings.model["n_layer"]) == (1e-3, 3)
+
+
+def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(compose: Any) -> None:
+    for trainer, precision in (("t4", "fp16"), ("a100", "bf16"), ("h100", "bf16")):
+        settings, _ = compose(f"trainer={trainer}")
+        assert (settings.precision.name, settings.compile.name) == (precision, "inductor")
+    settings, _ = compose("precision=fp32", "compile=eager", "trainer=a100")
+    assert (settings.precision.name, settings.compile.name) == ("fp32", "eager")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+model.n_layr=4"], "model.n_layr=4: there is no such key; did you mean n_layer?"),
+        (["+data.batchsize=4"], "data.batchsize=4: there is no such key; did you mean batch_size?"),
+        (["+trainr.max_steps=4"], "there is no such key; did you mean trainer?"),
+        (["+trainer.lightning.profilr=simple"], "trainer.lightning.profilr=simple: .*did you mean profiler?"),
+        (["model=bigram", "+model.n_layer=2"], "model.n_layer=2: there is no such key"),
+        (["model.n_head=abc"], "model.n_head: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["model.n_head=1.5"], "model.n_head: Value '1.5' of type 'float' could not be converted to Integer"),
+        (["trainer.max_steps=x"], "trainer.max_steps: Value 'x'"),
+        (["optim.lr=fast"], "optim.lr: Value 'fast' of type 'str' could not be converted to Float"),
+        (["model.bias=7"], "model.bias=7: must be true or false"),
+        (["model.n_embd=100", "model.n_head=3"], r"model.n_embd=100 is not divisible by model.n_head=3: choose n_head"),
+        (["model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
+        (["model.activation=tanh"], "model.activation=tanh: must be one of gelu, relu"),
+        (["model.attention=flash"], "model.attention=flash: must be one of sdpa, manual"),
+        (["model.name=gtp"], "model.name=gtp: no such model; there are gpt, bigram; did you mean gpt?"),
+        (["data.val_fraction=1"], "data.val_fraction=1.0: must be above 0 and below 1"),
+        (["data.micro_batch_size=0"], "data.micro_batch_size=0: must be at least 1"),
+        (["optim.lr=0"], "optim.lr=0.0: must be above 0"),
+        (["optim.beta2=1"], "optim.beta2=1.0: must be at least 0 and below 1"),
+        (["optim.name=sgd"], "optim.name=sgd: no such optimizer; there is adamw"),
+        (["schedule.name=step"], "schedule.name=step: must be one of constant, cosine"),
+        (["schedule.min_ratio=2"], "schedule.min_ratio=2.0: must be between 0 and 1"),
+        (["trainer.val_every=0"], "trainer.val_every=0: must be at least 1"),
+        (["trainer.patience=0"], "trainer.patience=0: must be at least 1, or null"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: must be one of auto, cpu, gpu, mps"),
+        (["precision.name=fp8"], "precision.name=fp8: must be one of fp32, bf16, fp16, bf16_true"),
+        (["compile.backend=nope"], "compile.backend=nope: must be one of .*inductor"),
+        (["seed=-1"], "seed=-1: must be an integer from 0 to 4294967295"),
+        (["seed=abc"], "seed=abc: must be an integer"),
+        (["name=a/b"], "name=a/b: must be a word that can name a folder"),
+        (["recipe=5"], "the config cannot be resolved"),
+        (["~optim"], "optim.name: is missing"),
+        (["~optim.lr"], "optim.lr: is missing; see python -m gptlab.train --cfg job"),
+    ],
+)
+def test_mistakes_name_key_value_and_way_out(compose: Any, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer=a100"], "trainer=a100 needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu"),
+        (["trainer=mps"], "trainer=mps needs an Apple GPU"),
+        (["precision=fp16", "trainer=cpu"], "precision=fp16 needs a CUDA GPU, this run is on cpu: use precision=bf16"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    compose: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        device_type(compose(*overrides)[0])
+
+
+def test_bf16_is_refused_where_the_gpu_only_emulates_it(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match=r"Tesla T4 has 7.5: use precision=fp16 or precision=fp32"):
+        device_type(compose("trainer=a100")[0])
+    assert device_type(compose("trainer=t4")[0]) == "cuda"
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"compile=inductor needs a C\+\+ compiler"):
+        device_type(compose("compile=inductor", "trainer=cpu")[0])
+
+
+def test_no_choice_is_a_word_that_yaml_reads_as_a_boolean() -> None:
+    assert not {choice for _, choice in CHOICES} & {"on", "off", "yes", "no", "true", "false", "null"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer=cpu", "a resumed run keeps its groups; change single values, e.g. trainer.KEY=VALUE"),
+        ("model.n_layer=3", "model.n_layer=3: would make it another run"),
+        ("seed=3", "seed=3: would make it another run"),
+    ],
+)
+def test_resume_refuses_what_would_make_another_run(trained: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train.resumed(trained / "config.yaml", [f"resume={trained}", override])
+
+
+def test_resume_takes_the_runs_own_config_and_single_changes(trained: Path) -> None:
+    cfg = train.resumed(trained / "config.yaml", [f"resume={trained}", "trainer.max_steps=9"])
+    assert (cfg.trainer.max_steps, cfg.model.n_embd, cfg.schedule.decay_steps) == (9, 33, 7)

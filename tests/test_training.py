@@ -1,0 +1,233 @@
+"""What a run computes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gptlab import checkpoint, models
+from gptlab.dataset import EvalBatches, Share
+from gptlab.fit import fit
+
+EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "experiment").glob("*.yaml"))
+# The tiny model of conftest.py, seed 1337, on its text.
+GOLDEN = [
+    *(3.1229, 3.0907, 3.0951, 3.0147, 2.9895, 2.9504, 2.9790, 2.9508, 2.9623, 2.9040),
+    *(2.9062, 2.8777, 2.8938, 2.8641, 2.8741, 2.8516, 2.8798, 2.8410, 2.8210, 2.8313),
+]
+
+
+def curve(run_dir: Path, key: str = "train/loss") -> list[float]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [float(row[key]) for row in csv.DictReader(file) if row[key]]
+
+
+def test_the_losses_of_twenty_steps_are_golden(run: Any, tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=20", "trainer.val_every=20", "trainer.sample_tokens=0")
+    assert curve(tmp_path) == pytest.approx(GOLDEN, abs=2e-4)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_splitting_a_batch_changes_no_loss(run: Any, tmp_path: Path, micro: int) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "split", f"data.micro_batch_size={micro}")
+    for key in ("train/loss", "val/loss", "grad_norm"):
+        assert curve(tmp_path / "split", key) == pytest.approx(curve(tmp_path / "whole", key), abs=1e-5)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_differ(run: Any, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, f"seed={seed}", "model.dropout=0.1")
+    a, b, c = (curve(tmp_path / name) for name in "abc")
+    assert a == b
+    assert all(x != y for x, y in zip(a, c, strict=True))
+
+
+def test_val_loss_is_the_exact_mean_over_the_split(trained: Path, compose: Any) -> None:
+    """Computed here a second way: window by window, without padding, in double precision."""
+    summary = json.loads((trained / "summary.json").read_text())
+    model, tokenizer, info = checkpoint.load(trained / "checkpoints" / "last.ckpt")
+    text = Path(info.config["data"]["path"]).read_text()
+    part = text[int(len(text) * 0.9) :]
+    ids = torch.from_numpy(tokenizer.encode(part))
+    nats, block = 0.0, model.config.block_size
+    for start in range(0, len(ids) - 1, block):
+        x, y = ids[start : start + block], ids[start + 1 : start + block + 1]
+        with torch.no_grad():
+            logits = model(x[None, : len(y)])[0].double()
+        nats += torch.nn.functional.cross_entropy(logits, y, reduction="sum").item()
+    assert summary["val/loss"] == pytest.approx(nats / (len(ids) - 1), abs=1e-6)
+    assert summary["val/bpb"] == pytest.approx(nats / math.log(2) / len(part[1:].encode()), abs=1e-6)
+    assert summary["val/ppl"] == pytest.approx(math.exp(summary["val/loss"]))
+
+
+def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir() if not path.name.startswith("events.")} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "samples.txt",
+        "checkpoints",
+        "summary.json",
+    }
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    summary = json.loads((trained / "summary.json").read_text())
+    keys = """status val/loss val/bpb val/ppl best_val_loss best_step train/loss steps tokens parameters flops
+        train_seconds total_seconds tokens_per_sec mfu peak_memory_bytes device precision compile seed data config_hash
+        run_dir"""
+    assert set(summary) == set(keys.split())
+    assert set(summary["data"]) == {"name", "sha256", "tokenizer", "vocab_size"}
+    assert summary["status"] == "finished"
+    assert summary["tokens"] == 7 * 6 * 17
+    assert summary["val/loss"] == curve(trained, "val/loss")[-1]
+    assert summary["best_val_loss"] == min(curve(trained, "val/loss")[1:])
+    assert 0 < summary["mfu"] < 1
+    assert summary["peak_memory_bytes"] > 1e8
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert (trained / "samples.txt").read_text().count("--- step") == 4  # at 0, 3, 6, 7
+
+
+def test_tensorboard_shows_curves_samples_and_hyperparameters(trained: Path) -> None:
+    events = EventAccumulator(str(trained)).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) >= {"train/loss", "val/loss", "val/bpb", "lr", "grad_norm", "tokens_per_sec", "mfu"}
+    assert [e.step for e in events.Scalars("val/loss")] == [0, 3, 6, 7]
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7]
+    assert "sample/text_summary" in tags["tensors"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_logged_learning_rates_are_those_of_the_steps(trained: Path) -> None:
+    peak, end, warmup, steps = 1e-3, 1e-4, 2, 7
+    expected = [peak * (i + 1) / (warmup + 1) for i in range(warmup)]
+    for i in range(warmup, steps):
+        expected.append(end + (peak - end) * 0.5 * (1 + math.cos(math.pi * (i - warmup) / (steps - warmup))))
+    assert curve(trained, "lr") == pytest.approx(expected)
+
+
+def test_one_batch_is_learned_by_heart(run: Any, tmp_path: Path) -> None:
+    summary = run(
+        tmp_path,
+        "experiment=overfit",
+        "trainer.max_steps=300",
+        "trainer.val_every=300",
+        "trainer.log_every=100",
+        "optim.lr=1e-2",
+        "trainer.sample_tokens=0",
+    )
+    assert summary["train/loss"] < 0.05
+    assert summary["val/loss"] > 0.5
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_two_steps(
+    experiment: str, compose: Any, data_dir: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    settings, plain = compose(
+        f"experiment={experiment}",
+        f"data.dir={data_dir}",
+        f"data.cache_dir={cache_dir}",
+        "data.path=null",
+        "data.batch_size=2",
+        "data.val_fraction=0.001",
+        "data.val_batch_size=1",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=2",
+        "trainer.sample_tokens=2",
+    )
+    summary = fit(settings, plain, tmp_path)
+    assert summary["steps"] == 2
+    assert summary["val/loss"] < math.log(summary["data"]["vocab_size"])
+
+
+@pytest.mark.parametrize("size", ["bigram", "gpt300k", "gpt800k", "gpt1m", "gpt3m"])
+def test_an_untrained_models_loss_is_ln_v(size: str, compose: Any) -> None:
+    settings, _ = compose(f"model={size}")
+    torch.manual_seed(settings.seed)
+    model = models.build(settings.model_config(65)).eval()
+    ids = torch.randint(65, (2000,)).numpy()
+    batches = EvalBatches(
+        ids, batch_size=4, block_size=model.config.block_size, share=Share(0, 1, 1), device=torch.device("cpu")
+    )
+    with torch.no_grad():
+        losses = [torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in batches]
+    assert torch.stack(losses).mean().item() == pytest.approx(math.log(65), rel=0.05)
+
+
+def test_early_stopping_stops_and_says_so(run: Any, tmp_path: Path) -> None:
+    summary = run(
+        tmp_path,
+        "trainer.patience=1",
+        "optim.lr=1.0",
+        "trainer.max_steps=40",
+        "trainer.val_every=1",
+        "optim.grad_clip=0",
+    )
+    assert summary["status"] == "stopped_early"
+    assert summary["steps"] < 40
+    assert summary["best_step"] < summary["steps"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_true"])
+def test_half_precision_trains_near_full_precision(run: Any, tmp_path: Path, precision: str) -> None:
+    run(tmp_path / "fp32")
+    run(tmp_path / precision, f"precision={precision}")
+    full, half = curve(tmp_path / "fp32"), curve(tmp_path / precision)
+    assert half != full
+    assert half == pytest.approx(full, abs=0.05)
+
+
+def test_compiled_and_eager_runs_agree_and_their_checkpoints_are_alike(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "eager")
+    run(tmp_path / "compiled", "compile=inductor", "compile.backend=aot_eager")
+    assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "eager"), abs=1e-5)
+    keys = [
+        list(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+        for name in ("eager", "compiled")
+    ]
+    assert keys[0] == keys[1]
+    assert not any("_orig_mod" in key for key in keys[1])
+
+
+@pytest.mark.slow
+def test_inductor_trains_like_eager(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "eager")
+    run(tmp_path / "compiled", "compile=inductor")
+    assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "eager"), abs=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_loss(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "plain", "model.dropout=0.1")
+    run(tmp_path / "less", "model.dropout=0.1", "model.gradient_checkpointing=true")
+    assert curve(tmp_path / "plain") == curve(tmp_path / "less")
+
+
+def test_unknown_validation_characters_are_left_out_and_said_once(
+    compose: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = tmp_path / "odd.txt"
+    text.write_text("abcdefgh\n" * 300 + "abc€fgh\n" * 30)
+    settings, plain = compose(
+        "data=text",
+        f"data.path={text}",
+        "model=bigram",
+        "trainer.max_steps=2",
+        "trainer.val_every=1",
+        "trainer.sample_prompt='€'",
+        "trainer=cpu",
+    )
+    with caplog.at_level("WARNING"):
+        summary = fit(settings, plain, tmp_path / "run")
+    told = [record.getMessage() for record in caplog.records if "€" in record.getMessage()]
+    assert len([message for message in told if "validation part" in message]) == 1
+    assert len([message for message in told if "trainer.sample_prompt" in message]) == 1
+    assert summary["data"]["vocab_size"] == 9
+    assert math.isfinite(summary["val/loss"])

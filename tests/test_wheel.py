@@ -1,0 +1,38 @@
+"""What is published works without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def test_the_wheel_carries_conf_and_works_from_an_empty_folder(trained: Path, tmp_path: Path) -> None:
+    def run(*command: str, **env: str) -> str:
+        result = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=os.environ | env, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    build = "from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", f"import sys; {build}", str(tmp_path)], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("gptlab-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")  # what installing a pure Python wheel does
+    assert sorted(name for name in names if name.endswith(".yaml")) == sorted(
+        f"gptlab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")
+    )
+    assert not any(name.startswith(("tests", "outputs", "conf/")) for name in names)
+
+    site = {"PYTHONPATH": str(tmp_path / "site")}
+    where = run("-c", "import gptlab; print(gptlab.__file__)", **site)
+    assert str(tmp_path / "site") in where
+    assert "gpt10m" in run("-m", "gptlab.train", "--help", **site)
+    text = run("-m", "gptlab.generate", str(trained), "the", "--max-new-tokens", "5", "--temperature", "0", **site)
+    assert len(text.rstrip("\n")) >= len("the")

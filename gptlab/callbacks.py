@@ -165,6 +165,14 @@ class Samples(L.Callback):
                 logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
         log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Cut off the samples that are about to be drawn again."""
+        if self.path.exists():
+            os.truncate(self.path, state_dict["bytes"])
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written so that a kill at any moment leaves the old file or the new one."""

@@ -21,7 +21,7 @@ from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
 from gptlab.errors import UserError
 from gptlab.files import write_atomically, writing
-from gptlab.loggers import CSVLogger, tensorboard
+from gptlab.loggers import CSVLogger, TensorBoard
 from gptlab.module import LMModule
 from gptlab.optim import build_optimizer, describe_groups
 
@@ -98,7 +98,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     devices = settings.trainer.devices
-    log.info("run directory: %s", run_dir)
+    log.info("run directory: %s", os.path.relpath(run_dir))
     log.info(
         "%s on %s: %s parameters, %s of %s",
         settings.name,
@@ -140,7 +140,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "val_check_interval": settings.trainer.val_every * accumulation,  # counted in micro-batches
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": -1,  # the whole split, before the first step
-        "logger": [tensorboard(run_dir, resumed_at), CSVLogger(run_dir / "metrics.csv", resumed_at)],
+        "logger": [TensorBoard(run_dir, resumed_at), CSVLogger(run_dir / "metrics.csv", resumed_at)],
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO()],
         "enable_model_summary": False,
@@ -152,9 +152,12 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
-        trainer.fit(module, datamodule=data, ckpt_path=last)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
+                raise KeyboardInterrupt from None
+            raise
 
     stopped_early = trainer.global_step < settings.trainer.max_steps
     seconds = curves.train_seconds

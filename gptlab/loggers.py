@@ -27,7 +27,8 @@ class CSVLogger(Logger):
         rows: list[dict[str, Any]] = []
         if resumed_at is not None and path.is_file():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
+                complete = (row for row in csv.DictReader(file) if None not in row.values())
+                rows = [row for row in complete if int(row["step"]) <= resumed_at]
         with writing(path.parent), path.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
@@ -49,7 +50,17 @@ class CSVLogger(Logger):
         """The run's config.yaml holds them."""
 
 
-def tensorboard(run_dir: Path, resumed_at: int | None = None) -> TensorBoardLogger:
-    """Events in the run directory itself; those of steps after `resumed_at` are hidden."""
-    purge_step = None if resumed_at is None else resumed_at + 1
-    return TensorBoardLogger(save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+class TensorBoard(TensorBoardLogger):
+    """Events in the run directory itself.
+
+    Args:
+        resumed_at: events of later steps are hidden: the run is about to write them again.
+    """
+
+    def __init__(self, run_dir: Path, resumed_at: int | None = None) -> None:
+        purge_step = None if resumed_at is None else resumed_at + 1
+        super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, flush_secs=10)
+
+    def save(self) -> None:
+        """Flush, and leave out Lightning's hparams.yaml: config.yaml has them."""
+        self.experiment.flush()

@@ -93,12 +93,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 def test_a_run_that_lost_its_last_steps_writes_no_step_twice(
     run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after SIGKILL: curves are ahead of the checkpoint."""
+    """As after SIGKILL: curves and samples are ahead of the checkpoint, and the last line is torn."""
     real = L.Trainer
 
     class PowerCut(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             if trainer.global_step == 5:
+                with (tmp_path / "metrics.csv").open("a") as file:
+                    file.write("1")
+                with (tmp_path / "samples.txt").open("a") as file:
+                    file.write("--- step 6\nof a valida")
                 raise RuntimeError("the power is out")
 
     def trainer(**arguments: Any) -> L.Trainer:
@@ -108,7 +112,7 @@ def test_a_run_that_lost_its_last_steps_writes_no_step_twice(
     with pytest.raises(RuntimeError, match="power"):
         run(tmp_path, *HARD)
     monkeypatch.undo()
-    assert rows(tmp_path)[-1]["step"] == "5"
+    assert rows(tmp_path)[-2]["step"] == "5"
 
     run(tmp_path, *HARD, resume=True)
     assert_same_run(tmp_path, untouched)

@@ -262,13 +262,18 @@ class Progress(ProgressBar):
         super().__init__()
         self.curves = curves
         self.bar: tqdm | None = None
+        self._disabled = False
+
+    def disable(self) -> None:
+        """Lightning's request to all processes but the first."""
+        self._disabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
             unit="step",
-            disable=None if trainer.is_global_zero else True,
+            disable=True if self._disabled else None,
             dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import checkpoint, metrics, models, runs
@@ -72,6 +73,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
     start = time.perf_counter()
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
     data = LMDataModule(settings.data, settings.seed)
     data.prepare_data()

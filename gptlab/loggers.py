@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from gptlab.files import writing
 
@@ -29,7 +30,11 @@ class CSVLogger(Logger):
             with path.open(newline="") as file:
                 complete = (row for row in csv.DictReader(file) if None not in row.values())
                 rows = [row for row in complete if int(row["step"]) <= resumed_at]
-        with writing(path.parent), path.open("w", newline="") as file:
+        self._start(rows)
+
+    @rank_zero_only
+    def _start(self, rows: list[dict[str, Any]]) -> None:
+        with writing(self.path.parent), self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
@@ -42,6 +47,7 @@ class CSVLogger(Logger):
     def version(self) -> str:
         return ""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         with writing(self.path.parent), self.path.open("a", newline="") as file:
             csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow({"step": step, **metrics})

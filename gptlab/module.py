@@ -72,8 +72,9 @@ class LMModule(L.LightningModule):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def train_loss(self) -> float:
-        """Mean loss of the micro-batches since the last call."""
-        mean = self.loss_sum.item() / max(self.loss_count, 1)
+        """Mean loss of the micro-batches since the last call, over all processes."""
+        total = cast(Tensor, self.trainer.strategy.reduce(self.loss_sum.clone(), reduce_op="mean"))
+        mean = total.item() / max(self.loss_count, 1)
         self.loss_sum.zero_()
         self.loss_count = 0
         return mean
@@ -88,10 +89,10 @@ class LMModule(L.LightningModule):
         sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: no digit is lost over many batches
         self._sums.clear()
         if self.trainer.world_size > 1:
-            sums = cast(Tensor, self.all_gather(sums.to(self.device))).cpu().sum(0)
+            sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
         nats, tokens, text_bytes = sums.tolist()
         self.val_metrics = metrics.evaluation(nats, int(tokens), int(text_bytes))
-        self.log("val/loss", self.val_metrics["val/loss"], logger=False)  # for early stopping
+        self.log("val/loss", self.val_metrics["val/loss"], logger=False, sync_dist=True)  # for early stopping
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.model, self.optim, self.fused)

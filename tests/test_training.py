@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptlab import checkpoint, models
 from gptlab.dataset import EvalBatches, Share
 from gptlab.fit import fit
+from tests.conftest import TINY
 
 EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "experiment").glob("*.yaml"))
 # The tiny model of conftest.py, seed 1337, on its text.
@@ -198,6 +199,19 @@ def test_compiled_and_eager_runs_agree_and_their_checkpoints_are_alike(run: Any,
 
 
 @pytest.mark.slow
+def test_two_processes_compute_what_one_does(shell: Any, text_file: Path, tmp_path: Path) -> None:
+    for devices in (1, 2):
+        arguments = [*TINY, f"data.path='{text_file}'", f"data.cache_dir={tmp_path}", f"trainer.devices={devices}"]
+        process = shell("-m", "gptlab.train", *arguments, f"hydra.run.dir={devices}")
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        assert stdout.count("finished after 7 steps") == 1
+    for key in ("train/loss", "val/loss", "grad_norm"):
+        assert curve(tmp_path / "2", key) == pytest.approx(curve(tmp_path / "1", key), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 def test_inductor_trains_like_eager(run: Any, tmp_path: Path) -> None:
     run(tmp_path / "eager")
     run(tmp_path / "compiled", "compile=inductor")

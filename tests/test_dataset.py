@@ -208,8 +208,10 @@ def test_a_text_is_prepared_once(tmp_path: Path) -> None:
     first = prepare("text", TEXT, 0.1, tmp_path)
     before = files(tmp_path)
     assert {Path(name).name for name in before} == {first.folder.name, "train.bin", "val.bin", "tokenizer.json"}
+    os.utime(tmp_path, (7, 7))
     second = prepare("text", TEXT, 0.1, tmp_path)
     assert files(tmp_path) == before
+    assert tmp_path.stat().st_mtime == 7  # not even a temporary folder came and went
     assert (second.folder, second.sha256) == (first.folder, first.sha256)
     assert second.tokenizer.to_dict() == first.tokenizer.to_dict()
     assert np.array_equal(second.ids("val"), first.ids("val"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,10 +70,14 @@ def find(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
+    try:
+        path.stat()
+    except OSError as error:  # not there, or no name that a file can have
+        raise UserError(
+            f"{path}: no such run directory or checkpoint file; runs lie in outputs/<name>/<time>"
+        ) from error
     if path.is_file():
         return path
-    if not path.exists():
-        raise UserError(f"{path}: no such run directory or checkpoint file; runs lie in outputs/<name>/<time>")
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
@@ -89,7 +94,9 @@ def read(path: Path) -> dict[str, Any]:
         UserError: the file is broken, foreign, or of a newer version.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{path} is broken or no checkpoint: {type(error).__name__}: {reason}") from error

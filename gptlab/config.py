@@ -45,7 +45,7 @@ class TrainerConfig:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
-        if self.sample_tokens < 0 or self.sample_temperature < 0:
+        if self.sample_tokens < 0 or not self.sample_temperature >= 0:
             raise UserError("trainer.sample_tokens and trainer.sample_temperature must be at least 0")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import http.client
 import logging
 import os
 import platform
@@ -32,18 +33,18 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: no such file, a directory, unreadable, empty, or not UTF-8 text.
     """
-    if not path.exists():
-        raise UserError(f"data.path={path}: no such file; give the path of a UTF-8 text file")
-    if path.is_dir():
-        raise UserError(f"data.path={path} is a directory; give the path of one UTF-8 text file")
     try:
         raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"data.path={path}: no such file; give the path of a UTF-8 text file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"data.path={path} is a directory; give the path of one UTF-8 text file") from error
     except OSError as error:
         raise UserError(f"data.path={path} cannot be read: {error.strerror}") from error
     if b"\0" in raw[: 1 << 16]:
         raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode().removeprefix("\ufeff")  # a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"data.path={path} is not UTF-8 text (byte {raw[error.start]:#04x} at {error.start}); "
@@ -72,7 +73,7 @@ def tiny_shakespeare(raw_dir: Path, cache_dir: Path) -> str:
             return raw.decode()
     try:
         raw = _download(SHAKESPEARE_URL)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"Tiny Shakespeare is neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}, and cannot be "
             f"downloaded from {SHAKESPEARE_URL} ({getattr(error, 'reason', error)}). Put it there as {SHAKESPEARE}, "

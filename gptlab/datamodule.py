@@ -95,10 +95,6 @@ class LMDataModule(L.LightningDataModule):
                 f"model.block_size={c.block_size} is longer than the training part of data={name} "
                 f"({len(train):,} tokens): choose a smaller block or give more text"
             )
-        if len(prepared.ids("val")) < 2:
-            raise UserError(
-                f"the validation part of data={name} holds no character of the training part: give more text"
-            )
         unknown = prepared.tokenizer.unknown(text)
         if unknown:
             shown = " ".join(repr(character) for character in unknown[:20]) + (" ..." if len(unknown) > 20 else "")

@@ -59,7 +59,7 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     recipe = json.dumps([FORMAT, sha256, val_fraction, "char"])
     folder = cache_dir / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
+    if all((folder / file).is_file() for file in ("train.bin", "val.bin", "tokenizer.json")):
         return Prepared(name, sha256, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), folder)
 
     cut = int(len(text) * (1 - val_fraction))
@@ -73,10 +73,16 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     tokenizer = CharTokenizer.fit(parts["train"])
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # somebody has removed a file of it
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
+        temporary.chmod(0o755)  # caches are shared
         try:
             for split, part in parts.items():
                 ids = tokenizer.encode(part).astype(id_type(tokenizer.vocab_size))
+                if len(ids) < 2:
+                    raise UserError(
+                        f"data={name}: the {split} part has no characters of the train part: give more text"
+                    )
                 with (temporary / f"{split}.bin").open("wb") as file:
                     ids.tofile(file)
             (temporary / "tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import torch
@@ -42,7 +43,7 @@ def evaluation(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
     return {
         "val/loss": loss,
         "val/bpb": nats / math.log(2) / text_bytes,
-        "val/ppl": math.exp(loss) if loss < 700 else math.inf,
+        "val/ppl": math.inf if loss > 700 else math.exp(loss),
     }
 
 
@@ -55,7 +56,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, peak in PEAK_FLOPS.items():
-            if key in name:
+            if re.search(rf"\b{key}\b", name):  # an A1000 is no A100
                 return peak
     return measured_peak_flops(device, torch.float32 if precision == "fp32" else torch.bfloat16)
 

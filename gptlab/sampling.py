@@ -34,7 +34,7 @@ def sample_next_token(
     Raises:
         ValueError: a value out of range.
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature={temperature}: must be at least 0 (0 is greedy)")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}: must be at least 1")
@@ -42,10 +42,11 @@ def sample_next_token(
         raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # no overflow, however cold
     if top_k is not None and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+        kept = logits.topk(top_k)
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)

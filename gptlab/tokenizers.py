@@ -89,6 +89,8 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
     Raises:
         UserError: the dict describes no tokenizer that this version knows.
     """
-    if state.get("name") == "char" and isinstance(state.get("chars"), str):
-        return CharTokenizer(state["chars"])
-    raise UserError(f"unknown tokenizer {state.get('name')!r}; this version knows: char")
+    if state.get("name") != "char":
+        raise UserError(f"unknown tokenizer {state.get('name')!r}; this version knows: char")
+    if not isinstance(state.get("chars"), str):
+        raise UserError("a character tokenizer without its characters: the file that it comes from is broken")
+    return CharTokenizer(state["chars"])

@@ -185,7 +185,6 @@ def test_what_is_no_checkpoint_is_refused_by_name_and_reason(
         assert str(path) in str(refused.value)
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="Path.is_file raises ENAMETOOLONG: a traceback")
 def test_a_prompt_in_the_models_place_is_no_run() -> None:
     with pytest.raises(UserError, match="no such run directory or checkpoint file"):
         checkpoint.load(Path("to be or not to be " * 17))

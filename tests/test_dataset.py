@@ -312,7 +312,15 @@ def test_too_short_a_text_is_refused(tmp_path: Path, text: str, val_fraction: fl
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="an empty val.bin cannot be memory-mapped: a traceback")
-def test_a_validation_part_of_unknown_characters_alone_is_empty(tmp_path: Path) -> None:
-    """As the data module expects: it then says what to do."""
-    assert len(prepare("text", "a" * 97 + "b" * 11, 0.1, tmp_path).ids("val")) == 0
+def test_a_validation_part_of_unknown_characters_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data=text: the val part has no characters of the train part: give more text"):
+        prepare("text", "a" * 97 + "b" * 11, 0.1, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prepared_folder_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+    first = prepare("text", TEXT, 0.1, tmp_path)
+    (first.folder / "val.bin").unlink()
+    again = prepare("text", TEXT, 0.1, tmp_path)
+    assert again.folder == first.folder
+    assert len(again.ids("val")) > 0

@@ -92,7 +92,7 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert 0 < summary["mfu"] < 1
     assert summary["peak_memory_bytes"] > 1e8
     environment = json.loads((trained / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["versions"]["torch"])  # +cpu is not always in the package's
     assert (trained / "samples.txt").read_text().count("--- step") == 4  # at 0, 3, 6, 7
 
 

@@ -18,6 +18,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from gptlab import checkpoint
+from gptlab.errors import quoted
+from gptlab.files import writing
 from gptlab.module import LMModule
 from gptlab.sampling import generate, prompt_ids
 
@@ -72,27 +74,34 @@ class Curves(L.Callback):
         if step == self._step:
             return  # in the middle of an accumulation
         self._step = step
-        if step % self.log_every and step != trainer.max_steps:
-            return
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._step > self._logged[0]:  # stopped early, between two points
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
         assert pl_module.grad_norm is not None
         loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
+        training = self._since is not None
         self._pause()
-        self._since = time.perf_counter()
-        steps, seconds = step - self._logged[0], self.train_seconds - self._logged[1]
-        self._logged = (step, self.train_seconds)
+        if training:
+            self._since = time.perf_counter()
+        steps, seconds = self._step - self._logged[0], self.train_seconds - self._logged[1]
+        self._logged = (self._step, self.train_seconds)
         speed = steps * self.tokens_per_step / seconds
         self.last = {
             "train/loss": loss,
-            # Lightning has set the next step's rate already.
-            "lr": pl_module.lr_at(step - 1),
+            "lr": pl_module.lr_at(self._step - 1),  # the optimizer's is the next step's already
             "grad_norm": grad_norm,
             "tokens_per_sec": speed,
         }
         if self.flops_per_token:
             self.last["mfu"] = speed * self.flops_per_token / self.peak_flops
         for logger in trainer.loggers:
-            logger.log_metrics(self.last, step)
+            logger.log_metrics(self.last, self._step)
 
     def on_validation_start(self, *args: Any) -> None:
         self._pause()
@@ -139,8 +148,9 @@ class Samples(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
         if unknown := pl_module.tokenizer.unknown(self.prompt):
-            shown = " ".join(map(repr, unknown))
-            log.warning("trainer.sample_prompt has characters that the training text lacks, left out: %s", shown)
+            log.warning(
+                "trainer.sample_prompt has characters that the training text lacks, left out: %s", quoted(unknown)
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.tokens == 0 or not trainer.is_global_zero:
@@ -158,7 +168,7 @@ class Samples(L.Callback):
         )
         with trainer.precision_plugin.val_step_context():
             text = tokenizer.decode(idx[0].tolist() + [int(token) for token in tokens])
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -199,16 +209,6 @@ class Checkpoints(Checkpoint):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers.setdefault(number, signal.signal(number, self._remember))
 
-    def on_sanity_check_start(self, *args: Any) -> None:
-        self._listen()
-
-    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_asked(trainer)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._handlers:  # a resumed run has no sanity check
-            self._listen()
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -220,12 +220,28 @@ class Checkpoints(Checkpoint):
         for each in self._handlers:
             signal.signal(each, signal.SIG_DFL)
 
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self._signal is not None:
-            log.warning("stopped after step %d", trainer.global_step)
-            if (self.folder / "last.ckpt").exists():
-                log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
-            raise SystemExit(128 + self._signal)
+    def _asked(self, trainer: L.Trainer) -> bool:
+        """Whether any process was asked to stop: all of them stop after the same step."""
+        if trainer.world_size == 1:
+            return self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        log.warning("stopped after step %d", trainer.global_step)
+        if (self.folder / "last.ckpt").exists():
+            log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+    def on_sanity_check_start(self, *args: Any) -> None:
+        self._listen()
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._asked(trainer):
+            self._stop(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._handlers:  # a resumed run has no sanity check
+            self._listen()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
@@ -233,9 +249,9 @@ class Checkpoints(Checkpoint):
             trainer.should_stop = True  # Lightning then validates, whatever the interval
         within_step = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches
         validates_now = step % self.val_every == 0 or step == trainer.max_steps
-        if self._signal is not None and not within_step and not validates_now:
+        if not within_step and not validates_now and self._asked(trainer):
             trainer.save_checkpoint(self.folder / "last.ckpt")
-            self._stop_if_asked(trainer)
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -246,7 +262,8 @@ class Checkpoints(Checkpoint):
             self.best_val_loss, self.best_step = loss, trainer.global_step
             trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
         trainer.save_checkpoint(self.folder / "last.ckpt")
-        self._stop_if_asked(trainer)
+        if trainer.global_step < trainer.max_steps and self._asked(trainer):  # else the run is done anyway
+            self._stop(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}

@@ -32,7 +32,9 @@ class Info:
     """The run's resolved config."""
 
 
-def describe(model: Model, tokenizer: Tokenizer, config: dict[str, Any], step: int, metrics: dict) -> dict[str, Any]:
+def describe(
+    model: Model, tokenizer: Tokenizer, config: dict[str, Any], data_sha256: str, step: int, metrics: dict[str, float]
+) -> dict[str, Any]:
     """The plain dict that makes a checkpoint enough to sample, evaluate or export."""
     return {
         "format": FORMAT,
@@ -40,6 +42,7 @@ def describe(model: Model, tokenizer: Tokenizer, config: dict[str, Any], step: i
         "model": models.to_dict(model.config),
         "tokenizer": tokenizer.to_dict(),
         "config": config,
+        "data_sha256": data_sha256,
         "step": step,
         "metrics": dict(metrics),
     }
@@ -98,8 +101,7 @@ def read(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{path} is broken or no checkpoint: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import runpy
 import sys
 
 from gptlab import __version__
@@ -44,7 +45,8 @@ def main() -> None:
     elif arguments[0] in ("-sc", "--shell-completion"):
         complete()
     elif arguments[0] in VERBS:
-        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
-        importlib.import_module(f"gptlab.{arguments[0]}").main()
+        sys.argv = [sys.argv[0], *arguments[1:]]
+        # As python -m would: with several devices, Lightning starts the other processes by this name.
+        runpy.run_module(f"gptlab.{arguments[0]}", run_name="__main__", alter_sys=True)
     else:
         sys.exit(f"error: {arguments[0]}: no such verb\n\n{usage()}")

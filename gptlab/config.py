@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from gptlab import models
 from gptlab.datamodule import DataConfig
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 from gptlab.models import ModelConfig
 from gptlab.optim import OptimConfig, ScheduleConfig
 
@@ -35,7 +33,6 @@ class TrainerConfig:
     sample_prompt: str
     sample_tokens: int
     sample_temperature: float
-    lightning: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
@@ -68,6 +65,9 @@ class CompileConfig:
     mode: str | None
 
     def __post_init__(self) -> None:
+        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+        if self.mode is not None and self.mode not in modes:
+            raise UserError(f"compile.mode={self.mode}: must be one of {', '.join(modes)}, or null")
         if self.backend in (None, "inductor"):
             return  # torch's compiler takes seconds to import
         known = torch.compiler.list_backends(exclude_tags=())
@@ -80,6 +80,7 @@ class RecipeConfig:
     """What a size recommends; other groups read it by interpolation."""
 
     batch_size: int
+    micro_batch_size: int | None
     max_steps: int
     lr: float
     beta2: float
@@ -105,11 +106,6 @@ class Settings:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         return models.from_dict({**self.model, "vocab_size": vocab_size})
-
-
-def did_you_mean(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(words))}"
 
 
 def build(cls: type[T], node: Any, key: str) -> T:
@@ -175,9 +171,11 @@ def settings(cfg: DictConfig) -> Settings:
 
     model = OmegaConf.create(plain.model)
     cls = models.config_class(model.pop("name", None))
+    if "vocab_size" in model:
+        raise UserError(f"model.vocab_size={model.vocab_size}: the tokenizer decides it, leave it out")
     # Only the data knows the vocabulary; any number serves the check.
     checked = build(cls, OmegaConf.merge(model, {"vocab_size": 2}), "model")
-    result = Settings(
+    return Settings(
         name=plain.name,
         seed=seed,
         model={k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"},
@@ -188,20 +186,7 @@ def settings(cfg: DictConfig) -> Settings:
         precision=build(PrecisionConfig, plain.precision, "precision"),
         compile=build(CompileConfig, plain.compile, "compile"),
     )
-    _check_lightning(result.trainer.lightning)
-    return result
 
 
 def to_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
-
-
-def _check_lightning(arguments: dict[str, Any]) -> None:
-    from lightning import Trainer
-
-    known = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    for name, value in arguments.items():
-        if name not in known:
-            raise UserError(
-                f"trainer.lightning.{name}={value}: lightning.Trainer has no such argument; {did_you_mean(name, known)}"
-            )

@@ -11,7 +11,7 @@ import platformdirs
 
 from gptlab import corpora, dataset
 from gptlab.dataset import EvalBatches, Prepared, Share, TrainBatches
-from gptlab.errors import UserError
+from gptlab.errors import UserError, quoted
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ class DataConfig:
     dir: str | None
     cache_dir: str | None
     val_fraction: float
-    block_size: int
     batch_size: int
     micro_batch_size: int | None
     val_batch_size: int | None
@@ -34,8 +33,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction}: must be above 0 and below 1")
-        if self.block_size < 1 or self.batch_size < 1:
-            raise UserError(f"data.block_size={self.block_size}, data.batch_size={self.batch_size}: at least 1 each")
+        if self.batch_size < 1:
+            raise UserError(f"data.batch_size={self.batch_size}: must be at least 1")
         for field in ("micro_batch_size", "val_batch_size"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise UserError(f"data.{field}={getattr(self, field)}: must be at least 1, or null to choose it")
@@ -71,9 +70,10 @@ class LMDataModule(L.LightningDataModule):
 
     prepared: Prepared
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, block_size: int, seed: int) -> None:
         super().__init__()
         self.config = config
+        self.block_size = block_size
         self.seed = seed
 
     def prepare_data(self) -> None:
@@ -90,19 +90,18 @@ class LMDataModule(L.LightningDataModule):
         self.config = c = replace(c, name=name)
         prepared = dataset.prepare(name, text, c.val_fraction, c.folder("cache_dir"))
         train = prepared.ids("train")
-        if len(train) <= c.block_size:
+        if len(train) <= self.block_size:
             raise UserError(
-                f"model.block_size={c.block_size} is longer than the training part of data={name} "
+                f"model.block_size={self.block_size} is longer than the training part of data={name} "
                 f"({len(train):,} tokens): choose a smaller block or give more text"
             )
         unknown = prepared.tokenizer.unknown(text)
         if unknown:
-            shown = " ".join(repr(character) for character in unknown[:20]) + (" ..." if len(unknown) > 20 else "")
             log.warning(
                 "the validation part has %d distinct characters that the training part lacks; they are left out "
                 "of it, as of any prompt: %s",
                 len(unknown),
-                shown,
+                quoted(unknown),
             )
         self.prepared = prepared
 
@@ -118,7 +117,7 @@ class LMDataModule(L.LightningDataModule):
             self.prepared.ids("train"),
             seed=self.seed,
             batch_size=self.config.batch_size,
-            block_size=self.config.block_size,
+            block_size=self.block_size,
             share=self._share(),
             device=trainer.strategy.root_device,
             distinct=self.config.overfit_batches,
@@ -129,8 +128,8 @@ class LMDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return EvalBatches(
             self.prepared.ids("val"),
-            batch_size=self.config.val_batch_size or max(EVAL_TOKENS // self.config.block_size, 1),
-            block_size=self.config.block_size,
+            batch_size=self.config.val_batch_size or max(EVAL_TOKENS // self.block_size, 1),
+            block_size=self.block_size,
             share=self._share(),
             device=self.trainer.strategy.root_device,
         )

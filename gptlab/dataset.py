@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     recipe = json.dumps([FORMAT, sha256, val_fraction, "char"])
     folder = cache_dir / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    if all((folder / file).is_file() for file in ("train.bin", "val.bin", "tokenizer.json")):
-        return Prepared(name, sha256, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), folder)
+    with suppress(OSError, ValueError):  # not there, or damaged: it is made anew
+        prepared = Prepared(
+            name, sha256, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), folder
+        )
+        if all(len(prepared.ids(split)) > 1 for split in ("train", "val")):
+            return prepared
 
     cut = int(len(text) * (1 - val_fraction))
     parts = {"train": text[:cut], "val": text[cut:]}
@@ -73,7 +78,7 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     tokenizer = CharTokenizer.fit(parts["train"])
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # somebody has removed a file of it
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
         temporary.chmod(0o755)  # caches are shared
         try:
@@ -164,7 +169,7 @@ class TrainBatches:
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
         first = (micro * self.share.world_size + self.share.rank) * size
         x = windows(self.ids, starts[first : first + size], self.block_size + 1, self.device)
-        return x[:, :-1], x[:, 1:]
+        return x[:, :-1].contiguous(), x[:, 1:].contiguous()  # one layout, whatever the batch: compiled once
 
     def __iter__(self) -> Iterator[Batch]:
         for step in itertools.count(self.start()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -24,7 +25,7 @@ from gptlab.errors import UserError
 from gptlab.files import write_atomically, writing
 from gptlab.loggers import CSVLogger, TensorBoard
 from gptlab.module import LMModule
-from gptlab.optim import build_optimizer, describe_groups
+from gptlab.optim import describe_groups, parameter_groups
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def device_type(settings: Settings) -> str:
     kind = {"gpu": "cuda", "auto": "cuda" if cuda else "mps" if mps else "cpu"}.get(
         trainer.accelerator, trainer.accelerator
     )
+    if kind == "cuda" and trainer.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={trainer.devices}: there are {torch.cuda.device_count()} GPUs here")
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"precision=fp16 needs a CUDA GPU, this run is on {kind}: use precision=bf16 or precision=fp32")
     # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
@@ -73,31 +76,29 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
     start = time.perf_counter()
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    rank = getattr(rank_zero_only, "rank", 0)
+    if rank != 0:
         logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
-    data = LMDataModule(settings.data, settings.seed)
+    data = LMDataModule(settings.data, settings.model["block_size"], settings.seed)
     data.prepare_data()
-    config = {**config, "data": {**config["data"], "name": data.config.name}}  # what "auto" has chosen
-    tokenizer = data.prepared.tokenizer
+    prepared, tokenizer = data.prepared, data.prepared.tokenizer
+    config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
     accumulation = data.config.accumulation(settings.trainer.devices)
 
     last = run_dir / "checkpoints" / "last.ckpt" if resume else None
-    resumed_at = checkpoint.read(last)["global_step"] if last else None
-    if resumed_at is not None and resumed_at >= settings.trainer.max_steps:
-        raise UserError(
-            f"resume={run_dir}: the run has made its {resumed_at} steps; add trainer.max_steps=N to go further, or "
-            f"sample from it: python -m gptlab.generate {run_dir}"
-        )
+    resumed_at = resumed_step(run_dir, settings, prepared.sha256) if resume else None
 
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
     model = models.build(settings.model_config(tokenizer.vocab_size))
+    if rank != 0:
+        torch.manual_seed(settings.seed + rank)  # the same weights, dropout of its own
     if settings.compile.backend is not None:
-        # In place, so that parameters keep their names; not in setup(), which Lightning calls more than once.
-        model.compile(backend=settings.compile.backend, mode=settings.compile.mode)
+        # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
+        model.compile(backend=settings.compile.backend, mode=settings.compile.mode, dynamic=False)
     fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
-    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, fused)
+    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused)
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     devices = settings.trainer.devices
@@ -107,16 +108,19 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         settings.name,
         f"{devices} x {name}" if devices > 1 else name,
         f"{model.num_parameters():,}",
-        f"{len(data.prepared.ids('train')):,} training and {len(data.prepared.ids('val')):,} validation tokens",
-        data.config.name,
+        f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
+        prepared.name,
     )
-    log.info("%s", describe_groups(build_optimizer(model, settings.optim, fused=False)))
-    with writing(run_dir):
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / "config.yaml", lambda f: f.write(to_yaml(config).encode()))
-    runs.write_json(run_dir / "environment.json", runs.environment(name, data.prepared.sha256))
+    log.info("%s: %s", settings.optim.name, describe_groups(parameter_groups(model, settings.optim.weight_decay)))
+    if rank == 0:
+        with writing(run_dir):
+            (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
+        write_atomically(run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+        if not resume:
+            runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 
-    tokens_per_step = settings.data.batch_size * settings.data.block_size
+    tokens_per_step = settings.data.batch_size * data.block_size
     peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * devices
     hparams = flatten(config) | {"parameters": model.num_parameters()}
     curves = Curves(settings.trainer.log_every, tokens_per_step, model.flops_per_token(), peak, hparams)
@@ -150,7 +154,9 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "use_distributed_sampler": False,
         "inference_mode": False,  # no_grad: a compiled model is then compiled once less
     }
-    trainer = L.Trainer(**(arguments | settings.trainer.lightning))
+    trainer = L.Trainer(**arguments)
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(), logging_redirect_tqdm():  # messages above the bar, not through it
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -160,6 +166,11 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
                 raise KeyboardInterrupt from None
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+                with writing(run_dir):
+                    raise
             raise
 
     stopped_early = trainer.global_step < settings.trainer.max_steps
@@ -186,16 +197,38 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "compile": settings.compile.name,
         "seed": settings.seed,
         "data": {
-            "name": data.config.name,
-            "sha256": data.prepared.sha256,
+            "name": prepared.name,
+            "sha256": prepared.sha256,
             "tokenizer": tokenizer.name,
             "vocab_size": tokenizer.vocab_size,
         },
-        "config_hash": runs.config_hash(config),
+        "config_hash": runs.config_hash(config, prepared.sha256),
         "run_dir": str(run_dir),
     }
-    runs.write_json(run_dir / "summary.json", summary)
+    if rank == 0:
+        runs.write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def resumed_step(run_dir: Path, settings: Settings, data_sha256: str) -> int:
+    """The optimizer step that a run goes on from.
+
+    Raises:
+        UserError: its checkpoint is broken, it has finished, or the text is not the one that it was trained on.
+    """
+    content = checkpoint.read(run_dir / "checkpoints" / "last.ckpt")
+    step = int(content["global_step"])
+    if step >= settings.trainer.max_steps and (run_dir / "summary.json").exists():
+        raise UserError(
+            f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
+            f"sample from it: python -m gptlab.generate {run_dir}"
+        )
+    if content[checkpoint.KEY]["data_sha256"] != data_sha256:
+        raise UserError(
+            f"resume={run_dir}: the text has changed since (its sha256 is {data_sha256[:16]}, the run's is "
+            f"{content[checkpoint.KEY]['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
+        )
+    return step
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, quoted
 
 
 def at_least(low: float, kind: Callable[[str], Any], below: float = float("inf")) -> Callable[[str], Any]:
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer, info = checkpoint.load(args.model)
     unknown = tokenizer.unknown(args.prompt)
     if unknown:
-        shown = " ".join(repr(character) for character in unknown)
-        raise UserError(f"the prompt has characters that the model has never seen: {shown}; leave them out")
+        raise UserError(f"the prompt has characters that the model has never seen: {quoted(unknown)}; leave them out")
     loss = f", val/loss {info.metrics['val/loss']:.4f}" if "val/loss" in info.metrics else ""
     print(f"{info.path}, step {info.step}{loss}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from gptlab.files import writing
+from gptlab.files import write_atomically, writing
 
 FIELDS = ("step", "train/loss", "val/loss", "val/bpb", "val/ppl", "lr", "grad_norm", "tokens_per_sec", "mfu")
 
@@ -34,10 +35,11 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def _start(self, rows: list[dict[str, Any]]) -> None:
-        with writing(self.path.parent), self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import checkpoint, metrics
 from gptlab.dataset import IGNORED, Batch
+from gptlab.errors import UserError
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
 from gptlab.tokenizers import Tokenizer
@@ -22,12 +24,10 @@ class LMModule(L.LightningModule):
     """Trains `model` on batches (idx, targets), (B, T) int64 each.
 
     Args:
-        config: the run's resolved config as a plain dict; it travels in the checkpoint.
+        config: the run's resolved config as a plain dict; it travels in the checkpoint, as
+        data_sha256: that of the raw text.
         fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
     """
-
-    loss_sum: Tensor
-    token_bytes: Tensor
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class LMModule(L.LightningModule):
         optim: OptimConfig,
         schedule: ScheduleConfig,
         config: dict[str, Any],
+        data_sha256: str,
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -44,13 +45,15 @@ class LMModule(L.LightningModule):
         self.optim = optim
         self.schedule = schedule
         self.config = config
+        self.data_sha256 = data_sha256
         self.fused = fused
         self.val_metrics: dict[str, float] = {}
+        self.val_step = 0
         self.grad_norm: Tensor | None = None
-        self.register_buffer("loss_sum", torch.zeros(()), persistent=False)  # of the micro-batches since the last log
+        # No buffers: DDP would make them the first process's, and bf16_true would round them.
+        self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
         self.loss_count = 0
-        token_bytes = torch.from_numpy(tokenizer.token_bytes())
-        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self._sums: list[Tensor] = []
 
     def cross_entropy(self, batch: Batch, reduction: str) -> Tensor:
@@ -62,7 +65,7 @@ class LMModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.cross_entropy(batch, "mean")
-        self.loss_sum += loss.detach()
+        self.loss_sum = self.loss_sum + loss.detach()  # on the loss's device from the first one on
         self.loss_count += 1
         return loss
 
@@ -75,13 +78,14 @@ class LMModule(L.LightningModule):
         """Mean loss of the micro-batches since the last call, over all processes."""
         total = cast(Tensor, self.trainer.strategy.reduce(self.loss_sum.clone(), reduce_op="mean"))
         mean = total.item() / max(self.loss_count, 1)
-        self.loss_sum.zero_()
+        self.loss_sum = torch.zeros_like(self.loss_sum)
         self.loss_count = 0
         return mean
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
         counted = targets != IGNORED
+        self.token_bytes = self.token_bytes.to(targets.device)
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
         self._sums.append(torch.stack((self.cross_entropy(batch, "sum"), counted.sum(), text_bytes)))
 
@@ -92,6 +96,12 @@ class LMModule(L.LightningModule):
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
         nats, tokens, text_bytes = sums.tolist()
         self.val_metrics = metrics.evaluation(nats, int(tokens), int(text_bytes))
+        self.val_step = self.trainer.global_step
+        if not math.isfinite(nats):
+            raise UserError(
+                f"val/loss is {nats} at step {self.val_step}: the run has diverged; lower "
+                f"optim.lr={self.optim.lr:g} or raise schedule.warmup_steps={self.schedule.warmup_steps}"
+            )
         self.log("val/loss", self.val_metrics["val/loss"], logger=False, sync_dist=True)  # for early stopping
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -105,16 +115,20 @@ class LMModule(L.LightningModule):
 
     def on_save_checkpoint(self, content: dict[str, Any]) -> None:
         step = content["global_step"]
-        content[checkpoint.KEY] = checkpoint.describe(self.model, self.tokenizer, self.config, step, self.val_metrics)
+        measured = self.val_metrics if self.val_step == step else {}
+        content[checkpoint.KEY] = checkpoint.describe(
+            self.model, self.tokenizer, self.config, self.data_sha256, step, measured
+        )
         content["losses"] = {"sum": self.loss_sum.cpu(), "count": self.loss_count}
         content["random"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             content["random"]["cuda"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
-        self.loss_sum.copy_(content["losses"]["sum"])
+        self.loss_sum = content["losses"]["sum"].to(self.device)
         self.loss_count = content["losses"]["count"]
         self.val_metrics = content[checkpoint.KEY]["metrics"]
+        self.val_step = content["global_step"]
         self._random = content["random"]
 
     def on_train_start(self) -> None:

@@ -51,8 +51,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.name not in ("constant", "cosine"):
             raise UserError(f"schedule.name={self.name}: must be one of constant, cosine")
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps={self.warmup_steps}: must be at least 0")
+        for field in ("warmup_steps", "decay_steps"):
+            if getattr(self, field) < 0:
+                raise UserError(f"schedule.{field}={getattr(self, field)}: must be at least 0")
         if not 0 <= self.min_ratio <= 1:
             raise UserError(f"schedule.min_ratio={self.min_ratio}: must be between 0 and 1")
 
@@ -90,11 +91,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch
     )
 
 
-def describe_groups(optimizer: torch.optim.Optimizer) -> str:
+def describe_groups(groups: list[dict]) -> str:
     """One line: how many tensors and parameters each group holds, and its decay."""
     parts = [
         f"{len(group['params'])} tensors with {sum(p.numel() for p in group['params']):,} parameters "
         f"at weight decay {group['weight_decay']:g}"
-        for group in optimizer.param_groups
+        for group in groups
     ]
-    return f"{type(optimizer).__name__}: {'; '.join(parts)}"
+    return "; ".join(parts)

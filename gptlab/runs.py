@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits that name what a run computes: its resolved config without names and places on this machine."""
-    data = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
-    what = {k: v for k, v in config.items() if k not in ("name", "resume")} | {"data": data}
+def config_hash(config: dict[str, Any], data_sha256: str) -> str:
+    """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
+    data = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir", "path")}
+    what = {k: v for k, v in config.items() if k not in ("name", "resume")} | {"data": data | {"sha256": data_sha256}}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -90,13 +91,13 @@ def resumable(run_dir: Path) -> Path:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Leave no trace of a run that was refused before it wrote anything: no folder, no empty parents below here."""
+    """Leave no trace of a run that was refused before it began: no log, no folder, no empty parents below here."""
     here = Path.cwd()
-    for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):
-        try:
+    with suppress(OSError):  # not there, or not empty
+        if [path.name for path in run_dir.iterdir()] == ["train.log"]:
+            (run_dir / "train.log").unlink()
+        for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):
             folder.rmdir()
-        except OSError:  # not there, or not empty
-            return
 
 
 def closing_words(summary: dict[str, Any]) -> str:

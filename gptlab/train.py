@@ -5,7 +5,6 @@ Only light imports stand up here: `--help`, `--cfg job` and completion answer at
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +46,17 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
 
 --hydra-help says what Hydra can do besides."""
 
-# ${first:a,b}: the first that is not empty.
-OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v), replace=True)
+
+def choose_run_dir(resume: str | None, fresh: str) -> str:
+    """A resumed run's own folder; a new one where there is no such run, which is then refused."""
+    return resume if resume and (Path(resume) / "config.yaml").is_file() else fresh
+
+
+# What a resumed run may change: nothing that its past depends on.
+PLACES = ("data.path", "data.dir", "data.cache_dir", "data.val_batch_size")
+CHANGEABLE = ("trainer.", "schedule.", "optim.grad_clip", "precision.", "compile.", *PLACES)
+
+OmegaConf.register_new_resolver("run_dir", choose_run_dir, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -57,10 +65,10 @@ def run(cfg: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     from gptlab import runs
 
+    resume = bool(cfg.resume)
     try:
-        resume = bool(cfg.resume)
         if resume:
-            cfg = resumed(runs.resumable(run_dir), HydraConfig.get().overrides.task)
+            cfg = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
         quieten_lightning()
         from gptlab import config, fit
 
@@ -68,7 +76,8 @@ def run(cfg: DictConfig) -> float:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         summary = fit.fit(settings, plain, run_dir, resume)
     except UserError as error:
-        runs.remove_if_empty(run_dir)
+        if not (run_dir / "config.yaml").exists():
+            runs.remove_if_empty(run_dir)
         if HydraConfig.get().mode == RunMode.RUN:
             sys.exit(f"error: {error}")  # Hydra would add a line of its own
         raise
@@ -91,11 +100,11 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
         key = override.key_or_group
         if key in ("resume", "name"):
             continue
-        if key in cfg and isinstance(cfg[key], DictConfig):
+        if (CONF / key).is_dir():
             raise UserError(
-                f"{override.input_line}: a resumed run keeps its groups; change single values, e.g. {key}.KEY=VALUE"
+                f"{override.input_line}: a resumed run keeps its groups; change single values, e.g. trainer.max_steps=N"
             )
-        if key == "seed" or key.startswith(("model.", "recipe.")):
+        if not key.startswith(CHANGEABLE) or key == "trainer.devices":
             raise UserError(f"{override.input_line}: would make it another run; start a new one without resume=")
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     return cfg
@@ -119,9 +128,11 @@ def explain(error: Exception) -> str:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             known = keys(OmegaConf.to_container(hydra.compose("train")))
-        near = difflib.get_close_matches(match[1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "python -m gptlab.train --cfg job shows all keys"
-        return f"{match[1]}: there is no such key; {hint}"
+        return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
+    if isinstance(error, OverrideParseException):
+        message = (
+            f"{error.override}: cannot be read; quote a value that has = , or brackets in it: \"key='a=b'\"\n{message}"
+        )
     if isinstance(error.__cause__, OmegaConfBaseException):
         message += f"\n{error.__cause__}"
     return message
@@ -159,6 +170,8 @@ def main() -> None:
             raise
         typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
         sys.exit(f"error: {' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group")
+    except (FileExistsError, NotADirectoryError) as error:  # hydra.run.dir leads through a file
+        sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder")
     except KeyboardInterrupt:
         sys.exit(130)
 

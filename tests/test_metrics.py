@@ -75,5 +75,5 @@ def test_a_measured_peak_counts_a_multiplication_and_an_addition_for_each_term(m
 )
 def test_a_gpus_peak_is_that_of_its_data_sheet(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(metrics, "measured_peak_flops", lambda device, dtype: 7.0)
+    monkeypatch.setattr(metrics, "measured_peak_flops", lambda device, dtype, size: 7.0)
     assert metrics.peak_flops(torch.device("cuda"), "bf16") == peak

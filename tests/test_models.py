@@ -286,8 +286,8 @@ def test_a_config_comes_back_from_its_dict(config: models.ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"name": "gtp", "vocab_size": V}, r"model.name=gtp: no such model; there are gpt, bigram; did you mean gpt\?"),
-        ({"name": "zzz", "vocab_size": V}, r"model.name=zzz: no such model; there are gpt, bigram$"),
+        ({"name": "gtp", "vocab_size": V}, r"model.name=gtp: no such model; did you mean gpt\?"),
+        ({"name": "zzz", "vocab_size": V}, r"model.name=zzz: no such model; there are bigram, gpt$"),
         ({"vocab_size": V}, r"model.name=None: no such model"),
         ({"name": "gpt", "vocab_size": V, "rotary": True}, r"this version's GPTConfig does not fit: .*'rotary'"),
         ({"name": "gpt"}, r"this version's GPTConfig does not fit: .*'vocab_size'"),

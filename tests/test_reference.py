@@ -22,5 +22,8 @@ def test_a_step_costs_no_more_than_in_the_plain_loop(data_dir: Path) -> None:
 
 
 def test_nanogpts_cpu_run_reaches_its_loss(command: Any, data_dir: Path, tmp_path: Path) -> None:
-    command("train", "experiment=nanogpt_char_cpu", f"data.dir={data_dir}", f"hydra.run.dir={tmp_path / 'run'}")
+    result = command(
+        "train", "experiment=nanogpt_char_cpu", f"data.dir={data_dir}", f"hydra.run.dir={tmp_path / 'run'}"
+    )
+    assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["val/loss"] <= 1.92

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ class Kill(L.Callback):
     def on_before_backward(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.fit_loop.epoch_loop.batch_idx == self.batch_idx:
             os.kill(os.getpid(), self.number)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, callback: L.Callback) -> None:
+    """Let `callback` into the next run."""
+    real = L.Trainer
+
+    def trainer(**arguments: Any) -> L.Trainer:
+        return real(**{**arguments, "callbacks": [*arguments["callbacks"], callback]})
+
+    monkeypatch.setattr(fit_module.L, "Trainer", trainer)
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
@@ -63,7 +74,7 @@ def untouched(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that
-# does not validate, batch 7 before one that does, 19 in the last step.
+# does not validate, batch 7 before one that does, 12 the first of a step.
 @pytest.mark.parametrize(("batch_idx", "number"), [(4, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM)])
 def test_a_stopped_run_goes_on_bit_for_bit(
     run: Any,
@@ -73,12 +84,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     batch_idx: int,
     number: int,
 ) -> None:
-    real = L.Trainer
-
-    def trainer(**arguments: Any) -> L.Trainer:
-        return real(**{**arguments, "callbacks": [*arguments["callbacks"], Kill(batch_idx, number)]})
-
-    monkeypatch.setattr(fit_module.L, "Trainer", trainer)
+    interrupt(monkeypatch, Kill(batch_idx, number))
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, *HARD)
     assert stopped.value.code == 128 + number
@@ -94,7 +100,6 @@ def test_a_run_that_lost_its_last_steps_writes_no_step_twice(
     run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGKILL: curves and samples are ahead of the checkpoint, and the last line is torn."""
-    real = L.Trainer
 
     class PowerCut(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -105,10 +110,7 @@ def test_a_run_that_lost_its_last_steps_writes_no_step_twice(
                     file.write("--- step 6\nof a valida")
                 raise RuntimeError("the power is out")
 
-    def trainer(**arguments: Any) -> L.Trainer:
-        return real(**{**arguments, "callbacks": [*arguments["callbacks"], PowerCut()]})
-
-    monkeypatch.setattr(fit_module.L, "Trainer", trainer)
+    interrupt(monkeypatch, PowerCut())
     with pytest.raises(RuntimeError, match="power"):
         run(tmp_path, *HARD)
     monkeypatch.undo()
@@ -125,3 +127,38 @@ def test_a_finished_run_can_go_further(run: Any, tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.max_steps=9", resume=True)
     assert summary["steps"] == 9
     assert [row["step"] for row in rows(tmp_path) if row["val/loss"]] == ["0", "3", "6", "7", "9"]
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(
+    run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, Kill(19, signal.SIGTERM))
+    assert run(tmp_path, *HARD)["status"] == "finished"
+    assert_same_run(tmp_path, untouched)
+
+
+def test_a_run_killed_before_its_summary_gets_it_when_resumed(run: Any, tmp_path: Path) -> None:
+    first = run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    again = run(tmp_path, resume=True)
+    for key in ("status", "val/loss", "best_val_loss", "best_step", "train/loss", "steps", "train_seconds"):
+        assert again[key] == first[key]
+
+
+def test_a_stopped_resume_leaves_no_old_summary(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    interrupt(monkeypatch, Kill(7, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "trainer.max_steps=9", resume=True)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_another_text_is_refused_and_the_run_stays_as_it_was(run: Any, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    other = tmp_path / "other.txt"
+    other.write_text("something else entirely\n" * 99)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"the text has changed since .* give the run's own text as data.path="):
+        run(tmp_path / "run", f"data.path='{other}'", "trainer.max_steps=9", "model.dropout=0.1", resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptlab import checkpoint, models
 from gptlab.dataset import EvalBatches, Share
+from gptlab.errors import UserError
 from gptlab.fit import fit
 from tests.conftest import TINY
 
@@ -129,16 +130,12 @@ def test_one_batch_is_learned_by_heart(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_takes_two_steps(
-    experiment: str, compose: Any, data_dir: Path, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_file: Path, tmp_path: Path) -> None:
     settings, plain = compose(
         f"experiment={experiment}",
-        f"data.dir={data_dir}",
-        f"data.cache_dir={cache_dir}",
-        "data.path=null",
+        "data=text",
         "data.batch_size=2",
-        "data.val_fraction=0.001",
+        "data.val_fraction=0.01",
         "data.val_batch_size=1",
         "trainer.accelerator=cpu",
         "trainer.max_steps=2",
@@ -146,7 +143,7 @@ def test_every_experiment_takes_two_steps(
     )
     summary = fit(settings, plain, tmp_path)
     assert summary["steps"] == 2
-    assert summary["val/loss"] < math.log(summary["data"]["vocab_size"])
+    assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.1)
 
 
 @pytest.mark.parametrize("size", ["bigram", "gpt300k", "gpt800k", "gpt1m", "gpt3m"])
@@ -163,7 +160,8 @@ def test_an_untrained_models_loss_is_ln_v(size: str, compose: Any) -> None:
     assert torch.stack(losses).mean().item() == pytest.approx(math.log(65), rel=0.05)
 
 
-def test_early_stopping_stops_and_says_so(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_early_stopping_stops_and_says_so(run: Any, tmp_path: Path, log_every: int) -> None:
     summary = run(
         tmp_path,
         "trainer.patience=1",
@@ -171,10 +169,12 @@ def test_early_stopping_stops_and_says_so(run: Any, tmp_path: Path) -> None:
         "trainer.max_steps=40",
         "trainer.val_every=1",
         "optim.grad_clip=0",
+        f"trainer.log_every={log_every}",
     )
     assert summary["status"] == "stopped_early"
     assert summary["steps"] < 40
     assert summary["best_step"] < summary["steps"]
+    assert len(curve(tmp_path, "lr")) == (summary["steps"] if log_every == 1 else 1)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "bf16_true"])
@@ -201,7 +201,13 @@ def test_compiled_and_eager_runs_agree_and_their_checkpoints_are_alike(run: Any,
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(shell: Any, text_file: Path, tmp_path: Path) -> None:
     for devices in (1, 2):
-        arguments = [*TINY, f"data.path='{text_file}'", f"data.cache_dir={tmp_path}", f"trainer.devices={devices}"]
+        arguments = [
+            *TINY,
+            f"data.path='{text_file}'",
+            f"data.cache_dir={tmp_path}",
+            f"trainer.devices={devices}",
+            "trainer.log_every=3",
+        ]
         process = shell("-m", "gptlab.train", *arguments, f"hydra.run.dir={devices}")
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
@@ -222,6 +228,21 @@ def test_gradient_checkpointing_changes_no_loss(run: Any, tmp_path: Path) -> Non
     run(tmp_path / "plain", "model.dropout=0.1")
     run(tmp_path / "less", "model.dropout=0.1", "model.gradient_checkpointing=true")
     assert curve(tmp_path / "plain") == curve(tmp_path / "less")
+
+
+def test_a_run_that_diverges_says_so(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"val/loss is (nan|inf) at step 3: the run has diverged; lower optim.lr=1e\+30"
+    ):
+        run(tmp_path, "optim.lr=1e30", "optim.grad_clip=0")
+
+
+def test_train_loss_is_the_mean_since_the_last_point_in_any_precision(run: Any, tmp_path: Path) -> None:
+    """With a learning rate of almost zero all means are alike."""
+    still = ("optim.lr=1e-12", "data.micro_batch_size=1", "trainer.max_steps=40", "trainer.val_every=40")
+    run(tmp_path / "fp32", *still, "trainer.log_every=40")
+    run(tmp_path / "bf16", *still, "trainer.log_every=40", "precision=bf16_true")
+    assert curve(tmp_path / "bf16") == pytest.approx(curve(tmp_path / "fp32"), abs=0.01)
 
 
 def test_unknown_validation_characters_are_left_out_and_said_once(

@@ -33,6 +33,6 @@ def test_the_wheel_carries_conf_and_works_from_an_empty_folder(trained: Path, tm
     site = {"PYTHONPATH": str(tmp_path / "site")}
     where = run("-c", "import gptlab; print(gptlab.__file__)", **site)
     assert str(tmp_path / "site") in where
-    assert "gpt10m" in run("-m", "gptlab.train", "--help", **site)
+    assert "n_embd: 384" in run("-m", "gptlab.train", "model=gpt10m", "--cfg", "job", **site)
     text = run("-m", "gptlab.generate", str(trained), "the", "--max-new-tokens", "5", "--temperature", "0", **site)
     assert len(text.rstrip("\n")) >= len("the")

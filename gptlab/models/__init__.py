@@ -10,10 +10,9 @@ Models know nothing of data, optimizers, sampling, Lightning or Hydra.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 from gptlab.models.bigram import Bigram, BigramConfig
 from gptlab.models.gpt import GPT, GPTConfig
 
@@ -35,9 +34,7 @@ def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
         UserError: there is no such model.
     """
     if name not in CONFIGS:
-        near = difflib.get_close_matches(str(name), CONFIGS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.name={name}: no such model; there are {', '.join(CONFIGS)}{hint}")
+        raise UserError(f"model.name={name}: no such model; {did_you_mean(str(name), CONFIGS)}")
     return CONFIGS[str(name)]
 
 

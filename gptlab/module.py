@@ -69,10 +69,11 @@ class LMModule(L.LightningModule):
         self.loss_count += 1
         return loss
 
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clip to the global norm; Lightning's own way refuses fused optimizers under autocast."""
         limit = self.optim.grad_clip or float("inf")
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]  # faster than walking the model
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def train_loss(self) -> float:
         """Mean loss of the micro-batches since the last call, over all processes."""

@@ -37,7 +37,7 @@ Groups and their choices:
 
 Any key of the config can be given; --cfg job shows them all, for any choice of groups.
 
-  python -m gptlab.train                                    the default: 0.8M parameters, two minutes on a CPU
+  python -m gptlab.train                                    the default: 0.8M parameters, minutes on a CPU
   python -m gptlab.train model=gpt10m trainer=a100          10.65M parameters, on a GPU
   python -m gptlab.train data=text data.path=my.txt         your own text
   python -m gptlab.train trainer.max_steps=500 optim.lr=3e-3

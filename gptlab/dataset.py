@@ -60,6 +60,7 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     recipe = json.dumps([FORMAT, sha256, val_fraction, "char"])
     folder = cache_dir / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    existed = folder.is_dir()
     with suppress(OSError, ValueError):  # not there, or damaged: it is made anew
         prepared = Prepared(
             name, sha256, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), folder
@@ -78,7 +79,8 @@ def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepa
     tokenizer = CharTokenizer.fit(parts["train"])
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        if existed:  # a damaged one; never what another process has just finished
+            shutil.rmtree(folder, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
         temporary.chmod(0o755)  # caches are shared
         try:

@@ -35,7 +35,7 @@ def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, c
 )
 def test_sizes_and_block_recipes_are_independent(compose: Any, size: str, arch: str) -> None:
     model = compose(f"model={size}", f"arch={arch}")[0].model
-    assert model["activation"] == {"gpt2": "gelu", "video": "relu"}[arch]
+    assert model["mlp"] == {"gpt2": "gelu", "video": "relu"}[arch]
     assert model["n_layer"] == {"gpt300k": 6, "gpt800k": 4, "gpt10m": 6, "gpt124m": 12}[size]
 
 
@@ -71,7 +71,7 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
         (["model.bias=7"], "model.bias=7: must be true or false"),
         (["model.n_embd=100", "model.n_head=3"], r"model.n_embd=100 is not divisible by model.n_head=3: choose n_head"),
         (["model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
-        (["model.activation=tanh"], "model.activation=tanh: must be one of gelu, relu"),
+        (["model.mlp=tanh"], "model.mlp=tanh: must be one of gelu, relu, relu2"),
         (["model.attention=flash"], "model.attention=flash: must be one of sdpa, manual"),
         (["model.name=gtp"], "model.name=gtp: no such model; did you mean gpt?"),
         (["data.val_fraction=1"], "data.val_fraction=1.0: must be above 0 and below 1"),

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.models.layers import CausalSelfAttention
+from gptlab.models.layers import CausalSelfAttention, Places
 
 V, T, B = 101, 23, 5
 TINY = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 3, "n_embd": 33}
-VIDEO = {"qkv_bias": False, "tied": False, "head_bias": True, "activation": "relu"}
+VIDEO = {"qkv_bias": False, "tied": False, "head_bias": True, "mlp": "relu"}
 
 
 def gpt(**fields: Any) -> GPT:
@@ -206,8 +206,8 @@ def test_dropout_acts_on_the_attention_weights(attention: str) -> None:
     attend.c_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     x = torch.randn(997, 1, 33, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(7)
-    attend.train()(x)
-    attend.eval()(x)
+    attend.train()(x, Places(None, None))
+    attend.eval()(x, Places(None, None))
     # One position: its attention weight is 1, so that dropout takes a head's whole value or scales it.
     dropped, whole = (y.view(997, 11, 3) for y in seen)
     gone = (dropped == 0).all(dim=-1)
@@ -235,7 +235,7 @@ def test_evaluation_drops_nothing(attention: str) -> None:
 
 @pytest.mark.parametrize("name", ["gelu", "relu"])
 def test_the_activation_is_the_one_that_was_chosen(name: str) -> None:
-    mlp = lively(gpt(activation=name)).h[0].mlp
+    mlp = lively(gpt(mlp=name)).h[0].mlp
     x = torch.linspace(-3, 3, 33)
     hidden = mlp.c_fc(x)
     tanh = torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3))
@@ -260,7 +260,7 @@ def test_too_long_a_sequence_is_refused() -> None:
         ({"dropout": 1.0}, r"model.dropout=1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, r"model.dropout=-0.1: must be at least 0 and below 1"),
         ({"dropout": math.nan}, r"model.dropout=nan: must be at least 0 and below 1"),
-        ({"activation": "swish"}, r"model.activation=swish: must be one of gelu, relu"),
+        ({"mlp": "swish"}, r"model.mlp=swish: must be one of gelu, relu, relu2"),
         ({"attention": "flash"}, r"model.attention=flash: must be one of sdpa, manual"),
     ],
 )

@@ -14,7 +14,8 @@ from typing import Any
 
 from gptlab.errors import UserError, did_you_mean
 from gptlab.models.bigram import Bigram, BigramConfig
-from gptlab.models.gpt import GPT, GPTConfig
+from gptlab.models.gpt import GPT
+from gptlab.models.gpt_config import GPTConfig
 
 Model = GPT | Bigram
 ModelConfig = GPTConfig | BigramConfig

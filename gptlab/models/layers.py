@@ -1,57 +1,186 @@
-"""The parts of a transformer block. B T C H D: batch, positions, n_embd, n_head, head size."""
+"""The parts of a transformer block; each switch of the config is a class or a line here.
+
+B T C: batch, positions, n_embd. H, K: query heads, key and value heads. D: head size.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from gptlab.models.gpt import GPTConfig
+    from gptlab.models.gpt_config import GPTConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+gelu = partial(F.gelu, approximate="tanh")
+
+# "swiglu" and "geglu" multiply the activation with a second projection (Shazeer 2020, https://arxiv.org/abs/2002.05202);
+# "relu2" is the squared ReLU of Primer (So et al. 2021, https://arxiv.org/abs/2109.08668).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "swiglu": F.silu,
+    "geglu": gelu,
+}
+GATED = ("swiglu", "geglu")
+NORMS = ("layernorm", "rmsnorm", "none")
+POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
 
 
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention written out: softmax(q k^T / sqrt(D)) v, all (B, H, T, D).
+class Places(NamedTuple):
+    """What the attention of every block must know of the positions of a forward pass."""
 
-    The same numbers as `F.scaled_dot_product_attention(q, k, v, is_causal=True)`, against which it is tested
-    (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+    rotation: Tensor | None
+    """(2, T, D): cosines and sines by which queries and keys are turned."""
+    bias: Tensor | None
+    """(1, 1 or H, T, T), added to the scores, -inf where a position may not look; None: causal and nothing more."""
+
+
+def places(config: GPTConfig, T: int, device: torch.device) -> Places:
+    rope, alibi = config.pos == "rope", config.pos == "alibi"
+    rotation = rotary_table(T, config.n_embd // config.n_head, config.rope_base, device) if rope else None
+    slopes = alibi_slopes(config.n_head).to(device) if alibi else None
+    return Places(rotation, attention_bias(T, device, config.window, slopes))
+
+
+def sinusoids(T: int, C: int, device: torch.device) -> Tensor:
+    """(T, C): sin(t / 10000^(2i/C)) in the even columns 2i, the cosine in the odd ones (Vaswani et al. 2017, 3.5)."""
+    angles = torch.arange(T, device=device)[:, None] / 10_000 ** (torch.arange(0, C, 2, device=device) / C)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :C]
+
+
+def rotary_table(T: int, D: int, base: float, device: torch.device) -> Tensor:
+    """(2, T, D): cosines and sines of t / base^(2i/D), for the halves i and i + D/2 of a head alike."""
+    angles = torch.arange(T, device=device)[:, None] / base ** (torch.arange(0, D, 2, device=device) / D)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, D)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of x (B, H, T, D) by their position's angle.
+
+    RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864), with the pairs of `transformers`' Llama.
     """
-    T, D = q.shape[-2:]
-    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
-    return F.dropout(weights, dropout) @ v  # (B, H, T, D)
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention by torch's fused kernels; q, k, v and the result are (B, H, T, D)."""
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+def alibi_slopes(n_head: int) -> Tensor:
+    """(H,): 2^(-8/H), 2^(-16/H), ..., 2^-8 where H is a power of two (Press et al. 2022, https://arxiv.org/abs/2108.12409).
+
+    Otherwise those of the next smaller power of two n, then the first, third, ... of 2 n: the paper's own code.
+    """
+    n = 2 ** int(math.log2(n_head))
+    powers = [8 * (i + 1) / n for i in range(n)] + [8 * (2 * i + 1) / (2 * n) for i in range(n_head - n)]
+    return 2.0 ** -torch.tensor(powers)
 
 
-ATTENTIONS = {"sdpa": sdpa_attention, "manual": manual_attention}
+def attention_bias(T: int, device: torch.device, window: int | None, slopes: Tensor | None) -> Tensor | None:
+    """(1, 1 or H, T, T): -slope times the distance, -inf for the future and for what is `window` or more back."""
+    if slopes is None and (window is None or window >= T):
+        return None
+    t = torch.arange(T, device=device)
+    distance = t[:, None] - t  # (T, T): of key from query, negative in the future
+    bias = torch.zeros(1, 1, 1, device=device) if slopes is None else -slopes[:, None, None] * distance
+    hidden = (distance < 0) | (distance >= (window or T))
+    return bias.masked_fill(hidden, float("-inf"))[None]
+
+
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Causal attention written out: softmax(scale q k^T + bias) v.
+
+    The same numbers as `F.scaled_dot_product_attention`, against which it is tested (Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762). With fewer key and value heads than query heads, each serves H / K neighbours
+    (grouped-query attention, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, T, D), K dividing H.
+        bias: as in `Places`.
+        scale: 1 / sqrt(D), or 1.
+        dropout: probability, on the attention weights.
+
+    Returns:
+        (B, H, T, D).
+    """
+    T = q.shape[-2]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
+    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)
+    if bias is None:
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    else:
+        scores = scores + bias
+    return F.dropout(F.softmax(scores, dim=-1), dropout) @ v  # (B, H, T, D)
+
+
+def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """One head after another, as the lessons write it; arguments and numbers as in `manual_attention`."""
+    H, K = q.shape[1], k.shape[1]
+    heads = []
+    for h in range(H):
+        g = h * K // H  # the key and value head that serves this one
+        its_bias = bias if bias is None or bias.shape[1] == 1 else bias[:, [h]]
+        heads.append(manual_attention(q[:, [h]], k[:, [g]], v[:, [g]], its_bias, scale, dropout))
+    return torch.cat(heads, dim=1)  # (B, H, T, D)
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """torch's fused kernels; arguments and numbers as in `manual_attention`."""
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if bias is None else bias.to(q.dtype),
+        is_causal=bias is None,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+ATTENTIONS = {"sdpa": sdpa_attention, "manual": manual_attention, "per_head": per_head_attention}
+
+
+def norm(config: GPTConfig) -> nn.Module:
+    """LayerNorm, RMSNorm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467), or nothing."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, config.norm_eps, config.norm_weight, config.bias)
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, config.norm_eps, config.norm_weight)
+    return nn.Identity()
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        H, K, D = config.n_head, config.kv_heads, config.n_embd // config.n_head
+        self.heads = (H, K, K)
         self.dropout = config.dropout
+        self.scale = D**-0.5 if config.attn_scale else 1.0
         self.attention = ATTENTIONS[config.attention]
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.has_qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.has_qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias) if config.attn_proj else nn.Identity()
+        # Before the rotation, over each head, as in `transformers`' Qwen3 (Dehghani et al. 2023,
+        # https://arxiv.org/abs/2302.05442, norm queries and keys by LayerNorm).
+        self.q_norm = nn.RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Places) -> Tensor:
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        y = self.attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        qkv = self.c_attn(x).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
+        q, k, v = qkv.split(self.heads, dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if places.rotation is not None:
+            q, k = rotate(q, places.rotation), rotate(k, places.rotation)
+        y = self.attention(q, k, v, places.bias, self.scale, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)  # (B, T, C)
 
@@ -60,25 +189,48 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.gated = config.mlp in GATED
+        self.activation = ACTIVATIONS[config.mlp]
+        self.c_fc = nn.Linear(config.n_embd, config.hidden * (2 if self.gated else 1), bias=config.bias)
+        self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias) if config.mlp_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_proj(self.activation(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return F.dropout(x, self.dropout, self.training)
+        if self.gated:
+            gate, x = self.c_fc(x).chunk(2, dim=-1)  # (B, T, hidden) each
+            x = self.activation(gate) * x
+        else:
+            x = self.activation(self.c_fc(x))  # (B, T, hidden)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): pre-LayerNorm, as in GPT-2."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2's order, and what the switches make of it.
+
+    Post-norm is norm(x + branch(x)), as in GPT-1; parallel is x + attention(norm(x)) + mlp(norm(x)) with one norm, as
+    in GPT-J and PaLM (https://arxiv.org/abs/2204.02311).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = MLP(config)
+        self.config = config
+        if config.has_attention:
+            self.ln_1, self.attn = norm(config), CausalSelfAttention(config)
+        if config.has_mlp and not config.parallel:
+            self.ln_2 = norm(config)
+        if config.has_mlp:
+            self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))  # (B, T, C)
-        return x + self.mlp(self.ln_2(x))  # (B, T, C)
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        if self.config.parallel:
+            return self.add(x, self.ln_1, lambda h: self.attn(h, places) + self.mlp(h))  # (B, T, C)
+        if self.config.has_attention:
+            x = self.add(x, self.ln_1, lambda h: self.attn(h, places))  # (B, T, C)
+        if self.config.has_mlp:
+            x = self.add(x, self.ln_2, self.mlp)  # (B, T, C)
+        return x
+
+    def add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        pre = self.config.norm_place == "pre"
+        y = branch(norm(x) if pre else x)
+        y = x + y if self.config.residual else y
+        return y if pre else norm(y)

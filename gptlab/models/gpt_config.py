@@ -1,0 +1,144 @@
+"""What a GPT can be: its sizes and switches, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptlab.errors import UserError
+from gptlab.models.layers import ACTIVATIONS, ATTENTIONS, GATED, NORMS, POSITIONS
+
+CHOICES = {
+    "norm": NORMS,
+    "norm_place": ("pre", "post"),
+    "pos": POSITIONS,
+    "mlp": (*ACTIVATIONS, "none"),
+    "attention": (*ATTENTIONS, "none"),
+    "init": ("gpt2", "torch"),
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int
+    block_size: int = 1024
+    """The longest sequence; with learned positions, as many of them."""
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int | None = None
+    """Key and value heads, each shared by n_head / n_kv_head query heads; None: n_head; 1: multi-query attention."""
+    n_embd: int = 768
+    n_inner: int | None = None
+    """Width of the mlp's hidden layer; None: see `hidden`."""
+    dropout: float = 0.0
+    """Probability in the three places of GPT-2: embeddings, attention weights, residual branches."""
+    bias: bool = True
+    """Bias in the linear layers and LayerNorms of the blocks."""
+    qkv_bias: bool | None = None
+    """Bias of the query, key and value projection; None: as `bias`."""
+    tied: bool = True
+    """The head's matrix is the token embedding's."""
+    head_bias: bool = False
+    norm: str = "layernorm"
+    """layernorm, rmsnorm or none."""
+    norm_place: str = "pre"
+    """pre (before each branch, and once before the head) or post (after each residual sum, as in GPT-1)."""
+    norm_weight: bool = True
+    """Learned scales in the norms."""
+    norm_eps: float = 1e-5
+    pos: str = "learned"
+    """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
+    rope_base: float = 10_000.0
+    mlp: str = "gelu"
+    """gelu (the tanh approximation, as GPT-2), relu, relu2, swiglu, geglu, or none: no feed-forward."""
+    mlp_proj: bool = True
+    """The projection after the activation; without it the hidden layer is n_embd wide."""
+    attention: str = "sdpa"
+    """sdpa (fused kernels), manual (written out) or per_head (a loop): the same numbers; none: no attention."""
+    attn_proj: bool = True
+    """The projection after the heads."""
+    attn_scale: bool = True
+    """Scores divided by sqrt(head size)."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys."""
+    window: int | None = None
+    """A position sees itself and the window - 1 before it; None: all before it."""
+    residual: bool = True
+    parallel: bool = False
+    """Attention and mlp side by side on one norm."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logits / cap), as in Gemma 2."""
+    init: str = "gpt2"
+    """gpt2 (normal, 0.02, residual projections scaled down with depth) or torch (the layers' own, as the lessons)."""
+    zero_init: bool = False
+    """The blocks' projections, and a head of its own, begin at zero."""
+    gradient_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "n_inner", "window"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"model.{field}={value}: must be at least 1")
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(f"model.{field}={getattr(self, field)}: must be one of {', '.join(choices)}")
+        for field in ("norm_eps", "rope_base", "logit_softcap"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise UserError(f"model.{field}={value}: must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+                f"choose n_head among {[h for h in range(1, 65) if self.n_embd % h == 0]}"
+            )
+        if self.n_head % self.kv_heads:
+            raise UserError(
+                f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}: "
+                f"choose n_kv_head among {[k for k in range(1, self.n_head + 1) if self.n_head % k == 0]}"
+            )
+        if self.pos == "rope" and self.n_embd // self.n_head % 2:
+            raise UserError(
+                f"model.pos=rope turns pairs, and n_embd / n_head = {self.n_embd // self.n_head} is odd: "
+                f"choose another n_head or n_embd"
+            )
+        if not self.has_attention and not self.has_mlp:
+            raise UserError("model.attention=none and model.mlp=none leave nothing of the blocks: see model=bigram")
+        if self.parallel and not (self.has_attention and self.has_mlp):
+            raise UserError("model.parallel=true needs both attention and mlp, and one of them is none")
+        if self.zero_init and not self.residual:
+            raise UserError("model.zero_init=true without model.residual never learns: nothing but zeros goes through")
+        if not self.mlp_proj and self.n_inner not in (None, self.n_embd):
+            raise UserError(
+                f"model.n_inner={self.n_inner}: without model.mlp_proj the hidden layer is n_embd={self.n_embd} wide; "
+                f"leave n_inner out"
+            )
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_attention(self) -> bool:
+        return self.attention != "none"
+
+    @property
+    def has_mlp(self) -> bool:
+        return self.mlp != "none"
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def hidden(self) -> int:
+        """Width of the mlp's hidden layer: 4 n_embd, and 8/3 n_embd to a multiple of 8 where it is gated.
+
+        A gated mlp has three matrices, not two: so all of them have the same number of parameters.
+        """
+        if self.n_inner is not None:
+            return self.n_inner
+        if not self.mlp_proj:
+            return self.n_embd
+        return max(round(self.n_embd / 3), 1) * 8 if self.mlp in GATED else 4 * self.n_embd

@@ -15,6 +15,7 @@ from gptlab.datamodule import DataConfig
 from gptlab.errors import UserError, did_you_mean
 from gptlab.models import ModelConfig
 from gptlab.optim import OptimConfig, ScheduleConfig
+from gptlab.tokenizers import TokenizerConfig
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ class Settings:
     seed: int
     model: dict[str, Any]
     data: DataConfig
+    tokenizer: TokenizerConfig
     optim: OptimConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
@@ -150,6 +152,7 @@ def settings(cfg: DictConfig) -> Settings:
         "recipe",
         "model",
         "data",
+        "tokenizer",
         "optim",
         "schedule",
         "trainer",
@@ -181,6 +184,7 @@ def settings(cfg: DictConfig) -> Settings:
         model={k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"},
         trainer=build(TrainerConfig, plain.trainer, "trainer"),
         data=build(DataConfig, plain.data, "data"),
+        tokenizer=build(TokenizerConfig, plain.tokenizer, "tokenizer"),
         optim=build(OptimConfig, plain.optim, "optim"),
         schedule=build(ScheduleConfig, plain.schedule, "schedule"),
         precision=build(PrecisionConfig, plain.precision, "precision"),

@@ -1,94 +1,139 @@
-"""Where text comes from: a file, Tiny Shakespeare, or the documentation that every Python carries."""
+"""Which text: files, Tiny Shakespeare and the like, Python's documentation, data sets of the Hugging Face hub.
+
+A corpus is read in pieces of bounded size, as often as needed, always alike.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import http.client
+import json
 import logging
 import os
 import platform
 import sysconfig
 import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
 from gptlab.files import write_atomically
+from gptlab.texts import LINES, TABLES, Piece, documents, extra, find, kind, pieces
 
 log = logging.getLogger(__name__)
 
-SHAKESPEARE = "tinyshakespeare.txt"
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer
 
-NAMES = ("shakespeare_char", "pydoc_char", "text")
+DOWNLOADS = {  # name: file, address, sha256
+    "shakespeare": (
+        "tinyshakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "verdict": (
+        "the-verdict.txt",
+        "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt",
+        "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
+    ),
+}
+NAMES = (
+    *("auto", "shakespeare_char", "shakespeare_bpe", "pydoc_char", "verdict"),
+    *("text", "openwebtext", "fineweb_edu", "hub"),
+)
+HUB = ("openwebtext", "fineweb_edu", "hub")
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of `path`, line endings as they are.
-
-    Raises:
-        UserError: no such file, a directory, unreadable, empty, or not UTF-8 text.
-    """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"data.path={path}: no such file; give the path of a UTF-8 text file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"data.path={path} is a directory; give the path of one UTF-8 text file") from error
-    except OSError as error:
-        raise UserError(f"data.path={path} cannot be read: {error.strerror}") from error
-    if b"\0" in raw[: 1 << 16]:
-        raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
-    try:
-        text = raw.decode().removeprefix("\ufeff")  # a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.path={path} is not UTF-8 text (byte {raw[error.start]:#04x} at {error.start}); "
-            f"convert it first, e.g. iconv -f latin1 -t utf-8"
-        ) from error
-    if not text.strip():
-        raise UserError(f"data.path={path} is empty; give a file with some text in it")
-    return text
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    read: Callable[[], Iterator[Piece]]
+    """From the beginning, each time the same; pieces end where no tokenizer would look across."""
+    documents: bool
+    """Whether the text is made of documents, whose ends are marked; not if it is one file of text."""
+    origin: str
+    """Where the text comes from: the same as long as nothing there has changed."""
+    bytes: int | None
+    """Size of its files; None for a stream, which is not read only to name it."""
 
 
-def tiny_shakespeare(raw_dir: Path, cache_dir: Path) -> str:
-    """Tiny Shakespeare (1,115,394 characters) from `raw_dir`, else `cache_dir`, else the network.
+def from_files(name: str, files: tuple[Path, ...], key: str) -> Corpus:
+    """A corpus of text files; several, and all of .jsonl and .parquet, are documents."""
+
+    def read() -> Iterator[Piece]:
+        for file in files:
+            for chunks in documents(file, key):
+                yield from pieces(chunks)
+
+    many = len(files) > 1 or any(kind(file) in (*LINES, *TABLES) for file in files)
+    return Corpus(name, read, many, json.dumps([key, _stamps(files)]), sum(file.stat().st_size for file in files))
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def from_hub(name: str, path: str, subset: str | None, revision: str | None, key: str) -> Corpus:
+    """The training part of a data set of Hugging Face's hub, or of a folder of that form, streamed."""
+
+    def read() -> Iterator[Piece]:
+        datasets = extra("datasets", f"data={name} is a data set of the Hugging Face hub")
+        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+        try:
+            rows = datasets.load_dataset(path, name=subset, revision=revision, split="train", streaming=True)
+            for row in rows:
+                if not isinstance(row.get(key), str):
+                    raise UserError(f"data.text_key={key}: {path} has no such text; there are {', '.join(row)}")
+                yield from pieces([row[key]])
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"data={name}: {path} cannot be read from the Hugging Face hub ({type(error).__name__}: "
+                f"{str(error)[:300]}). What is prepared so far is kept: the same command goes on. Without a network, "
+                f"give a folder that holds the data set's files: data.path=..."
+            ) from error
+
+    stamps = _stamps(file for file in sorted(Path(path).rglob("*")) if file.is_file()) if Path(path).is_dir() else []
+    return Corpus(name, read, True, json.dumps([key, path, subset, revision, stamps]), None)
+
+
+def downloaded(name: str, raw_dir: Path, cache_dir: Path) -> Path:
+    """The file of Tiny Shakespeare or The Verdict: in `raw_dir`, else in `cache_dir`, else from the network.
 
     Raises:
         UserError: it lies in neither folder and the network does not give it, or what lies there differs.
     """
-    for folder in (raw_dir, cache_dir):
-        path = folder / SHAKESPEARE
+    file, url, sha256 = DOWNLOADS[name]
+    for path in (raw_dir / file, cache_dir / file):
         if path.is_file():
-            raw = path.read_bytes()
-            if hashlib.sha256(raw).hexdigest() != SHAKESPEARE_SHA256:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 raise UserError(
-                    f"{path} is not Tiny Shakespeare (its sha256 differs): remove it to download it anew, "
-                    f"or train on it as data=text data.path={path}"
+                    f"{path} is not the text that data={name} means (its sha256 differs): remove it to download it "
+                    f"anew, or train on it as data=text data.path={path}"
                 )
-            return raw.decode()
+            return path
     try:
-        raw = _download(SHAKESPEARE_URL)
+        raw = _download(url, file)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"Tiny Shakespeare is neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}, and cannot be "
-            f"downloaded from {SHAKESPEARE_URL} ({getattr(error, 'reason', error)}). Put it there as {SHAKESPEARE}, "
+            f"{file} is neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}, and cannot be "
+            f"downloaded from {url} ({getattr(error, 'reason', error)}). Put it there, "
             f"or use data=pydoc_char, or data=text data.path=my.txt"
         ) from error
-    if hashlib.sha256(raw).hexdigest() != SHAKESPEARE_SHA256:
-        raise UserError(f"what came from {SHAKESPEARE_URL} is not Tiny Shakespeare (its sha256 differs); try again")
-    write_atomically(cache_dir / SHAKESPEARE, lambda file: file.write(raw))
-    return raw.decode()
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise UserError(f"what came from {url} is not {file} (its sha256 differs); try again")
+    write_atomically(cache_dir / file, lambda file: file.write(raw))
+    return cache_dir / file
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, what: str) -> bytes:
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
         total = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, unit="B", unit_scale=True, desc=SHAKESPEARE, disable=None) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
             chunks = []
             while chunk := response.read(1 << 16):
                 chunks.append(chunk)
@@ -96,15 +141,15 @@ def _download(url: str) -> bytes:
     return b"".join(chunks)
 
 
-def python_documentation(cache_dir: Path) -> str:
-    """The text of pydoc's topics and of the standard library's docstrings, one document after another.
+def python_documentation(cache_dir: Path) -> Path:
+    """A file with the text of pydoc's topics and of the standard library's docstrings, one document after another.
 
     Read from the source files, nothing is imported. Documents come in the order of their hashes, so that a split
     by position gives parts of one kind. The text depends on the Python version, which is part of its file name.
     """
     path = cache_dir / f"pydoc-{platform.python_version()}.txt"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path
     log.info("collecting Python's own documentation as training text, once: %s", path)
     documents = set(_docstrings(Path(sysconfig.get_paths()["stdlib"])))
     try:
@@ -121,7 +166,7 @@ def python_documentation(cache_dir: Path) -> str:
             f"use data=text data.path=my.txt"
         )
     write_atomically(path, lambda file: file.write(text.encode()))
-    return text
+    return path
 
 
 def _docstrings(root: Path) -> list[str]:
@@ -145,25 +190,67 @@ def _docstrings(root: Path) -> list[str]:
     return found
 
 
-def load(name: str, path: Path | None, raw_dir: Path, cache_dir: Path) -> tuple[str, str]:
-    """The text of data set `name`, and the name of the set that was chosen (another one only for "auto").
+def load(
+    name: str,
+    paths: list[str],
+    raw_dir: Path,
+    cache_dir: Path,
+    *,
+    text_key: str = "text",
+    subset: str | None = None,
+    revision: str | None = None,
+    max_documents: int | None = None,
+) -> Corpus:
+    """The data set `name`; for "auto", the one that was chosen.
+
+    Args:
+        paths: of data=text, its files and folders; of a data set of the hub, its name there.
+        text_key: of the text in a line of .jsonl, a column of .parquet, a row of the hub's.
+        max_documents: take no more than that.
 
     Raises:
         UserError: no such set, or its text cannot be had; the message says what to do.
     """
+    if name not in NAMES:
+        raise UserError(f"data.name={name}: no such data set; {did_you_mean(name, NAMES)}")
+    if name in ("text", *HUB) and not paths:
+        example = "a file: add data.path=my.txt" if name == "text" else "a name: add data.path=owner/name"
+        raise UserError(f"data={name} needs {example}")
     if name == "auto":
-        try:
-            return tiny_shakespeare(raw_dir, cache_dir), "shakespeare_char"
-        except UserError as error:
-            reason = getattr(error.__cause__, "reason", error)
-            log.warning("data=auto: no Tiny Shakespeare (%s); training on pydoc_char, Python's documentation", reason)
-            name = "pydoc_char"
-    if name == "shakespeare_char":
-        return tiny_shakespeare(raw_dir, cache_dir), name
-    if name == "pydoc_char":
-        return python_documentation(cache_dir), name
-    if name == "text":
-        if path is None:
-            raise UserError("data=text needs a file: add data.path=my.txt")
-        return read_text(path), name
-    raise UserError(f"data.name={name}: no such data set; there are auto, {', '.join(NAMES)}")
+        name, files = _auto(raw_dir, cache_dir)
+    elif name in ("shakespeare_char", "shakespeare_bpe"):
+        files = [downloaded("shakespeare", raw_dir, cache_dir)]
+    elif name == "verdict":
+        files = [downloaded("verdict", raw_dir, cache_dir)]
+    elif name == "pydoc_char":
+        files = [python_documentation(cache_dir)]
+    else:
+        files = [Path(path).expanduser() for path in paths]
+    if name in HUB:
+        corpus = from_hub(name, paths[0], subset, revision, text_key)
+    else:
+        corpus = from_files(name, find(files), text_key)
+    return corpus if max_documents is None else first(corpus, max_documents)
+
+
+def _auto(raw_dir: Path, cache_dir: Path) -> tuple[str, list[Path]]:
+    try:
+        return "shakespeare_char", [downloaded("shakespeare", raw_dir, cache_dir)]
+    except UserError as error:
+        reason = getattr(error.__cause__, "reason", error)
+        log.warning("data=auto: no Tiny Shakespeare (%s); training on pydoc_char, Python's documentation", reason)
+        return "pydoc_char", [python_documentation(cache_dir)]
+
+
+def first(corpus: Corpus, count: int) -> Corpus:
+    """Its first `count` documents."""
+
+    def read() -> Iterator[Piece]:
+        left = count
+        for piece in corpus.read():
+            yield piece
+            left -= piece.last
+            if left == 0:
+                return
+
+    return replace(corpus, read=read, origin=f"{corpus.origin} {count}")

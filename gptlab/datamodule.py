@@ -5,34 +5,49 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import platformdirs
 
-from gptlab import corpora, dataset
-from gptlab.dataset import EvalBatches, Prepared, Share, TrainBatches
+from gptlab import corpora
+from gptlab.dataset import EvalBatches, Share, TrainBatches
 from gptlab.errors import UserError, quoted
+from gptlab.prepare import Prepared, Split, prepare
+from gptlab.tokenizers import TokenizerConfig
 
 log = logging.getLogger(__name__)
 
-EVAL_TOKENS = 8192  # of one validation batch, where data.val_batch_size does not say
+# Of one validation batch, where data.val_batch_size does not say: tokens, and logits (half a gigabyte of them).
+EVAL_TOKENS = 8192
+EVAL_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
 class DataConfig:
     name: str
-    path: str | None
+    path: Any
+    """A file, a folder, or a list of them; of the Hugging Face hub, a data set's name."""
+    text_key: str
+    subset: str | None
+    revision: str | None
+    max_documents: int | None
     dir: str | None
     cache_dir: str | None
+    split: str
     val_fraction: float
+    test_fraction: float
     batch_size: int
     micro_batch_size: int | None
     val_batch_size: int | None
     overfit_batches: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction}: must be above 0 and below 1")
+        Split(self.split, self.val_fraction, self.test_fraction)  # which checks them
+        if not all(isinstance(path, str) for path in self.paths):
+            raise UserError(f"data.path={self.path}: must be a file, a folder, or a list of them")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise UserError(f"data.max_documents={self.max_documents}: must be at least 1, or null for all")
         if self.batch_size < 1:
             raise UserError(f"data.batch_size={self.batch_size}: must be at least 1")
         for field in ("micro_batch_size", "val_batch_size"):
@@ -40,6 +55,12 @@ class DataConfig:
                 raise UserError(f"data.{field}={getattr(self, field)}: must be at least 1, or null to choose it")
         if self.overfit_batches < 0:
             raise UserError(f"data.overfit_batches={self.overfit_batches}: must be at least 0")
+
+    @property
+    def paths(self) -> list[str]:
+        if self.path is None:
+            return []
+        return list(self.path) if isinstance(self.path, (list, tuple)) else [self.path]
 
     def folder(self, which: str) -> Path:
         """`dir` or `cache_dir`, by default the user's cache folder."""
@@ -70,9 +91,10 @@ class LMDataModule(L.LightningDataModule):
 
     prepared: Prepared
 
-    def __init__(self, config: DataConfig, block_size: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, tokenizer: TokenizerConfig, block_size: int, seed: int) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer = tokenizer
         self.block_size = block_size
         self.seed = seed
 
@@ -84,24 +106,32 @@ class LMDataModule(L.LightningDataModule):
         """
         if hasattr(self, "prepared"):
             return
-        c = self.config
-        path = Path(c.path).expanduser() if c.path else None
-        text, name = corpora.load(c.name, path, c.folder("dir"), c.folder("cache_dir"))
-        self.config = c = replace(c, name=name)
-        prepared = dataset.prepare(name, text, c.val_fraction, c.folder("cache_dir"))
+        c, raw_dir, cache_dir = self.config, self.config.folder("dir"), self.config.folder("cache_dir")
+        corpus = corpora.load(
+            c.name,
+            c.paths,
+            raw_dir,
+            cache_dir,
+            text_key=c.text_key,
+            subset=c.subset,
+            revision=c.revision,
+            max_documents=c.max_documents,
+        )
+        self.config = replace(c, name=corpus.name)
+        split = Split(c.split, c.val_fraction, c.test_fraction)
+        prepared = prepare(corpus, split, self.tokenizer, raw_dir, cache_dir)
         train = prepared.ids("train")
         if len(train) <= self.block_size:
             raise UserError(
-                f"model.block_size={self.block_size} is longer than the training part of data={name} "
+                f"model.block_size={self.block_size} is longer than the training part of data={corpus.name} "
                 f"({len(train):,} tokens): choose a smaller block or give more text"
             )
-        unknown = prepared.tokenizer.unknown(text)
-        if unknown:
+        if prepared.unknown:
             log.warning(
                 "the validation part has %d distinct characters that the training part lacks; they are left out "
                 "of it, as of any prompt: %s",
-                len(unknown),
-                quoted(unknown),
+                len(prepared.unknown),
+                quoted(prepared.unknown),
             )
         self.prepared = prepared
 
@@ -126,9 +156,10 @@ class LMDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> EvalBatches:
         assert self.trainer is not None
+        tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.prepared.tokenizer.vocab_size)
         return EvalBatches(
             self.prepared.ids("val"),
-            batch_size=self.config.val_batch_size or max(EVAL_TOKENS // self.block_size, 1),
+            batch_size=self.config.val_batch_size or max(tokens // self.block_size, 1),
             block_size=self.block_size,
             share=self._share(),
             device=self.trainer.strategy.root_device,

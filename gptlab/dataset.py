@@ -1,106 +1,28 @@
-"""Text becomes ids on disk, once; a training batch is a pure function of (seed, step)."""
+"""Batches: of training, a pure function of (seed, step); of a held-out split, all of it in order."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab import tokenizers
-from gptlab.errors import UserError
-from gptlab.files import writing
-from gptlab.tokenizers import CharTokenizer, Tokenizer
-
-FORMAT = 1  # of the prepared files; part of their folder's name
 IGNORED = -100  # a target that counts for nothing: cross entropy's own default
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A corpus as ids on disk."""
+class Ids(Protocol):
+    """The ids of a split: an array, or what reads like one."""
 
-    name: str
-    sha256: str
-    """Of the raw text, UTF-8."""
-    tokenizer: Tokenizer
-    folder: Path
+    def __len__(self) -> int: ...
 
-    def ids(self, split: str) -> np.ndarray:
-        """Ids of "train" or "val", (n,), memory-mapped, uint16 or uint32."""
-        return np.memmap(self.folder / f"{split}.bin", dtype=id_type(self.tokenizer.vocab_size), mode="r")
-
-
-def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def prepare(name: str, text: str, val_fraction: float, cache_dir: Path) -> Prepared:
-    """Split `text` by position, fit the tokenizer on the first part, and write both parts' ids, unless they are there.
-
-    The folder's name carries the hash of text, split, tokenizer and format, and the folder appears under it whole.
-
-    Raises:
-        UserError: a part of the split would be empty, or the cache cannot be written.
-    """
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    recipe = json.dumps([FORMAT, sha256, val_fraction, "char"])
-    folder = cache_dir / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    existed = folder.is_dir()
-    with suppress(OSError, ValueError):  # not there, or damaged: it is made anew
-        prepared = Prepared(
-            name, sha256, tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text())), folder
-        )
-        if all(len(prepared.ids(split)) > 1 for split in ("train", "val")):
-            return prepared
-
-    cut = int(len(text) * (1 - val_fraction))
-    parts = {"train": text[:cut], "val": text[cut:]}
-    for split, part in parts.items():
-        if len(part) < 2:
-            raise UserError(
-                f"the {split} part of data={name} has {len(part)} characters ({len(text)} in all, "
-                f"data.val_fraction={val_fraction}): give more text"
-            )
-    tokenizer = CharTokenizer.fit(parts["train"])
-    with writing(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        if existed:  # a damaged one; never what another process has just finished
-            shutil.rmtree(folder, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
-        temporary.chmod(0o755)  # caches are shared
-        try:
-            for split, part in parts.items():
-                ids = tokenizer.encode(part).astype(id_type(tokenizer.vocab_size))
-                if len(ids) < 2:
-                    raise UserError(
-                        f"data={name}: the {split} part has no characters of the train part: give more text"
-                    )
-                with (temporary / f"{split}.bin").open("wb") as file:
-                    ids.tofile(file)
-            (temporary / "tokenizer.json").write_text(json.dumps(tokenizer.to_dict()))
-            try:
-                os.rename(temporary, folder)  # noqa: PTH104 (Path.rename would read the same)
-            except OSError:
-                if not folder.is_dir():  # another process was faster: its files are the same
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return Prepared(name, sha256, tokenizer, folder)
+    def __getitem__(self, stretch: slice, /) -> np.ndarray: ...
 
 
 def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
@@ -112,19 +34,20 @@ def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
     return (raw % np.uint64(positions)).astype(np.int64)
 
 
-def resident(ids: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+def resident(ids: Ids, device: torch.device) -> Ids | Tensor:
     """`ids` as one tensor on `device` if small enough, so that a batch is one gather there; else as they are."""
-    if ids.size * 4 > RESIDENT_BYTES:
+    if len(ids) * 4 > RESIDENT_BYTES:
         return ids
-    return torch.from_numpy(ids.astype(np.int32)).to(device)
+    return torch.from_numpy(ids[:].astype(np.int32)).to(device)
 
 
-def windows(ids: np.ndarray | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
+def windows(ids: Ids | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
     """The stretches of `length` ids that begin at `starts`, (len(starts), length) int64 on `device`."""
-    index = starts[:, None] + np.arange(length)
     if isinstance(ids, Tensor):
-        return ids[torch.from_numpy(index).to(device, non_blocking=True)].long()
-    return torch.from_numpy(ids[index].astype(np.int64)).to(device, non_blocking=True)
+        index = torch.from_numpy(starts[:, None] + np.arange(length))
+        return ids[index.to(device, non_blocking=True)].long()
+    stretches = np.stack([ids[start : start + length] for start in starts.tolist()])
+    return torch.from_numpy(stretches.astype(np.int64)).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +72,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        ids: np.ndarray,
+        ids: Ids,
         *,
         seed: int,
         batch_size: int,
@@ -186,9 +109,7 @@ class EvalBatches:
     Process r of n takes batches r, r + n, ...
     """
 
-    def __init__(
-        self, ids: np.ndarray, *, batch_size: int, block_size: int, share: Share, device: torch.device
-    ) -> None:
+    def __init__(self, ids: Ids, *, batch_size: int, block_size: int, share: Share, device: torch.device) -> None:
         self.ids, self.batch_size, self.block_size = ids, batch_size, block_size
         self.share, self.device = share, device
 

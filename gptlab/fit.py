@@ -80,7 +80,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     if rank != 0:
         logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
-    data = LMDataModule(settings.data, settings.model["block_size"], settings.seed)
+    data = LMDataModule(settings.data, settings.tokenizer, settings.model["block_size"], settings.seed)
     data.prepare_data()
     prepared, tokenizer = data.prepared, data.prepared.tokenizer
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
@@ -109,7 +109,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         f"{devices} x {name}" if devices > 1 else name,
         f"{model.num_parameters():,}",
         f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
-        prepared.name,
+        f"{prepared.name} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)",
     )
     log.info("%s: %s", settings.optim.name, describe_groups(parameter_groups(model, settings.optim.weight_decay)))
     if rank == 0:

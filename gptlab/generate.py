@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         if args.num_samples > 1:
             print(f"--- sample {sample + 1} of {args.num_samples}, --seed {seed + sample}")
         print(args.prompt, end="", flush=True)
+        text = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
         tokens = generate(
             model,
             idx,
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace) -> None:
             generator=torch.Generator().manual_seed(seed + sample),
         )
         for token in tokens:
-            print(tokenizer.decode([int(token)]), end="", flush=True)
-        print()
+            print(text.decode(tokenizer.tokens[int(token)]), end="", flush=True)
+        print(text.decode(b"", final=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

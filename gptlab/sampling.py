@@ -83,5 +83,5 @@ def generate(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of `prompt`; where nothing is left of it, token 0 (the newline, in most texts' characters)."""
-    return tokenizer.encode(prompt).tolist() or [0]
+    """Ids of `prompt`; of an empty one the end of the text before, or token 0 (the newline, in most characters)."""
+    return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text or 0]

@@ -1,68 +1,148 @@
-"""Text to ids and back. A tokenizer is saved as a plain dict, so that a checkpoint can carry it."""
+"""Text to ids and back. A tokenizer is saved as a plain dict, so that a checkpoint can carry it.
+
+Characters, bytes, words, byte-level BPE trained on the text, and OpenAI's vocabularies. BPE is trained by Hugging
+Face's `tokenizers` and encoded by tiktoken, which is several times as fast.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import base64
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, did_you_mean
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unk|>"
+FIT_CHARACTERS = 100_000_000  # of the training text that a vocabulary of words or merges is taken from
+
+# How GPT-2 and GPT-4 cut text into the pieces that BPE works on, as tiktoken writes their patterns.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
+    r"""\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+CL100K_SPECIAL = {
+    END_OF_TEXT: 100257,
+    "<|fim_prefix|>": 100258,
+    "<|fim_middle|>": 100259,
+    "<|fim_suffix|>": 100260,
+    "<|endofprompt|>": 100276,
+}
+SHA256 = {  # of OpenAI's files
+    "gpt2/vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "gpt2/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+}
+NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")
 
 
-class Tokenizer(Protocol):
-    """What data, sampling and checkpoints need of a tokenizer."""
+@dataclass(frozen=True)
+class TokenizerConfig:
+    name: str
+    vocab_size: int | None
+    """Of word (None: all words) and bpe: tokens in all, special ones among them."""
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise UserError(f"tokenizer.name={self.name}: no such tokenizer; {did_you_mean(self.name, NAMES)}")
+        least = {"word": 3, "bpe": 257}.get(self.name)
+        if least is None and self.vocab_size is not None:
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size}: tokenizer={self.name} has its own; leave it out")
+        if self.name == "bpe" and self.vocab_size is None:
+            raise UserError("tokenizer.vocab_size: is missing; tokenizer=bpe needs one, e.g. 2048")
+        if least is not None and self.vocab_size is not None and self.vocab_size < least:
+            why = "256 bytes and the end of text" if self.name == "bpe" else "a word and the special tokens"
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size}: must be at least {least} ({why})")
+
+
+class Tokenizer:
+    """What data, sampling and checkpoints need: ids (n,) int64 from a text, and the bytes that each id stands for.
+
+    Args:
+        tokens: the UTF-8 bytes of each id's text, (V,); empty where an id is not used.
+        end_of_text: the id that ends a document, if there is one. In a text, "<|endoftext|>" is text.
+    """
 
     name: str
 
+    def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
+        self.tokens = tokens
+        self.end_of_text = end_of_text
+
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        return len(self.tokens)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, (n,) int64; what the tokenizer does not know is left out (see `unknown`)."""
-        ...
+        """Ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
+        raise NotImplementedError
 
-    def decode(self, ids: list[int]) -> str: ...
+    def encode_special(self, text: str) -> np.ndarray:
+        """As `encode`, but "<|endoftext|>" in the text is the special token."""
+        if self.end_of_text is None:
+            return self.encode(text)
+        first, *rest = (self.encode(part) for part in text.split(END_OF_TEXT))
+        return np.concatenate([first, *(ids for part in rest for ids in ([self.end_of_text], part))]).astype(np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8, as when a character is cut, become U+FFFD."""
+        return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
 
     def unknown(self, text: str) -> list[str]:
         """The distinct characters of `text` that `encode` leaves out, sorted."""
-        ...
+        return []
 
     def token_bytes(self) -> np.ndarray:
         """Bytes of raw UTF-8 text that each token stands for, (V,) int64: the unit of bits per byte."""
-        ...
+        sizes = np.array([len(token) for token in self.tokens], dtype=np.int64)
+        if self.end_of_text is not None:
+            sizes[self.end_of_text] = 0
+        return sizes
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
 
 
-class CharTokenizer:
+def _ended(tokens: list[bytes], end_of_text: bool) -> tuple[list[bytes], int | None]:
+    return (tokens + [END_OF_TEXT.encode()], len(tokens)) if end_of_text else (tokens, None)
+
+
+class CharTokenizer(Tokenizer):
     """One id per character, in code point order, as in char-rnn and nanoGPT.
 
     Args:
         chars: the characters, distinct and sorted; a character's place is its id.
+        end_of_text: whether there is one more id, for the end of a document.
     """
 
     name = "char"
 
-    def __init__(self, chars: str) -> None:
+    def __init__(self, chars: str, end_of_text: bool = False) -> None:
         points = np.array([ord(c) for c in chars], dtype=np.uint32)
         if len(points) == 0 or np.any(points[1:] <= points[:-1]):
             raise UserError("a character tokenizer needs distinct characters in code point order")
+        super().__init__(*_ended([c.encode("utf-8", "surrogatepass") for c in chars], end_of_text))
         self.chars = chars
         self._points = points
 
     @classmethod
-    def fit(cls, text: str) -> CharTokenizer:
-        """The tokenizer that knows exactly the characters of `text`."""
-        return cls("".join(sorted(set(text))))
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.chars)
+    def fit(cls, texts: Iterable[str], end_of_text: bool = False) -> CharTokenizer:
+        """The tokenizer that knows exactly the characters of `texts`."""
+        return cls("".join(sorted(set().union(*map(set, texts)))), end_of_text)
 
     def _lookup(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Code points of `text`, the id each would have, and whether it is known; all (n,)."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        ids = np.searchsorted(self._points, points).clip(max=self.vocab_size - 1)
+        ids = np.searchsorted(self._points, points).clip(max=len(self.chars) - 1)
         return points, ids, self._points[ids] == points
 
     def encode(self, text: str) -> np.ndarray:
@@ -70,17 +150,208 @@ class CharTokenizer:
         return ids[known].astype(np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        return "".join(self.chars[i] for i in ids)
+        return "".join(self.chars[i] if i != self.end_of_text else END_OF_TEXT for i in ids)
 
     def unknown(self, text: str) -> list[str]:
         points, _, known = self._lookup(text)
         return [chr(p) for p in np.unique(points[~known])]
 
-    def token_bytes(self) -> np.ndarray:
-        return np.array([len(c.encode("utf-8", "surrogatepass")) for c in self.chars], dtype=np.int64)
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "chars": self.chars, "end_of_text": self.end_of_text is not None}
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and the end of a document where there are several."""
+
+    name = "byte"
+
+    def __init__(self, end_of_text: bool = False) -> None:
+        super().__init__(*_ended([bytes([i]) for i in range(256)], end_of_text))
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_scalar_values(text).encode(), dtype=np.uint8).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "chars": self.chars}
+        return {"name": self.name, "end_of_text": self.end_of_text is not None}
+
+
+class WordTokenizer(Tokenizer):
+    r"""Words and punctuation marks, `\w+|[^\w\s]`, as in the lessons; 0 is the unknown word.
+
+    White space is not kept: decoding puts one space between words. What a token stands for are its own bytes, an
+    unknown word stands for none: bits per byte are those of the words, and compare with no other tokenizer's.
+
+    Args:
+        words: from id 1 on.
+        end_of_text: whether there is one more id, for the end of a document.
+    """
+
+    name = "word"
+    pattern = re.compile(r"\w+|[^\w\s]")
+    closing = frozenset(".,;:!?%)]}'\"…")  # marks without a space before them
+
+    def __init__(self, words: list[str], end_of_text: bool = False) -> None:
+        spaced = (word if word in self.closing else f" {word}" for word in (UNKNOWN, *words))
+        super().__init__(*_ended([word.encode("utf-8", "replace") for word in spaced], end_of_text))
+        self.words = words
+        self._ids = {word: i for i, word in enumerate(words, 1)}
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], vocab_size: int | None, end_of_text: bool = False) -> WordTokenizer:
+        """The most frequent words of `texts`, `vocab_size` tokens in all; the alphabet decides between equals."""
+        counts: Counter[str] = Counter()
+        for text in _beginning(texts):
+            counts.update(cls.pattern.findall(text))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(ordered if vocab_size is None else ordered[: vocab_size - 1 - end_of_text], end_of_text)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([self._ids.get(word, 0) for word in self.pattern.findall(text)], dtype=np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        return super().decode(ids).removeprefix(" ")
+
+    def token_bytes(self) -> np.ndarray:
+        sizes = super().token_bytes()
+        words = np.array([len(word.encode("utf-8", "replace")) for word in self.words], dtype=np.int64)
+        sizes[0], sizes[1 : len(words) + 1] = 0, words
+        return sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "words": self.words, "end_of_text": self.end_of_text is not None}
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE, as of GPT-2 (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909), encoded by tiktoken.
+
+    Args:
+        name: bpe, or that of OpenAI's vocabulary.
+        merges: the tokens' bytes in the order in which they are merged, the 256 bytes first; a token's place is its id.
+        pattern: cuts the text into the pieces within which tokens are merged.
+        special: ids of the special tokens.
+    """
+
+    def __init__(self, name: str, merges: list[bytes], pattern: str, special: dict[str, int]) -> None:
+        tokens = merges + [b""] * (max(special.values()) + 1 - len(merges))
+        for text, i in special.items():
+            tokens[i] = text.encode()
+        super().__init__(tokens, special[END_OF_TEXT])
+        self.name, self.merges, self.pattern, self.special = name, merges, pattern, special
+        self._encoding = tiktoken.Encoding(
+            name,
+            pat_str=pattern,
+            mergeable_ranks={token: i for i, token in enumerate(merges)},
+            special_tokens=special,
+        )
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+        """Merges learned from `texts`: 256 bytes, merges, and the end of text, `vocab_size` tokens in all.
+
+        Fewer where the text has no more pairs to merge.
+        """
+        import tokenizers  # Hugging Face's
+
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
+        learner.train_from_iterator(_beginning(texts), trainer)
+        # It writes each byte as a letter: a printable one as itself, the others as the letters from 256 on.
+        visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+        hidden = [b for b in range(256) if b not in visible]
+        byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+        vocab = learner.get_vocab()
+        merges = [bytes(byte[letter] for letter in token) for token in sorted(vocab, key=vocab.__getitem__)]
+        return cls("bpe", merges, GPT2_PATTERN, {END_OF_TEXT: len(merges)})
+
+    @classmethod
+    def gpt2(cls, raw_dir: Path) -> BPETokenizer:
+        """GPT-2's vocabulary of 50,257, from `raw_dir`/gpt2/{vocab.bpe,encoder.json}, else through tiktoken.
+
+        Raises:
+            UserError: it lies nowhere and cannot be downloaded, or what lies there differs.
+        """
+        ranks = _ranks("gpt2", ("gpt2/vocab.bpe", "gpt2/encoder.json"), raw_dir, data_gym_to_mergeable_bpe_ranks)
+        return cls("gpt2", sorted(ranks, key=ranks.__getitem__), GPT2_PATTERN, {END_OF_TEXT: 50256})
+
+    @classmethod
+    def cl100k_base(cls, raw_dir: Path) -> BPETokenizer:
+        """GPT-4's vocabulary of 100,277, from `raw_dir`/cl100k_base.tiktoken, else through tiktoken.
+
+        Raises:
+            UserError: see `gpt2`.
+        """
+        ranks = _ranks("cl100k_base", ("cl100k_base.tiktoken",), raw_dir, load_tiktoken_bpe)
+        return cls("cl100k_base", sorted(ranks, key=ranks.__getitem__), CL100K_PATTERN, CL100K_SPECIAL)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(_scalar_values(text), disallowed_special=()).astype(np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "merges": " ".join(base64.b64encode(token).decode() for token in self.merges),
+            "pattern": self.pattern,
+            "special": self.special,
+        }
+
+
+def _ranks(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> dict[bytes, int]:
+    try:
+        if all((raw_dir / file).is_file() for file in files):
+            return read(*(str(raw_dir / file) for file in files), *(SHA256[file] for file in files))
+        return tiktoken.get_encoding(name)._mergeable_ranks
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"tokenizer={name}: its vocabulary cannot be read from data.dir={raw_dir} nor downloaded "
+            f"({type(error).__name__}: {str(error)[:200]}). Put {' and '.join(files)} there, or use "
+            f"tokenizer=bpe, which learns one from the text"
+        ) from error
+
+
+def _scalar_values(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _beginning(texts: Iterable[str]) -> Iterator[str]:
+    seen = 0
+    for text in texts:
+        yield text[: FIT_CHARACTERS - seen]
+        seen += len(text)
+        if seen >= FIT_CHARACTERS:
+            return
+
+
+def build(config: TokenizerConfig, texts: Iterable[str], end_of_text: bool, raw_dir: Path) -> Tokenizer:
+    """The tokenizer that `config` names, fitted to `texts` where it learns from them.
+
+    Args:
+        texts: the training part in pieces; read only as far as it is needed.
+        end_of_text: have a token for the end of a document; BPE always has one.
+        raw_dir: where OpenAI's vocabularies are looked for.
+
+    Raises:
+        UserError: see `BPETokenizer.gpt2`.
+    """
+    if config.name == "char":
+        return CharTokenizer.fit(texts, end_of_text)
+    if config.name == "byte":
+        return ByteTokenizer(end_of_text)
+    if config.name == "word":
+        return WordTokenizer.fit(texts, config.vocab_size, end_of_text)
+    if config.name == "bpe":
+        assert config.vocab_size is not None
+        return BPETokenizer.fit(texts, config.vocab_size)
+    return BPETokenizer.gpt2(raw_dir) if config.name == "gpt2" else BPETokenizer.cl100k_base(raw_dir)
 
 
 def from_dict(state: dict[str, Any]) -> Tokenizer:
@@ -89,8 +360,19 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
     Raises:
         UserError: the dict describes no tokenizer that this version knows.
     """
-    if state.get("name") != "char":
-        raise UserError(f"unknown tokenizer {state.get('name')!r}; this version knows: char")
-    if not isinstance(state.get("chars"), str):
-        raise UserError("a character tokenizer without its characters: the file that it comes from is broken")
-    return CharTokenizer(state["chars"])
+    name = state.get("name")
+    if name not in NAMES:
+        raise UserError(f"unknown tokenizer {name!r}; this version knows: {', '.join(NAMES)}")
+    try:
+        if name == "byte":
+            return ByteTokenizer(bool(state["end_of_text"]))
+        if name == "char":
+            return CharTokenizer(state["chars"], bool(state["end_of_text"]))
+        if name == "word":
+            return WordTokenizer(state["words"], bool(state["end_of_text"]))
+        merges = [base64.b64decode(token) for token in state["merges"].split(" ")]
+        return BPETokenizer(name, merges, state["pattern"], state["special"])
+    except UserError:
+        raise
+    except Exception as error:  # tiktoken raises what it likes
+        raise UserError(f"a damaged {name} tokenizer ({error}): the file that it comes from is broken") from error

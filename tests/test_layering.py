@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "gptlab"
 # From the bottom up; a module may import from lower rows only, models from their own row's files.
 ROWS = [
     {"errors"},
-    {"files"},
-    {"tokenizers", "corpora", "models", "optim", "metrics"},
-    {"dataset", "checkpoint", "sampling"},
+    {"files", "texts"},
+    {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
+    {"prepare", "dataset", "checkpoint", "sampling"},
     {"module", "datamodule", "loggers"},
     {"config", "runs", "callbacks"},
     {"fit"},
@@ -22,7 +22,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "lightning": {"module", "datamodule", "loggers", "callbacks", "fit", "config", "train"},
     "hydra": {"train"},
     "omegaconf": {"config", "train"},
-    "torch": set().union(*ROWS) - {"errors", "files", "tokenizers", "corpora", "runs", "train", "cli"},
+    "torch": set().union(*ROWS) - {"errors", "files", "texts", "tokenizers", "corpora", "shards", "prepare", "runs", "train", "cli"},
     "tensorboard": set(),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.models.layers import CausalSelfAttention, Places
+from tests.conftest import ROOT
 
 V, T, B = 101, 23, 5
 TINY = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 3, "n_embd": 33}
@@ -128,6 +130,28 @@ def test_named_sizes_have_the_published_number_of_parameters(
 ) -> None:
     settings, _ = compose(*overrides)
     assert parameters(settings.model_config(vocab_size)) == count
+
+
+def table_of_sizes() -> dict[str, dict[str, int | None]]:
+    """README's table: size -> column -> number, None where it has none."""
+    lines = (ROOT / "README.md").read_text().split("### Sizes\n")[1].split("\n#")[0].splitlines()
+    header, _, *rows = ([cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
+    numbers = [[int(cell.replace(",", "")) if re.search(r"\d", cell) else None for cell in row[1:]] for row in rows]
+    return {row[0]: dict(zip(header[1:], cells, strict=True)) for row, cells in zip(rows, numbers, strict=True)}
+
+
+def test_all_sizes_stand_in_the_readme_with_their_shape_and_number_of_parameters(compose: Any) -> None:
+    table = table_of_sizes()
+    assert set(table) == {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {"gpt2"}
+    for size, row in table.items():
+        settings, _ = compose(f"model={size}")
+        config = settings.model_config(65)
+        found: dict[str, int | None] = {
+            key: getattr(config, key, None) for key in ("n_layer", "n_head", "n_embd", "block_size")
+        }
+        for vocab_size in (65, 50257):
+            found[f"parameters (V = {vocab_size})"] = parameters(settings.model_config(vocab_size))
+        assert row == found, size
 
 
 def test_the_defaults_are_gpt2_small() -> None:
@@ -260,8 +284,39 @@ def test_too_long_a_sequence_is_refused() -> None:
         ({"dropout": 1.0}, r"model.dropout=1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, r"model.dropout=-0.1: must be at least 0 and below 1"),
         ({"dropout": math.nan}, r"model.dropout=nan: must be at least 0 and below 1"),
-        ({"mlp": "swish"}, r"model.mlp=swish: must be one of gelu, relu, relu2"),
-        ({"attention": "flash"}, r"model.attention=flash: must be one of sdpa, manual"),
+        ({"mlp": "swish"}, r"model.mlp=swish: must be one of gelu, relu, relu2, swiglu, geglu, none$"),
+        ({"attention": "flash"}, r"model.attention=flash: must be one of sdpa, manual, per_head, none$"),
+        ({"norm": "batchnorm"}, r"model.norm=batchnorm: must be one of layernorm, rmsnorm, none$"),
+        ({"norm_place": "both"}, r"model.norm_place=both: must be one of pre, post$"),
+        ({"pos": "xpos"}, r"model.pos=xpos: must be one of learned, rope, alibi, sinusoidal, none$"),
+        ({"init": "zero"}, r"model.init=zero: must be one of gpt2, torch$"),
+        ({"n_kv_head": 0}, r"model.n_kv_head=0: must be at least 1"),
+        ({"n_inner": 0}, r"model.n_inner=0: must be at least 1"),
+        ({"window": 0}, r"model.window=0: must be at least 1"),
+        ({"norm_eps": 0.0}, r"model.norm_eps=0.0: must be above 0"),
+        ({"rope_base": -1.0}, r"model.rope_base=-1.0: must be above 0"),
+        ({"logit_softcap": 0.0}, r"model.logit_softcap=0.0: must be above 0"),
+        ({"logit_softcap": math.nan}, r"model.logit_softcap=nan: must be above 0"),
+        (
+            {"n_kv_head": 2},
+            r"model.n_head=3 is not divisible by model.n_kv_head=2: choose n_kv_head among \[1, 3\]",
+        ),
+        (
+            {"n_kv_head": 6},
+            r"model.n_head=3 is not divisible by model.n_kv_head=6: choose n_kv_head among \[1, 3\]",
+        ),
+        ({"pos": "rope"}, r"model.pos=rope turns pairs, and n_embd / n_head = 11 is odd: choose another n_head"),
+        (
+            {"attention": "none", "mlp": "none"},
+            r"model.attention=none and model.mlp=none leave nothing of the blocks: see model=bigram",
+        ),
+        ({"parallel": True, "attention": "none"}, r"model.parallel=true needs both attention and mlp"),
+        ({"parallel": True, "mlp": "none"}, r"model.parallel=true needs both attention and mlp"),
+        ({"zero_init": True, "residual": False}, r"model.zero_init=true without model.residual never learns"),
+        (
+            {"mlp_proj": False, "n_inner": 47},
+            r"model.n_inner=47: without model.mlp_proj the hidden layer is n_embd=33 wide; leave n_inner out",
+        ),
     ],
 )
 def test_an_impossible_gpt_names_key_value_and_way_out(fields: dict[str, Any], message: str) -> None:

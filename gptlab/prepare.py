@@ -1,0 +1,335 @@
+"""Text becomes ids on disk, once: split, and tokenised by several threads in bounded memory.
+
+A preparation that was killed goes on near where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from gptlab import tokenizers
+from gptlab.corpora import Corpus
+from gptlab.errors import UserError
+from gptlab.files import write_atomically, writing
+from gptlab.shards import Shards, Writer, id_type
+from gptlab.texts import PIECE, Piece
+from gptlab.tokenizers import Tokenizer, TokenizerConfig
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the prepared files; part of their folder's name
+SPLITS = ("train", "val", "test")
+LARGE = 1 << 26  # bytes of text from which what was read is remembered, and progress shown
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part of a text is held out."""
+
+    by: str
+    """position: the last parts of the text; document: each document as its hash decides."""
+    val_fraction: float
+    test_fraction: float
+
+    def __post_init__(self) -> None:
+        if self.by not in ("position", "document"):
+            raise UserError(f"data.split={self.by}: must be one of position, document")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction}: must be above 0 and below 1")
+        if not 0 <= self.test_fraction < 1 - self.val_fraction:
+            raise UserError(
+                f"data.test_fraction={self.test_fraction}: must be at least 0, and leave something to train on beside "
+                f"data.val_fraction={self.val_fraction}"
+            )
+
+    @property
+    def held_out(self) -> float:
+        return self.val_fraction + self.test_fraction
+
+    def ends(self, characters: int) -> tuple[int, int, int]:
+        """Where train, val and test end in a text that is split by position."""
+        return int(characters * (1 - self.held_out)), int(characters * (1 - self.test_fraction)), characters
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus as ids on disk."""
+
+    name: str
+    sha256: str
+    """Of the raw text, UTF-8; after each document, where there are several, the byte 0xFF."""
+    tokenizer: Tokenizer
+    folder: Path
+    counts: dict[str, list[int]]
+    """Ids in each file of each split."""
+    unknown: list[str]
+    """Characters of the held-out parts that the tokenizer left out."""
+
+    def ids(self, split: str) -> Shards:
+        """Ids of "train", "val" or, if there is one, "test"."""
+        return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
+
+
+def prepare(corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, cache_dir: Path) -> Prepared:
+    """Split the text, fit the tokenizer on the training part, and write each part's ids, unless they are there.
+
+    The folder's name carries the hash of text, split, tokenizer and format, and the folder appears under it whole. Of
+    several processes one does the work, the others wait for it.
+
+    Raises:
+        UserError: a part of the split would be empty, the vocabulary cannot be had, or the cache cannot be written.
+    """
+    if split.by == "document" and not corpus.documents:
+        raise UserError(f"data.split=document: data={corpus.name} is one text; use data.split=position")
+    if split.by == "position" and corpus.bytes is None:
+        raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
+    about = None if corpus.bytes is None else survey(corpus, cache_dir)
+    identity = about["sha256"] if about else corpus.origin
+    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), asdict(config)])
+    folder = cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    if prepared := _opened(corpus.name, folder):
+        return prepared
+    with writing(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _alone(cache_dir / f".{folder.name}.lock"):
+            if not (prepared := _opened(corpus.name, folder)):
+                _build(folder, corpus, split, config, raw_dir, about["characters"] if about else 0)
+                prepared = _opened(corpus.name, folder)
+    assert prepared is not None
+    return prepared
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold a lock, which ends with its process, however that ends; wait while another process holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that prepares the same data")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _opened(name: str, folder: Path) -> Prepared | None:
+    """What lies in `folder`; None if it is not there, or not whole."""
+    with suppress(OSError, ValueError, KeyError):
+        index = json.loads((folder / "index.json").read_text())
+        tokenizer = tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text()))
+        prepared = Prepared(name, index["sha256"], tokenizer, folder, index["counts"], index["unknown"])
+        if all(len(prepared.ids(split)) == sum(counts) for split, counts in prepared.counts.items()):
+            return prepared
+    return None
+
+
+def hashed(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
+    for piece in pieces:
+        digest.update(piece.text.encode())
+        if piece.last and documents:
+            digest.update(b"\xff")  # which no UTF-8 has
+        yield piece
+
+
+def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
+    """Hash and length of a text: `sha256` and `characters`. A large one is read anew only when its files have changed.
+
+    Raises:
+        UserError: there is no text in it.
+    """
+    assert corpus.bytes is not None
+    large = corpus.bytes >= LARGE
+    remembered = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
+    if large:
+        with suppress(OSError, ValueError):
+            return json.loads(remembered.read_text())
+    digest, characters, blank = hashlib.sha256(), 0, True
+    with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
+        for text, _ in hashed(corpus.read(), digest, corpus.documents):
+            characters += len(text)
+            blank = blank and not text.strip()
+            bar.update(len(text))
+    if blank:
+        raise UserError(f"data={corpus.name} is empty: give a text with something in it")
+    about = {"sha256": digest.hexdigest(), "characters": characters}
+    if large:
+        write_atomically(remembered, lambda file: file.write(json.dumps(about).encode()))
+    return about
+
+
+Part = tuple[str, str, bool]
+"""Split, text, and whether its document ends with it."""
+
+
+def assigned(pieces: Iterable[Piece], split: Split, characters: int) -> Iterator[Part]:
+    """Each piece with the split that it belongs to; by position, the one at a border is cut in two."""
+    if split.by == "document":
+        yield from _by_document(pieces, split)
+        return
+    ends = split.ends(characters)
+    position = 0
+    for text, last in pieces:
+        begin = 0
+        for name, end in zip(SPLITS, ends, strict=True):
+            stop = min(end - position, len(text))
+            if stop > begin:
+                yield name, text[begin:stop], last and stop == len(text)
+                begin = stop
+        position += len(text)
+
+
+def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
+    """The hash of its first piece decides on a document: copies go together, and the order does not matter."""
+    name, begins = "train", True
+    for text, last in pieces:
+        if begins:
+            place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+            name = "val" if place < split.val_fraction else "test" if place < split.held_out else "train"
+        yield name, text, last
+        begins = last
+
+
+def _build(folder: Path, corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, characters: int) -> None:
+    """Fill `folder`: in another one first, where what a killed process has done is taken up."""
+    names = SPLITS if split.test_fraction else SPLITS[:2]
+    if split.by == "position":
+        ends = split.ends(characters)
+        for name, begin, end in zip(names, (0, *ends), ends, strict=False):
+            if end - begin < 2:
+                raise UserError(
+                    f"the {name} part of data={corpus.name} has {end - begin} characters ({characters} in all, "
+                    f"data.val_fraction={split.val_fraction}): give more text"
+                )
+    quiet = True if corpus.bytes is not None and corpus.bytes < LARGE else None  # None: a bar on a terminal
+    if not quiet:
+        log.info("preparing data=%s with tokenizer=%s, once: %s", corpus.name, config.name, folder)
+    work = folder.with_name(f".{folder.name}.partial")
+    work.mkdir(exist_ok=True)
+    digest = hashlib.sha256()
+    writer = Writer(work)
+    try:
+        tokenizer = _tokenizer(work, corpus, split, config, raw_dir, characters)
+        parts = assigned(hashed(corpus.read(), digest, corpus.documents), split, characters)
+        with tqdm(total=characters or None, unit="char", unit_scale=True, desc="tokenising", disable=quiet) as bar:
+            for ids, unknown in _in_parallel(tokenizer, parts, corpus.documents, writer.units, bar):
+                writer.add(ids, unknown)
+        for name in names:
+            if sum(writer.counts.get(name, [])) < 2:
+                raise UserError(
+                    f"data={corpus.name}: the {name} part has nothing that its tokens can say: give more text"
+                )
+    except BaseException:
+        if not writer.mark.exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    index = {"sha256": digest.hexdigest(), "counts": writer.counts, "unknown": sorted(writer.unknown)}
+    write_atomically(work / "index.json", lambda file: file.write(json.dumps(index).encode()))
+    writer.mark.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+    work.rename(folder)
+
+
+def _tokenizer(
+    work: Path, corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, characters: int
+) -> Tokenizer:
+    file = work / "tokenizer.json"
+    with suppress(OSError, ValueError):
+        return tokenizers.from_dict(json.loads(file.read_text()))
+    train = (text for name, text, _ in assigned(corpus.read(), split, characters) if name == "train")
+    beginning = next(train, None)
+    if beginning is None:
+        raise UserError(f"data={corpus.name}: no document falls into the train part: give more documents")
+    tokenizer = tokenizers.build(config, itertools.chain([beginning], train), corpus.documents, raw_dir)
+    if config.name == "bpe" and tokenizer.vocab_size < (config.vocab_size or 0):
+        log.warning(
+            "tokenizer.vocab_size=%d: data=%s has no more pairs to merge after %d tokens",
+            config.vocab_size,
+            corpus.name,
+            tokenizer.vocab_size,
+        )
+    write_atomically(file, lambda f: f.write(json.dumps(tokenizer.to_dict()).encode()))
+    return tokenizer
+
+
+Encoded = tuple[dict[str, np.ndarray], set[str]]
+"""Ids by split, and the characters of held-out parts that have none."""
+
+
+def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> Encoded:
+    """The ids of neighbouring parts; `end_of_text` follows each document."""
+    ids: dict[str, list[np.ndarray]] = {}
+    unknown: set[str] = set()
+    dtype = id_type(tokenizer.vocab_size)
+    for name, text, last in parts:
+        of_split = ids.setdefault(name, [])
+        of_split.append(tokenizer.encode(text).astype(dtype))
+        if last and end_of_text is not None:
+            of_split.append(np.array([end_of_text], dtype))
+        if name != "train":
+            unknown.update(tokenizer.unknown(text))
+    return {name: np.concatenate(arrays) for name, arrays in ids.items()}, unknown
+
+
+def units(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Neighbours of `PIECE` characters and more in all: what one thread encodes at a time."""
+    unit: list[Part] = []
+    size = 0
+    for part in parts:
+        unit.append(part)
+        size += len(part[1])
+        if size >= PIECE:
+            yield unit
+            unit, size = [], 0
+    if unit:
+        yield unit
+
+
+def _in_parallel(
+    tokenizer: Tokenizer, parts: Iterable[Part], documents: bool, done: int, bar: tqdm
+) -> Iterator[Encoded]:
+    """What `encode` makes of each unit but the first `done`, in order; a few are under way at a time.
+
+    Threads do: tiktoken and numpy let go of Python's lock.
+    """
+    end_of_text = tokenizer.end_of_text if documents else None
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    under_way: deque[tuple[Future[Encoded], int]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number, unit in enumerate(units(parts)):
+                size = sum(len(text) for _, text, _ in unit)
+                if number < done:
+                    bar.update(size)
+                    continue
+                under_way.append((pool.submit(encode, tokenizer, unit, end_of_text), size))
+                if len(under_way) > 2 * threads:
+                    yield _finished(under_way, bar)
+            while under_way:
+                yield _finished(under_way, bar)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finished(under_way: deque[tuple[Future[Encoded], int]], bar: tqdm) -> Encoded:
+    future, size = under_way.popleft()
+    encoded = future.result()
+    bar.update(size)
+    return encoded

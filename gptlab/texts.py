@@ -1,0 +1,180 @@
+"""Texts of every form, read in pieces of bounded size: .txt .md .jsonl .parquet, packed as .gz or .zst."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from gptlab.errors import UserError
+
+PIECE = 1 << 20  # characters
+PLAIN, LINES, TABLES, PACKED = (".txt", ".md"), (".jsonl",), (".parquet",), (".gz", ".zst")
+
+
+class Piece(NamedTuple):
+    text: str
+    last: bool
+    """Whether its document ends with it."""
+
+
+# A tokenizer's pieces never reach across the end of a line, unless more white space comes before or after it; nor from
+# a letter or mark to the space before the next word.
+SAFE = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= [^\W\d_])")
+
+
+def pieces(chunks: Iterable[str]) -> Iterator[Piece]:
+    """A document, given in `chunks`, cut at safe places into pieces of about `PIECE` characters.
+
+    A BPE or word tokenizer gives the pieces the ids that it gives the whole, if a safe place comes every 16 pieces.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) >= 2 * PIECE:
+            safe = SAFE.search(held, PIECE, len(held) - 1)
+            if safe is None and len(held) < 16 * PIECE:
+                break  # it may come in the next chunk
+            end = safe.start() if safe else PIECE
+            yield Piece(held[:end], False)
+            held = held[end:]
+    if held:
+        yield Piece(held, True)
+
+
+def characters(path: Path) -> Iterator[str]:
+    """The UTF-8 text of a file, unpacked, in chunks; line endings as they are, without a byte order mark.
+
+    Raises:
+        UserError: no such file, unreadable, or not UTF-8 text.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
+    with _open(path) as file:
+        while raw := file.read(PIECE):
+            if position == 0 and b"\0" in raw[: 1 << 16]:
+                raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
+            try:
+                text = decoder.decode(raw)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"data.path={path} is not UTF-8 text (byte {error.object[error.start]:#04x} near {position:,}); "
+                    f"convert it first, e.g. iconv -f latin1 -t utf-8"
+                ) from error
+            yield text.removeprefix("\ufeff") if position == 0 else text
+            position += len(raw)
+    if decoder.getstate()[0]:
+        raise UserError(f"data.path={path} is not UTF-8 text (it ends within a character); is it complete?")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
+            elif path.suffix == ".zst":
+                zstandard = extra("zstandard", f"{path} is packed by zstd")
+                yield zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            else:
+                yield file
+    except FileNotFoundError as error:
+        raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
+    except UserError:
+        raise
+    except Exception as error:  # each format has its own
+        raise UserError(f"data.path={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def extra(module: str, why: str) -> Any:
+    """A library that not every installation has."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{why}, and reading that needs {module}: pip install 'gptlab[data]'") from error
+
+
+def kind(path: Path) -> str:
+    """The suffix that says how a file is read, without that of its packing."""
+    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
+    """The documents of one file, each in chunks: a line of .jsonl, a row of .parquet, or the whole text.
+
+    Args:
+        key: of the text in a line or a row.
+
+    Raises:
+        UserError: see `characters`; or a line or row without such a text.
+    """
+    if kind(path) in LINES:
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                yield [_text(path, number, line, key)]
+    elif kind(path) in TABLES:
+        parquet = extra("pyarrow.parquet", f"{path} is a parquet file")
+        with _open(path) as file:
+            table = parquet.ParquetFile(file)
+            if key not in table.schema_arrow.names:
+                raise UserError(
+                    f"data.text_key={key}: {path} has no such column; there are {', '.join(table.schema_arrow.names)}"
+                )
+            for rows in table.iter_batches(batch_size=1024, columns=[key]):
+                yield from ([text] for text in rows.column(0).to_pylist() if text)
+    else:
+        yield characters(path)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    held = ""
+    for chunk in characters(path):
+        *lines, held = (held + chunk).split("\n")
+        yield from lines
+    yield held
+
+
+def _text(path: Path, number: int, line: str, key: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
+    text = row.get(key) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"data.text_key={key}: {path}, line {number}, has no such text; there are {there}")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
+
+
+def find(paths: list[Path]) -> tuple[Path, ...]:
+    """The files that `paths` mean: themselves, and all texts below a folder, in the order of their names.
+
+    Raises:
+        UserError: there is nothing, or no text in a folder.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            texts = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path))]
+            if not texts:
+                raise UserError(
+                    f"data.path={path}: no text in this folder; there should be {' '.join((*PLAIN, *LINES, *TABLES))} "
+                    f"files, or those packed as {' or '.join(PACKED)}"
+                )
+            found += texts
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"data.path={path}: no such file; give text files, or a folder of them")
+    return tuple(found)
+
+
+def _is_text(path: Path) -> bool:
+    return kind(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import platformdirs
 
 from gptlab import corpora
 from gptlab.dataset import EvalBatches, Share, TrainBatches
 from gptlab.errors import UserError, quoted
+from gptlab.files import user_folder
 from gptlab.prepare import Prepared, Split, prepare
 from gptlab.tokenizers import TokenizerConfig
 
@@ -64,8 +64,7 @@ class DataConfig:
 
     def folder(self, which: str) -> Path:
         """`dir` or `cache_dir`, by default the user's cache folder."""
-        given = getattr(self, which)
-        return Path(given).expanduser() if given else platformdirs.user_cache_path("gptlab", appauthor=False)
+        return user_folder(getattr(self, which))
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each process runs per optimizer step.

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import platformdirs
+
 from gptlab.errors import UserError
 
 
@@ -41,3 +43,8 @@ def writing(folder: Path) -> Iterator[None]:
             f"cannot write in {folder}: {error.strerror or error}; free some space there, or choose another "
             f"folder (hydra.run.dir=... for runs, data.cache_dir=... for prepared data)"
         ) from error
+
+
+def user_folder(given: str | None) -> Path:
+    """`given`, or the user's cache folder for gptlab."""
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("gptlab", appauthor=False)

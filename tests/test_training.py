@@ -131,8 +131,10 @@ def test_one_batch_is_learned_by_heart(run: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_file: Path, tmp_path: Path) -> None:
+    smaller = {"verdict": ("model.n_layer=1", "model.n_embd=96")}  # it is GPT-2
     settings, plain = compose(
         f"experiment={experiment}",
+        *smaller.get(experiment, ()),
         "data=text",
         "data.batch_size=2",
         "data.val_fraction=0.01",

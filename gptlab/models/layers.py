@@ -45,7 +45,7 @@ class Places(NamedTuple):
 def places(config: GPTConfig, T: int, device: torch.device) -> Places:
     rope, alibi = config.pos == "rope", config.pos == "alibi"
     rotation = rotary_table(T, config.n_embd // config.n_head, config.rope_base, device) if rope else None
-    slopes = alibi_slopes(config.n_head).to(device) if alibi else None
+    slopes = alibi_slopes(config.n_head, device) if alibi else None
     return Places(rotation, attention_bias(T, device, config.window, slopes))
 
 
@@ -72,14 +72,15 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
 
 
-def alibi_slopes(n_head: int) -> Tensor:
+def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
     """(H,): 2^(-8/H), 2^(-16/H), ..., 2^-8 where H is a power of two (Press et al. 2022, https://arxiv.org/abs/2108.12409).
 
     Otherwise those of the next smaller power of two n, then the first, third, ... of 2 n: the paper's own code.
     """
     n = 2 ** int(math.log2(n_head))
-    powers = [8 * (i + 1) / n for i in range(n)] + [8 * (2 * i + 1) / (2 * n) for i in range(n_head - n)]
-    return 2.0 ** -torch.tensor(powers)
+    regular = torch.arange(1, n + 1, device=device) * (8 / n)
+    between = (torch.arange(n_head - n, device=device) * 2 + 1) * (4 / n)
+    return 2.0 ** -torch.cat((regular, between))
 
 
 def attention_bias(T: int, device: torch.device, window: int | None, slopes: Tensor | None) -> Tensor | None:
@@ -118,7 +119,7 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
         scores = scores.masked_fill(future, float("-inf"))
     else:
         scores = scores + bias
-    return F.dropout(F.softmax(scores, dim=-1), dropout) @ v  # (B, H, T, D)
+    return F.dropout(F.softmax(scores, dim=-1), dropout).type_as(v) @ v  # (B, H, T, D); the bias is fp32
 
 
 def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -149,12 +150,20 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: 
 ATTENTIONS = {"sdpa": sdpa_attention, "manual": manual_attention, "per_head": per_head_attention}
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square layer normalization (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Under autocast x may be bf16 and the weight fp32, for which torch has no fused kernel.
+        weight = None if self.weight is None else self.weight.type_as(x)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 def norm(config: GPTConfig) -> nn.Module:
-    """LayerNorm, RMSNorm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467), or nothing."""
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, config.norm_eps, config.norm_weight, config.bias)
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, config.norm_eps, config.norm_weight)
+        return RMSNorm(config.n_embd, config.norm_eps, config.norm_weight)
     return nn.Identity()
 
 
@@ -170,8 +179,8 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias) if config.attn_proj else nn.Identity()
         # Before the rotation, over each head, as in `transformers`' Qwen3 (Dehghani et al. 2023,
         # https://arxiv.org/abs/2302.05442, norm queries and keys by LayerNorm).
-        self.q_norm = nn.RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         B, T, C = x.shape

@@ -154,10 +154,16 @@ class LMDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> EvalBatches:
+        return self._whole("val")
+
+    def test_dataloader(self) -> EvalBatches:
+        return self._whole("test")
+
+    def _whole(self, split: str) -> EvalBatches:
         assert self.trainer is not None
         tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.prepared.tokenizer.vocab_size)
         return EvalBatches(
-            self.prepared.ids("val"),
+            self.prepared.ids(split),
             batch_size=self.config.val_batch_size or max(tokens // self.block_size, 1),
             block_size=self.block_size,
             share=self._share(),

@@ -163,6 +163,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last)
+            if "test" in prepared.counts:
+                trainer.test(module, datamodule=data, verbose=False)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
                 raise KeyboardInterrupt from None
@@ -180,6 +182,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     summary = {
         "status": "stopped_early" if stopped_early else "finished",
         **module.val_metrics,
+        **module.test_metrics,
         "best_val_loss": keeper.best_val_loss,
         "best_step": keeper.best_step,
         "train/loss": curves.last["train/loss"],

@@ -28,7 +28,7 @@ PEAK_FLOPS = {
 }
 
 
-def evaluation(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
+def evaluation(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:
     """Sums over a split, divided once.
 
     Args:
@@ -37,13 +37,13 @@ def evaluation(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
         text_bytes: bytes of raw text that the predicted tokens stand for.
 
     Returns:
-        `val/loss` in nats per token, `val/bpb` in bits per byte, `val/ppl`.
+        `val/loss` in nats per token, `val/bpb` in bits per byte, `val/ppl`; or those of another split.
     """
     loss = nats / tokens
     return {
-        "val/loss": loss,
-        "val/bpb": nats / math.log(2) / text_bytes,
-        "val/ppl": math.inf if loss > 700 else math.exp(loss),
+        f"{split}/loss": loss,
+        f"{split}/bpb": nats / math.log(2) / text_bytes,
+        f"{split}/ppl": math.inf if loss > 700 else math.exp(loss),
     }
 
 

@@ -49,6 +49,7 @@ class LMModule(L.LightningModule):
         self.fused = fused
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
+        self.test_metrics: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
         # No buffers: DDP would make them the first process's, and bf16_true would round them.
         self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
@@ -90,20 +91,30 @@ class LMModule(L.LightningModule):
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
         self._sums.append(torch.stack((self.cross_entropy(batch, "sum"), counted.sum(), text_bytes)))
 
-    def on_validation_epoch_end(self) -> None:
+    test_step = validation_step
+
+    def _evaluation(self, split: str) -> dict[str, float]:
+        """Loss and the like of all batches of a split, over all processes."""
         sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: no digit is lost over many batches
         self._sums.clear()
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
         nats, tokens, text_bytes = sums.tolist()
-        self.val_metrics = metrics.evaluation(nats, int(tokens), int(text_bytes))
+        return metrics.evaluation(nats, int(tokens), int(text_bytes), split)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_metrics = self._evaluation("test")
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics = self._evaluation("val")
         self.val_step = self.trainer.global_step
-        if not math.isfinite(nats):
+        loss = self.val_metrics["val/loss"]
+        if not math.isfinite(loss):
             raise UserError(
-                f"val/loss is {nats} at step {self.val_step}: the run has diverged; lower "
+                f"val/loss is {loss} at step {self.val_step}: the run has diverged; lower "
                 f"optim.lr={self.optim.lr:g} or raise schedule.warmup_steps={self.schedule.warmup_steps}"
             )
-        self.log("val/loss", self.val_metrics["val/loss"], logger=False, sync_dist=True)  # for early stopping
+        self.log("val/loss", loss, logger=False, sync_dist=True)  # for early stopping
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.model, self.optim, self.fused)

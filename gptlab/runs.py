@@ -106,10 +106,11 @@ def closing_words(summary: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(summary["train_seconds"]), 60)
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
+    test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
-  train/loss  {summary["train/loss"]:.4f}
+  train/loss  {summary["train/loss"]:.4f}{test}
   time        {minutes} min {seconds:02d} s of training, {summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:

@@ -111,6 +111,17 @@ def test_a_full_disk_is_one_message(shell: Any, text_file: Path, tmp_path: Path)
     assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe", "word"])
+def test_tokens_that_cut_characters_are_joined_as_they_stream(command: Any, tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "my.txt").write_text("größer 中文 😀, ja. " * 200)
+    size = ["tokenizer.vocab_size=260"] if tokenizer == "bpe" else []
+    learn = ("trainer.max_steps=60", "trainer.val_every=60", "optim.lr=1e-2", "model.n_embd=66", "model.block_size=31")
+    trained = command("train", *RUN, *learn, f"tokenizer={tokenizer}", *size, "data.path=my.txt", "hydra.run.dir=run")
+    assert trained.returncode == 0, trained.stderr
+    text = command("generate", "run", "größer", "--temperature", "0", "--max-new-tokens", "24").stdout
+    assert text.startswith("größer 中文 😀, ja.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -70,6 +70,21 @@ def test_val_loss_is_the_exact_mean_over_the_split(trained: Path, compose: Any) 
     assert summary["val/ppl"] == pytest.approx(math.exp(summary["val/loss"]))
 
 
+def test_a_test_part_is_measured_once_at_the_end(run: Any, tmp_path: Path) -> None:
+    summary = run(tmp_path, "data.test_fraction=0.2", "data.val_fraction=0.1")
+    model, tokenizer, info = checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")
+    text = Path(info.config["data"]["path"]).read_text()
+    ids = tokenizer.encode(text[int(len(text) * 0.8) :])
+    batches = EvalBatches(ids, batch_size=16, block_size=17, share=Share(0, 1, 1), device=torch.device("cpu"))
+    with torch.no_grad():
+        nats = sum(
+            torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") for x, y in batches
+        )
+    assert summary["test/loss"] == pytest.approx(float(nats) / (len(ids) - 1), abs=1e-5)
+    assert summary["test/loss"] != summary["val/loss"]
+    assert summary["test/bpb"] == pytest.approx(summary["test/loss"] / math.log(2))  # ASCII characters
+
+
 def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert {path.name for path in trained.iterdir() if not path.name.startswith("events.")} >= {
         "config.yaml",

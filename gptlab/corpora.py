@@ -77,27 +77,35 @@ def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def from_hub(name: str, path: str, subset: str | None, revision: str | None, key: str) -> Corpus:
-    """The training part of a data set of Hugging Face's hub, or of a folder of that form, streamed."""
+    """The training part of a data set of Hugging Face's hub, or of a folder of that form, streamed.
+
+    Args:
+        subset, revision: of the hub; a folder has no revision, and need not have the subset.
+    """
+    local = Path(path).is_dir()
 
     def read() -> Iterator[Piece]:
         datasets = extra("datasets", f"data={name} is a data set of the Hugging Face hub")
         logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
         try:
-            rows = datasets.load_dataset(path, name=subset, revision=revision, split="train", streaming=True)
+            where = {"name": subset, "revision": revision}
+            if local:  # which may hold all subsets, or one of them without saying so
+                where = {"name": subset if subset in datasets.get_dataset_config_names(path) else None}
+            rows = datasets.load_dataset(path, **where, split="train", streaming=True)
             for row in rows:
                 if not isinstance(row.get(key), str):
                     raise UserError(f"data.text_key={key}: {path} has no such text; there are {', '.join(row)}")
                 yield from pieces([row[key]])
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:  # of a network there are many
             raise UserError(
                 f"data={name}: {path} cannot be read from the Hugging Face hub ({type(error).__name__}: "
                 f"{str(error)[:300]}). What is prepared so far is kept: the same command goes on. Without a network, "
                 f"give a folder that holds the data set's files: data.path=..."
             ) from error
 
-    stamps = _stamps(file for file in sorted(Path(path).rglob("*")) if file.is_file()) if Path(path).is_dir() else []
+    stamps = _stamps(file for file in sorted(Path(path).rglob("*")) if file.is_file()) if local else []
     return Corpus(name, read, True, json.dumps([key, path, subset, revision, stamps]), None)
 
 

@@ -171,7 +171,8 @@ def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
         raise UserError(f"data={corpus.name} is empty: give a text with something in it")
     about = {"sha256": digest.hexdigest(), "characters": characters}
     if large:
-        write_atomically(remembered, lambda file: file.write(json.dumps(about).encode()))
+        with suppress(UserError):  # a cache that cannot be written may hold the ids all the same
+            write_atomically(remembered, lambda file: file.write(json.dumps(about).encode()))
     return about
 
 

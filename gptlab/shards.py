@@ -62,7 +62,10 @@ class Writer:
             state = json.loads(self.mark.read_text())
             for split, counts in state["counts"].items():
                 for i, count in enumerate(counts):
-                    os.truncate(shard(folder, split, i), count * state["item_size"])
+                    file, size = shard(folder, split, i), count * state["item_size"]
+                    if file.stat().st_size < size:
+                        raise ValueError(f"{file} is shorter than its mark says")
+                    os.truncate(file, size)
             self.units, self.counts, self.unknown = state["units"], state["counts"], set(state["unknown"])
         kept = {shard(folder, split, i) for split, counts in self.counts.items() for i in range(len(counts))}
         for file in set(folder.glob("*.bin")) - kept:

@@ -60,11 +60,13 @@ def characters(path: Path) -> Iterator[str]:
         while raw := file.read(PIECE):
             if position == 0 and b"\0" in raw[: 1 << 16]:
                 raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
+            held = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
             try:
                 text = decoder.decode(raw)
             except UnicodeDecodeError as error:
+                place = position - held + error.start
                 raise UserError(
-                    f"data.path={path} is not UTF-8 text (byte {error.object[error.start]:#04x} near {position:,}); "
+                    f"data.path={path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {place}); "
                     f"convert it first, e.g. iconv -f latin1 -t utf-8"
                 ) from error
             yield text.removeprefix("\ufeff") if position == 0 else text
@@ -81,8 +83,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             if path.suffix == ".gz":
                 yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
             elif path.suffix == ".zst":
-                zstandard = extra("zstandard", f"{path} is packed by zstd")
-                yield zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                yield extra("pyarrow", f"{path} is packed by zstd").input_stream(file, compression="zstd")
             else:
                 yield file
     except FileNotFoundError as error:
@@ -123,10 +124,10 @@ def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
         parquet = extra("pyarrow.parquet", f"{path} is a parquet file")
         with _open(path) as file:
             table = parquet.ParquetFile(file)
-            if key not in table.schema_arrow.names:
-                raise UserError(
-                    f"data.text_key={key}: {path} has no such column; there are {', '.join(table.schema_arrow.names)}"
-                )
+            columns = {field.name: str(field.type) for field in table.schema_arrow}
+            if columns.get(key) not in ("string", "large_string", "string_view"):
+                there = ", ".join(f"{name} ({type_})" for name, type_ in columns.items())
+                raise UserError(f"data.text_key={key}: {path} has no such column of text; there are {there}")
             for rows in table.iter_batches(batch_size=1024, columns=[key]):
                 yield from ([text] for text in rows.column(0).to_pylist() if text)
     else:
@@ -161,18 +162,20 @@ def find(paths: list[Path]) -> tuple[Path, ...]:
     """
     found: list[Path] = []
     for path in paths:
+        try:
+            path.stat()
+        except OSError as error:  # not there, or no name that a file can have
+            raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
         if path.is_dir():
-            texts = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path))]
+            texts = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path)) and each.is_file()]
             if not texts:
                 raise UserError(
                     f"data.path={path}: no text in this folder; there should be {' '.join((*PLAIN, *LINES, *TABLES))} "
                     f"files, or those packed as {' or '.join(PACKED)}"
                 )
             found += texts
-        elif path.exists():
-            found.append(path)
         else:
-            raise UserError(f"data.path={path}: no such file; give text files, or a folder of them")
+            found.append(path)
     return tuple(found)
 
 

@@ -232,6 +232,8 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, name: str, merges: list[bytes], pattern: str, special: dict[str, int]) -> None:
+        if not {bytes([i]) for i in range(256)} <= set(merges):
+            raise UserError(f"a damaged {name} tokenizer: it lacks some of the 256 bytes")
         tokens = merges + [b""] * (max(special.values()) + 1 - len(merges))
         for text, i in special.items():
             tokens[i] = text.encode()

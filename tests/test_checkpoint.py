@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab import checkpoint, dataset
+from gptlab import checkpoint, corpora
 from gptlab.dataset import EvalBatches, Share
 from gptlab.errors import UserError
 from gptlab.models import GPTConfig
+from gptlab.prepare import Split, prepare
+from gptlab.tokenizers import TokenizerConfig
 
 BEST = Path("checkpoints") / "best.ckpt"
 LAST = Path("checkpoints") / "last.ckpt"
@@ -44,7 +46,9 @@ def test_a_run_or_a_file_of_it_brings_back_model_and_tokenizer(trained: Path, in
 
 def test_a_loaded_model_has_the_loss_that_its_checkpoint_claims(trained: Path, text_file: Path, tmp_path: Path) -> None:
     model, _, info = checkpoint.load(trained)
-    ids = dataset.prepare("text", text_file.read_text(), 0.1, tmp_path).ids("val")
+    corpus = corpora.load("text", [str(text_file)], tmp_path, tmp_path)
+    split, characters = Split("position", 0.1, 0.0), TokenizerConfig("char", None)
+    ids = prepare(corpus, split, characters, tmp_path, tmp_path).ids("val")
     nats = 0.0
     batches = EvalBatches(ids, batch_size=31, block_size=17, share=Share(0, 1, 1), device=torch.device("cpu"))
     for idx, targets in batches:

@@ -2,125 +2,383 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
+import importlib
+import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gptlab import corpora
+from gptlab.corpora import Corpus
 from gptlab.errors import UserError
 from tests.conftest import ROOT
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+STORY = "I HAD always thought Jack Gisburn rather a cheap genius.\n"
 
 
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        (b"plain\n", "plain\n"),
-        (b"\xef\xbb\xbfwith a byte order mark", "with a byte order mark"),
-        (b"\r\nline ends\r\nof all\rkinds\n", "\r\nline ends\r\nof all\rkinds\n"),
-        ("z\u00fc\u4e2d\U0001f600 \ufeff".encode(), "z\u00fc\u4e2d\U0001f600 \ufeff"),
-    ],
-)
-def test_a_file_is_read_as_it_is(tmp_path: Path, raw: bytes, text: str) -> None:
+def load(name: str, *paths: Path | str, folder: Path = Path("/nowhere"), **options: Any) -> Corpus:
+    return corpora.load(name, [str(path) for path in paths], folder / "raw", folder / "cache", **options)
+
+
+def texts(corpus: Corpus) -> list[str]:
+    """The documents of a corpus."""
+    found = [""]
+    for text, last in corpus.read():
+        found[-1] += text
+        found += [""] * last
+    assert found.pop() == ""  # the last piece ends its document
+    return found
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+# Files.
+
+
+def test_one_file_is_one_text(tmp_path: Path) -> None:
     path = tmp_path / "my.txt"
-    path.write_bytes(raw)
-    assert corpora.read_text(path) == text
-    assert corpora.load("text", path, tmp_path, tmp_path) == (text, "text")
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntext")
+    corpus = load("text", path)
+    assert texts(corpus) == texts(corpus) == ["one\r\n\r\ntext"]
+    assert (corpus.name, corpus.documents, corpus.bytes) == ("text", False, 14)
+
+
+def test_several_files_lines_and_rows_are_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("from a text")
+    (tmp_path / "b.md.gz").write_bytes(gzip.compress(b"from a packed one"))
+    write_lines(tmp_path / "c.jsonl", [{"text": "from a line"}, {"text": ""}, {"text": "and another"}])
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["from a row"]}), tmp_path / "d.parquet")
+    found = ["from a text", "from a packed one", "from a line", "and another", "from a row"]
+    for paths in ([tmp_path], sorted(tmp_path.iterdir())):
+        corpus = load("text", *paths)
+        assert texts(corpus) == found
+        assert (corpus.documents, corpus.bytes) == (True, sum(path.stat().st_size for path in tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("names", "documents"),
     [
-        (b"", r"my.txt is empty; give a file with some text"),
-        (b" \n\t\r\n", r"my.txt is empty"),
-        (b"\xef\xbb\xbf", r"my.txt is empty"),
-        (b"\x7fELF\x00\x01", r"looks like a binary file \(it has NUL bytes\); give a text file"),
-        ("wide".encode("utf-16"), r"looks like a binary file"),
-        ("abc\u00fcde".encode("latin-1"), r"not UTF-8 text \(byte 0xfc at 3\); convert it first, e.g. iconv"),
-        (b"\xef\xbb\xbfabc\xfcde", r"not UTF-8 text \(byte 0xfc at 6\)"),
+        (["a.txt"], False),
+        (["a.md"], False),
+        (["a.txt", "b.txt"], True),
+        (["a.jsonl"], True),
+        (["folder/a.txt"], False),
+        (["folder/a.txt", "folder/b.md"], True),
     ],
 )
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path, raw: bytes, message: str) -> None:
-    path = tmp_path / "my.txt"
-    path.write_bytes(raw)
-    with pytest.raises(UserError, match=message) as refused:
-        corpora.read_text(path)
-    assert f"data.path={path}" in str(refused.value)
+def test_documents_have_ends_and_one_text_has_none(tmp_path: Path, names: list[str], documents: bool) -> None:
+    for name in names:
+        write_lines(tmp_path / name, [{"text": "a"}])
+    assert load("text", *{tmp_path / Path(name).parts[0] for name in names}).documents is documents
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("absent.txt", r"data.path=\S+absent.txt: no such file; give the path of a UTF-8 text file"),
-        (".", r"data.path=\S+ is a directory; give the path of one UTF-8 text file"),
-        ("to be or not to be " * 17, r"data.path="),
-    ],
-)
-def test_a_path_without_a_file_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        corpora.read_text(tmp_path / name)
+def test_the_text_is_read_from_the_key(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "my.jsonl", [{"body": "a", "text": "b"}])
+    assert texts(load("text", path, text_key="body")) == ["a"]
+    with pytest.raises(UserError, match=r"data.text_key=content: \S+my.jsonl, line 1, has no such text"):
+        texts(load("text", path, text_key="content"))
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, ["a"]), (2, ["a", "b"]), (3, ["a", "b", "c"]), (99, ["a", "b", "c"])])
+def test_the_first_documents_can_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, found: list[str]
+) -> None:
+    monkeypatch.setattr("gptlab.texts.PIECE", 4)
+    found = [name * 7 + " b" * 7 for name in found]  # in many pieces
+    path = write_lines(tmp_path / "my.jsonl", [{"text": name * 7 + " b" * 7} for name in "abc"])
+    corpus = load("text", path, max_documents=count)
+    assert texts(corpus) == texts(corpus) == found
+    assert corpus.documents
+    assert corpus.origin != load("text", path).origin
+
+
+def test_documents_that_are_not_taken_are_not_read(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "my.jsonl", [{"text": "a"}, {"broken": 7}])
+    assert texts(load("text", path, max_documents=1)) == ["a"]
+
+
+def test_the_origin_changes_with_what_is_read_and_with_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_lines(path, [{"text": "a"}])
+    write_lines(other, [{"text": "a"}])
+    os.utime(path, (7, 7))
+    origins = [load("text", path).origin, load("text", other).origin, load("text", path, other).origin]
+    origins += [load("text", path, text_key="body").origin, load("text", path, max_documents=1).origin]
+    assert load("text", "a.jsonl").origin == origins[0]
+    os.utime(path, (8, 8))
+    origins.append(load("text", path).origin)
+    write_lines(path, [{"text": "abc"}])
+    os.utime(path, (8, 8))
+    origins.append(load("text", path).origin)
+    assert len(set(origins)) == len(origins)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("text", r"data=text needs a file: add data.path=my.txt"),
-        ("novels", r"data.name=novels: no such data set; there are auto, shakespeare_char, pydoc_char, text"),
+        ("hub", r"data=hub needs a name: add data.path=owner/name"),
+        ("novels", r"data.name=novels: no such data set; there are auto, .*shakespeare_char.*text, verdict"),
+        ("verdit", r"data.name=verdit: no such data set; did you mean verdict\?"),
     ],
 )
-def test_a_set_that_cannot_be_had_is_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_a_set_that_cannot_be_had_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        corpora.load(name, None, tmp_path, tmp_path)
+        load(name)
 
 
-def test_tiny_shakespeare_is_the_one_that_everybody_trains_on(data_dir: Path, tmp_path: Path) -> None:
-    text, name = corpora.load("auto", None, data_dir, tmp_path)
-    assert name == "shakespeare_char"
-    assert len(text) == 1_115_394
+def test_a_file_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.path=\S+absent.txt: no such file"):
+        load("text", tmp_path / "absent.txt")
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "my.txt").write_text("a")
+    assert texts(load("text", "~/my.txt")) == ["a"]
+
+
+# The Hugging Face hub.
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, with a cache of its own and no network."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": tmp_path / "hf",
+        "HF_DATASETS_CACHE": tmp_path / "hf",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    library = importlib.import_module("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hf")  # where it was imported before
+    return library
+
+
+def openwebtext(folder: Path) -> list[str]:
+    """A folder of its form: a column of texts in several tables."""
+    found = [f"Page {i} of the web.\n\nIt says z\u00fc\u4e2d." for i in range(7)]
+    (folder / "plain_text").mkdir(parents=True)
+    for i, part in enumerate((found[:4], found[4:])):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": part}), folder / "plain_text" / f"train-0000{i}-of-00002.parquet"
+        )
+    return found
+
+
+def fineweb_edu(folder: Path) -> list[str]:
+    """A folder of its form: pages with what was found out about them."""
+    found = [f"Lesson {i}." for i in range(5)]
+    write_lines(
+        folder / "000_00000.jsonl",
+        [
+            {"text": text, "id": f"<urn:uuid:{i}>", "url": "http://a.b", "score": 3.1, "token_count": 7}
+            for i, text in enumerate(found)
+        ],
+    )
+    return found
+
+
+def fineweb_edu_table(folder: Path) -> list[str]:
+    """The same as a table."""
+    found = fineweb_edu(folder)
+    (path,) = folder.iterdir()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "000_00000.parquet")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "make"),
+    [
+        ("openwebtext", {"revision": "refs/convert/parquet"}, openwebtext),
+        ("fineweb_edu", {}, fineweb_edu),
+        ("fineweb_edu", {}, fineweb_edu_table),
+        ("hub", {}, fineweb_edu_table),
+        ("fineweb_edu", {"subset": "sample-10BT"}, fineweb_edu_table),  # which the folder need not have
+    ],
+)
+def test_a_folder_of_the_hubs_form_is_read(
+    datasets: Any, tmp_path: Path, name: str, options: dict[str, str], make: Callable[[Path], list[str]]
+) -> None:
+    found = make(tmp_path / "set")
+    corpus = load(name, tmp_path / "set", **options)
+    assert texts(corpus) == texts(corpus) == found
+    assert (corpus.name, corpus.documents, corpus.bytes) == (name, True, None)
+    assert texts(load(name, tmp_path / "set", max_documents=3, **options)) == found[:3]
+
+
+def test_a_copy_of_a_repository_of_the_hubs_has_its_subsets(datasets: Any, tmp_path: Path) -> None:
+    for name, text in {"sample/10BT/000.jsonl": "of the sample", "data/000.jsonl": "of all"}.items():
+        write_lines(tmp_path / name, [{"text": text}])
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- {config_name: default, data_files: [{split: train, path: data/*}]}\n"
+        "- {config_name: sample-10BT, data_files: [{split: train, path: sample/10BT/*}]}\n---\n"
+    )
+    assert texts(load("fineweb_edu", tmp_path, subset="sample-10BT")) == ["of the sample"]
+
+
+def test_the_origin_of_such_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    fineweb_edu(tmp_path / "set")
+    first = load("hub", tmp_path / "set").origin
+    assert load("hub", tmp_path / "set").origin == first
+    write_lines(tmp_path / "set" / "another.jsonl", [{"text": "a"}])
+    others = [load("hub", tmp_path / "set").origin, load("hub", "owner/name").origin]
+    others += [load("hub", "owner/name", **{key: "x"}).origin for key in ("subset", "revision", "text_key")]
+    assert len({first, *others}) == 6
+
+
+@pytest.mark.parametrize("key", ["body", "score"])
+def test_a_row_without_text_says_what_there_is(datasets: Any, tmp_path: Path, key: str) -> None:
+    fineweb_edu(tmp_path / "set")
+    with pytest.raises(UserError, match=rf"^data.text_key={key}: \S+ has no such text; there are text, id, url, score"):
+        texts(load("hub", tmp_path / "set", text_key=key))
+
+
+class StrangeError(Exception):
+    """As each library below `datasets` has its own."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ConnectionError("Couldn't reach the Hub"),
+        FileNotFoundError("Couldn't reach the Hub"),
+        ValueError("Couldn't reach the Hub"),
+        StrangeError("Couldn't reach the Hub"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+@pytest.mark.parametrize("rows", [0, 3])  # which came before
+def test_a_hub_that_cannot_be_reached_names_the_way_out(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, rows: int
+) -> None:
+    def load_dataset(path: str, **options: Any) -> Iterator[dict[str, str]]:
+        asked.append((path, options))
+        if not rows:
+            raise failure
+        return stream()
+
+    def stream() -> Iterator[dict[str, str]]:
+        yield from [{"text": "a"}] * rows
+        raise failure
+
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    corpus = load("hub", "owner/name", subset="part", revision="v2")
+    assert asked == []  # it is only named yet
+    with pytest.raises(UserError) as refused:
+        texts(corpus)
+    options = {"name": "part", "revision": "v2", "split": "train", "streaming": True}
+    assert asked == [("owner/name", options)]
+    message = str(refused.value)
+    assert "data=hub: owner/name cannot be read from the Hugging Face hub" in message
+    assert "Couldn't reach the Hub" in message
+    assert "the same command goes on" in message
+    assert "data.path=" in message
+
+
+def test_without_its_library_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"data=hub .* needs datasets: pip install 'gptlab\[data\]'"):
+        texts(load("hub", "owner/name"))
+
+
+# Downloads.
+
+
+@pytest.mark.parametrize("name", ["auto", "shakespeare_char", "shakespeare_bpe"])
+def test_tiny_shakespeare_is_the_one_that_everybody_trains_on(data_dir: Path, tmp_path: Path, name: str) -> None:
+    corpus = corpora.load(name, [], data_dir, tmp_path)
+    (text,) = texts(corpus)
+    assert corpus.name == ("shakespeare_char" if name == "auto" else name)
+    assert len(text) == corpus.bytes == 1_115_394
     assert len(set(text)) == 65
+    assert not corpus.documents
     assert not list(tmp_path.iterdir())
+
+
+def test_the_verdict_is_the_lessons(data_dir: Path, tmp_path: Path) -> None:
+    if not (data_dir / "the-verdict.txt").is_file():
+        pytest.skip("GPTLAB_DATA has no the-verdict.txt")
+    (text,) = texts(corpora.load("verdict", [], data_dir, tmp_path))
+    assert len(text) == 20_479
+    assert text.startswith("I HAD always thought Jack Gisburn rather a cheap genius")
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A short play takes Tiny Shakespeare's place; the file that stands for the network, which is absent yet."""
-    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
-    monkeypatch.setattr(corpora, "SHAKESPEARE_URL", (tmp_path / "network").as_uri())
-    return tmp_path / "network"
+    """Short texts take the places of the real ones; a folder for what the network has, which is not there yet."""
+    network = tmp_path / "network"
+    for name, text in {"shakespeare": PLAY, "verdict": STORY}.items():
+        file, _, _ = corpora.DOWNLOADS[name]
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        monkeypatch.setitem(corpora.DOWNLOADS, name, (file, (network / file).as_uri(), sha256))
+    return network
 
 
 @pytest.mark.parametrize("folder", ["raw", "cache"])
-@pytest.mark.parametrize("name", ["auto", "shakespeare_char"])
-def test_tiny_shakespeare_is_taken_where_it_lies(offline: Path, tmp_path: Path, folder: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "file", "text", "taken"),
+    [
+        ("auto", "tinyshakespeare.txt", PLAY, "shakespeare_char"),
+        ("shakespeare_char", "tinyshakespeare.txt", PLAY, "shakespeare_char"),
+        ("shakespeare_bpe", "tinyshakespeare.txt", PLAY, "shakespeare_bpe"),
+        ("verdict", "the-verdict.txt", STORY, "verdict"),
+    ],
+)
+def test_a_text_is_taken_where_it_lies(
+    offline: Path, tmp_path: Path, folder: str, name: str, file: str, text: str, taken: str
+) -> None:
     (tmp_path / folder).mkdir()
-    (tmp_path / folder / "tinyshakespeare.txt").write_text(PLAY)
-    assert corpora.load(name, None, tmp_path / "raw", tmp_path / "cache") == (PLAY, "shakespeare_char")
+    (tmp_path / folder / file).write_text(text)
+    corpus = load(name, folder=tmp_path)
+    assert (corpus.name, texts(corpus)) == (taken, [text])
 
 
-def test_tiny_shakespeare_is_downloaded_once(offline: Path, tmp_path: Path) -> None:
-    offline.write_text(PLAY)
+def test_a_text_is_downloaded_once(offline: Path, tmp_path: Path) -> None:
+    offline.mkdir()
+    (offline / "tinyshakespeare.txt").write_text(PLAY)
     cache = tmp_path / "new" / "cache"
-    assert corpora.tiny_shakespeare(tmp_path / "raw", cache) == PLAY
-    assert [path.name for path in cache.iterdir()] == ["tinyshakespeare.txt"]
-    offline.unlink()
-    assert corpora.tiny_shakespeare(tmp_path / "raw", cache) == PLAY
+    path = corpora.downloaded("shakespeare", tmp_path / "raw", cache)
+    assert path.read_text() == PLAY
+    assert list(cache.iterdir()) == [path]
+    (offline / "tinyshakespeare.txt").unlink()
+    assert corpora.downloaded("shakespeare", tmp_path / "raw", cache) == path
     assert not (tmp_path / "raw").exists()  # data.dir may be read-only
 
 
 def test_a_wrong_download_is_refused_and_not_kept(offline: Path, tmp_path: Path) -> None:
-    offline.write_text("<html>Please log in to the hotel's network</html>")
-    with pytest.raises(UserError, match=r"what came from file://\S+ is not Tiny Shakespeare .*; try again"):
-        corpora.tiny_shakespeare(tmp_path / "raw", tmp_path / "cache")
+    offline.mkdir()
+    (offline / "the-verdict.txt").write_text("<html>Please log in to the hotel's network</html>")
+    with pytest.raises(UserError, match=r"what came from file://\S+ is not the-verdict.txt .*; try again"):
+        corpora.downloaded("verdict", tmp_path / "raw", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
 
 
@@ -129,20 +387,21 @@ def test_another_text_under_its_name_is_refused(offline: Path, tmp_path: Path, f
     path = tmp_path / folder / "tinyshakespeare.txt"
     path.parent.mkdir()
     path.write_text("Call me Ishmael.\n")
-    with pytest.raises(UserError, match=r"is not Tiny Shakespeare .*: remove it .*or train on it as data=text data.pa"):
-        corpora.tiny_shakespeare(tmp_path / "raw", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"is not the text that .*: remove it .*or train on it as data=text data.path="):
+        corpora.downloaded("shakespeare", tmp_path / "raw", tmp_path / "cache")
     assert path.exists()
 
 
 def assert_names_the_ways_out(message: str, tmp_path: Path) -> None:
-    assert f"neither in data.dir={tmp_path / 'raw'} nor in data.cache_dir={tmp_path / 'cache'}" in message
-    assert f"downloaded from {corpora.SHAKESPEARE_URL} (" in message
-    assert "Put it there as tinyshakespeare.txt, or use data=pydoc_char, or data=text data.path=my.txt" in message
+    file, address, _ = corpora.DOWNLOADS["shakespeare"]
+    assert f"{file} is neither in data.dir={tmp_path / 'raw'} nor in data.cache_dir={tmp_path / 'cache'}" in message
+    assert f"downloaded from {address} (" in message
+    assert "Put it there, or use data=pydoc_char, or data=text data.path=my.txt" in message
 
 
 def test_without_a_network_the_ways_out_are_named(offline: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        corpora.load("shakespeare_char", None, tmp_path / "raw", tmp_path / "cache")
+        load("shakespeare_char", folder=tmp_path)
     assert_names_the_ways_out(str(refused.value), tmp_path)
     assert not (tmp_path / "cache").exists()
 
@@ -176,10 +435,14 @@ def test_a_download_that_breaks_off_names_the_ways_out(
     offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_server: str
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(corpora, "SHAKESPEARE_URL", broken_server)
+    file, _, sha256 = corpora.DOWNLOADS["shakespeare"]
+    monkeypatch.setitem(corpora.DOWNLOADS, "shakespeare", (file, broken_server, sha256))
     with pytest.raises(UserError) as refused:
-        corpora.tiny_shakespeare(tmp_path / "raw", tmp_path / "cache")
+        load("shakespeare_bpe", folder=tmp_path)
     assert_names_the_ways_out(str(refused.value), tmp_path)
+
+
+# Python's documentation.
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +453,7 @@ def documentation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
     with subprocess.Popen([sys.executable, "-c", code, str(others)], env=environment) as process:
-        text = corpora.python_documentation(mine)
+        text = corpora.python_documentation(mine).read_text()
         assert process.wait(timeout=300) == 0
     return text, mine, others
 
@@ -215,7 +478,8 @@ def test_the_documentation_is_collected_once(
     (path,) = cache.iterdir()
     before = path.stat()
     with caplog.at_level(logging.INFO):
-        assert corpora.load("pydoc_char", None, cache, cache) == (text, "pydoc_char")
+        corpus = corpora.load("pydoc_char", [], cache, cache)
+    assert (corpus.name, texts(corpus), corpus.documents) == ("pydoc_char", [text], False)
     assert not caplog.messages
     assert path.stat() == before
 
@@ -224,7 +488,8 @@ def test_auto_goes_on_without_a_network_and_says_so_once(
     offline: Path, documentation: tuple[str, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text, cache, _ = documentation
-    assert corpora.load("auto", None, tmp_path / "raw", cache) == (text, "pydoc_char")
+    corpus = corpora.load("auto", [], tmp_path / "raw", cache)
+    assert (corpus.name, texts(corpus)) == ("pydoc_char", [text])
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "data=auto" in record.message

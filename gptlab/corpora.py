@@ -82,7 +82,8 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
     Args:
         subset, revision: of the hub; a folder has no revision, and need not have the subset.
     """
-    local = Path(path).is_dir()
+    local = Path(path).expanduser().is_dir()
+    path = str(Path(path).expanduser()) if local else path
 
     def read() -> Iterator[Piece]:
         datasets = extra("datasets", f"data={name} is a data set of the Hugging Face hub")
@@ -93,9 +94,10 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
                 where = {"name": subset if subset in datasets.get_dataset_config_names(path) else None}
             rows = datasets.load_dataset(path, **where, split="train", streaming=True)
             for row in rows:
-                if not isinstance(row.get(key), str):
+                text = row.get(key)
+                if not isinstance(text, str) and not (key in row and text is None):
                     raise UserError(f"data.text_key={key}: {path} has no such text; there are {', '.join(row)}")
-                yield from pieces([row[key]])
+                yield from pieces([text or ""])
         except UserError:
             raise
         except Exception as error:  # of a network there are many
@@ -224,6 +226,8 @@ def load(
     if name in ("text", *HUB) and not paths:
         example = "a file: add data.path=my.txt" if name == "text" else "a name: add data.path=owner/name"
         raise UserError(f"data={name} needs {example}")
+    if name in HUB and len(paths) > 1:
+        raise UserError(f"data.path={paths}: data={name} takes one name of a data set, or one folder")
     if name == "auto":
         name, files = _auto(raw_dir, cache_dir)
     elif name in ("shakespeare_char", "shakespeare_bpe"):

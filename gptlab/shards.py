@@ -58,6 +58,7 @@ class Writer:
         self.counts: dict[str, list[int]] = {}
         self.unknown: set[str] = set()
         """Characters of the held-out splits that have no id."""
+        self._unmarked: set[Path] = set()
         with suppress(OSError, ValueError):
             state = json.loads(self.mark.read_text())
             for split, counts in state["counts"].items():
@@ -79,8 +80,10 @@ class Writer:
             counts = self.counts.setdefault(split, [0])
             if counts[-1] >= SHARD:
                 counts.append(0)
-            with shard(self.folder, split, len(counts) - 1).open("ab") as file:
+            path = shard(self.folder, split, len(counts) - 1)
+            with path.open("ab") as file:
                 file.write(array.tobytes())
+            self._unmarked.add(path)
             counts[-1] += len(array)
         self.unknown |= unknown
         self.units += 1
@@ -88,9 +91,10 @@ class Writer:
             self.save(array.itemsize)
 
     def save(self, item_size: int) -> None:
-        for split, counts in self.counts.items():
-            with shard(self.folder, split, len(counts) - 1).open("rb") as file:
+        for path in self._unmarked:
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
+        self._unmarked.clear()
         state = {
             "units": self.units,
             "counts": self.counts,

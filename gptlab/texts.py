@@ -38,7 +38,7 @@ def pieces(chunks: Iterable[str]) -> Iterator[Piece]:
     for chunk in chunks:
         held += chunk
         while len(held) >= 2 * PIECE:
-            safe = SAFE.search(held, PIECE, len(held) - 1)
+            safe = SAFE.search(held, PIECE, min(len(held) - 1, 16 * PIECE))
             if safe is None and len(held) < 16 * PIECE:
                 break  # it may come in the next chunk
             end = safe.start() if safe else PIECE
@@ -125,7 +125,7 @@ def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
         with _open(path) as file:
             table = parquet.ParquetFile(file)
             columns = {field.name: str(field.type) for field in table.schema_arrow}
-            if columns.get(key) not in ("string", "large_string", "string_view"):
+            if not columns.get(key, "").startswith(("string", "large_string", "dictionary<values=string")):
                 there = ", ".join(f"{name} ({type_})" for name, type_ in columns.items())
                 raise UserError(f"data.text_key={key}: {path} has no such column of text; there are {there}")
             for rows in table.iter_batches(batch_size=1024, columns=[key]):
@@ -145,7 +145,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _text(path: Path, number: int, line: str, key: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
     text = row.get(key) if isinstance(row, dict) else None
     if not isinstance(text, str):

@@ -7,9 +7,12 @@ Face's `tokenizers` and encoded by tiktoken, which is several times as fast.
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,7 +308,11 @@ class BPETokenizer(Tokenizer):
 def _ranks(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> dict[bytes, int]:
     try:
         if all((raw_dir / file).is_file() for file in files):
-            return read(*(str(raw_dir / file) for file in files), *(SHA256[file] for file in files))
+            for file in files:
+                if hashlib.sha256((raw_dir / file).read_bytes()).hexdigest() != SHA256[file]:
+                    raise ValueError(f"{file} is not OpenAI's, its sha256 differs")
+            with _uncached():
+                return read(*(str(raw_dir / file) for file in files))
         return tiktoken.get_encoding(name)._mergeable_ranks
     except (OSError, ValueError) as error:
         raise UserError(
@@ -313,6 +320,19 @@ def _ranks(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[...,
             f"({type(error).__name__}: {str(error)[:200]}). Put {' and '.join(files)} there, or use "
             f"tokenizer=bpe, which learns one from the text"
         ) from error
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Let tiktoken read local files without copying them to its cache, which may be no place to write."""
+    given = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["TIKTOKEN_CACHE_DIR"]
+        if given is not None:
+            os.environ["TIKTOKEN_CACHE_DIR"] = given
 
 
 def _scalar_values(text: str) -> str:
@@ -371,7 +391,7 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
         if name == "char":
             return CharTokenizer(state["chars"], bool(state["end_of_text"]))
         if name == "word":
-            return WordTokenizer(state["words"], bool(state["end_of_text"]))
+            return WordTokenizer([*map(str, state["words"])], bool(state["end_of_text"]))
         merges = [base64.b64decode(token) for token in state["merges"].split(" ")]
         return BPETokenizer(name, merges, state["pattern"], state["special"])
     except UserError:

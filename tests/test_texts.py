@@ -137,7 +137,10 @@ def test_a_text_without_safe_places_is_cut_after_sixteen_pieces() -> None:
     with small(10):
         assert list(pieces(["a"] * 159)) == [Piece("a" * 159, True)]
         assert list(pieces(["a"] * 160)) == [Piece("a" * 10, False), Piece("a" * 150, True)]
-        assert list(pieces(["a"] * 159 + [" b c"])) == [Piece("a" * 159, False), Piece(" b c", True)]
+        for chunks in (["a"] * 157 + [" b c"], ["a" * 157 + " b c"]):
+            assert list(pieces(chunks)) == [Piece("a" * 157, False), Piece(" b c", True)]
+        for chunks in (["a"] * 5000 + [" b c"], ["a" * 5000 + " b c"]):
+            assert list(pieces(chunks))[:3] == [Piece("a" * 10, False)] * 3
 
 
 def test_a_piece_is_given_before_the_text_has_been_read() -> None:
@@ -314,6 +317,13 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path, column: list[Any]) 
     path = table(tmp_path / "my.parquet", {"text": column})
     with pytest.raises(UserError, match=r"data.text_key=text: \S+my.parquet"):
         read(path)
+
+
+def test_a_column_of_repeated_texts_is_text(tmp_path: Path) -> None:
+    repeated = pyarrow.array(["a", "b", "a"]).dictionary_encode()  # as pandas writes its categories
+    assert read(table(tmp_path / "my.parquet", {"text": repeated})) == read(
+        table(tmp_path / "plain.parquet", {"text": ["a", "b", "a"]})
+    )
 
 
 @pytest.mark.parametrize("name", ["my.txt.zst", "my.jsonl.zst", "my.parquet"])

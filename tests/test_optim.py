@@ -74,7 +74,7 @@ def test_the_schedule_at_its_ends(fields: dict[str, Any], step: int, scale: floa
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_matrices_decay_and_nothing_else_does(tied: bool) -> None:
-    model = GPT(GPTConfig(101, 23, 2, 3, 33, tied=tied, head_bias=True))
+    model = GPT(GPTConfig(101, 23, 2, 3, n_embd=33, tied=tied, head_bias=True))
     groups = parameter_groups(model, 0.07)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == sum(len(group["params"]) for group in groups)  # a tied head is in one group, once
@@ -84,7 +84,7 @@ def test_matrices_decay_and_nothing_else_does(tied: bool) -> None:
 
 
 def test_frozen_parameters_are_not_optimized() -> None:
-    model = GPT(GPTConfig(101, 23, 2, 3, 33))
+    model = GPT(GPTConfig(101, 23, 2, 3, n_embd=33))
     model.wpe.requires_grad_(False)
     assert all(p is not model.wpe.weight for group in parameter_groups(model, 0.1) for p in group["params"])
 
@@ -116,7 +116,7 @@ def test_betas_reach_the_optimizer() -> None:
 
 
 def test_the_groups_are_described_in_numbers() -> None:
-    groups = parameter_groups(GPT(GPTConfig(101, 23, 2, 3, 33, bias=False)), 0.1)
+    groups = parameter_groups(GPT(GPTConfig(101, 23, 2, 3, n_embd=33, bias=False)), 0.1)
     matrices = (101 + 23) * 33 + 2 * 12 * 33**2
     assert describe_groups(groups) == (
         f"10 tensors with {matrices:,} parameters at weight decay 0.1; 5 tensors with 165 parameters at weight decay 0"

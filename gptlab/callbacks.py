@@ -21,7 +21,7 @@ from gptlab import checkpoint
 from gptlab.errors import quoted
 from gptlab.files import writing
 from gptlab.module import LMModule
-from gptlab.sampling import generate, prompt_ids
+from gptlab.sampling import generate, harmless, prompt_ids
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Samples(L.Callback):
             generator=torch.Generator().manual_seed(self.seed + step),
         )
         with trainer.precision_plugin.val_step_context():
-            text = tokenizer.decode(idx[0].tolist() + [int(token) for token in tokens])
+            text = harmless(tokenizer.decode(idx[0].tolist() + [int(token) for token in tokens]))
         with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n")
         for logger in trainer.loggers:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gptlab import checkpoint
-    from gptlab.sampling import generate, prompt_ids
+    from gptlab.sampling import generate, harmless, prompt_ids
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[args.device]:
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
             generator=torch.Generator().manual_seed(seed + sample),
         )
         for token in tokens:
-            print(text.decode(tokenizer.tokens[int(token)]), end="", flush=True)
+            piece = text.decode(tokenizer.tokens[int(token)])
+            print(harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
         print(text.decode(b"", final=True))
 
 

@@ -226,6 +226,8 @@ def _build(folder: Path, corpus: Corpus, split: Split, config: TokenizerConfig, 
     work.mkdir(exist_ok=True)
     digest = hashlib.sha256()
     writer = Writer(work)
+    if writer.units:
+        log.info("going on where a preparation of it was stopped")
     try:
         tokenizer = _tokenizer(work, corpus, split, config, raw_dir, characters)
         parts = assigned(hashed(corpus.read(), digest, corpus.documents), split, characters)

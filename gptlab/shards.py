@@ -13,7 +13,7 @@ import numpy as np
 from gptlab.files import write_atomically
 
 SHARD = 100_000_000  # ids, about
-SAVE_EVERY = 64  # units of a million characters
+SAVE_EVERY = 16  # units of a million characters
 
 
 def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:

@@ -21,7 +21,8 @@ from gptlab import checkpoint
 from gptlab.errors import quoted
 from gptlab.files import writing
 from gptlab.module import LMModule
-from gptlab.sampling import generate, harmless, prompt_ids
+from gptlab.sampling import generate, prompt_ids
+from gptlab.texts import harmless
 
 log = logging.getLogger(__name__)
 

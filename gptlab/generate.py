@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gptlab import checkpoint
-    from gptlab.sampling import generate, harmless, prompt_ids
+    from gptlab.sampling import generate, prompt_ids
+    from gptlab.texts import harmless
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[args.device]:

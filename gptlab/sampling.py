@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -86,8 +85,3 @@ def generate(
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of `prompt`; of an empty one the end of the text before, or token 0 (the newline, in most characters)."""
     return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text or 0]
-
-
-def harmless(text: str) -> str:
-    """`text` with U+FFFD for control characters, which a byte model draws and a terminal would obey."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -181,3 +181,8 @@ def find(paths: list[Path]) -> tuple[Path, ...]:
 
 def _is_text(path: Path) -> bool:
     return kind(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)
+
+
+def harmless(text: str) -> str:
+    """`text` with U+FFFD for control characters, which a byte model draws and a terminal would obey."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gptlab.tokenizers import Tokenizer
 
-COLOURS = ("on bright_cyan", "on bright_yellow", "on bright_green", "on bright_magenta", "on white")
+COLOURS = tuple(f"#000000 on color({number})" for number in (117, 221, 114, 212, 252))  # pale ones
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,19 +84,21 @@ def shown(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
     """The tokens' texts, each in a colour of its own; where there are no colours, with bars between them."""
     from rich.text import Text
 
+    from gptlab.texts import harmless
+
     text = Text()
     for i, token in enumerate(ids):
         piece = tokenizer.tokens[token].decode("utf-8", "backslashreplace")
         text.append("|" if i and not coloured else "")
-        lines = piece.replace("\t", "\\t").replace("\r", "\\r").split("\n")
-        text.append("↵\n".join(lines), style=f"black {COLOURS[i % len(COLOURS)]}")
+        lines = harmless(piece.replace("\t", "\\t").replace("\r", "\\r")).split("\n")
+        text.append("↵\n".join(lines), style=COLOURS[i % len(COLOURS)])
     return text
 
 
 def numbers(ids: list[int]) -> Text:
     from rich.text import Text
 
-    return Text(" ").join(Text(str(token), style=f"black {COLOURS[i % len(COLOURS)]}") for i, token in enumerate(ids))
+    return Text(" ").join(Text(str(token), style=COLOURS[i % len(COLOURS)]) for i, token in enumerate(ids))
 
 
 def comparison(tokenizers: dict[str, Tokenizer], pieces: list[str], special: bool) -> Table:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gptlab import texts
 from gptlab.errors import UserError
-from gptlab.texts import Piece, characters, documents, find, pieces
+from gptlab.texts import Piece, characters, documents, find, harmless, pieces
 from gptlab.tokenizers import CL100K_PATTERN, END_OF_TEXT, BPETokenizer, WordTokenizer
 from tests.conftest import ROOT
 
@@ -391,3 +391,8 @@ def test_a_path_without_a_text_is_refused(tmp_path: Path, name: str, message: st
 def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.path=\S+gone.txt: no such file"):
         read(tmp_path / "gone.txt")
+
+
+def test_what_a_terminal_would_obey_is_not_shown() -> None:
+    assert harmless("a\x1b[2J\0\x07b\x9b\n") == "a\ufffd[2J\ufffd\ufffdb\ufffd\n"
+    assert harmless("\t\r\n\u00fc\U0001f600") == "\t\r\n\u00fc\U0001f600"

@@ -71,7 +71,7 @@ def test_on_a_terminal_neighbours_have_different_colours(command: Any, monkeypat
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     shown = command("tokenize", "ab", "--tokenizer", "char").stdout.splitlines()[1]
-    colours = re.findall(r"\x1b\[30;(\d+)m[ab]", shown)
+    colours = re.findall(r"\x1b\[([\d;]+)m[ab]", shown)
     assert len(set(colours)) == 2
 
 

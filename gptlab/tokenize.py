@@ -66,7 +66,7 @@ def build(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -
     """
     from gptlab import tokenizers
 
-    if Path(name).exists():
+    if name not in tokenizers.NAMES and Path(name).exists():
         from gptlab import checkpoint
 
         content = checkpoint.read(checkpoint.find(Path(name)))

@@ -61,7 +61,9 @@ def test_a_token_that_cuts_a_character_shows_its_bytes(command: Any) -> None:
     assert "\\xc3|\\xa9\n195 169\n" in command("tokenize", "é", "--tokenizer", "byte").stdout
 
 
-def test_a_runs_own_tokenizer_can_be_asked(command: Any, trained: Path) -> None:
+def test_a_runs_own_tokenizer_can_be_asked(command: Any, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "char").mkdir()
+    assert "char: 2 tokens" in command("tokenize", "ab", "--tokenizer", "char").stdout  # a name comes first
     result = command("tokenize", "the cat Ω", "--tokenizer", str(trained))
     assert "t|h|e| |c|a|t| \n" in result.stdout
     assert "1 characters" in result.stdout  # lost

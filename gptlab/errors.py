@@ -1,7 +1,9 @@
 """The one kind of error that a user can put right: shown as a message without a traceback, exit code 1."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -18,3 +20,17 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 def quoted(characters: list[str], most: int = 20) -> str:
     """Characters for a message, the first `most` of them."""
     return " ".join(map(repr, characters[:most])) + (" ..." if len(characters) > most else "")
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """How a verb ends: a mistake is one message and exit code 1, Ctrl-C is 130."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print()
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, e.g. head, has had enough
+        sys.stderr.close()

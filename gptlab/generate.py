@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import UserError, quoted
+from gptlab.errors import UserError, command_line, quoted
 
 
 def at_least(low: float, kind: Callable[[str], Any], below: float = float("inf")) -> Callable[[str], Any]:
@@ -101,15 +101,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
     args = parser().parse_args(argv)
-    try:
+    with command_line():
         run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print()
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, e.g. head, has had enough
-        sys.stderr.close()
 
 
 if __name__ == "__main__":

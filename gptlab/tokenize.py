@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.errors import UserError
+from gptlab.errors import UserError, command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +101,7 @@ def numbers(ids: list[int]) -> Text:
     return Text(" ").join(Text(str(token), style=COLOURS[i % len(COLOURS)]) for i, token in enumerate(ids))
 
 
-def comparison(tokenizers: dict[str, Tokenizer], pieces: list[str], special: bool) -> Table:
+def comparison(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], pieces: list[str]) -> Table:
     """One row a tokenizer: how many tokens it needs, and how many bytes of text each stands for."""
     from rich.table import Table
 
@@ -112,7 +112,7 @@ def comparison(tokenizers: dict[str, Tokenizer], pieces: list[str], special: boo
         table.add_column(column, justify="right")
     table.add_column("lost")
     for name, tokenizer in tokenizers.items():
-        ids = encode(tokenizer, pieces, special)
+        ids = encoded[name]
         lost = len({c for piece in pieces for c in tokenizer.unknown(piece)})
         words = f"white space, {ids.count(0):,} words" if tokenizer.name == "word" else ""
         table.add_row(
@@ -138,28 +138,25 @@ def run(args: argparse.Namespace) -> None:
     asked = args.tokenizer or (there or ["bpe"])[:1]
     names = dict.fromkeys(("char", "word", "byte", "bpe", *there, *asked))
     tokenizers = {name: build(name, pieces, args.vocab_size, raw_dir) for name in names}
+    encoded = {name: encode(tokenizer, pieces, args.special) for name, tokenizer in tokenizers.items()}
 
     console = Console(highlight=False)
     for name in asked:
-        ids = encode(tokenizers[name], pieces, args.special)
+        ids = encoded[name]
         console.print(f"[bold]{name}[/bold]: {len(ids):,} tokens")
         console.print(shown(tokenizers[name], ids[: args.limit], console.color_system is not None))
         console.print(numbers(ids[: args.limit]))
         if len(ids) > args.limit:
             console.print(f"... and {len(ids) - args.limit:,} more: --limit {len(ids)}")
         console.print()
-    console.print(comparison(tokenizers, pieces, args.special))
+    console.print(comparison(tokenizers, encoded, pieces))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags)."""
+    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
     args = parser().parse_args(argv)
-    try:
+    with command_line():
         run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

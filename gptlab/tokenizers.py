@@ -280,8 +280,8 @@ class BPETokenizer(Tokenizer):
         Raises:
             UserError: it lies nowhere and cannot be downloaded, or what lies there differs.
         """
-        ranks = _ranks("gpt2", ("gpt2/vocab.bpe", "gpt2/encoder.json"), raw_dir, data_gym_to_mergeable_bpe_ranks)
-        return cls("gpt2", sorted(ranks, key=ranks.__getitem__), GPT2_PATTERN, {END_OF_TEXT: 50256})
+        merges = _openai("gpt2", ("gpt2/vocab.bpe", "gpt2/encoder.json"), raw_dir, data_gym_to_mergeable_bpe_ranks)
+        return cls("gpt2", merges, GPT2_PATTERN, {END_OF_TEXT: 50256})
 
     @classmethod
     def cl100k_base(cls, raw_dir: Path) -> BPETokenizer:
@@ -290,8 +290,8 @@ class BPETokenizer(Tokenizer):
         Raises:
             UserError: see `gpt2`.
         """
-        ranks = _ranks("cl100k_base", ("cl100k_base.tiktoken",), raw_dir, load_tiktoken_bpe)
-        return cls("cl100k_base", sorted(ranks, key=ranks.__getitem__), CL100K_PATTERN, CL100K_SPECIAL)
+        merges = _openai("cl100k_base", ("cl100k_base.tiktoken",), raw_dir, load_tiktoken_bpe)
+        return cls("cl100k_base", merges, CL100K_PATTERN, CL100K_SPECIAL)
 
     def encode(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(_scalar_values(text), disallowed_special=()).astype(np.int64)
@@ -305,15 +305,18 @@ class BPETokenizer(Tokenizer):
         }
 
 
-def _ranks(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> dict[bytes, int]:
+def _openai(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> list[bytes]:
+    """The merges of a vocabulary of OpenAI's, in their order."""
     try:
         if all((raw_dir / file).is_file() for file in files):
             for file in files:
                 if hashlib.sha256((raw_dir / file).read_bytes()).hexdigest() != SHA256[file]:
                     raise ValueError(f"{file} is not OpenAI's, its sha256 differs")
             with _uncached():
-                return read(*(str(raw_dir / file) for file in files))
-        return tiktoken.get_encoding(name)._mergeable_ranks
+                ranks = read(*(str(raw_dir / file) for file in files))
+        else:
+            ranks = tiktoken.get_encoding(name)._mergeable_ranks
+        return sorted(ranks, key=ranks.__getitem__)
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer={name}: its vocabulary cannot be read from data.dir={raw_dir} nor downloaded "

@@ -49,17 +49,21 @@ def places(config: GPTConfig, T: int, device: torch.device) -> Places:
     return Places(rotation, attention_bias(T, device, config.window, slopes))
 
 
+def angles(T: int, D: int, base: float, device: torch.device) -> Tensor:
+    """(T, D/2, rounded up): t / base^(2i/D) for position t and pair i (Vaswani et al. 2017, 3.5)."""
+    return torch.arange(T, device=device)[:, None] / base ** (torch.arange(0, D, 2, device=device) / D)
+
+
 def sinusoids(T: int, C: int, device: torch.device) -> Tensor:
-    """(T, C): sin(t / 10000^(2i/C)) in the even columns 2i, the cosine in the odd ones (Vaswani et al. 2017, 3.5)."""
-    angles = torch.arange(T, device=device)[:, None] / 10_000 ** (torch.arange(0, C, 2, device=device) / C)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :C]
+    """(T, C): the sines of `angles` at base 10,000 in the even columns, the cosines in the odd ones."""
+    turns = angles(T, C, 10_000.0, device)
+    return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(1)[:, :C]
 
 
 def rotary_table(T: int, D: int, base: float, device: torch.device) -> Tensor:
-    """(2, T, D): cosines and sines of t / base^(2i/D), for the halves i and i + D/2 of a head alike."""
-    angles = torch.arange(T, device=device)[:, None] / base ** (torch.arange(0, D, 2, device=device) / D)
-    angles = torch.cat((angles, angles), dim=-1)  # (T, D)
-    return torch.stack((angles.cos(), angles.sin()))
+    """(2, T, D): cosines and sines of `angles`, for the halves i and i + D/2 of a head alike."""
+    turns = angles(T, D, base, device).repeat(1, 2)  # (T, D)
+    return torch.stack((turns.cos(), turns.sin()))
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

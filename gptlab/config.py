@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import models
 from gptlab.datamodule import DataConfig
 from gptlab.errors import UserError, did_you_mean
 from gptlab.models import ModelConfig
 from gptlab.optim import OptimConfig, ScheduleConfig
+from gptlab.schema import build
 from gptlab.tokenizers import TokenizerConfig
-
-T = TypeVar("T")
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}
 
@@ -30,6 +28,7 @@ class TrainerConfig:
     max_steps: int
     val_every: int
     log_every: int
+    diagnose_every: int
     patience: int | None
     sample_prompt: str
     sample_tokens: int
@@ -41,6 +40,8 @@ class TrainerConfig:
         for name in ("devices", "max_steps", "val_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
+        if self.diagnose_every < 0:
+            raise UserError(f"trainer.diagnose_every={self.diagnose_every}: must be at least 1, or 0 for never")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
         if self.sample_tokens < 0 or not self.sample_temperature >= 0:
@@ -110,35 +111,11 @@ class Settings:
         return models.from_dict({**self.model, "vocab_size": vocab_size})
 
 
-def build(cls: type[T], node: Any, key: str) -> T:
-    """An instance of dataclass `cls` from the config node at `key`.
-
-    Raises:
-        UserError: a key that `cls` lacks, a missing one, a value of the wrong type or out of range.
-    """
-    types = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory]  # type: ignore[arg-type]
-    for name in node:
-        if name not in types:
-            raise UserError(f"{key}.{name}={node[name]}: there is no such key; {did_you_mean(str(name), list(types))}")
-        if types[name] == "bool" and not isinstance(node[name], bool):  # OmegaConf would take any number
-            raise UserError(f"{key}.{name}={node[name]}: must be true or false")
-    for name in types:
-        if OmegaConf.is_missing(node, name) or (name not in node and name in required):
-            raise UserError(f"{key}.{name}: is missing; see python -m gptlab.train --cfg job")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))  # type: ignore[return-value]
-    except ValidationError as error:
-        name = error.full_key or error.key
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise UserError(f"{key}.{name}: {reason} (see python -m gptlab.train --cfg job)") from error
-
-
 def settings(cfg: DictConfig) -> Settings:
     """Check the whole config, so that a run starts right or not at all.
 
     Raises:
-        UserError: see `build`.
+        UserError: see `schema.build`.
     """
     try:
         plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))

@@ -8,15 +8,20 @@ import os
 import platform
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gptlab.errors import UserError
 from gptlab.files import write_atomically
 
 PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
+SUMMARY_FORMAT = 1
+LOCK = ".lock"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -71,6 +76,51 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Be the only process that trains in `run_dir`; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another one does.
+    """
+    try:
+        with FileLock(run_dir / LOCK, timeout=1):
+            yield
+    except Timeout:
+        raise UserError(f"{run_dir}: another process is training there; wait for it, or stop it first") from None
+
+
+def in_use(run_dir: Path) -> bool:
+    """Whether a process trains in `run_dir`."""
+    if not (run_dir / LOCK).exists():
+        return False
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def first_process() -> bool:
+    """Whether this is a run's only process, or the first of several that Lightning or a cluster has started."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """A finished run's summary; None where there is none that can be read."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "status" in summary else None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can go on where it was stopped."""
+    return (run_dir / "config.yaml").is_file() and (run_dir / "checkpoints" / "last.ckpt").is_file()
+
+
 def resumable(run_dir: Path) -> Path:
     """The config file of a run that has a checkpoint to go on from.
 
@@ -94,8 +144,9 @@ def remove_if_empty(run_dir: Path) -> None:
     """Leave no trace of a run that was refused before it began: no log, no folder, no empty parents below here."""
     here = Path.cwd()
     with suppress(OSError):  # not there, or not empty
-        if [path.name for path in run_dir.iterdir()] == ["train.log"]:
-            (run_dir / "train.log").unlink()
+        if {path.name for path in run_dir.iterdir()} <= {"train.log", LOCK}:
+            for path in run_dir.iterdir():
+                path.unlink()
         for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):
             folder.rmdir()
 

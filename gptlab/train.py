@@ -1,4 +1,4 @@
-"""`python -m gptlab.train`: Hydra composes a run from conf/, and it is trained.
+"""`python -m gptlab.train`: Hydra composes a run from conf/, and it is trained; -m or sweep=<name> makes many runs.
 
 Only light imports stand up here: `--help`, `--cfg job` and completion answer at once.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
 
 HELP = """python -m gptlab.train [group=choice ...] [key=value ...]
 
-Trains one run and writes it to outputs/<name>/<time>.
+Trains one run and writes it to outputs/<name>/<time>; with -m or sweep=<name> many, to outputs/sweeps/<name>.
 
 Groups and their choices:
 {groups}
@@ -41,7 +42,8 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
   python -m gptlab.train model=gpt10m trainer=a100          10.65M parameters, on a GPU
   python -m gptlab.train data=text data.path=my.txt         your own text
   python -m gptlab.train trainer.max_steps=500 optim.lr=3e-3
-  python -m gptlab.train -m model.n_head=1,2,4 seed=1,2     a sweep
+  python -m gptlab.train -m model.n_head=1,2,4 seed=1,2     a sweep: every combination, then a table
+  python -m gptlab.train sweep=lr sweep.jobs=2              a sweep that has a name, two jobs at once
   python -m gptlab.train resume=outputs/gpt800k/<time>      go on where a run stopped
 
 --hydra-help says what Hydra can do besides."""
@@ -65,16 +67,9 @@ def run(cfg: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     from gptlab import runs
 
-    resume = bool(cfg.resume)
     try:
-        if resume:
-            cfg = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
-        quieten_lightning()
-        from gptlab import config, fit
-
-        settings = config.settings(cfg)
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        summary = fit.fit(settings, plain, run_dir, resume)
+        with runs.locked(run_dir) if runs.first_process() else nullcontext():
+            summary = train(cfg, run_dir)
     except UserError as error:
         if not (run_dir / "config.yaml").exists():
             runs.remove_if_empty(run_dir)
@@ -83,6 +78,21 @@ def run(cfg: DictConfig) -> float:
         raise
     log.info("%s", runs.closing_words(summary))
     return float(summary["val/loss"])
+
+
+def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """The summary of a run that starts, or goes on, in `run_dir`."""
+    from gptlab import runs
+
+    resume = bool(cfg.resume)
+    if resume:
+        cfg = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
+    quieten_lightning()
+    from gptlab import config, fit
+
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])  # of many runs, not of one
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    return fit.fit(config.settings(cfg), plain, run_dir, resume)
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
@@ -160,6 +170,10 @@ def main() -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
     try:
+        from gptlab import multirun
+
+        if sweep := multirun.asked(sys.argv[1:]):
+            sys.exit(multirun.run(CONF, sweep))
         run()
     except UserError as error:
         sys.exit(f"error: {error}")

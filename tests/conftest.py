@@ -68,6 +68,7 @@ def compose(text_file: Path, cache_dir: Path) -> Any:
         places = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
         with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
             cfg = hydra.compose("train", [*places, *overrides])
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
         return config.settings(cfg), OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
     return compose

@@ -1,0 +1,206 @@
+"""From a command line with -m or sweep=<name> to the jobs of a sweep, by Hydra's own grammar and composition."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptlab import plans, runs, schema
+from gptlab.errors import UserError
+from gptlab.jobs import Job, Point, folder, short_names
+from gptlab.launchers import Local, Slurm
+from gptlab.plans import Axis, Listed, Search
+from gptlab.sweeps import Sweep, SweepConfig, closing_words, report_command
+
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+
+
+def asked(arguments: list[str]) -> argparse.Namespace | None:
+    """The command line of a sweep, or None if it asks for a single run or for information.
+
+    Raises:
+        UserError: a flag that a sweep cannot have.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    found, words = parser.parse_known_args(arguments)
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    named = any(word.startswith("sweep=") for word in words)
+    if "hydra.mode=RUN" in words or not (found.multirun or named) or set(flags) & set(INFORMATION):
+        return None
+    if flags:
+        raise UserError(f"{flags[0]}: does not go with a sweep")
+    found.words = words
+    return found
+
+
+def axis(override: Override) -> Axis:
+    """What an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2)) varies."""
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        integer = isinstance(value.start, int) and isinstance(value.end, int)
+        return Axis(key, (), float(value.start), float(value.end), "log" in value.tags, integer)
+    if override.is_sweep_override():
+        return Axis(key, tuple(map(str, override.sweep_string_iterator())))
+    return Axis(key, (override.get_value_element_as_str(),))
+
+
+class Command:
+    """The jobs that a command line asks for.
+
+    Raises:
+        UserError: it varies what cannot be varied, or nothing.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.flags: list[str] = []
+        self.search_path: list[str] = []
+        if arguments.config_dir:
+            path = os.path.abspath(arguments.config_dir)  # noqa: PTH100
+            self.flags = ["--config-dir", path]
+            self.search_path = [f"hydra.searchpath=[file://{path}]"]
+        typed = self.parse(arguments.words)
+        for override in typed:
+            key = override.key_or_group
+            if key.startswith("hydra"):
+                raise UserError(
+                    f"{override.input_line}: a sweep has keys of its own: sweep.jobs (at once), sweep.launcher "
+                    f"(local, slurm), sweep.method (grid, one_at_a_time, optuna), sweep.dir"
+                )
+            if key == "resume":
+                raise UserError(f"{override.input_line}: a sweep goes on by itself; give the same command again")
+            if override.is_sweep_override() and key.partition(".")[0] == "sweep":
+                raise UserError(f"{override.input_line}: one sweep at a time")
+        fixed = {str(o.input_line): o for o in typed if not o.is_sweep_override()}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self.base = self.resolved(self.compose(tuple(fixed)))
+        self.config = schema.build(SweepConfig, OmegaConf.create(self.base["sweep"]), "sweep")
+
+        # What is typed wins over the sweep's file, and may make one of its axes a single value.
+        listed = self.parse([f"{key}={values}" for key, values in self.config.axes.items()])
+        varied = {o.get_key_element(): o for o in listed}
+        varied |= {o.get_key_element(): o for o in typed if o.is_sweep_override() or o.get_key_element() in varied}
+        self.axes = [axis(override) for override in varied.values()]
+        self.words = [
+            line
+            for line, override in fixed.items()
+            if override.get_key_element() not in varied and not override.key_or_group.startswith("sweep.")
+        ]
+        if not self.axes:
+            raise UserError("-m: nothing varies; give some key several values, e.g. model.n_head=1,2,4 seed=1,2,3")
+        for each in self.axes:
+            if not each.values and self.config.method != "optuna":
+                raise UserError(
+                    f"{varied[each.key].input_line}: an interval is for sweep.method=optuna; give values, e.g. "
+                    f"{each.key}=1,2,3 or range(1,4)"
+                )
+        self.root = Path(self.config.dir)
+        self.names = short_names([each.key for each in self.axes])
+
+    @staticmethod
+    def parse(words: list[str]) -> list[Override]:
+        loader = GlobalHydra.instance().config_loader()
+        return OverridesParser.create(config_loader=loader).parse_overrides(words)
+
+    def compose(self, words: tuple[str, ...]) -> DictConfig:
+        if words not in self._composed:
+            self._composed[words] = hydra.compose("train", [*self.search_path, *words])
+        return self._composed[words]
+
+    @staticmethod
+    def resolved(cfg: DictConfig) -> dict[str, Any]:
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        return {str(key): value for key, value in config.items()}
+
+    def config_of(self, point: Point) -> dict[str, Any]:
+        """A job's resolved config.
+
+        Hydra takes a tenth of a second to compose one, so it composes groups only, and values are set on that.
+        """
+        words = [f"{key}={value}" for key, value in point.items()]
+        overrides = self.parse(words)
+        options = GlobalHydra.instance().config_loader().get_group_options
+        groups = [word for word, o in zip(words, overrides, strict=True) if options(o.key_or_group)]
+        cfg = copy.deepcopy(self.compose((*self.words, *groups)))
+        try:
+            for word, override in zip(words, overrides, strict=True):
+                if word not in groups:
+                    OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
+        except OmegaConfBaseException:
+            cfg = self.compose((*self.words, *words))  # for Hydra's own message
+        return {key: value for key, value in self.resolved(cfg).items() if key != "sweep"}
+
+    def job(self, point: Point) -> Job:
+        config = self.config_of(point)
+        name = runs.config_hash(config, str(config["data"]["path"]))[:8]  # the text itself is not read yet
+        words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
+        return Job(point, words, folder(self.root, point, self.names, name), int(config["trainer"]["max_steps"]))
+
+    def baseline(self) -> Point | None:
+        """What all others are compared with: the first value of each axis, or no change at all."""
+        if self.config.method == "optuna":
+            return None
+        first = {axis.key: axis.values[0] for axis in self.axes if axis.key != "seed"}
+        return first if self.config.method == "grid" else {}
+
+    def plan(self) -> Listed | Search:
+        config = self.config
+        if config.method == "optuna":
+            return Search(self.axes, self.root, config.trials, config.prune, int(self.base["seed"]), self.job)
+        points = plans.grid(self.axes) if config.method == "grid" else plans.one_at_a_time(self.axes)
+        jobs: dict[str, Job] = {}
+        for point in points:
+            job = self.job(point)
+            if first := jobs.get(job.config_hash):
+                print(f"{job.name}: the same run as {first.name}, left out")
+            jobs.setdefault(job.config_hash, job)
+        return Listed(list(jobs.values()))
+
+    def launcher(self) -> Local | Slurm:
+        config = self.config
+        if config.launcher == "slurm":
+            return Slurm(config.jobs, self.root / "slurm", config.slurm)
+        trainer = self.base["trainer"]
+        return Local(config.jobs, trainer["devices"], trainer["accelerator"] in ("auto", "gpu"))
+
+
+def run(conf: Path, arguments: argparse.Namespace) -> int:
+    """Run a sweep and report on it; returns the exit code: 1 if a job has failed, 128 + a signal's number."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        command = Command(arguments)
+        launcher, plan = command.launcher(), command.plan()
+        about: dict[str, Any] = {"sweep": command.root.name}
+        if (baseline := command.baseline()) is not None:
+            about["baseline"] = baseline
+        sweep = Sweep(plan, launcher, about, command.root)
+        at_once = min(launcher.jobs, plan.total)
+        print(
+            f"{plan.total} jobs, {at_once} at once, in {command.root}; Ctrl-C stops, the same command goes on",
+            flush=True,
+        )
+        sweep.run()
+    finished = len(sweep.having("finished"))
+    if words := closing_words(sweep):
+        print(words, flush=True)
+    if sweep.signal is not None:
+        print(f"stopped: {finished} of {plan.total} jobs have finished; the same command goes on")
+        return 128 + sweep.signal
+    reported = subprocess.run(report_command(sweep)).returncode if finished else 0
+    if failed := len(sweep.having("failed")):
+        print(f"{failed} of {plan.total} jobs have failed, see above; the same command tries them again")
+    return 1 if failed or reported else 0

@@ -1,0 +1,164 @@
+"""Which runs a sweep makes: every combination, one factor at a time, or what a search asks for next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab.errors import UserError
+from gptlab.jobs import Job, Point
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key that varies, over some values or, in a search, over an interval."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    """As typed; of an interval none."""
+    low: float = math.nan
+    high: float = math.nan
+    log: bool = False
+    integer: bool = False
+
+
+def grid(axes: list[Axis]) -> list[Point]:
+    """Every combination; the last axis varies fastest."""
+    keys = [axis.key for axis in axes]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(axis.values for axis in axes))]
+
+
+def one_at_a_time(axes: list[Axis]) -> list[Point]:
+    """The baseline, which changes nothing, and each value of each axis alone; all of them with every seed."""
+    changes: list[Point] = [{}]
+    changes += [{axis.key: value} for axis in axes if axis.key != "seed" for value in axis.values]
+    seeds = grid([axis for axis in axes if axis.key == "seed"])
+    return [{**change, **seed} for change in changes for seed in seeds]
+
+
+class Listed:
+    """Jobs that are known from the beginning."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self.total = len(jobs)
+        self._next = iter(jobs)
+
+    def ask(self) -> Job | None:
+        """The next job to run; None if there is none."""
+        return next(self._next, None)
+
+    def hopeless(self, job: Job) -> bool:
+        """Whether a running job is to be stopped for its validation curve."""
+        return False
+
+    def tell(self, job: Job, loss: float | None) -> None:
+        """How a job has ended: its loss, or None if it failed."""
+
+    def closing_words(self) -> str:
+        return ""
+
+
+class Search:
+    """Optuna's (Akiba et al. 2019, https://arxiv.org/abs/1907.10902): a tree-structured Parzen estimator proposes.
+
+    The study lies in `folder`, so that the same command goes on with it: trials that were cut off run to their end
+    first. A trial whose validation curve is worse than the median of the others' at the same step is stopped.
+
+    Args:
+        trials: finished or pruned ones to reach, over all commands.
+        make: a job of a point.
+
+    Raises:
+        UserError: optuna is not installed; the study in `folder` is about other axes.
+    """
+
+    def __init__(
+        self, axes: list[Axis], folder: Path, trials: int, prune: bool, seed: int, make: Callable[[Point], Job]
+    ) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError("sweep.method=optuna needs optuna: pip install 'gptlab[optuna]'") from error
+        from optuna.storages.journal import JournalFileBackend
+
+        if not axes:
+            raise UserError("sweep.method=optuna needs something to vary, e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.axes = axes
+        self.prune = prune
+        self.make = make
+        self.study = optuna.create_study(
+            study_name="sweep",
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            load_if_exists=True,
+        )
+        varied = [axis.key for axis in axes]
+        states = optuna.trial.TrialState
+        past = self.study.get_trials(deepcopy=False)
+        # What has been drawn before is not to be drawn again.
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
+        if other := {key for trial in past for key in trial.params} - set(varied):
+            raise UserError(
+                f"{folder} holds a search over {', '.join(sorted(other))}, not {', '.join(varied)}: give this one "
+                f"another name=..."
+            )
+        self._cut_off = [
+            optuna.trial.Trial(self.study, trial._trial_id) for trial in past if trial.state == states.RUNNING
+        ]
+        ended = sum(trial.state in (states.COMPLETE, states.PRUNED) for trial in past)
+        self.total = max(trials - ended, len(self._cut_off))
+        self._asked = 0
+        self._trials: dict[Job, optuna.trial.Trial] = {}
+        self._reported: dict[Job, int] = {}
+
+    def _value(self, trial: optuna.trial.Trial, axis: Axis) -> str:
+        if axis.values:
+            return str(trial.suggest_categorical(axis.key, axis.values))
+        if axis.integer:
+            return str(trial.suggest_int(axis.key, int(axis.low), int(axis.high), log=axis.log))
+        return f"{trial.suggest_float(axis.key, axis.low, axis.high, log=axis.log):.6g}"
+
+    def ask(self) -> Job | None:
+        if self._asked == self.total:
+            return None
+        self._asked += 1
+        trial = self._cut_off.pop(0) if self._cut_off else self.study.ask()
+        job = self.make({axis.key: self._value(trial, axis) for axis in self.axes})
+        self._trials[job] = trial
+        return job
+
+    def hopeless(self, job: Job) -> bool:
+        trial = self._trials[job]
+        for row in job.rows():
+            step = int(row["step"])
+            if row["val/loss"] and step > self._reported.get(job, 0):
+                self._reported[job] = step
+                trial.report(float(row["val/loss"]), step)
+        return self.prune and job in self._reported and trial.should_prune()
+
+    def tell(self, job: Job, loss: float | None) -> None:
+        from optuna.trial import TrialState
+
+        pruned = self.hopeless(job) and loss is None
+        state = TrialState.PRUNED if pruned else TrialState.FAIL if loss is None else TrialState.COMPLETE
+        self.study.tell(self._trials.pop(job), loss, state, skip_if_finished=True)
+
+    def closing_words(self) -> str:
+        """What the search has found."""
+        from optuna.trial import TrialState
+
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            return ""
+        best = self.study.best_trial
+        words = " ".join(f"{key}={value}" for key, value in best.params.items())
+        return f"best of the search: {words} (val/loss {best.value:.4f}); confirm it with several seeds"

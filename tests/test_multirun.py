@@ -1,0 +1,202 @@
+"""Sweeps as a user types them: what is varied, where it lies, what is refused, and what is left after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from gptlab import config, multirun, runs, train
+from gptlab.errors import UserError
+from tests.conftest import ROOT, TINY
+from tests.test_cli import RUN, assert_refused
+
+SWEEPS = sorted(path.stem for path in (train.CONF / "sweep").glob("*.yaml"))
+
+
+def planned(*words: str) -> multirun.Command:
+    arguments = multirun.asked([*words])
+    assert arguments is not None
+    with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+        command = multirun.Command(arguments)
+        command.jobs = command.plan().jobs if command.config.method != "optuna" else []  # type: ignore
+    return command
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_sweep_is_asked_for_by_m_or_by_its_name() -> None:
+    assert multirun.asked(["model=gpt1m", "seed=1"]) is None
+    assert multirun.asked(["sweep=heads", "hydra.mode=RUN"]) is None  # one of its jobs
+    assert multirun.asked(["sweep=heads", "--cfg", "job"]) is None
+    assert multirun.asked(["-m", "--help"]) is None
+    assert multirun.asked(["sweep=heads"]) is not None
+    assert multirun.asked(["--multirun", "seed=1,2"]) is not None
+    with pytest.raises(UserError, match="--config-name: does not go with a sweep"):
+        multirun.asked(["-m", "--config-name=other", "seed=1,2"])
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_composes_and_each_of_its_jobs_is_a_run(name: str) -> None:
+    command = planned(f"sweep={name}")
+    jobs = command.jobs  # type: ignore[attr-defined]
+    assert command.root == Path("outputs/sweeps") / name
+    assert len({job.dir for job in jobs}) == len(jobs) > 5
+    baseline = command.baseline()
+    with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+        configs = [command.config_of(job.point) for job in jobs]
+        last = hydra.compose("train", list(jobs[-1].words))
+    for cfg in configs:
+        config.settings(OmegaConf.create(cfg))
+    assert {**configs[-1], "sweep": None} == {**OmegaConf.to_container(last, resolve=True), "sweep": None}  # type: ignore
+    assert jobs[-1].max_steps == last.trainer.max_steps
+    without_seed = [{k: v for k, v in job.point.items() if k != "seed"} for job in jobs]
+    assert without_seed.count(baseline) == 3  # type: ignore[arg-type]
+
+
+def test_what_is_typed_wins_over_the_sweeps_file() -> None:
+    command = planned("sweep=heads", "seed=7", "model.n_head=8,1", "optim.lr=1e-4,1e-3", "trainer.max_steps=50")
+    points = [job.point for job in command.jobs]  # type: ignore[attr-defined]
+    assert points == [
+        {"model.n_head": n_head, "seed": "7", "optim.lr": lr} for n_head in ("8", "1") for lr in ("0.0001", "0.001")
+    ]
+    assert command.baseline() == {"model.n_head": "8", "optim.lr": "0.0001"}
+    job = command.jobs[0]  # type: ignore[attr-defined]
+    assert job.words == ("sweep=heads", "trainer.max_steps=50", "model.n_head=8", "seed=7", "optim.lr=0.0001")
+    assert job.dir.name.startswith("n_head-8+lr-0.0001+seed-7+")
+
+
+def test_a_folder_is_named_by_the_config_and_not_by_places() -> None:
+    def names(*words: str) -> list[str]:
+        return [job.dir.name for job in planned("-m", "seed=1,2", *words).jobs]  # type: ignore[attr-defined]
+
+    plain = names()
+    assert names("data.dir=/elsewhere", "data.cache_dir=/other") == plain
+    assert names("sweep.jobs=2") == plain
+    assert set(names("optim.lr=0.5")).isdisjoint(plain)
+    assert set(names("data=text", "data.path=a.txt")).isdisjoint(names("data=text", "data.path=b.txt"))
+
+
+def test_the_same_run_under_two_names_is_made_once(capsys: pytest.CaptureFixture[str]) -> None:
+    command = planned("-m", "sweep.method=one_at_a_time", "model.norm=layernorm,rmsnorm")
+    assert [job.name for job in command.jobs] == ["baseline", "norm-rmsnorm"]  # type: ignore[attr-defined]
+    assert "the same run as baseline, left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "seed=1", "model=gpt1m"], ["-m: nothing varies", "seed=1,2,3"]),
+        (["-m", "optim.lr=interval(0,1)"], ["optim.lr=interval(0,1)", "sweep.method=optuna", "optim.lr=1,2,3"]),
+        (["-m", "seed=1,2", "hydra/launcher=joblib"], ["hydra/launcher=joblib", "sweep.jobs"]),
+        (["-m", "seed=1,2", "resume=outputs/x"], ["resume=outputs/x", "the same command again"]),
+        (["-m", "seed=1,2", "sweep.method=random"], ["sweep.method=random", "grid, one_at_a_time, optuna"]),
+        (["-m", "seed=1,2", "sweep.launcher=k8s"], ["sweep.launcher=k8s", "local or slurm"]),
+        (["-m", "seed=1,2", "sweep.jobs=0"], ["sweep.jobs=0", "at least 1"]),
+        (["-m", "seed=1,2", "sweep.trials=0"], ["sweep.trials=0", "at least 1"]),
+        (["-m", "seed=1,2", "sweep.job=2"], ["sweep.job: there is no such key", "sweep.jobs"]),
+        (["sweep=head"], ["sweep/head", "heads"]),
+        (["-m", "sweep=heads,depth"], ["sweep=heads,depth: one sweep at a time"]),
+        (["-m", "model.n_layr=1,2"], ["model.n_layr: there is no such key here", "model.n_layer"]),
+        (["-m", "model=gpt99,gpt1m"], ["model/gpt99"]),
+        (["model.n_head=1,2"], ["model.n_head=1,2", "-m"]),
+    ],
+)
+def test_a_refused_sweep_is_one_message_and_leaves_nothing(
+    command: Any, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_refused(command("train", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_from_its_command_to_its_table_and_again(
+    command: Any, shell: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Two seeds of two sizes, one of which cannot be: the others finish."""
+    words = ("-m", *RUN, f"data.path='{text_file}'", "name=heads", "sweep.jobs=2", "seed=1,2")
+    process = shell("-m", "gptlab.train", *words, "model.n_head=3,2")
+    shown = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    for expected in (
+        "4 jobs, 2 at once, in outputs/sweeps/heads",
+        "1/4 n_head-3+seed-1: finished, val/loss ",
+        "2/4 n_head-2+seed-1: failed",
+        "failed (exit code 1): outputs/sweeps/heads/n_head-2+seed-1+",
+        "    error: model.n_embd=33",
+        "2 of 4 jobs have failed",
+        "n_head=3",
+    ):
+        assert expected in shown, expected
+    folders = sorted((tmp_path / "outputs" / "sweeps" / "heads").glob("n_head-3*"))
+    assert len(folders) == 2
+    before = [(path / "summary.json").read_bytes() for path in folders]
+    assert json.loads(before[0])["format"] == runs.SUMMARY_FORMAT
+    assert json.loads((folders[1] / "job.json").read_text()) == {
+        "sweep": "heads",
+        "baseline": {"model.n_head": "3"},
+        "overrides": {"model.n_head": "3", "seed": "2"},
+    }
+    table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "heads" / "report" / "report.csv")
+    losses = [json.loads(text)["val/loss"] for text in before]
+    assert table["mean"].tolist() == pytest.approx([sum(losses) / 2], abs=0)
+
+    again = command("train", *words)  # n_head is 3 by default: the same runs
+    assert again.returncode == 0, again.stderr
+    assert [(path / "summary.json").read_bytes() for path in folders] == before
+    assert "running" not in again.stdout
+
+
+def test_two_processes_cannot_train_in_one_folder(command: Any, text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with runs.locked(tmp_path / "one"):
+        result = command("train", *RUN, f"data.path='{text_file}'", "hydra.run.dir=one")
+    assert_refused(result, "one: another process is training there")
+    assert runs.in_use(tmp_path / "one") is False
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_five_times_ends_with_the_table_of_one_that_is_not(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, at random, of the sweep alone or of all its processes, as when the power goes."""
+    words = (
+        *(*TINY, "model.dropout=0.2", f"data.path='{text_file}'", "data.cache_dir=cache"),
+        *("trainer.max_steps=400", "trainer.val_every=50", "trainer.log_every=10"),
+    )
+    command = [sys.executable, "-m", "gptlab.train", "-m", *words, "model.n_embd=33,66", "optim.lr=1e-3,3e-3"]
+    command += ["seed=1,2,3", "sweep.jobs=2"]
+
+    def processes() -> list[int]:
+        listing = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        return [int(line.split()[0]) for line in listing.splitlines() if f"{tmp_path}/" in line or "name=cut" in line]
+
+    draw = random.Random(1)
+    for number in range(5):
+        process = subprocess.Popen([*command, "name=cut"], stdout=subprocess.DEVNULL)
+        time.sleep(draw.uniform(6, 20))
+        assert process.poll() is None
+        for pid in [process.pid] if number % 2 else processes():
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    tables = []
+    for name in ("cut", "whole"):
+        assert subprocess.run([*command, f"name={name}"], stdout=subprocess.DEVNULL).returncode == 0
+        table = pd.read_csv(tmp_path / "outputs" / "sweeps" / name / "report" / "report.csv")
+        tables.append(table[[column for column in table if "second" not in column]])
+    pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -161,7 +161,9 @@ class Command:
     def plan(self) -> Listed | Search:
         config = self.config
         if config.method == "optuna":
-            return Search(self.axes, self.root, config.trials, config.prune, int(self.base["seed"]), self.job)
+            fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
+            name = runs.config_hash(fixed, str(fixed["data"]["path"]))
+            return Search(self.axes, self.root, name, config.trials, config.prune, int(fixed["seed"]), self.job)
         points = plans.grid(self.axes) if config.method == "grid" else plans.one_at_a_time(self.axes)
         jobs: dict[str, Job] = {}
         for point in points:

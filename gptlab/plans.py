@@ -59,8 +59,8 @@ class Listed:
         """Whether a running job is to be stopped for its validation curve."""
         return False
 
-    def tell(self, job: Job, loss: float | None) -> None:
-        """How a job has ended: its loss, or None if it failed."""
+    def tell(self, job: Job, state: str, loss: float | None) -> None:
+        """How a job has ended, finished, pruned or failed, and its last loss."""
 
     def closing_words(self) -> str:
         return ""
@@ -73,15 +73,23 @@ class Search:
     first. A trial whose validation curve is worse than the median of the others' at the same step is stopped.
 
     Args:
+        name: of the study, the same for all that searches the same over the same axes.
         trials: finished or pruned ones to reach, over all commands.
         make: a job of a point.
 
     Raises:
-        UserError: optuna is not installed; the study in `folder` is about other axes.
+        UserError: optuna is not installed.
     """
 
     def __init__(
-        self, axes: list[Axis], folder: Path, trials: int, prune: bool, seed: int, make: Callable[[Point], Job]
+        self,
+        axes: list[Axis],
+        folder: Path,
+        name: str,
+        trials: int,
+        prune: bool,
+        seed: int,
+        make: Callable[[Point], Job],
     ) -> None:
         try:
             import optuna
@@ -89,29 +97,21 @@ class Search:
             raise UserError("sweep.method=optuna needs optuna: pip install 'gptlab[optuna]'") from error
         from optuna.storages.journal import JournalFileBackend
 
-        if not axes:
-            raise UserError("sweep.method=optuna needs something to vary, e.g. 'optim.lr=tag(log,interval(1e-4,1e-2))'")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
         self.axes = axes
         self.prune = prune
         self.make = make
         self.study = optuna.create_study(
-            study_name="sweep",
+            study_name=name,
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
             load_if_exists=True,
         )
-        varied = [axis.key for axis in axes]
         states = optuna.trial.TrialState
         past = self.study.get_trials(deepcopy=False)
         # What has been drawn before is not to be drawn again.
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
-        if other := {key for trial in past for key in trial.params} - set(varied):
-            raise UserError(
-                f"{folder} holds a search over {', '.join(sorted(other))}, not {', '.join(varied)}: give this one "
-                f"another name=..."
-            )
         self._cut_off = [
             optuna.trial.Trial(self.study, trial._trial_id) for trial in past if trial.state == states.RUNNING
         ]
@@ -146,12 +146,13 @@ class Search:
                 trial.report(float(row["val/loss"]), step)
         return self.prune and job in self._reported and trial.should_prune()
 
-    def tell(self, job: Job, loss: float | None) -> None:
+    def tell(self, job: Job, state: str, loss: float | None) -> None:
         from optuna.trial import TrialState
 
-        pruned = self.hopeless(job) and loss is None
-        state = TrialState.PRUNED if pruned else TrialState.FAIL if loss is None else TrialState.COMPLETE
-        self.study.tell(self._trials.pop(job), loss, state, skip_if_finished=True)
+        self.hopeless(job)  # reports the last points
+        ended = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
+        value = loss if state == "finished" else None
+        self.study.tell(self._trials.pop(job), value, ended, skip_if_finished=True)
 
     def closing_words(self) -> str:
         """What the search has found."""

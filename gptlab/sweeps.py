@@ -74,6 +74,7 @@ class Progress:
     step: int = 0
     val_loss: float | None = None
     best: float | None = None
+    hopeless: bool = False
     code: int = 0
 
 
@@ -136,6 +137,8 @@ class Sweep:
             if not runs.in_use(job.dir):
                 raise
             progress.handle = Elsewhere(job)
+        if self.signal is not None:  # it came while the job was being started
+            progress.handle.stop(signal.SIGINT)
         self.read(job)
         progress.first_step = progress.step
 
@@ -159,13 +162,14 @@ class Sweep:
         self.read(job)
         progress.seconds = time.monotonic() - progress.started
         if code is None:
-            if self.plan.hopeless(job):
-                progress.handle.stop(signal.SIGTERM)
+            if not progress.hopeless and self.plan.hopeless(job):
+                progress.hopeless = True
+                progress.handle.stop(signal.SIGTERM)  # once: a run takes the second for haste
         elif job.summary():
             self.end(job, "finished")
         elif self.signal is not None:
             progress.state = "stopped"
-        elif self.plan.hopeless(job):
+        elif progress.hopeless:
             self.end(job, "pruned")
         elif elsewhere or runs.in_use(job.dir):
             self.start(job)  # it was cut off there, or is run by somebody who came between
@@ -180,7 +184,7 @@ class Sweep:
         if summary:
             progress.step = summary["steps"]
             progress.val_loss, progress.best = summary["val/loss"], summary["best_val_loss"]
-        self.plan.tell(job, progress.val_loss if summary else None)
+        self.plan.tell(job, state, progress.val_loss)
 
     def stop(self, number: int) -> None:
         for job in self.running():
@@ -196,7 +200,8 @@ class Sweep:
             self.stop(signal.SIGKILL if again else signal.SIGINT)
 
         numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
-        handlers = {number: signal.signal(number, stop) for number in numbers}
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        handlers = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:

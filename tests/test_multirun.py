@@ -140,7 +140,6 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
         "failed (exit code 1): outputs/sweeps/heads/n_head-2+seed-1+",
         "    error: model.n_embd=33",
         "2 of 4 jobs have failed",
-        "n_head=3",
     ):
         assert expected in shown, expected
     folders = sorted((tmp_path / "outputs" / "sweeps" / "heads").glob("n_head-3*"))

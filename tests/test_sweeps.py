@@ -135,6 +135,14 @@ def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Pa
     assert len(starts(tmp_path)) == 2
 
 
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with sweep(tmp_path).listening():
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_cores_are_shared_out_and_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "cores", lambda: 11)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -207,14 +215,14 @@ def test_folders_read_well_and_a_config_has_one_only(tmp_path: Path) -> None:
     assert jobs.folder(tmp_path, {"seed": "1"}, names, "ffffffff").name == "baseline+seed-1+ffffffff"
 
 
-def search(root: Path, trials: int, loss: Any, prune: bool = False, axes: Any = None) -> Sweep:
+def search(root: Path, trials: int, loss: Any, prune: bool = False, name: str = "a") -> Sweep:
     """A search over x in [0, 10]; `loss` of it is what a trial ends with."""
 
     def make(point: dict[str, str]) -> Job:
         value = point["x"]
         return Fake(point, (), root / f"x-{value}+{value}", 3, str(loss(float(value))))
 
-    plan = Search(axes or [Axis("x", low=0.0, high=10.0)], root, trials, prune, 7, make)
+    plan = Search([Axis("x", low=0.0, high=10.0)], root, name, trials, prune, 7, make)
     return Sweep(plan, Local(1), {"sweep": "search"}, root)
 
 
@@ -229,8 +237,7 @@ def test_a_search_comes_near_the_minimum_and_goes_on_where_it_stopped(tmp_path: 
     words = again.plan.closing_words()
     assert abs(float(words.split("x=")[1].split()[0]) - 3) < 1
     assert "confirm it with several seeds" in words
-    with pytest.raises(UserError, match="holds a search over x, not y"):
-        search(tmp_path, 5, lambda x: x, axes=[Axis("y", low=0, high=1)])
+    assert search(tmp_path, 16, lambda x: x, name="another").plan.total == 16
 
 
 def test_a_trial_that_was_cut_off_is_finished_first(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from gptlab import checkpoint
 from gptlab.errors import quoted
 from gptlab.files import writing
+from gptlab.loggers import TensorBoard
 from gptlab.module import LMModule
 from gptlab.sampling import generate, prompt_ids
 from gptlab.texts import harmless
@@ -101,30 +101,46 @@ class Curves(L.Callback):
         }
         if self.flops_per_token:
             self.last["mfu"] = speed * self.flops_per_token / self.peak_flops
+        self._write(trainer, self.last)
+
+    def _write(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+        seen = {"tokens": trainer.global_step * self.tokens_per_step, "seconds": round(self.train_seconds, 3)}
         for logger in trainer.loggers:
-            logger.log_metrics(self.last, self._step)
+            logger.log_metrics(seen | values, trainer.global_step)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:  # a resumed run has no sanity check, and has written them
+            logger.log_hyperparams(self.hparams)
 
     def on_validation_start(self, *args: Any) -> None:
         self._pause()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
-        step, metrics = trainer.global_step, pl_module.val_metrics
-        for logger in trainer.loggers:
-            if trainer.sanity_checking and isinstance(logger, TensorBoardLogger):
-                # Writes the metrics, too; the HParams tab then follows these tags to their last value.
-                logger.log_hyperparams(self.hparams, metrics, step=step)
-            else:
-                logger.log_metrics(metrics, step)
+        metrics = dict(pl_module.val_metrics)
+        if self.last:
+            metrics["val/gap"] = metrics["val/loss"] - self.last["train/loss"]
+            self._sum_up(trainer, metrics)
+        self._write(trainer, metrics)
         train = f", train/loss {self.last['train/loss']:.4f}" if self.last else ""
         log.info(
             "step %d of %d: val/loss %.4f (%.4f bits per byte)%s",
-            step,
+            trainer.global_step,
             trainer.max_steps,
             metrics["val/loss"],
             metrics["val/bpb"],
             train,
         )
+
+    def _sum_up(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        """The columns that TensorBoard's HParams tab shows unasked: the first five tags in the alphabet."""
+        assert isinstance(trainer.checkpoint_callback, Checkpoints)
+        columns = {f"eval/val_{name}": metrics[f"val/{name}"] for name in ("loss", "bpb", "gap")}
+        columns["eval/train_loss"] = self.last["train/loss"]
+        columns["eval/best_val_loss"] = min(metrics["val/loss"], trainer.checkpoint_callback.best_val_loss)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.log_metrics(columns, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"train_seconds": self.train_seconds, "last": self.last}
@@ -172,17 +188,37 @@ class Samples(L.Callback):
         with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoard):
                 logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
         log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Cut off the samples that are about to be drawn again."""
-        if self.path.exists():
-            os.truncate(self.path, state_dict["bytes"])
+class Lengths(L.Callback):
+    """Writes into each checkpoint how long the files are that a run only ever appends to; see `cut`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
+
+
+def appended(run_dir: Path) -> list[Path]:
+    return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
+
+
+def cut(run_dir: Path, lengths: dict[str, int]) -> None:
+    """Take from a run's curves and samples what was written after the checkpoint that has these lengths.
+
+    A resumed run writes it again: nothing is there twice, and nothing is missing. Without lengths all of it goes.
+    """
+    for path in appended(run_dir):
+        if path.name in lengths:
+            os.truncate(path, min(lengths[path.name], path.stat().st_size))
+        else:
+            path.unlink()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

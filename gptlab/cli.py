@@ -15,6 +15,7 @@ from gptlab import __version__
 VERBS = {
     "train": "train one run, or a sweep of runs",
     "generate": "let a trained model go on with a prompt",
+    "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",
 }
 USES_HYDRA = ("train",)

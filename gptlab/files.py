@@ -41,7 +41,7 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cannot write in {folder}: {error.strerror or error}; free some space there, or choose another "
-            f"folder (hydra.run.dir=... for runs, data.cache_dir=... for prepared data)"
+            f"folder (hydra.run.dir=... for runs, data.cache_dir=... for prepared data, --out for reports)"
         ) from error
 
 

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import checkpoint, metrics, models, runs
-from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Progress, Samples
+from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Lengths, Progress, Samples, cut
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
+from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import write_atomically, writing
 from gptlab.loggers import CSVLogger, TensorBoard
@@ -28,6 +29,12 @@ from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
 
 log = logging.getLogger(__name__)
+
+# Keys that are no columns of the HParams tab: they decide nothing that runs are compared by, or stand twice.
+NOT_COMPARED = (
+    *("name", "resume", "recipe.", "data.path", "data.dir", "data.cache_dir", "data.val_batch_size"),
+    *("trainer.sample_", "trainer.log_every", "trainer.diagnose_every"),
+)
 
 
 def device_type(settings: Settings) -> str:
@@ -87,7 +94,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     accumulation = data.config.accumulation(settings.trainer.devices)
 
     last = run_dir / "checkpoints" / "last.ckpt" if resume else None
-    resumed_at = resumed_step(run_dir, settings, prepared.sha256) if resume else None
+    lengths = resumed_lengths(run_dir, settings, prepared.sha256) if resume else {}
 
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
@@ -116,13 +123,16 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         with writing(run_dir):
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
+            cut(run_dir, lengths)
         write_atomically(run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
         if not resume:
             runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 
     tokens_per_step = settings.data.batch_size * data.block_size
     peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * devices
-    hparams = flatten(config) | {"parameters": model.num_parameters()}
+    hparams = {key: value for key, value in runs.flatten(config).items() if not key.startswith(NOT_COMPARED)}
+    hparams["parameters"] = model.num_parameters()
+    board = TensorBoard(run_dir)
     curves = Curves(settings.trainer.log_every, tokens_per_step, model.flops_per_token(), peak, hparams)
     keeper = Checkpoints(run_dir / "checkpoints", settings.trainer.val_every)
     samples = Samples(
@@ -133,7 +143,9 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         settings.seed,
     )
     progress = Progress(curves)
-    callbacks: list[L.Callback] = [curves, samples, keeper, progress]
+    callbacks: list[L.Callback] = [curves, samples, keeper, progress, Lengths(run_dir)]
+    if settings.trainer.diagnose_every:
+        callbacks.append(Diagnostics(settings.trainer.diagnose_every, prepared.ids("val"), data.block_size, board))
     if settings.trainer.patience is not None:
         callbacks.append(EarlyStopping("val/loss", patience=settings.trainer.patience))
 
@@ -147,7 +159,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "val_check_interval": settings.trainer.val_every * accumulation,  # counted in micro-batches
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": -1,  # the whole split, before the first step
-        "logger": [TensorBoard(run_dir, resumed_at), CSVLogger(run_dir / "metrics.csv", resumed_at)],
+        "logger": [board, CSVLogger(run_dir / "metrics.csv")],
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO()],
         "enable_model_summary": False,
@@ -180,6 +192,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     tokens = trainer.global_step * tokens_per_step
     flops = tokens * model.flops_per_token()
     summary = {
+        "format": runs.SUMMARY_FORMAT,
         "status": "stopped_early" if stopped_early else "finished",
         **module.val_metrics,
         **module.test_metrics,
@@ -213,8 +226,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     return summary
 
 
-def resumed_step(run_dir: Path, settings: Settings, data_sha256: str) -> int:
-    """The optimizer step that a run goes on from.
+def resumed_lengths(run_dir: Path, settings: Settings, data_sha256: str) -> dict[str, int]:
+    """How long a run's curves and samples were at the checkpoint that it goes on from.
 
     Raises:
         UserError: its checkpoint is broken, it has finished, or the text is not the one that it was trained on.
@@ -231,15 +244,6 @@ def resumed_step(run_dir: Path, settings: Settings, data_sha256: str) -> int:
             f"resume={run_dir}: the text has changed since (its sha256 is {data_sha256[:16]}, the run's is "
             f"{content[checkpoint.KEY]['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
         )
-    return step
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"n_head": 4}} -> {"model.n_head": 4}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    if "lengths" not in content:
+        raise UserError(f"resume={run_dir}: its checkpoint is of an older gptlab, which this one cannot go on from")
+    return content["lengths"]

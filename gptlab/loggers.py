@@ -1,45 +1,33 @@
-"""Where a run's curves go: metrics.csv and TensorBoard events, both without doubled steps after a resume."""
+"""Where a run's curves go: metrics.csv, and TensorBoard's events with the layout of its page."""
 
 from __future__ import annotations
 
 import csv
-import io
+import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 
-from gptlab.files import write_atomically, writing
+from gptlab.files import writing
 
-FIELDS = ("step", "train/loss", "val/loss", "val/bpb", "val/ppl", "lr", "grad_norm", "tokens_per_sec", "mfu")
+FIELDS = (
+    *("step", "tokens", "seconds", "train/loss", "val/loss", "val/bpb", "val/ppl", "val/gap"),
+    *("lr", "grad_norm", "tokens_per_sec", "mfu"),
+)
+PLUGIN = Path("plugins", "org_tensorflow_tensorboard_projector")  # where TensorBoard looks for embeddings
 
 
 class CSVLogger(Logger):
-    """One row a call, written through at once; Lightning's own starts the file anew when a run is resumed.
+    """One row a call, written through at once."""
 
-    Args:
-        resumed_at: rows of later steps are dropped: the run is about to write them again.
-    """
-
-    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        rows: list[dict[str, Any]] = []
-        if resumed_at is not None and path.is_file():
-            with path.open(newline="") as file:
-                complete = (row for row in csv.DictReader(file) if None not in row.values())
-                rows = [row for row in complete if int(row["step"]) <= resumed_at]
-        self._start(rows)
-
-    @rank_zero_only
-    def _start(self, rows: list[dict[str, Any]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
     @property
     def name(self) -> str:
@@ -52,23 +40,87 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         with writing(self.path.parent), self.path.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS, extrasaction="ignore").writerow({"step": step, **metrics})
+            writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow({"step": step, **metrics})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The run's config.yaml holds them."""
 
 
 class TensorBoard(TensorBoardLogger):
-    """Events in the run directory itself.
+    """Events in the run directory itself."""
 
-    Args:
-        resumed_at: events of later steps are hidden: the run is about to write them again.
-    """
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(run_dir, name="", version="", default_hp_metric=False, flush_secs=10)
 
-    def __init__(self, run_dir: Path, resumed_at: int | None = None) -> None:
-        purge_step = None if resumed_at is None else resumed_at + 1
-        super().__init__(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step, flush_secs=10)
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        """Curves by step, and losses by tokens and seconds as well: TensorBoard's own axes are steps and the clock."""
+        axes = {axis: int(metrics[axis]) for axis in ("tokens", "seconds") if axis in metrics}
+        super().log_metrics({key: value for key, value in metrics.items() if key not in axes}, step)
+        for axis, x in axes.items():
+            losses = {key: metrics[key] for key in ("train/loss", "val/loss") if key in metrics}
+            super().log_metrics({f"{key}_by_{axis}": loss for key, loss in losses.items()}, x)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Once, when a run begins: what the HParams tab compares, and the layout of the Custom Scalars tab.
+
+        Without the list of columns that torch would write as well, and of which TensorBoard takes the first run's for
+        all: it then makes its own, and those in which the runs differ come first.
+        """
+        plain = {key: value if type(value) in (int, float, str) else json.dumps(value) for key, value in params.items()}
+        _, start, _ = hparams(plain, {})
+        self.experiment._get_file_writer().add_summary(start)
+        self.experiment.add_custom_scalars(layout(params.get("model.n_layer", 0)))
+
+    @rank_zero_only
+    def embed(self, vectors: Tensor, labels: list[str]) -> None:
+        """The rows of `vectors`, (n, C), for the Projector tab; the files that TensorBoard reads, and no events."""
+        folder = Path(self.save_dir) / PLUGIN
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = ("\t".join(f"{x:.4g}" for x in row) for row in vectors.tolist())
+            (folder / "vectors.tsv").write_text("\n".join(rows) + "\n")
+            (folder / "tokens.tsv").write_text("\n".join(labels) + "\n", encoding="utf-8")
+            (folder / "projector_config.pbtxt").write_text(
+                'embeddings { tensor_name: "wte" tensor_path: "vectors.tsv" metadata_path: "tokens.tsv" }\n'
+            )
 
     def save(self) -> None:
         """Flush, and leave out Lightning's hparams.yaml: config.yaml has them."""
         self.experiment.flush()
+
+
+def layout(n_layer: int) -> dict[str, dict[str, list[Any]]]:
+    """{category: {chart: tags}} of the Custom Scalars tab, the same for all models but for the number of blocks."""
+
+    def chart(*tags: str) -> list[Any]:
+        """Of all series whose tags match one of these expressions."""
+        return ["Multiline", [f"{tag}$" for tag in tags]]
+
+    heads = {
+        f"attention entropy by head (nats), h.{i}": chart(rf"vitals_attention_entropy/(h\.{i}\.head\..*|uniform)")
+        for i in range(n_layer)
+    }
+    return {
+        "losses (nats per token, where nothing else is said)": {
+            "train/loss and val/loss by step": chart("train/loss", "val/loss"),
+            "train/loss and val/loss by tokens": chart("train/loss_by_tokens", "val/loss_by_tokens"),
+            "train/loss and val/loss by seconds of training": chart("train/loss_by_seconds", "val/loss_by_seconds"),
+            "generalisation gap: val/loss - train/loss": chart("val/gap"),
+            "validation loss by position in the context": chart("vitals_loss_by_position/.*"),
+            "bits per byte": chart("val/bpb"),
+        },
+        "optimisation": {
+            "learning rate": chart("lr"),
+            "gradient norm, before clipping": chart("grad_norm"),
+            "gradient norm by block": chart("vitals_gradient_norm/.*"),
+            "update norm by block": chart("vitals_update_norm/.*"),
+            "update norm / weight norm by block": chart("vitals_update_ratio/.*"),
+        },
+        "inside": {"activation RMS after each block": chart("vitals_activation_rms/.*"), **heads},
+        "speed": {"tokens per second": chart("tokens_per_sec"), "share of the device's peak (mfu)": chart("mfu")},
+    }

@@ -161,5 +161,5 @@ class Search:
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return ""
         best = self.study.best_trial
-        words = " ".join(f"{key}={value}" for key, value in best.params.items())
+        words = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.params.items())
         return f"best of the search: {words} (val/loss {best.value:.4f}); confirm it with several seeds"

@@ -28,6 +28,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"n_head": 4}} -> {"model.n_head": 4}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
     data = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir", "path")}

@@ -218,13 +218,6 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         monkeypatch.setenv("COMP_LINE", line)
         return command("cli", "-sc", "query=bash").stdout.split()
 
-    assert completions("gptlab tr") == ["train", "generate", "tokenize"]
+    assert completions("gptlab tr") == ["train", "generate", "report", "tokenize"]
     assert "model=gpt10m" in completions("gptlab train model=gpt1")
     assert "optim.lr=" in completions("gptlab train optim.")
-
-
-def test_a_sweep_runs_every_job(command: Any, text_file: Path, tmp_path: Path) -> None:
-    result = command("train", "-m", *RUN, f"data.path='{text_file}'", "seed=1,2", "name=two")
-    assert result.returncode == 0, result.stderr
-    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/sweeps/two/*/*/summary.json")]
-    assert sorted(summary["seed"] for summary in summaries) == [1, 2]

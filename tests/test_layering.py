@@ -9,21 +9,29 @@ PACKAGE = Path(__file__).parent.parent / "gptlab"
 # From the bottom up; a module may import from lower rows only, models from their own row's files.
 ROWS = [
     {"errors"},
-    {"files", "texts"},
+    {"files", "texts", "schema"},
     {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
     {"prepare", "dataset", "checkpoint", "sampling"},
     {"module", "datamodule", "loggers"},
-    {"config", "runs", "callbacks"},
-    {"fit"},
-    {"train", "generate", "tokenize"},
+    {"config", "runs", "callbacks", "diagnostics", "references"},
+    {"fit", "records", "jobs", "launchers"},
+    {"plans", "results"},
+    {"sweeps", "plots", "tables"},
+    {"multirun"},
+    {"train", "generate", "tokenize", "report"},
     {"cli"},
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
-    "lightning": {"module", "datamodule", "loggers", "callbacks", "fit", "config", "train"},
-    "hydra": {"train"},
-    "omegaconf": {"config", "train"},
-    "torch": set().union(*ROWS)
-    - {"errors", "files", "texts", "tokenizers", "corpora", "shards", "prepare", "runs", "train", "tokenize", "cli"},
+    "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"},
+    "hydra": {"train", "multirun"},
+    "omegaconf": {"config", "schema", "train", "multirun"},
+    "pandas": {"records", "results", "tables", "plots"},
+    "scipy": {"results"},
+    "matplotlib": {"plots"},
+    "optuna": {"plans"},
+    "submitit": {"launchers"},
+    "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
+    | {"config", "callbacks", "diagnostics", "fit", "generate"},
     "tensorboard": set(),
 }
 

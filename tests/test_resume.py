@@ -12,12 +12,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptlab import fit as fit_module
 from gptlab.errors import UserError
 
-HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50")
-VOLATILE = {"tokens_per_sec", "mfu"}
+HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50", "trainer.diagnose_every=2")
+VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
 
 
 class Kill(L.Callback):
@@ -47,6 +48,24 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in VOLATILE} for row in csv.DictReader(file)]
 
 
+def points(run_dir: Path) -> dict[str, Any]:
+    """Of each tag what TensorBoard shows: (step, value), without what depends on the clock."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    tags, shown = events.Tags(), {}
+    for tag in tags["scalars"]:  # two files of one second may be read in either order
+        series = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+        shown[tag] = [(event.step, event.value) for event in series]
+    for tag in tags["tensors"]:
+        shown[tag] = [(event.step, event.tensor_proto.string_val[:]) for event in events.Tensors(tag)]
+    for tag, series in shown.items():
+        if tag in VOLATILE:
+            shown[tag] = [step for step, _ in series]
+        if tag.endswith("_by_seconds"):
+            assert [x for x, _ in series] == sorted(x for x, _ in series)
+            shown[tag] = [value for _, value in series]
+    return shown
+
+
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
@@ -63,6 +82,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "random", "losses"):
             assert equal(left[key], right[key]), (name, key)
     assert rows(a) == rows(b)
+    assert points(a) == points(b)
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
 
 

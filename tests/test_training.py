@@ -96,7 +96,7 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     }
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     summary = json.loads((trained / "summary.json").read_text())
-    keys = """status val/loss val/bpb val/ppl best_val_loss best_step train/loss steps tokens parameters flops
+    keys = """format status val/loss val/bpb val/ppl best_val_loss best_step train/loss steps tokens parameters flops
         train_seconds total_seconds tokens_per_sec mfu peak_memory_bytes device precision compile seed data config_hash
         run_dir"""
     assert set(summary) == set(keys.split())
@@ -224,6 +224,7 @@ def test_two_processes_compute_what_one_does(shell: Any, text_file: Path, tmp_pa
             f"data.cache_dir={tmp_path}",
             f"trainer.devices={devices}",
             "trainer.log_every=3",
+            "trainer.diagnose_every=3",
         ]
         process = shell("-m", "gptlab.train", *arguments, f"hydra.run.dir={devices}")
         stdout, stderr = process.communicate(timeout=200)

@@ -98,6 +98,19 @@ def attention_bias(T: int, device: torch.device, window: int | None, slopes: Ten
     return bias.masked_fill(hidden, float("-inf"))[None]
 
 
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T + bias), (B, H, T, T): how much each position takes from each; arguments as below."""
+    T = q.shape[-2]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, T, D)
+    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)
+    if bias is None:
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    else:
+        scores = scores + bias
+    return F.softmax(scores, dim=-1)
+
+
 def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
     """Causal attention written out: softmax(scale q k^T + bias) v.
 
@@ -115,15 +128,9 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
     Returns:
         (B, H, T, D).
     """
-    T = q.shape[-2]
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # (B, H, T, D)
-    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)
-    if bias is None:
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    else:
-        scores = scores + bias
-    return F.dropout(F.softmax(scores, dim=-1), dropout).type_as(v) @ v  # (B, H, T, D); the bias is fp32
+    weights = F.dropout(attention_weights(q, k, bias, scale), dropout)  # (B, H, T, T)
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)  # (B, H, T, D)
+    return weights.type_as(v) @ v  # (B, H, T, D); the bias is fp32
 
 
 def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -1,0 +1,82 @@
+"""`python -m gptlab.report DIR`: what a sweep, or any set of runs, has found, as a table with error bars and plots."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptlab.errors import command_line
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m gptlab.report", description=__doc__)
+    p.add_argument(
+        "paths", metavar="DIR", type=Path, nargs="*", help="run directories, or folders with some below them"
+    )
+    p.add_argument(
+        "--out", metavar="DIR", type=Path, help="where files go (default: DIR/report, if one folder of runs is given)"
+    )
+    p.add_argument("--metric", default="val/loss", metavar="KEY", help="a number of summary.json (default: val/loss)")
+    p.add_argument("--baseline", metavar="GROUP", help="compare with this one, e.g. n_head=4 (default: the sweep's)")
+    p.add_argument(
+        "--sort", default="mean", metavar="KEY", help="a swept key, or a column of report.csv (default: mean)"
+    )
+    p.add_argument(
+        "--reference",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="the lessons' figures beside ours: heads, depth, ladder, char (default: what fits)",
+    )
+    p.add_argument("--no-plots", action="store_true", help="tables only")
+    p.add_argument("--json", action="store_true", help="JSON on standard output")
+    p.add_argument("--diff", nargs=2, metavar=("A", "B"), type=Path, help="what two runs differ in")
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptlab import records, results, tables
+
+    console = Console(highlight=False)
+    if args.diff:
+        found = results.diff(*args.diff)
+        if args.json:
+            print(tables.as_json(found), end="")
+        else:
+            tables.show_diff(found, args.diff[0], args.diff[1], console)
+        return
+    report = results.collect(args.paths, args.metric, args.baseline, args.sort, args.reference)
+    if args.json:
+        print(tables.as_json(tables.content(report)), end="")
+    else:
+        tables.show(report, console)
+    out = args.out
+    if out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
+        out = args.paths[0] / "report"
+    if out is not None:
+        images: list[str] = []
+        if not args.no_plots:
+            from gptlab import plots
+
+            images = plots.write(report, out)
+        tables.write(report, out, images)
+    if not args.json:
+        where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
+        console.print(where, markup=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    p = parser()
+    args = p.parse_args(argv)
+    if bool(args.paths) == bool(args.diff):
+        p.error("give run directories or folders of runs, or --diff A B")
+    with command_line():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@
 6. fit         one run: Lightning's Trainer over `conf/`, callbacks and loggers
 7. checkpoint  a file of plain dicts -> (model, tokenizer, info), without Lightning
 8. sampling    a prompt goes on, one token at a time
+9. sweeps      many runs, each a process of its own; results makes one table of them
 """
 
 __version__ = "0.1.0"

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from gptlab import jobs, launchers, plans, runs
+from gptlab import jobs, launchers, plans, runs, train
 from gptlab.errors import UserError
 from gptlab.jobs import Job
 from gptlab.launchers import Local, Slurm
@@ -167,6 +168,23 @@ def test_submitit_runs_the_jobs(tmp_path: Path) -> None:
     swept.run()
     assert states(swept) == ["finished", "failed"]
     assert "error: it is wrong" in closing_words(swept)
+
+
+def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands are stand-ins; the keys are those of train.yaml."""
+    for name, prints in (("srun", ""), ("sbatch", "Submitted batch job 7"), ("sacct", ""), ("scancel", "")):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\necho {prints}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    given = OmegaConf.load(train.CONF / "train.yaml").sweep.slurm
+    launcher = Slurm(None, tmp_path / "slurm", {**given, "partition": "gpu", "mem_gb": 7, "qos": "long"})
+    job = fake(tmp_path, "0", "1.0")
+    launcher.start(job.command(), tmp_path / "log", "n_head-4+seed-1")
+    script = tmp_path / "slurm" / "7_submission.sh"
+    for line in ("partition=gpu", "time=60", "cpus-per-task=4", "mem=7GB", "qos=long", "job-name=n_head-4+seed-1"):
+        assert f"#SBATCH --{line}\n" in script.read_text()
 
 
 def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:

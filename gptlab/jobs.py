@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import runs
+from gptlab.files import writing
 
 Point = dict[str, str]  # what a job varies: the key of an override -> its value, as typed
 LOG = "job.log"  # what the child prints, to be read when it has failed
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """model.n_head -> n_head, where no other key ends alike."""
-    ends = [key.lstrip("+").rpartition(".")[2] for key in keys]
-    return {key: end if ends.count(end) == 1 else key.lstrip("+") for key, end in zip(keys, ends, strict=True)}
 
 
 def folder(root: Path, point: Point, names: dict[str, str], config_hash: str) -> Path:
@@ -62,7 +57,8 @@ class Job:
         """Goes on where the job was cut off, if it had come to a checkpoint."""
         place = "'" + str(self.dir).replace("\\", "\\\\").replace("'", "\\'") + "'"
         if runs.has_checkpoint(self.dir):
-            words = [f"resume={place}"]
+            moved = [word for word in self.words if word.lstrip("+").startswith(("data.dir=", "data.cache_dir="))]
+            words = [f"resume={place}", *moved]
         else:
             words = [*self.words, f"hydra.run.dir={place}"]
         return [sys.executable, "-m", "gptlab.train", *words, "hydra.mode=RUN"]
@@ -73,11 +69,12 @@ class Job:
         Raises:
             UserError: another process is in it, or it cannot be written.
         """
-        self.dir.mkdir(parents=True, exist_ok=True)
-        with runs.locked(self.dir):
+        with writing(self.dir):
+            self.dir.mkdir(parents=True, exist_ok=True)
+        with runs.locked(self.dir), writing(self.dir):
             if not runs.has_checkpoint(self.dir):  # the beginning of a run that cannot go on
                 for path in self.dir.iterdir():
-                    if path.is_dir():
+                    if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
                     elif path.name != runs.LOCK:
                         path.unlink()
@@ -93,7 +90,7 @@ class Job:
         if not path.is_file():
             return []
         with path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if row["step"] and None not in row.values()]
+            return [row for row in csv.DictReader(file) if row.get("step") and None not in row.values()]
 
     def last_lines(self, most: int = 8) -> list[str]:
         """The end of what the child has printed."""

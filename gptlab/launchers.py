@@ -13,6 +13,17 @@ from typing import Any, Protocol
 from gptlab.errors import UserError
 
 
+class Job(Protocol):
+    """What is started; it knows its command when its turn comes, not before."""
+
+    @property
+    def name(self) -> str: ...
+
+    def command(self) -> list[str]: ...
+
+    def summary(self) -> dict[str, Any] | None: ...
+
+
 class Handle(Protocol):
     """A job that was started."""
 
@@ -84,11 +95,11 @@ class Local:
                 added["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot % len(self.gpus)])
         return os.environ | added
 
-    def start(self, command: list[str], log: Path, name: str) -> LocalHandle:
+    def start(self, job: Job, log: Path) -> LocalHandle:
         slot = self._free.pop(0)
         with log.open("ab") as file:
             process = subprocess.Popen(
-                command,
+                job.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -98,14 +109,19 @@ class Local:
         return LocalHandle(process, slot, self._free)
 
 
-def run_logged(command: list[str], log: str) -> int:
-    """On the cluster's machine: run the command there, with its output in `log`; returns its exit code."""
+def run_logged(job: Job, log: Path) -> int:
+    """On the cluster's machine: run the job there, with its output in `log`; returns its exit code.
+
+    It may have waited in the queue since a sweep that was killed, while a later one has finished the job or begun it.
+    """
+    if job.summary():
+        return 0
 
     def keep_going() -> None:  # submitit's early warning would end a process that does not know it
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-    with open(log, "ab") as file:  # noqa: PTH123
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=keep_going).returncode
+    with log.open("ab") as file:
+        return subprocess.run(job.command(), stdout=file, stderr=subprocess.STDOUT, preexec_fn=keep_going).returncode
 
 
 class SlurmHandle:
@@ -146,6 +162,6 @@ class Slurm:
         except (RuntimeError, NameError, ValueError, AssertionError) as error:
             raise UserError(f"sweep.launcher=slurm: {error}") from error
 
-    def start(self, command: list[str], log: Path, name: str) -> SlurmHandle:
-        self.executor.update_parameters(name=name[:100])
-        return SlurmHandle(self.executor.submit(run_logged, command, str(log)))
+    def start(self, job: Job, log: Path) -> SlurmHandle:
+        self.executor.update_parameters(name=job.name[:100])
+        return SlurmHandle(self.executor.submit(run_logged, job, log))

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import plans, runs, schema
 from gptlab.errors import UserError
-from gptlab.jobs import Job, Point, folder, short_names
+from gptlab.jobs import Job, Point, folder
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
 from gptlab.sweeps import Sweep, SweepConfig, closing_words, report_command
@@ -37,18 +37,18 @@ def asked(arguments: list[str]) -> argparse.Namespace | None:
     parser.add_argument("-cd", "--config-dir")
     found, words = parser.parse_known_args(arguments)
     flags = [word.partition("=")[0] for word in words if word.startswith("-")]
-    named = any(word.startswith("sweep=") for word in words)
+    named = any(word.startswith("sweep=") or word == "hydra.mode=MULTIRUN" for word in words)
     if "hydra.mode=RUN" in words or not (found.multirun or named) or set(flags) & set(INFORMATION):
         return None
     if flags:
         raise UserError(f"{flags[0]}: does not go with a sweep")
-    found.words = words
+    found.words = [word for word in words if word != "hydra.mode=MULTIRUN"]
     return found
 
 
 def axis(override: Override) -> Axis:
     """What an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2)) varies."""
-    key, value = override.get_key_element(), override.value()
+    key, value = override.get_key_element().removeprefix("++"), override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
@@ -57,6 +57,15 @@ def axis(override: Override) -> Axis:
     if override.is_sweep_override():
         return Axis(key, tuple(map(str, override.sweep_string_iterator())))
     return Axis(key, (override.get_value_element_as_str(),))
+
+
+def as_typed(values: Any) -> str:
+    """The values of an axis in a sweep's file as they would be typed; a list in it is several values."""
+    if isinstance(values, list):
+        return ",".join(map(as_typed, values))
+    if values is None or isinstance(values, bool):
+        return {None: "null", True: "true", False: "false"}[values]
+    return str(values)
 
 
 class Command:
@@ -72,7 +81,7 @@ class Command:
         if arguments.config_dir:
             path = os.path.abspath(arguments.config_dir)  # noqa: PTH100
             self.flags = ["--config-dir", path]
-            self.search_path = [f"hydra.searchpath=[file://{path}]"]
+            self.search_path = [f"hydra.searchpath=['file://{path}']"]
         typed = self.parse(arguments.words)
         for override in typed:
             key = override.key_or_group
@@ -84,32 +93,34 @@ class Command:
             if key == "resume":
                 raise UserError(f"{override.input_line}: a sweep goes on by itself; give the same command again")
             if override.is_sweep_override() and key.partition(".")[0] == "sweep":
-                raise UserError(f"{override.input_line}: one sweep at a time")
+                raise UserError(f"{override.input_line}: takes one value, it is not itself swept")
         fixed = {str(o.input_line): o for o in typed if not o.is_sweep_override()}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         self.base = self.resolved(self.compose(tuple(fixed)))
         self.config = schema.build(SweepConfig, OmegaConf.create(self.base["sweep"]), "sweep")
 
         # What is typed wins over the sweep's file, and may make one of its axes a single value.
-        listed = self.parse([f"{key}={values}" for key, values in self.config.axes.items()])
-        varied = {o.get_key_element(): o for o in listed}
-        varied |= {o.get_key_element(): o for o in typed if o.is_sweep_override() or o.get_key_element() in varied}
+        listed = self.parse([f"{key}={as_typed(values)}" for key, values in self.config.axes.items()])
+        varied = {o.key_or_group: o for o in listed}
+        varied |= {o.key_or_group: o for o in typed if o.is_sweep_override() or o.key_or_group in varied}
         self.axes = [axis(override) for override in varied.values()]
         self.words = [
             line
             for line, override in fixed.items()
-            if override.get_key_element() not in varied and not override.key_or_group.startswith("sweep.")
+            if override.key_or_group not in varied and not override.key_or_group.startswith("sweep.")
         ]
         if not self.axes:
             raise UserError("-m: nothing varies; give some key several values, e.g. model.n_head=1,2,4 seed=1,2,3")
         for each in self.axes:
-            if not each.values and self.config.method != "optuna":
+            if each.values or (each.is_interval and self.config.method == "optuna"):
+                continue
+            if each.is_interval:
                 raise UserError(
-                    f"{varied[each.key].input_line}: an interval is for sweep.method=optuna; give values, e.g. "
-                    f"{each.key}=1,2,3 or range(1,4)"
+                    f"{each.key}: an interval is for sweep.method=optuna; give values, e.g. {each.key}=1,2,3"
                 )
+            raise UserError(f"{each.key}: there are no values, nothing matches")
         self.root = Path(self.config.dir)
-        self.names = short_names([each.key for each in self.axes])
+        self.names = runs.short_names([each.key for each in self.axes])
 
     @staticmethod
     def parse(words: list[str]) -> list[Override]:
@@ -128,28 +139,30 @@ class Command:
         return {str(key): value for key, value in config.items()}
 
     def config_of(self, point: Point) -> dict[str, Any]:
-        """A job's resolved config.
+        """A job's resolved config."""
+        words = tuple(f"{key}={value}" for key, value in point.items())
+        cfg = self.compose((*self.words, *words)) if self.search_path else self.composed(words)
+        return {key: value for key, value in self.resolved(cfg).items() if key != "sweep"}
 
-        Hydra takes a tenth of a second to compose one, so it composes groups only, and values are set on that.
-        """
-        words = [f"{key}={value}" for key, value in point.items()]
-        overrides = self.parse(words)
+    def composed(self, words: tuple[str, ...]) -> DictConfig:
+        """As Hydra composes it, which takes a tenth of a second: so it composes groups, on which values are set."""
         options = GlobalHydra.instance().config_loader().get_group_options
-        groups = [word for word, o in zip(words, overrides, strict=True) if options(o.key_or_group)]
+        overrides = dict(zip(words, self.parse(list(words)), strict=True))
+        groups = [word for word, override in overrides.items() if options(override.key_or_group)]
         cfg = copy.deepcopy(self.compose((*self.words, *groups)))
         try:
-            for word, override in zip(words, overrides, strict=True):
-                if word not in groups:
-                    OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
+            for override in (override for word, override in overrides.items() if word not in groups):
+                OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
         except OmegaConfBaseException:
-            cfg = self.compose((*self.words, *words))  # for Hydra's own message
-        return {key: value for key, value in self.resolved(cfg).items() if key != "sweep"}
+            return self.compose((*self.words, *words))  # for Hydra's own message
+        return cfg
 
     def job(self, point: Point) -> Job:
         config = self.config_of(point)
         name = runs.config_hash(config, str(config["data"]["path"]))[:8]  # the text itself is not read yet
         words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
-        return Job(point, words, folder(self.root, point, self.names, name), int(config["trainer"]["max_steps"]))
+        steps = config["trainer"]["max_steps"]  # to show how far it is; the job itself will refuse what is wrong
+        return Job(point, words, folder(self.root, point, self.names, name), steps if isinstance(steps, int) else 0)
 
     def baseline(self) -> Point | None:
         """What all others are compared with: the first value of each axis, or no change at all."""
@@ -163,7 +176,9 @@ class Command:
         if config.method == "optuna":
             fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
             name = runs.config_hash(fixed, str(fixed["data"]["path"]))
-            return Search(self.axes, self.root, name, config.trials, config.prune, int(fixed["seed"]), self.job)
+            if not isinstance(seed := fixed["seed"], int):
+                raise UserError(f"seed={seed}: must be an integer")
+            return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job)
         points = plans.grid(self.axes) if config.method == "grid" else plans.one_at_a_time(self.axes)
         jobs: dict[str, Job] = {}
         for point in points:
@@ -178,6 +193,8 @@ class Command:
         if config.launcher == "slurm":
             return Slurm(config.jobs, self.root / "slurm", config.slurm)
         trainer = self.base["trainer"]
+        if not isinstance(trainer["devices"], int) or trainer["devices"] < 1:
+            raise UserError(f"trainer.devices={trainer['devices']}: must be an integer of at least 1")
         return Local(config.jobs, trainer["devices"], trainer["accelerator"] in ("auto", "gpu"))
 
 
@@ -186,9 +203,7 @@ def run(conf: Path, arguments: argparse.Namespace) -> int:
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         command = Command(arguments)
         launcher, plan = command.launcher(), command.plan()
-        about: dict[str, Any] = {"sweep": command.root.name}
-        if (baseline := command.baseline()) is not None:
-            about["baseline"] = baseline
+        about = {"sweep": command.root.name, "baseline": command.baseline()}
         sweep = Sweep(plan, launcher, about, command.root)
         at_once = min(launcher.jobs, plan.total)
         print(

@@ -28,6 +28,10 @@ class Axis:
     log: bool = False
     integer: bool = False
 
+    @property
+    def is_interval(self) -> bool:
+        return not math.isnan(self.low)
+
 
 def grid(axes: list[Axis]) -> list[Point]:
     """Every combination; the last axis varies fastest."""
@@ -112,9 +116,7 @@ class Search:
         past = self.study.get_trials(deepcopy=False)
         # What has been drawn before is not to be drawn again.
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
-        self._cut_off = [
-            optuna.trial.Trial(self.study, trial._trial_id) for trial in past if trial.state == states.RUNNING
-        ]
+        self._cut_off = [trial for trial in past if trial.state == states.RUNNING]
         ended = sum(trial.state in (states.COMPLETE, states.PRUNED) for trial in past)
         self.total = max(trials - ended, len(self._cut_off))
         self._asked = 0
@@ -132,25 +134,32 @@ class Search:
         if self._asked == self.total:
             return None
         self._asked += 1
-        trial = self._cut_off.pop(0) if self._cut_off else self.study.ask()
+        trial, reported = self.study.ask() if not self._cut_off else None, 0
+        if trial is None:
+            from optuna.trial import Trial
+
+            cut_off = self._cut_off.pop(0)
+            trial, reported = Trial(self.study, cut_off._trial_id), max(cut_off.intermediate_values, default=0)
         job = self.make({axis.key: self._value(trial, axis) for axis in self.axes})
-        self._trials[job] = trial
+        self._trials[job], self._reported[job] = trial, reported
         return job
 
     def hopeless(self, job: Job) -> bool:
         trial = self._trials[job]
         for row in job.rows():
             step = int(row["step"])
-            if row["val/loss"] and step > self._reported.get(job, 0):
+            if row["val/loss"] and step > self._reported[job]:
                 self._reported[job] = step
                 trial.report(float(row["val/loss"]), step)
-        return self.prune and job in self._reported and trial.should_prune()
+        return self.prune and self._reported[job] > 0 and trial.should_prune()
 
     def tell(self, job: Job, state: str, loss: float | None) -> None:
         from optuna.trial import TrialState
 
         self.hopeless(job)  # reports the last points
-        ended = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
+        ended = TrialState.COMPLETE if state == "finished" else TrialState.PRUNED
+        if state == "failed" and not self._reported[job]:  # else it may have diverged, which the search is to learn
+            ended = TrialState.FAIL
         value = loss if state == "finished" else None
         self.study.tell(self._trials.pop(job), value, ended, skip_if_finished=True)
 

@@ -80,7 +80,7 @@ def standing_out(report: Report) -> Colours:
     names = [str(name) for name in report.groups.sort_values("mean").index]
     if len(names) > len(COLOURS):
         best, worst = names[:4], names[-3:]
-        names = list(dict.fromkeys([*best, report.baseline, *worst]))
+        names = list(dict.fromkeys([*best, *([report.baseline] if report.baseline else []), *worst]))
     (axis,) = report.axes if len(report.axes) == 1 else (None,)
     if axis and len(names) == len(report.groups) and all(map(known, report.groups[axis])):
         names.sort(key=lambda name: report.groups[axis][name])

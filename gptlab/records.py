@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from gptlab.texts import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
-# Names and places, which change nothing that a run computes; what `recipe` says stands again where it is read.
+# Names and places, which change nothing that a run computes.
 APART = {"name", "seed", "resume", "data.path", "data.dir", "data.cache_dir"}
 
 
@@ -31,6 +32,7 @@ class Run:
     Args:
         typed: the overrides that its sweep or its command line gave, without names and places.
         baseline: such overrides of its sweep's baseline; None outside of a sweep.
+        searched: it is a trial of a search, which has no baseline.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Run:
     environment: dict[str, Any]
     typed: dict[str, Any]
     baseline: dict[str, Any] | None
+    searched: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -66,8 +69,6 @@ def find(paths: Sequence[Path]) -> list[Path]:
             if MARKS & set(files):
                 below.clear()
                 found.setdefault(Path(folder).resolve(), Path(folder))
-            if "report.json" in files:
-                below.clear()
             below.sort()
     return list(found.values())
 
@@ -99,8 +100,9 @@ def read(path: Path) -> Run:
     if wrong:
         raise UserError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
     environment, job = (_json(path / name, {}) for name in ("environment.json", "job.json"))
-    baseline = _values(job["baseline"]) if isinstance(job.get("baseline"), dict) else None
-    return Run(path, config, summary, environment, _typed(job, environment), baseline)
+    baseline = _values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
+    searched = "baseline" in job and job["baseline"] is None
+    return Run(path, config, summary, environment, _typed(job, environment), baseline, searched)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -149,14 +151,14 @@ def metrics(path: Path) -> pd.DataFrame:
 
 
 def computes(key: str) -> bool:
-    """Whether a key has a say in what a run computes."""
+    """Whether a key of a config has a say in what a run computes; what `recipe` says stands again where it is read."""
     return key not in APART and key.partition(".")[0] not in ("recipe", "sweep", "hydra")
 
 
 def _typed(job: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """The overrides of a sweep's job, else those of the command line, as values."""
     if isinstance(job.get("overrides"), dict):
-        return _values(job["overrides"])
+        return _values(job["overrides"], {"data.path"})  # which names a text, in a sweep over texts
     command = environment.get("command")
     words = list(map(str, command[1:])) if isinstance(command, list) else []
     if {"-m", "--multirun"} & set(words):  # they are all jobs', not this one's
@@ -164,10 +166,11 @@ def _typed(job: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     return _values(dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-")))
 
 
-def _values(overrides: dict[str, Any]) -> dict[str, Any]:
+def _values(overrides: dict[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
     """{"+seed": "1", "model.n_head": "4"} -> {"model.n_head": 4}."""
     plain = {key.lstrip("+~"): text for key, text in overrides.items()}
-    return {key: value(text) for key, text in plain.items() if computes(key)}
+    says = {key for key in plain if computes(key) or key in kept or key.startswith("recipe.")}
+    return {key: value(text) for key, text in plain.items() if key in says}
 
 
 def value(given: Any) -> int | float | str:
@@ -180,5 +183,7 @@ def value(given: Any) -> int | float | str:
         return f"[{','.join(str(value(each)) for each in given)}]"
     for kind in (int, float):
         with suppress(ValueError):
-            return kind(given)
+            number = kind(given)
+            if math.isfinite(number) and "_" not in str(given):  # nan and 1_000 are words
+                return number
     return harmless(str(given).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t"))

@@ -17,10 +17,10 @@ from scipy import stats
 from gptlab import references
 from gptlab.errors import UserError, did_you_mean
 from gptlab.records import LeftOut, Run, computes, find, is_run, read, value
-from gptlab.runs import flatten
+from gptlab.runs import flatten, short_names
 
 SECTIONS = ("experiment", "model", "arch", "optim", "schedule", "data", "tokenizer", "trainer")
-DEFAULT = "default"  # the value of what a config does not name
+DEFAULT = "(default)"  # the value of what a config does not name; nothing that can be typed
 CONFIDENCE = 0.95
 PROTOCOLS = {
     "val/loss": "of the last checkpoint, over the whole validation split, in nats per token",
@@ -31,7 +31,7 @@ PROTOCOLS = {
 }
 TESTS = {
     "paired": "paired t-tests over the shared seeds",
-    "Welch": "Welch's t-tests, where fewer than two seeds are shared",
+    "Welch": "Welch's t-tests, where seeds do not pair",
 }
 MEANS = {key: key for key in ("parameters", "flops", "tokens")} | {"train_seconds": "seconds"}
 MEANS |= {key: key for key in ("train/loss", "gap", "val/bpb")}
@@ -52,7 +52,7 @@ class Report:
         axes: the keys that vary between groups.
         short: their names without what is not needed to tell them apart.
         one_at_a_time: each group but one, the baseline unless another was asked for, changes one key of it.
-        baseline: the label of the group that the others are compared with.
+        baseline: the label of the group that the others are compared with; "" if there is none.
         groups: one row a group, by label, sorted; NaN is unknown.
         runs: one row a run; `group` is its group's label.
         conditions: what must be known to read the numbers, a sentence each.
@@ -162,17 +162,6 @@ def _fewest_keys(firsts: list[Run]) -> list[dict[str, Any]]:
     return [{key: each.get(key, DEFAULT) for key in chosen} for each in flat]
 
 
-def short_names(axes: Sequence[str]) -> dict[str, str]:
-    """model.n_head -> n_head, optim.name -> optim, where no two axes become the same."""
-
-    def short(key: str) -> str:
-        head, _, last = key.rpartition(".")
-        return head if last == "name" and head else last
-
-    counts = Counter(map(short, axes))
-    return {axis: short(axis) if counts[short(axis)] == 1 else axis for axis in axes}
-
-
 def labels(described: list[dict[str, Any]], base: dict[str, Any] | None, short: dict[str, str]) -> list[str]:
     """n_head=4 lr=0.001, a group each; where all change one key of `base`, that key, and `baseline`."""
 
@@ -208,12 +197,14 @@ def half_width(values: np.ndarray) -> np.ndarray:
 
 
 def compare(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
-    """Our mean less theirs, of losses by seed: by a paired t-test over at least two shared seeds, else by Welch's.
+    """Our mean less theirs, of losses by seed: by a paired t-test if the seeds of one, at least two, are among those of
+    the other, else by Welch's.
 
     Where neither can be had, for want of seeds or of any spread, the difference stands alone.
     """
     shared = [seed for seed in ours if seed in theirs]
-    paired = len(shared) >= 2
+    # Two seeds that many have in common by chance are not what either was measured on.
+    paired = len(shared) >= 2 and len(shared) == min(len(ours), len(theirs))
     a, b = (np.array([x[seed] for seed in (shared if paired else x)]) for x in (ours, theirs))
     found = {"difference": a.mean() - b.mean(), "difference_low": math.nan, "difference_high": math.nan, "p": math.nan}
     spread = np.std(a - b) if paired else max(np.std(a), np.std(b))
@@ -270,6 +261,7 @@ def collect(
     short = short_names(axes)
     names = labels(described, base, short) if axes else [str(grouped[0][0].config.get("name", "run"))]
     chosen, notes = _baseline(grouped, described, names, short, baseline)
+    compared = len(names) > 1 and (baseline is not None or not all(run.searched for run in measured))
 
     frame = pd.DataFrame(
         _run_row(run, name, values)
@@ -286,7 +278,7 @@ def collect(
             "group": name,
             **values,
             **_group_row(parts[name], metric),
-            **(compare(by_seed[name], by_seed[names[chosen]]) if len(names) > 1 else {}),
+            **(compare(by_seed[name], by_seed[names[chosen]]) if compared else {}),
         }
         for name, values in zip(names, described, strict=True)
     ).set_index("group")
@@ -304,7 +296,7 @@ def collect(
         axes=axes,
         short=short,
         one_at_a_time=base is not None,
-        baseline=names[chosen],
+        baseline=names[chosen] if compared else "",
         groups=groups.loc[_order(groups, axes, short, sort)],
         runs=frame,
         left_out=left_out + repeated,
@@ -395,6 +387,9 @@ def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
         tests = " or ".join(f"{TESTS[kind]} ({count} rows)" for kind, count in kinds.items() if kind in TESTS)
         by = f", with its 95% interval, by {tests}; p is not corrected for the number of rows" if tests else ""
         words.append(f"difference: from {base}{by}")
+        fewer = groups[(groups["test"] == "paired") & (groups["pairs"] < groups["n"].clip(lower=groups["n"][base]))]
+        if len(fewer):
+            words.append(f"over the shared seeds only, hence not that of the means: {', '.join(fewer.index)}")
     words.append("train/loss: the last batches, with dropout; gap: val/loss less train/loss; time: of training alone")
     return words
 

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,27 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """model.n_head -> n_head, optim.name -> optim, where no two keys become the same."""
+
+    def short(key: str) -> str:
+        head, _, last = key.lstrip("+").rpartition(".")
+        return head if last == "name" and head else last
+
+    ends = {key: short(key) for key in keys}
+    return {key: end if list(ends.values()).count(end) == 1 else key.lstrip("+") for key, end in ends.items()}
+
+
+def duration(seconds: float) -> str:
+    """12.3s, 4m 10s, 1h 05m; - if it is not known."""
+    if seconds != seconds:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}h {minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m {rest:02d}s"
 
 
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
@@ -121,7 +142,8 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
         summary = json.loads((run_dir / "summary.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and "status" in summary else None
+    needed = ("status", "steps", "val/loss", "best_val_loss")
+    return summary if isinstance(summary, dict) and all(key in summary for key in needed) else None
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -151,6 +173,8 @@ def resumable(run_dir: Path) -> Path:
 def remove_if_empty(run_dir: Path) -> None:
     """Leave no trace of a run that was refused before it began: no log, no folder, no empty parents below here."""
     here = Path.cwd()
+    if in_use(run_dir):
+        return  # it is another process's
     with suppress(OSError):  # not there, or not empty
         if {path.name for path in run_dir.iterdir()} <= {"train.log", LOCK}:
             for path in run_dir.iterdir():
@@ -162,7 +186,6 @@ def remove_if_empty(run_dir: Path) -> None:
 def closing_words(summary: dict[str, Any]) -> str:
     """The end of a run in a few lines: where it lies, how well it did, what to try next."""
     run_dir = os.path.relpath(summary["run_dir"])
-    minutes, seconds = divmod(round(summary["train_seconds"]), 60)
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
     test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
@@ -170,7 +193,7 @@ def closing_words(summary: dict[str, Any]) -> str:
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
   train/loss  {summary["train/loss"]:.4f}{test}
-  time        {minutes} min {seconds:02d} s of training, {summary["tokens_per_sec"]:,.0f} tokens/s
+  time        {duration(summary["train_seconds"])} of training, {summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:
   python -m gptlab.generate {run_dir} "To be" --max-new-tokens 300

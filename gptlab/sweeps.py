@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -63,7 +64,7 @@ class Elsewhere:
 
 
 @dataclass
-class Progress:
+class Standing:
     """How far a job has come."""
 
     state: str = "waiting"  # then running, finished, failed, pruned, stopped
@@ -90,7 +91,7 @@ class Sweep:
     launcher: Local | Slurm
     about: dict[str, Any]
     dir: Path
-    progress: dict[Job, Progress] = field(default_factory=dict)
+    progress: dict[Job, Standing] = field(default_factory=dict)
     signal: int | None = None
 
     def run(self) -> None:
@@ -105,7 +106,8 @@ class Sweep:
                         self.look(job)
                     self.fill()
             except BaseException:  # e.g. a folder that cannot be written: leave nothing running behind
-                self.stop(signal.SIGINT)
+                if self.signal is None:  # a run takes a second one for haste
+                    self.stop(signal.SIGINT)
                 raise
 
     def having(self, state: str) -> list[Job]:
@@ -120,7 +122,7 @@ class Sweep:
             job = self.plan.ask()
             if job is None:
                 return
-            self.progress[job] = Progress(started=time.monotonic())
+            self.progress[job] = Standing(started=time.monotonic())
             if job.summary():
                 job.describe(self.about)
                 self.end(job, "finished")
@@ -132,7 +134,7 @@ class Sweep:
         progress.state = "running"
         try:
             job.prepare(self.about)
-            progress.handle = self.launcher.start(job.command(), job.dir / LOG, job.name)
+            progress.handle = self.launcher.start(job, job.dir / LOG)
         except UserError:
             if not runs.in_use(job.dir):
                 raise
@@ -221,14 +223,6 @@ class Sweep:
         return missing * spent / made / max(1, min(self.launcher.jobs, self.plan.total))
 
 
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
 class View:
     """A live table on a terminal; a line when a job starts and ends where the output goes elsewhere."""
 
@@ -249,6 +243,12 @@ class View:
             self.live.stop()
 
     def update(self) -> None:
+        try:
+            self.show()
+        except OSError:  # the terminal was closed, or what read our lines: the jobs are not to suffer for it
+            self.live, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115, PTH123
+
+    def show(self) -> None:
         if self.live:
             self.live.update(Group(*self.content()), refresh=True)
             return
@@ -277,7 +277,7 @@ class View:
         if sweep.signal is not None:
             line += " · stopping: jobs finish their step and save" if sweep.running() else " · stopped"
         elif left is not None:
-            line += f" · {duration(left)} left"
+            line += f" · {runs.duration(left)} left"
         room = max(3, self.console.size.height - 6)
         jobs = list(sweep.progress)
         first = [job for job in jobs if sweep.progress[job].state in ("running", "failed")][-room:]
@@ -298,7 +298,7 @@ class View:
                 f"{p.step:,}/{job.max_steps:,}",
                 "" if p.val_loss is None else f"{p.val_loss:.4f}",
                 "" if p.best is None else f"{p.best:.4f}",
-                duration(p.seconds) if p.handle else "",
+                runs.duration(p.seconds) if p.handle else "",
             )
         yield Text(line, style="bold", no_wrap=True, overflow="ellipsis")
         yield table

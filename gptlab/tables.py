@@ -12,6 +12,7 @@ import pandas as pd
 
 from gptlab.files import write_atomically
 from gptlab.results import Report, compact, known
+from gptlab.runs import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,16 +34,6 @@ def loss(number: float) -> str:
 def spread(low: float, high: float) -> str:
     """Half of an interval."""
     return f" ± {(high - low) / 2:.4f}" if known(low) else ""
-
-
-def duration(seconds: float) -> str:
-    """12.3s, 4m 10s, 1h 05m."""
-    if not known(seconds):
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h {minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m {rest:02d}s"
 
 
 def p_value(p: float) -> str:
@@ -198,7 +189,7 @@ def content(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "metric": report.metric,
-        "baseline": report.baseline,
+        "baseline": report.baseline or None,
         "axes": report.axes,
         "groups": report.groups.reset_index().to_dict("records"),
         "runs": report.runs.to_dict("records"),

@@ -18,7 +18,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -62,8 +61,8 @@ OmegaConf.register_new_resolver("run_dir", choose_run_dir, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def run(cfg: DictConfig) -> float:
-    """Train one run, or go on with one; returns its final `val/loss`, for a sweeper."""
+def run(cfg: DictConfig) -> None:
+    """Train one run, or go on with one."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     from gptlab import runs
 
@@ -73,11 +72,8 @@ def run(cfg: DictConfig) -> float:
     except UserError as error:
         if not (run_dir / "config.yaml").exists():
             runs.remove_if_empty(run_dir)
-        if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {error}")  # Hydra would add a line of its own
-        raise
+        sys.exit(f"error: {error}")  # Hydra would add a line of its own
     log.info("%s", runs.closing_words(summary))
-    return float(summary["val/loss"])
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:

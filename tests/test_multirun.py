@@ -103,7 +103,7 @@ def test_the_same_run_under_two_names_is_made_once(capsys: pytest.CaptureFixture
     ("arguments", "words"),
     [
         (["-m", "seed=1", "model=gpt1m"], ["-m: nothing varies", "seed=1,2,3"]),
-        (["-m", "optim.lr=interval(0,1)"], ["optim.lr=interval(0,1)", "sweep.method=optuna", "optim.lr=1,2,3"]),
+        (["-m", "optim.lr=interval(0,1)"], ["optim.lr: an interval is for sweep.method=optuna", "optim.lr=1,2,3"]),
         (["-m", "seed=1,2", "hydra/launcher=joblib"], ["hydra/launcher=joblib", "sweep.jobs"]),
         (["-m", "seed=1,2", "resume=outputs/x"], ["resume=outputs/x", "the same command again"]),
         (["-m", "seed=1,2", "sweep.method=random"], ["sweep.method=random", "grid, one_at_a_time, optuna"]),
@@ -112,7 +112,9 @@ def test_the_same_run_under_two_names_is_made_once(capsys: pytest.CaptureFixture
         (["-m", "seed=1,2", "sweep.trials=0"], ["sweep.trials=0", "at least 1"]),
         (["-m", "seed=1,2", "sweep.job=2"], ["sweep.job: there is no such key", "sweep.jobs"]),
         (["sweep=head"], ["sweep/head", "heads"]),
-        (["-m", "sweep=heads,depth"], ["sweep=heads,depth: one sweep at a time"]),
+        (["-m", "sweep=heads,depth"], ["sweep=heads,depth: takes one value"]),
+        (["-m", "seed=1,2", "trainer.devices=two"], ["trainer.devices=two: must be an integer"]),
+        (["-m", "model=glob(none*)"], ["model: there are no values"]),
         (["-m", "model.n_layr=1,2"], ["model.n_layr: there is no such key here", "model.n_layer"]),
         (["-m", "model=gpt99,gpt1m"], ["model/gpt99"]),
         (["model.n_head=1,2"], ["model.n_head=1,2", "-m"]),
@@ -161,10 +163,39 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
     assert "running" not in again.stdout
 
 
+def test_an_axis_in_a_file_is_as_if_typed() -> None:
+    assert [multirun.as_typed(value) for value in (None, True, 3, "1,2", [4, None])] == [
+        "null",
+        "true",
+        "3",
+        "1,2",
+        "4,null",
+    ]
+
+
+def test_a_users_own_groups_can_be_swept(tmp_path: Path) -> None:
+    folder = tmp_path / "my conf, (1)" / "model"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - gpt1m\nmodel:\n  n_layer: 7\n")
+    command = planned("-m", "--config-dir", str(folder.parent), "model=mine,gpt1m", "++seed=1,2")
+    assert [command.config_of(job.point)["model"]["n_layer"] for job in command.jobs] == [7, 7, 6, 6]  # type: ignore
+    assert command.jobs[0].words[:2] == ("--config-dir", str(folder.parent))  # type: ignore[attr-defined]
+    assert command.baseline() == {"model": "mine"}
+
+
+def test_a_moved_data_folder_reaches_jobs_that_go_on(tmp_path: Path) -> None:
+    job = planned("-m", "seed=1,2", "data.dir=/moved", "optim.lr=1").jobs[0]  # type: ignore[attr-defined]
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (job.dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (job.dir / name).touch()
+    assert job.command()[3:] == [f"resume='{job.dir}'", "data.dir=/moved", "hydra.mode=RUN"]
+
+
 def test_two_processes_cannot_train_in_one_folder(command: Any, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with runs.locked(tmp_path / "one"):
         result = command("train", *RUN, f"data.path='{text_file}'", "hydra.run.dir=one")
+        assert runs.in_use(tmp_path / "one")  # what the first process has begun is left alone
     assert_refused(result, "one: another process is training there")
     assert runs.in_use(tmp_path / "one") is False
 

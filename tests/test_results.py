@@ -14,7 +14,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from gptlab import records, results
+from gptlab import plots, records, results
 from gptlab.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -154,10 +154,57 @@ def test_shared_seeds_are_compared_in_pairs_whatever_their_order() -> None:
     )
 
 
-def test_only_shared_seeds_are_paired() -> None:
-    found = results.compare({1: 1.0, 2: 1.2, 9: 50.0}, {1: 1.5, 2: 1.6, 8: -50.0})
+def test_a_missing_seed_leaves_the_others_in_pairs_and_is_said(tmp_path: Path) -> None:
+    found = results.compare({1: 1.0, 2: 1.2}, {1: 1.5, 2: 1.6, 8: -50.0})
     assert (found["test"], found["pairs"]) == ("paired", 2)
     assert found["difference"] == pytest.approx(-0.45)
+    for seed in (1, 2, 3):
+        fake_run(tmp_path / f"a{seed}", 1.5 + seed / 90, seed, {"model.n_head": "4"}, {"model.n_head": "4"})
+    for seed in (1, 2):
+        fake_run(
+            tmp_path / f"b{seed}", 1.6 + seed / 70, seed, {"model.n_head": "8"}, {"model.n_head": "4"}, model__n_head=8
+        )
+    words = results.collect([tmp_path]).conditions
+    assert "over the shared seeds only, hence not that of the means: n_head=8" in words
+
+
+def test_seeds_shared_by_chance_are_no_pairs() -> None:
+    """Pairs of the two alone would say the contrary of what ten seeds do."""
+    ours = {4: 1.80, 5: 1.81, 6: 1.55, 7: 1.54, 8: 1.55}
+    theirs = {1: 1.66, 2: 1.67, 3: 1.66, 4: 1.70, 5: 1.71}
+    found = results.compare(ours, theirs)
+    assert found["test"] == "Welch"
+    assert found["difference"] == pytest.approx(sum(ours.values()) / 5 - sum(theirs.values()) / 5)
+
+
+def test_a_sweep_over_texts_or_the_recipe_keeps_its_baseline(tmp_path: Path) -> None:
+    for key, first, second in (("data.path", "z.txt", "a.txt"), ("recipe.max_steps", "2000", "1000")):
+        root = tmp_path / key
+        for name, value in (("1", second), ("2", first)):
+            other = (
+                {"summary": {"data": {"sha256": value}}} if key == "data.path" else {"trainer__max_steps": int(value)}
+            )
+            fake_run(root / name, 1.5, 1, {key: value}, {key: first}, **other)
+        report = results.collect([root])
+        assert report.baseline == f"{key.rpartition('.')[2]}={first}"
+
+
+def test_a_search_has_no_baseline(tmp_path: Path) -> None:
+    for number, lr in enumerate((0.1, 0.2, 0.3)):
+        path = fake_run(tmp_path / f"t{number}", 1.5 + number, 1, {"optim.lr": str(lr)}, {}, optim__lr=lr)
+        job = json.loads((path / "job.json").read_text()) | {"baseline": None}
+        (path / "job.json").write_text(json.dumps(job))
+    report = results.collect([tmp_path])
+    assert report.baseline == ""
+    assert "difference" not in report.groups
+    assert "difference" in results.collect([tmp_path], baseline="lr=0.1").groups
+    assert plots.figures(report)
+
+
+def test_a_report_among_the_runs_hides_none_of_them(tmp_path: Path) -> None:
+    fake_run(tmp_path / "a", 1.5)
+    (tmp_path / "report.json").write_text("{}")
+    assert len(results.collect([tmp_path]).runs) == 1
 
 
 def test_without_shared_seeds_it_is_welchs_test() -> None:
@@ -226,7 +273,7 @@ def test_one_at_a_time_names_the_change_and_the_baseline(tmp_path: Path) -> None
     assert labels(report) == ["n_head=8", "baseline", "arch=llama", "lr=0.003"]
     assert report.baseline == "baseline"
     assert report.groups["model.n_head"].to_list() == [8, 4, 4, 4]
-    assert report.groups["arch"].to_list() == ["default", "default", "llama", "default"]
+    assert report.groups["arch"].to_list() == ["(default)", "(default)", "llama", "(default)"]
 
 
 def test_without_a_sweep_the_typed_words_are_the_labels(tmp_path: Path) -> None:

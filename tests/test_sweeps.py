@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from gptlab.errors import UserError
 from gptlab.jobs import Job
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
-from gptlab.sweeps import Progress, Sweep, View, closing_words, duration
+from gptlab.sweeps import Standing, Sweep, View, closing_words
 from tests.fakes import Fake, fake, sweep
 
 
@@ -90,6 +91,12 @@ def test_a_job_that_was_cut_off_elsewhere_is_taken_over(tmp_path: Path) -> None:
     assert starts(tmp_path) == ["x-0+0"]
 
 
+def test_a_sweep_that_cannot_write_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write in"):
+        sweep(tmp_path / "file", "1.0").run()
+
+
 def test_a_beginning_without_a_checkpoint_is_cleared_and_one_with_it_resumed(tmp_path: Path) -> None:
     job = Job({"x": "1"}, ("x=1",), tmp_path / "x-1+ab", 3)
     (job.dir / "checkpoints").mkdir(parents=True)
@@ -136,6 +143,21 @@ def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Pa
     assert len(starts(tmp_path)) == 2
 
 
+def test_a_closed_terminal_does_not_hurt_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `| tee` that Ctrl-C has ended, or a window that is gone."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    swept = sweep(tmp_path, "2.5", "1.5")
+    swept.run()
+    print("and nothing more is printed")
+    sys.stdout.close()
+    assert states(swept) == ["finished", "finished"]
+
+
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with sweep(tmp_path).listening():
@@ -180,11 +202,17 @@ def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     given = OmegaConf.load(train.CONF / "train.yaml").sweep.slurm
     launcher = Slurm(None, tmp_path / "slurm", {**given, "partition": "gpu", "mem_gb": 7, "qos": "long"})
-    job = fake(tmp_path, "0", "1.0")
-    launcher.start(job.command(), tmp_path / "log", "n_head-4+seed-1")
+    launcher.start(Fake({}, (), tmp_path / "n_head-4+seed-1+ab", 3), tmp_path / "log")
     script = tmp_path / "slurm" / "7_submission.sh"
     for line in ("partition=gpu", "time=60", "cpus-per-task=4", "mem=7GB", "qos=long", "job-name=n_head-4+seed-1"):
         assert f"#SBATCH --{line}\n" in script.read_text()
+
+
+def test_a_job_that_waited_in_the_queue_is_not_made_twice(tmp_path: Path) -> None:
+    sweep(tmp_path, "2.5").run()
+    assert launchers.run_logged(fake(tmp_path, "0", "2.5"), tmp_path / "log") == 0
+    assert launchers.run_logged(fake(tmp_path, "1", "fails"), tmp_path / "log") == 1
+    assert starts(tmp_path) == ["x-0+0", "x-1+1"]
 
 
 def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:
@@ -218,16 +246,11 @@ def test_a_grid_is_every_combination_and_one_at_a_time_a_baseline_and_each_value
 
 
 def test_folders_read_well_and_a_config_has_one_only(tmp_path: Path) -> None:
-    names = jobs.short_names(["model.n_head", "+trainer.name", "data.name", "seed"])
-    assert names == {
-        "model.n_head": "n_head",
-        "+trainer.name": "trainer.name",
-        "data.name": "data.name",
-        "seed": "seed",
-    }
-    point = {"model.n_head": "4", "data.name": "'a b/c,=d'", "seed": "1"}
+    names = runs.short_names(["model.n_head", "+trainer.x", "data.x", "optim.name", "seed"])
+    assert list(names.values()) == ["n_head", "trainer.x", "data.x", "optim", "seed"]
+    point = {"model.n_head": "4", "data.x": "'a b/c,=d'", "seed": "1"}
     path = jobs.folder(tmp_path, point, names, "0123abcd")
-    assert path.name == "n_head-4+data.name-_a_b_c_d_+seed-1+0123abcd"
+    assert path.name == "n_head-4+data.x-_a_b_c_d_+seed-1+0123abcd"
     path.mkdir()
     assert jobs.folder(tmp_path, {"model.n_head": "4"}, names, "0123abcd") == path  # told otherwise, the same run
     assert jobs.folder(tmp_path, {"seed": "1"}, names, "ffffffff").name == "baseline+seed-1+ffffffff"
@@ -301,8 +324,4 @@ def test_the_table_fits_on_the_terminal_and_keeps_what_runs_or_failed(tmp_path: 
 
 def swept_progress(number: int) -> Any:
     state = "failed" if number == 3 else "running" if number > 37 else "finished"
-    return Progress(state=state, step=3 if number < 38 else 1, val_loss=2.0 + number, best=2.0 + number)
-
-
-def test_durations_read() -> None:
-    assert [duration(s) for s in (9.6, 61, 3599.7, 7260)] == ["10 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"]
+    return Standing(state=state, step=3 if number < 38 else 1, val_loss=2.0 + number, best=2.0 + number)

@@ -99,7 +99,8 @@ def attention_bias(T: int, device: torch.device, window: int | None, slopes: Ten
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias), (B, H, T, T): how much each position takes from each; arguments as below."""
+    """softmax(scale q k^T + bias), (B, H, T, T): how much each position takes from each; arguments as in
+    `manual_attention`."""
     T = q.shape[-2]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, T, D)
     scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)

@@ -48,6 +48,7 @@ def test_a_sweep_is_asked_for_by_m_or_by_its_name() -> None:
     assert multirun.asked(["-m", "--help"]) is None
     assert multirun.asked(["sweep=heads"]) is not None
     assert multirun.asked(["--multirun", "seed=1,2"]) is not None
+    assert multirun.asked(["hydra.mode=MULTIRUN", "seed=1,2"]).words == ["seed=1,2"]  # type: ignore[union-attr]
     with pytest.raises(UserError, match="--config-name: does not go with a sweep"):
         multirun.asked(["-m", "--config-name=other", "seed=1,2"])
 
@@ -207,21 +208,21 @@ def test_a_sweep_that_is_killed_five_times_ends_with_the_table_of_one_that_is_no
     """SIGKILL, at random, of the sweep alone or of all its processes, as when the power goes."""
     words = (
         *(*TINY, "model.dropout=0.2", f"data.path='{text_file}'", "data.cache_dir=cache"),
-        *("trainer.max_steps=400", "trainer.val_every=50", "trainer.log_every=10"),
+        *("trainer.max_steps=3000", "trainer.val_every=200", "trainer.log_every=10"),
     )
     command = [sys.executable, "-m", "gptlab.train", "-m", *words, "model.n_embd=33,66", "optim.lr=1e-3,3e-3"]
     command += ["seed=1,2,3", "sweep.jobs=2"]
 
     def processes() -> list[int]:
-        listing = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-        return [int(line.split()[0]) for line in listing.splitlines() if f"{tmp_path}/" in line or "name=cut" in line]
+        listing = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        return [int(line.split()[0]) for line in listing.splitlines() if "name=cut" in line or "sweeps/cut/" in line]
 
     draw = random.Random(1)
     for number in range(5):
         process = subprocess.Popen([*command, "name=cut"], stdout=subprocess.DEVNULL)
-        time.sleep(draw.uniform(6, 20))
+        time.sleep(draw.uniform(4, 12))
         assert process.poll() is None
-        for pid in [process.pid] if number % 2 else processes():
+        for pid in [process.pid] if number % 2 else {process.pid, *processes()}:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     tables = []

@@ -54,9 +54,9 @@ def axis(override: Override) -> Axis:
         assert value.end is not None
         integer = isinstance(value.start, int) and isinstance(value.end, int)
         return Axis(key, (), float(value.start), float(value.end), "log" in value.tags, integer)
-    if override.is_sweep_override():
-        return Axis(key, tuple(map(str, override.sweep_string_iterator())))
-    return Axis(key, (override.get_value_element_as_str(),))
+    swept = override.is_sweep_override()
+    values = map(str, override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+    return Axis(key, tuple({"True": "true", "False": "false"}.get(value, value) for value in values))
 
 
 def as_typed(values: Any) -> str:

@@ -164,6 +164,11 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
     assert "running" not in again.stdout
 
 
+def test_truth_is_written_as_it_is_typed() -> None:
+    points = [job.point for job in planned("-m", "model.bias=true,false", "seed=1").jobs]  # type: ignore[attr-defined]
+    assert [point["model.bias"] for point in points] == ["true", "false"]
+
+
 def test_an_axis_in_a_file_is_as_if_typed() -> None:
     assert [multirun.as_typed(value) for value in (None, True, 3, "1,2", [4, None])] == [
         "null",

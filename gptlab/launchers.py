@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gptlab.errors import UserError
-
-
-class Job(Protocol):
-    """What is started; it knows its command when its turn comes, not before."""
-
-    @property
-    def name(self) -> str: ...
-
-    def command(self) -> list[str]: ...
-
-    def summary(self) -> dict[str, Any] | None: ...
+from gptlab.jobs import Job
 
 
 class Handle(Protocol):

@@ -23,28 +23,6 @@ from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
 from gptlab.sweeps import Sweep, SweepConfig, closing_words, report_command
 
-INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
-
-
-def asked(arguments: list[str]) -> argparse.Namespace | None:
-    """The command line of a sweep, or None if it asks for a single run or for information.
-
-    Raises:
-        UserError: a flag that a sweep cannot have.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir")
-    found, words = parser.parse_known_args(arguments)
-    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
-    named = any(word.startswith("sweep=") or word == "hydra.mode=MULTIRUN" for word in words)
-    if "hydra.mode=RUN" in words or not (found.multirun or named) or set(flags) & set(INFORMATION):
-        return None
-    if flags:
-        raise UserError(f"{flags[0]}: does not go with a sweep")
-    found.words = [word for word in words if word != "hydra.mode=MULTIRUN"]
-    return found
-
 
 def axis(override: Override) -> Axis:
     """What an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2)) varies."""

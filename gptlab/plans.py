@@ -131,15 +131,16 @@ class Search:
         return f"{trial.suggest_float(axis.key, axis.low, axis.high, log=axis.log):.6g}"
 
     def ask(self) -> Job | None:
+        from optuna.trial import Trial
+
         if self._asked == self.total:
             return None
         self._asked += 1
-        trial, reported = self.study.ask() if not self._cut_off else None, 0
-        if trial is None:
-            from optuna.trial import Trial
-
-            cut_off = self._cut_off.pop(0)
-            trial, reported = Trial(self.study, cut_off._trial_id), max(cut_off.intermediate_values, default=0)
+        if self._cut_off:
+            past = self._cut_off.pop(0)
+            trial, reported = Trial(self.study, past._trial_id), max(past.intermediate_values, default=0)
+        else:
+            trial, reported = self.study.ask(), 0
         job = self.make({axis.key: self._value(trial, axis) for axis in self.axes})
         self._trials[job], self._reported[job] = trial, reported
         return job

@@ -21,8 +21,7 @@ from gptlab.texts import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
-# Names and places, which change nothing that a run computes.
-APART = {"name", "seed", "resume", "data.path", "data.dir", "data.cache_dir"}
+APART = {"name", "seed", "resume", *runs.PLACES}  # the seed, and what changes nothing that a run computes
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from gptlab.files import write_atomically
 
 PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 SUMMARY_FORMAT = 1
+PLACES = ("data.path", "data.dir", "data.cache_dir")  # where things lie, which changes nothing that a run computes
 LOCK = ".lock"
 
 
@@ -59,7 +60,7 @@ def duration(seconds: float) -> str:
 
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
-    data = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir", "path")}
+    data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume")} | {"data": data | {"sha256": data_sha256}}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 

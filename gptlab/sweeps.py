@@ -123,9 +123,9 @@ class Sweep:
             if job is None:
                 return
             self.progress[job] = Standing(started=time.monotonic())
-            if job.summary():
+            if summary := job.summary():
                 job.describe(self.about)
-                self.end(job, "finished")
+                self.end(job, "finished", summary)
             else:
                 self.start(job)
 
@@ -167,8 +167,8 @@ class Sweep:
             if not progress.hopeless and self.plan.hopeless(job):
                 progress.hopeless = True
                 progress.handle.stop(signal.SIGTERM)  # once: a run takes the second for haste
-        elif job.summary():
-            self.end(job, "finished")
+        elif summary := job.summary():
+            self.end(job, "finished", summary)
         elif self.signal is not None:
             progress.state = "stopped"
         elif progress.hopeless:
@@ -179,10 +179,9 @@ class Sweep:
             progress.code = code
             self.end(job, "failed")
 
-    def end(self, job: Job, state: str) -> None:
+    def end(self, job: Job, state: str, summary: dict[str, Any] | None = None) -> None:
         progress = self.progress[job]
         progress.state = state
-        summary = job.summary()
         if summary:
             progress.step = summary["steps"]
             progress.val_loss, progress.best = summary["val/loss"], summary["best_val_loss"]
@@ -252,10 +251,9 @@ class View:
         if self.live:
             self.live.update(Group(*self.content()), refresh=True)
             return
-        for job, progress in self.sweep.progress.items():
+        for number, (job, progress) in enumerate(self.sweep.progress.items(), start=1):
             if self._told.get(job) != progress.state:
                 self._told[job] = progress.state
-                number = list(self.sweep.progress).index(job) + 1
                 loss = "" if progress.val_loss is None else f", val/loss {progress.val_loss:.4f}"
                 print(f"{number}/{self.sweep.plan.total} {job.name}: {self.state(job)}{loss}", flush=True)
 

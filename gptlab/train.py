@@ -5,6 +5,7 @@ Only light imports stand up here: `--help`, `--cfg job` and completion answer at
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PACKAGED = Path(__file__).resolve().parent / "conf"  # in a wheel
 CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
+
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
 HELP = """python -m gptlab.train [group=choice ...] [key=value ...]
 
@@ -127,6 +130,26 @@ def quieten_lightning() -> None:
         logger.setLevel(logging.WARNING)
 
 
+def asked_for_sweep(arguments: list[str]) -> argparse.Namespace | None:
+    """The command line of a sweep, or None if it asks for a single run or for information.
+
+    Raises:
+        UserError: a flag that a sweep cannot have.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    found, words = parser.parse_known_args(arguments)
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    named = any(word.startswith("sweep=") or word == "hydra.mode=MULTIRUN" for word in words)
+    if "hydra.mode=RUN" in words or not (found.multirun or named) or set(flags) & set(INFORMATION):
+        return None
+    if flags:
+        raise UserError(f"{flags[0]}: does not go with a sweep")
+    found.words = [word for word in words if word != "hydra.mode=MULTIRUN"]
+    return found
+
+
 def explain(error: Exception) -> str:
     """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
     message = str(error).partition("\nConfig search path")[0].strip()
@@ -166,9 +189,9 @@ def main() -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
     try:
-        from gptlab import multirun
+        if sweep := asked_for_sweep(sys.argv[1:]):
+            from gptlab import multirun
 
-        if sweep := multirun.asked(sys.argv[1:]):
             sys.exit(multirun.run(CONF, sweep))
         run()
     except UserError as error:

@@ -26,7 +26,7 @@ SWEEPS = sorted(path.stem for path in (train.CONF / "sweep").glob("*.yaml"))
 
 
 def planned(*words: str) -> multirun.Command:
-    arguments = multirun.asked([*words])
+    arguments = train.asked_for_sweep([*words])
     assert arguments is not None
     with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
         command = multirun.Command(arguments)
@@ -42,15 +42,15 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sweep_is_asked_for_by_m_or_by_its_name() -> None:
-    assert multirun.asked(["model=gpt1m", "seed=1"]) is None
-    assert multirun.asked(["sweep=heads", "hydra.mode=RUN"]) is None  # one of its jobs
-    assert multirun.asked(["sweep=heads", "--cfg", "job"]) is None
-    assert multirun.asked(["-m", "--help"]) is None
-    assert multirun.asked(["sweep=heads"]) is not None
-    assert multirun.asked(["--multirun", "seed=1,2"]) is not None
-    assert multirun.asked(["hydra.mode=MULTIRUN", "seed=1,2"]).words == ["seed=1,2"]  # type: ignore[union-attr]
+    assert train.asked_for_sweep(["model=gpt1m", "seed=1"]) is None
+    assert train.asked_for_sweep(["sweep=heads", "hydra.mode=RUN"]) is None  # one of its jobs
+    assert train.asked_for_sweep(["sweep=heads", "--cfg", "job"]) is None
+    assert train.asked_for_sweep(["-m", "--help"]) is None
+    assert train.asked_for_sweep(["sweep=heads"]) is not None
+    assert train.asked_for_sweep(["--multirun", "seed=1,2"]) is not None
+    assert train.asked_for_sweep(["hydra.mode=MULTIRUN", "seed=1,2"]).words == ["seed=1,2"]  # type: ignore[union-attr]
     with pytest.raises(UserError, match="--config-name: does not go with a sweep"):
-        multirun.asked(["-m", "--config-name=other", "seed=1,2"])
+        train.asked_for_sweep(["-m", "--config-name=other", "seed=1,2"])
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -21,7 +21,7 @@ from gptlab.errors import quoted
 from gptlab.files import writing
 from gptlab.loggers import TensorBoard
 from gptlab.module import LMModule
-from gptlab.sampling import generate, prompt_ids
+from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.texts import harmless
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Samples(L.Callback):
         self.path = path
         self.prompt = prompt
         self.tokens = tokens
-        self.temperature = temperature
+        self.sampling = Sampling(temperature=temperature)
         self.seed = seed
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,17 +174,12 @@ class Samples(L.Callback):
             return
         assert isinstance(pl_module, LMModule)
         model, tokenizer, step = pl_module.model, pl_module.tokenizer, trainer.global_step
-        idx = torch.tensor([prompt_ids(tokenizer, self.prompt)], device=pl_module.device)
-        tokens = generate(
-            model.forward,  # not the compiled call: every length would be compiled anew
-            idx,
-            self.tokens,
-            block_size=model.config.block_size,
-            temperature=self.temperature,
-            generator=torch.Generator().manual_seed(self.seed + step),
-        )
+        ids = prompt_ids(tokenizer, self.prompt)
+        context = Context(model, [ids], self.tokens)
+        generator = torch.Generator().manual_seed(self.seed + step)
         with trainer.precision_plugin.val_step_context():
-            text = harmless(tokenizer.decode(idx[0].tolist() + [int(token) for token in tokens]))
+            ids += [int(tokens) for tokens, _ in generate(context, self.tokens, self.sampling, [generator])]
+        text = harmless(tokenizer.decode(ids))
         with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n")
         for logger in trainer.loggers:

@@ -142,7 +142,7 @@ def table_of_sizes() -> dict[str, dict[str, int | None]]:
 
 def test_all_sizes_stand_in_the_readme_with_their_shape_and_number_of_parameters(compose: Any) -> None:
     table = table_of_sizes()
-    assert set(table) == {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {"gpt2"}
+    assert set(table) == {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {"gpt2", "pretrained"}
     for size, row in table.items():
         settings, _ = compose(f"model={size}")
         config = settings.model_config(65)
@@ -284,7 +284,7 @@ def test_too_long_a_sequence_is_refused() -> None:
         ({"dropout": 1.0}, r"model.dropout=1.0: must be at least 0 and below 1"),
         ({"dropout": -0.1}, r"model.dropout=-0.1: must be at least 0 and below 1"),
         ({"dropout": math.nan}, r"model.dropout=nan: must be at least 0 and below 1"),
-        ({"mlp": "swish"}, r"model.mlp=swish: must be one of gelu, relu, relu2, swiglu, geglu, none$"),
+        ({"mlp": "swish"}, r"model.mlp=swish: must be one of gelu, gelu_exact, relu, relu2, swiglu, geglu, none$"),
         ({"attention": "flash"}, r"model.attention=flash: must be one of sdpa, manual, per_head, none$"),
         ({"norm": "batchnorm"}, r"model.norm=batchnorm: must be one of layernorm, rmsnorm, none$"),
         ({"norm_place": "both"}, r"model.norm_place=both: must be one of pre, post$"),

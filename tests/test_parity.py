@@ -47,12 +47,6 @@ def mirrored(name: str, value: Tensor) -> Tensor:
     return value.unflatten(0, (-1, 2, D // 2)).flip(1).flatten(0, 2)
 
 
-def tanh_gelu(theirs: Any, ours: GPT) -> None:
-    """MPT has the exact GELU, we have GPT-2's."""
-    for block in theirs.transformer.blocks:
-        block.ffn.act = nn.GELU("tanh")
-
-
 def normed_embeddings(theirs: Any, ours: GPT) -> None:
     """NanoChat norms the embeddings, too."""
     ours.wte.register_forward_hook(lambda module, inputs, x: F.rms_norm(x, x.shape[-1:], eps=ours.config.norm_eps))
@@ -127,12 +121,15 @@ NANOCHAT = LLAMA | {"final_logit_softcapping": 2.0}
 OUR_NANOCHAT = OUR_LLAMA | {"norm_weight": False, "qk_norm": True, "mlp": "relu2", "logit_softcap": 2.0}
 PHI = LLAMA | {"partial_rotary_factor": 1.0, "layer_norm_eps": 1e-3}
 OUR_PHI = OUR_LLAMA | {"norm": "layernorm", "mlp": "gelu", "parallel": True, "bias": True, "head_bias": True}
-OUR_MPT = {"pos": "alibi", "bias": False}
+OUR_MPT = {"pos": "alibi", "mlp": "gelu_exact", "bias": False}
 
 # Each begins with the name of its class in `transformers`.
 FAMILIES = {
     "OpenAIGPTLMHeadModel": Family(GPT2, {"norm_place": "post"}, GPT1_NAMES, transposed),
     "GPT2LMHeadModel": Family(GPT2, {}, GPT2_NAMES, transposed),
+    "GPT2LMHeadModel gelu": Family(
+        GPT2 | {"activation_function": "gelu"}, {"mlp": "gelu_exact"}, GPT2_NAMES, transposed
+    ),
     "LlamaForCausalLM": Family(LLAMA, OUR_LLAMA, LLAMA_NAMES),
     "LlamaForCausalLM tied": Family(LLAMA | {"tie_word_embeddings": True}, OUR_LLAMA | {"tied": True}, LLAMA_NAMES),
     "LlamaForCausalLM geglu": Family(LLAMA | {"hidden_act": "gelu_new"}, OUR_LLAMA | {"mlp": "geglu"}, LLAMA_NAMES),
@@ -145,7 +142,6 @@ FAMILIES = {
             {"d_model": width, "n_heads": heads, "n_layers": 3, "max_seq_len": T},
             OUR_MPT | {"n_embd": width, "n_head": heads},
             MPT_NAMES,
-            amend=tanh_gelu,
         )
         for width, heads in ((44, 4), (66, 6))
     },

@@ -17,6 +17,7 @@ from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.layers import alibi_slopes, attention_bias, places, rotary_table, rotate, sinusoids
+from gptlab.sampling import Context
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60
 D = C // H
@@ -28,7 +29,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm_place": ("pre", "post"),
     "norm_weight": (True, False),
     "pos": ("learned", "sinusoidal", "rope", "alibi", "none"),
-    "mlp": ("gelu", "relu", "relu2", "swiglu", "geglu", "none"),
+    "mlp": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu", "none"),
     "mlp_proj": (True, False),
     "n_inner": (None, 53),
     "attention": ("sdpa", "manual", "per_head", "none"),
@@ -163,6 +164,20 @@ def test_a_changed_token_changes_no_bit_of_the_logits_before_it(row: Row) -> Non
 
 
 @each(ROWS)
+@pytest.mark.parametrize("lengths", [(7,), (4, 1, 9), (T + 5, 2)])
+def test_a_cache_changes_no_token_and_no_logit_within_a_block_and_beyond(row: Row, lengths: tuple[int, ...]) -> None:
+    model = lively(**row).double()  # where rounding does not hide a mistake
+    prompts = [tokens(1, n)[0].tolist() for n in lengths]
+    kept, anew = Context(model, prompts, room=T + 5), Context(model, prompts, room=0, cache=False)
+    for _ in range(T + 5):
+        a, b = kept.logits(), anew.logits()
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        for context in (kept, anew):
+            context.append(b[:, -1].argmax(dim=-1))
+    assert kept.cache is None or row["pos"] not in ("learned", "sinusoidal")  # which do not slide
+
+
+@each(ROWS)
 def test_every_parameter_learns(row: Row) -> None:
     _, gradients = loss_and_gradients(lively(**row))
     for name, gradient in gradients.items():
@@ -282,26 +297,22 @@ def test_alibis_slopes_for_eight_heads_are_one_half_to_one_256th() -> None:
     assert alibi_slopes(8).tolist() == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, T, T + 1])
+@pytest.mark.parametrize("window", [1, 5, T, T + 1])
 @pytest.mark.parametrize("heads", [0, 3])
-def test_attentions_bias_is_the_distance_times_the_slope_and_hides_the_rest(heads: int, window: int | None) -> None:
+def test_attentions_bias_is_the_distance_times_the_slope_and_hides_the_rest(heads: int, window: int) -> None:
     slopes = torch.tensor([0.5, 0.3, 0.2]) if heads else None
-    bias = attention_bias(T, CPU, window, slopes)
-    if bias is None:  # causal and nothing more
-        assert not heads
-        assert window is None or window >= T
-        return
-    assert bias.shape == (1, max(heads, 1), T, T)
+    bias = attention_bias(torch.arange(T), torch.arange(T), window, slopes)
+    assert bias.shape == (max(heads, 1), T, T)
     for h, i, j in product(range(max(heads, 1)), range(T), range(T)):
-        seen = i - (window or T) < j <= i
+        seen = i - window < j <= i
         slope = 0.0 if slopes is None else slopes[h].item()
-        assert bias[0, h, i, j].item() == pytest.approx(-slope * (i - j) if seen else -math.inf)
+        assert bias[h, i, j].item() == pytest.approx(-slope * (i - j) if seen else -math.inf)
 
 
 @pytest.mark.parametrize("width", [8, 11])
 def test_sinusoids_are_the_papers(width: int) -> None:
     """Vaswani et al. 2017, 3.5."""
-    table = sinusoids(T, width, CPU)
+    table = sinusoids(torch.arange(T), width)
     assert table.shape == (T, width)
     for t, i in product(range(T), range(width)):
         angle = t / 10_000 ** (i // 2 * 2 / width)
@@ -318,7 +329,7 @@ def into_the_blocks(model: GPT, idx: Tensor) -> Tensor:
 
 def test_sinusoids_are_added_to_scaled_embeddings() -> None:
     model, idx = lively(pos="sinusoidal"), tokens(B, 7)
-    expected = model.wte.weight[idx] * math.sqrt(C) + sinusoids(T, C, CPU)[:7]
+    expected = model.wte.weight[idx] * math.sqrt(C) + sinusoids(torch.arange(T), C)[:7]
     torch.testing.assert_close(into_the_blocks(model, idx), expected)
 
 
@@ -338,7 +349,7 @@ def test_other_positions_leave_the_embeddings_alone(pos: str) -> None:
 def test_rotation_is_that_of_complex_numbers(base: float) -> None:
     """RoFormer, Su et al. 2021, equation 14."""
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(T, D, base, CPU))
+    turned = rotate(x, rotary_table(torch.arange(T), D, base))
     for t, i in product(range(T), range(D // 2)):
         angle = t / base ** (2 * i / D)
         expected = torch.complex(x[:, :, t, i], x[:, :, t, i + D // 2]) * complex(math.cos(angle), math.sin(angle))
@@ -348,7 +359,7 @@ def test_rotation_is_that_of_complex_numbers(base: float) -> None:
 
 def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(T, D, 10_000.0, CPU))
+    turned = rotate(x, rotary_table(torch.arange(T), D, 10_000.0))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     assert not torch.isclose(turned[:, :, 1], x[:, :, 1]).all(dim=-1).any()
@@ -356,7 +367,7 @@ def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
 
 def test_rotated_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
-    table = rotary_table(T, D, 10_000.0, CPU)
+    table = rotary_table(torch.arange(T), D, 10_000.0)
     products = rotate(q.expand(1, 1, T, D), table)[0, 0] @ rotate(k.expand(1, 1, T, D), table)[0, 0].T  # (T, T)
     for distance in range(-T + 1, T):
         same = products.diagonal(distance)
@@ -486,6 +497,7 @@ def test_norms_are_the_papers(norm: str, weight: bool, bias: bool) -> None:
 
 FORMULAS = {
     "gelu": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
     "relu": lambda x: x.clamp(min=0),
     "relu2": lambda x: x.clamp(min=0) ** 2,
     "swiglu": lambda x: x / (1 + torch.exp(-x)),
@@ -612,3 +624,16 @@ def test_queries_keys_and_values_have_a_bias_of_their_own(qkv_bias: bool | None,
         {"h.0.attn.c_attn.bias", "h.1.attn.c_attn.bias"} if there else set()
     )
     assert ("h.0.mlp.c_fc.bias" in dict(model.named_parameters())) == bias
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi", "sinusoidal"])
+def test_positions_are_exact_whatever_the_default_type(pos: str) -> None:
+    """precision=bf16_true makes bf16 the default, which cannot tell position 257 from 256."""
+    model, idx = gpt(pos=pos, block_size=300, n_embd=C), tokens(1, 300)
+    expected = model(idx)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = model(idx)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected)

@@ -2,7 +2,8 @@
 
 A model is an `nn.Module` with
 * a config dataclass whose first field is `vocab_size`, kept as `model.config`;
-* `forward(idx)`: idx (B, T) int64 with T <= block_size -> logits (B, T, V), and nothing else;
+* `forward(idx)`: idx (B, T) int64 with T <= block_size -> logits (B, T, V), and nothing else; it is
+  `head(features(idx))`, so that generation can ask for the logits of the last position alone;
 * `num_parameters()` and `flops_per_token()`.
 Models know nothing of data, optimizers, sampling, Lightning or Hydra.
 """

@@ -31,7 +31,13 @@ class Bigram(nn.Module):
         nn.init.normal_(self.wte.weight, std=0.02)  # near-uniform: the loss starts at ln V
 
     def forward(self, idx: Tensor) -> Tensor:
-        return self.wte(idx)  # (B, T) -> (B, T, V)
+        return self.head(self.features(idx))  # (B, T) -> (B, T, V)
+
+    def features(self, idx: Tensor) -> Tensor:
+        return idx
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.wte(x)
 
     def num_parameters(self) -> int:
         return self.wte.weight.numel()

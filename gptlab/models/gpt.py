@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import Block, norm, places, sinusoids
 
 
@@ -46,33 +47,57 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of the next token at each position.
 
         Args:
-            idx: (B, T) int64 token ids, T <= block_size.
+            idx: (B, T) int64 token ids. Without a cache they are the beginning of a text; T <= block_size where
+                positions are learned or sinusoidal, else any T: each position sees the block_size before it.
+            cache: what went before; these tokens are added to it, see `KVCache`.
 
         Returns:
             (B, T, V), in the type that autocast gives.
 
         Raises:
-            ValueError: T is larger than block_size.
+            ValueError: T is larger than block_size, or than what is left of the cache.
         """
+        return self.head(self.features(idx, cache))
+
+    def features(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the last block leaves, (B, T, C); arguments as of `forward`."""
         c, T = self.config, idx.shape[1]
-        if c.block_size < T:
-            raise ValueError(f"a sequence of {T} tokens is longer than model.block_size={c.block_size}")
-        x = self.wte(idx)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe.weight[:T]
-        elif c.pos == "sinusoidal":
-            x = x * math.sqrt(c.n_embd) + sinusoids(T, c.n_embd, idx.device).to(x.dtype)
+        if cache is None:
+            if c.block_size < T and not c.slides:
+                raise ValueError(f"a sequence of {T} tokens is longer than model.block_size={c.block_size}")
+            span, where = None, places(c, T, idx.device)
+        else:
+            span, where = cache.places(T)
+        x = self.embed(idx, span.t if span else None)
         x = F.dropout(x, c.dropout, self.training)
-        where = places(c, T, idx.device)
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.h:
+        for i, block in enumerate(self.h):
+            if cache is not None and span is not None:
+                where = where._replace(keep=cache.keep(i, span))
             x = checkpoint(block, x, where, use_reentrant=False) if recompute else block(x, where)  # (B, T, C)
-        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
-        return logits if c.logit_softcap is None else c.logit_softcap * torch.tanh(logits / c.logit_softcap)
+        return x
+
+    def embed(self, idx: Tensor, t: Tensor | None = None) -> Tensor:
+        """(..., C) of tokens idx (...) at positions t, which broadcast with idx; None: 0, 1, ... on the last axis."""
+        c, x = self.config, self.wte(idx)
+        if self.wpe is not None:
+            return x + (self.wpe.weight[: idx.shape[-1]] if t is None else F.embedding(t, self.wpe.weight))
+        if c.pos == "sinusoidal":
+            t = torch.arange(idx.shape[-1], device=idx.device) if t is None else t
+            return x * math.sqrt(c.n_embd) + sinusoids(t, c.n_embd).to(x.dtype)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (..., V) of features (..., C)."""
+        return self.capped(self.lm_head(self.ln_f(x)))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def num_parameters(self) -> int:
         """Distinct parameters: a tied head counts once."""

@@ -49,7 +49,7 @@ class GPTConfig:
     """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
     rope_base: float = 10_000.0
     mlp: str = "gelu"
-    """gelu (the tanh approximation, as GPT-2), relu, relu2, swiglu, geglu, or none: no feed-forward."""
+    """gelu (the tanh approximation, as GPT-2), gelu_exact (as nanoGPT), relu, relu2, swiglu, geglu, or none: none."""
     mlp_proj: bool = True
     """The projection after the activation; without it the hidden layer is n_embd wide."""
     attention: str = "sdpa"
@@ -114,6 +114,11 @@ class GPTConfig:
                 f"model.n_inner={self.n_inner}: without model.mlp_proj the hidden layer is n_embd={self.n_embd} wide; "
                 f"leave n_inner out"
             )
+
+    @property
+    def slides(self) -> bool:
+        """Whether a text may go on past block_size: positions count from the query, or not at all."""
+        return self.pos not in ("learned", "sinusoidal")
 
     @property
     def has_qkv_bias(self) -> bool:

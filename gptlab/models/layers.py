@@ -23,6 +23,7 @@ gelu = partial(F.gelu, approximate="tanh")
 # "relu2" is the squared ReLU of Primer (So et al. 2021, https://arxiv.org/abs/2109.08668).
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
+    "gelu_exact": F.gelu,
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
     "swiglu": F.silu,
@@ -34,36 +35,51 @@ POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
 
 
 class Places(NamedTuple):
-    """What the attention of every block must know of the positions of a forward pass."""
+    """What the attention of every block must know of the positions of a forward pass of T tokens over S keys."""
 
     rotation: Tensor | None
-    """(2, T, D): cosines and sines by which queries and keys are turned."""
+    """(2, T, D), or (2, B, 1, T, D): cosines and sines by which queries and keys are turned."""
     bias: Tensor | None
-    """(1, 1 or H, T, T), added to the scores, -inf where a position may not look; None: causal and nothing more."""
+    """(1 or B, 1 or H, T, S), added to the scores, -inf where a position may not look; None: causal, nothing more."""
+    keep: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """Adds these tokens' keys and values, (B, K, T, D), to a block's cache and returns all, (B, K, S, D)."""
 
 
 def places(config: GPTConfig, T: int, device: torch.device) -> Places:
-    rope, alibi = config.pos == "rope", config.pos == "alibi"
-    rotation = rotary_table(T, config.n_embd // config.n_head, config.rope_base, device) if rope else None
-    slopes = alibi_slopes(config.n_head, device) if alibi else None
-    return Places(rotation, attention_bias(T, device, config.window, slopes))
+    """Those of T tokens that stand at the beginning and see each other."""
+    t = torch.arange(T, device=device)
+    window = None if sees(config) >= T else sees(config)
+    slopes = alibi_slopes(config.n_head, device) if config.pos == "alibi" else None
+    plain = window is None and slopes is None
+    return Places(rotation(config, t), None if plain else attention_bias(t, t, window or T, slopes)[None])
 
 
-def angles(T: int, D: int, base: float, device: torch.device) -> Tensor:
-    """(T, D/2, rounded up): t / base^(2i/D) for position t and pair i (Vaswani et al. 2017, 3.5)."""
-    return torch.arange(T, device=device)[:, None] / base ** (torch.arange(0, D, 2, device=device) / D)
+def sees(config: GPTConfig) -> int:
+    """How many positions one attends to at most, itself among them."""
+    return min(config.window or config.block_size, config.block_size)
 
 
-def sinusoids(T: int, C: int, device: torch.device) -> Tensor:
-    """(T, C): the sines of `angles` at base 10,000 in the even columns, the cosines in the odd ones."""
-    turns = angles(T, C, 10_000.0, device)
-    return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(1)[:, :C]
+def rotation(config: GPTConfig, t: Tensor) -> Tensor | None:
+    """`rotary_table` at positions t, where there is to be one."""
+    return rotary_table(t, config.n_embd // config.n_head, config.rope_base) if config.pos == "rope" else None
 
 
-def rotary_table(T: int, D: int, base: float, device: torch.device) -> Tensor:
-    """(2, T, D): cosines and sines of `angles`, for the halves i and i + D/2 of a head alike."""
-    turns = angles(T, D, base, device).repeat(1, 2)  # (T, D)
+def rotary_table(t: Tensor, D: int, base: float) -> Tensor:
+    """(2, ..., T, D): cosines and sines of `angles`, for the halves i and i + D/2 of a head alike."""
+    turns = angles(t, D, base)
+    turns = torch.cat((turns, turns), dim=-1)  # (..., T, D)
     return torch.stack((turns.cos(), turns.sin()))
+
+
+def angles(t: Tensor, D: int, base: float) -> Tensor:
+    """(..., T, D/2, rounded up): t / base^(2i/D) for positions t (..., T) and pair i (Vaswani et al. 2017, 3.5)."""
+    return t[..., None] / base ** (torch.arange(0, D, 2, dtype=torch.float32, device=t.device) / D)
+
+
+def sinusoids(t: Tensor, C: int) -> Tensor:
+    """(..., T, C): the sines of `angles` at base 10,000 in the even columns, the cosines in the odd ones."""
+    turns = angles(t, C, 10_000.0)
+    return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(-2)[..., :C]
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -82,30 +98,33 @@ def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
     Otherwise those of the next smaller power of two n, then the first, third, ... of 2 n: the paper's own code.
     """
     n = 2 ** int(math.log2(n_head))
-    regular = torch.arange(1, n + 1, device=device) * (8 / n)
-    between = (torch.arange(n_head - n, device=device) * 2 + 1) * (4 / n)
+    regular = torch.arange(1, n + 1, dtype=torch.float32, device=device) * (8 / n)
+    between = (torch.arange(n_head - n, dtype=torch.float32, device=device) * 2 + 1) * (4 / n)
     return 2.0 ** -torch.cat((regular, between))
 
 
-def attention_bias(T: int, device: torch.device, window: int | None, slopes: Tensor | None) -> Tensor | None:
-    """(1, 1 or H, T, T): -slope times the distance, -inf for the future and for what is `window` or more back."""
-    if slopes is None and (window is None or window >= T):
-        return None
-    t = torch.arange(T, device=device)
-    distance = t[:, None] - t  # (T, T): of key from query, negative in the future
-    bias = torch.zeros(1, 1, 1, device=device) if slopes is None else -slopes[:, None, None] * distance
-    hidden = (distance < 0) | (distance >= (window or T))
-    return bias.masked_fill(hidden, float("-inf"))[None]
+def attention_bias(t: Tensor, keys: Tensor, window: int, slopes: Tensor | None) -> Tensor:
+    """(..., 1 or H, T, S): -slope times the distance, -inf for the future and for what is `window` or more back.
+
+    Args:
+        t: positions of the queries, (..., T).
+        keys: those of the keys, (..., S).
+        slopes: as of `alibi_slopes`.
+    """
+    distance = (t[..., :, None] - keys[..., None, :])[..., None, :, :]  # (..., 1, T, S), negative in the future
+    zeros = torch.zeros(1, 1, 1, device=t.device)
+    bias = zeros if slopes is None else -slopes[:, None, None] * distance
+    return bias.masked_fill((distance < 0) | (distance >= window), float("-inf"))
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias), (B, H, T, T): how much each position takes from each; arguments as in
+    """softmax(scale q k^T + bias), (B, H, T, S): how much each position takes from each; arguments as in
     `manual_attention`."""
-    T = q.shape[-2]
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, T, D)
-    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, T)
+    T, S = q.shape[-2], k.shape[-2]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, D)
+    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, S)
     if bias is None:
-        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
         scores = scores.masked_fill(future, float("-inf"))
     else:
         scores = scores + bias
@@ -121,16 +140,16 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 
     Args:
         q: (B, H, T, D).
-        k, v: (B, K, T, D), K dividing H.
-        bias: as in `Places`.
+        k, v: (B, K, S, D), K dividing H; the queries are the last T of S positions.
+        bias: as in `Places`; None only for T = S or T = 1.
         scale: 1 / sqrt(D), or 1.
         dropout: probability, on the attention weights.
 
     Returns:
         (B, H, T, D).
     """
-    weights = F.dropout(attention_weights(q, k, bias, scale), dropout)  # (B, H, T, T)
-    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)  # (B, H, T, D)
+    weights = F.dropout(attention_weights(q, k, bias, scale), dropout)  # (B, H, T, S)
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)  # (B, H, S, D)
     return weights.type_as(v) @ v  # (B, H, T, D); the bias is fp32
 
 
@@ -152,7 +171,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: 
         k,
         v,
         attn_mask=None if bias is None else bias.to(q.dtype),
-        is_causal=bias is None,
+        is_causal=bias is None and bool(q.shape[2] > 1),
         scale=scale,
         dropout_p=dropout,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -201,8 +220,11 @@ class CausalSelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if places.rotation is not None:
             q, k = rotate(q, places.rotation), rotate(k, places.rotation)
+        if places.keep is not None:
+            k, v = places.keep(k, v)  # (B, K, S, D)
+            q = q.type_as(k)
         y = self.attention(q, k, v, places.bias, self.scale, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, C).type_as(x)
         return F.dropout(self.c_proj(y), self.dropout, self.training)  # (B, T, C)
 
 

@@ -1,0 +1,251 @@
+"""A forward pass of a few tokens on a CPU, where all the time goes into reading the weights.
+
+torch's product of one row with a matrix reads them at half the memory's speed, and the many small operations around it
+take as long again. few_tokens.c does them all in one call. The machine's own C compiler makes a library of it at the
+first use, once for all runs: on Linux, with cc, gcc or clang; elsewhere torch does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.files import user_folder
+from gptlab.models.kv_cache import KVCache
+from gptlab.models.layers import CausalSelfAttention, alibi_slopes, sees
+
+if TYPE_CHECKING:
+    from gptlab.models.gpt import GPT
+
+log = logging.getLogger(__name__)
+
+MOST = 16  # rows up to which reading the weights is what takes time
+ALONE = 1 << 21  # weights up to which one thread is faster than threads that wait for each other
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD = range(6)
+ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_exact": 1, "relu": 2, "relu2": 3, "swiglu": 4}
+LANES = 16  # of the widest registers
+
+
+class Step(ctypes.Structure):
+    """As few_tokens.c has it."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("kind", "how", "n", "m", "groups", "stride", "columns", "window")),
+        ("number", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("w", "v", "b", "x", "y")),
+    )
+
+
+class FewTokens:
+    """`model.head(model.features(...))` of up to MOST tokens in all, over a cache; from the embeddings on in fp32,
+    whatever the weights' type.
+
+    The model's weights must stay where they are.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        c = self.config = model.config
+        self.cache = cache
+        self.kept: list[Tensor] = []  # what the steps point to
+        self.steps: list[Step] = []
+        H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
+        gated = c.mlp in ("swiglu", "geglu")
+        self.x, self.h, self.y = (self._buffer(c.n_embd) for _ in range(3))
+        self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (1 + gated))
+        self.hidden = self._buffer(c.hidden)
+        width = max(c.n_embd, c.hidden)
+        self.scratch = self._buffer(max(width, H * (cache.columns + LANES)))
+        self.frequencies = c.rope_base ** (torch.arange(0, D, 2, dtype=torch.float32) / D)
+        self.slopes = alibi_slopes(H) if c.pos == "alibi" else None
+        for i, block in enumerate(model.h):
+            self._block(i, block)
+        last = self._norm(model.ln_f, self.x, self.h)
+        self._linear(model.lm_head, last, self._buffer(c.vocab_size))
+        self.weights = sum(step.n * step.m for step in self.steps if step.kind == LINEAR)
+        self.program = (Step * len(self.steps))(*self.steps)
+
+    @staticmethod
+    def serves(model: GPT, cache: KVCache) -> bool:
+        """Whether this model over this cache can be served here."""
+        weights = model.wte.weight
+        return (
+            weights.device.type == "cpu"
+            and weights.dtype in (torch.float32, torch.bfloat16)
+            and all(p.dtype == weights.dtype and p.is_contiguous() for p in model.parameters())
+            and cache.k[0].dtype == torch.float32
+            and library() is not None
+        )
+
+    def __call__(self, x: Tensor, sequence: list[int], position: list[int]) -> Tensor:
+        """Logits (N, V) before any softcap, fp32, of tokens embedded as x (N, C), each the `position`-th of a row of
+        the cache; a row's tokens stand in their order."""
+        logits = torch.empty(len(x), self.config.vocab_size, dtype=torch.float32)
+        self.x[: len(x)] = x
+        self.program[-1].y = logits.data_ptr()
+        where = torch.tensor([sequence, position])
+        places = [t.data_ptr() for t in (*where, self.scratch)]
+        library()(self.program, len(self.program), *places, len(x), self.weights > ALONE)
+        return logits
+
+    def _buffer(self, width: int) -> Tensor:
+        return torch.zeros(MOST, width, dtype=torch.float32)
+
+    def _pointer(self, t: Tensor | None) -> int | None:
+        if t is None:
+            return None
+        self.kept.append(t)
+        return t.data_ptr()
+
+    def _wide(self, t: Tensor | None) -> int | None:
+        return self._pointer(None if t is None else t.detach().float().contiguous())
+
+    def _add(self, kind: int, x: Tensor, y: Tensor, **fields: Any) -> None:
+        self.steps.append(Step(kind=kind, x=self._pointer(x), y=self._pointer(y), **fields))
+
+    def _norm(self, module: nn.Module, x: Tensor, y: Tensor, groups: int = 1) -> Tensor:
+        """y, or x itself where there is no norm."""
+        if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            return x
+        self._add(
+            NORM,
+            x,
+            y,
+            how=int(isinstance(module, nn.RMSNorm)),
+            n=module.normalized_shape[0],
+            groups=groups,
+            stride=x.stride(0),
+            number=module.eps,
+            w=self._wide(module.weight),
+            b=self._wide(getattr(module, "bias", None)),
+        )
+        return y
+
+    def _linear(self, module: nn.Module, x: Tensor, y: Tensor, add: bool = False) -> None:
+        """Of an `nn.Linear`, or none where there is none."""
+        if not isinstance(module, nn.Linear):
+            self._add(ADD, x, y, how=int(add), n=y.shape[1])
+            return
+        how = (module.weight.dtype == torch.bfloat16) + 2 * add
+        w, b = self._pointer(module.weight.detach()), self._wide(module.bias)
+        self._add(LINEAR, x, y, how=how, n=module.in_features, m=module.out_features, w=w, b=b)
+
+    def _block(self, i: int, block: Any) -> None:
+        c = self.config
+        pre = c.norm_place == "pre"
+        if c.parallel:
+            source = self._norm(block.ln_1, self.x, self.h) if pre else self.x
+            if source is self.x:  # which attention changes before the mlp reads it
+                self._add(ADD, self.x, self.h, n=c.n_embd)
+            self._attend(i, block.attn, self.h, c.residual)
+            self._mlp(block.mlp, self.h, add=True)
+            if not pre:
+                self._norm(block.ln_1, self.x, self.x)
+            return
+        if c.has_attention:
+            self._attend(i, block.attn, self._norm(block.ln_1, self.x, self.h) if pre else self.x, c.residual)
+            if not pre:
+                self._norm(block.ln_1, self.x, self.x)
+        if c.has_mlp:
+            self._mlp(block.mlp, self._norm(block.ln_2, self.x, self.h) if pre else self.x, c.residual)
+            if not pre:
+                self._norm(block.ln_2, self.x, self.x)
+
+    def _attend(self, i: int, attn: CausalSelfAttention, x: Tensor, add: bool) -> None:
+        c = self.config
+        H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
+        self._linear(attn.c_attn, x, self.qkv)
+        keys = self.qkv[:, H * D :]
+        self._norm(attn.q_norm, self.qkv, self.qkv, groups=H)
+        self._norm(attn.k_norm, keys, keys, groups=K)
+        if c.pos == "rope":
+            b = self._wide(self.frequencies)
+            self._add(ROTATE, self.qkv, self.qkv, n=D, groups=H + K, stride=self.qkv.stride(0), b=b)
+        self._add(
+            ATTEND,
+            self.qkv,
+            self.y,
+            n=D,
+            m=H,
+            groups=K,
+            stride=self.qkv.stride(0),
+            columns=self.cache.columns,
+            window=sees(c),
+            number=attn.scale,
+            w=self._pointer(self.cache.k[i]),
+            v=self._pointer(self.cache.v[i]),
+            b=self._wide(self.slopes),
+        )
+        self._linear(attn.c_proj, self.y, self.x, add)
+
+    def _mlp(self, mlp: Any, x: Tensor, add: bool) -> None:
+        self._linear(mlp.c_fc, x, self.fc)
+        how, groups = ACTIVATIONS[self.config.mlp], 2 if mlp.gated else 1
+        self._add(
+            ACTIVATE, self.fc, self.hidden, how=how, n=self.config.hidden, groups=groups, stride=self.fc.stride(0)
+        )
+        self._linear(mlp.c_proj, self.hidden, self.x, add)
+
+
+@functools.cache
+def library() -> Any:
+    """The function of few_tokens.c; None where it cannot be made."""
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if not sys.platform.startswith("linux") or compiler is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(built(compiler)))  # OpenMP's functions are those that torch has loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("few_tokens.c cannot be built (%s): tokens are generated by torch alone", error)
+        return None
+    function = loaded.few_tokens
+    function.argtypes = [ctypes.c_void_p, ctypes.c_long, *[ctypes.c_void_p] * 3, *[ctypes.c_long] * 2]
+    function.restype = None
+    return function
+
+
+def built(compiler: str) -> Path:
+    """The library's file, made unless it is there; its name carries what it depends on."""
+    recipe = "\n".join((SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor()))
+    name = f"few_tokens-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
+    folder = user_folder(None)
+    if not (folder / name).is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            usable = os.access(folder, os.W_OK)
+        except OSError:
+            usable = False
+        if not usable:
+            folder = Path(tempfile.mkdtemp(prefix="gptlab-"))
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            steps = (
+                [*FLAGS, "-c", str(SOURCE), "-o", f"{work}/few_tokens.o"],
+                ["-shared", f"{work}/few_tokens.o", "-o", f"{work}/{name}"],
+            )
+            for arguments in steps:  # linked without OpenMP's library, so that torch's threads do the work
+                subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=60)
+            Path(work, name).replace(folder / name)
+    return folder / name
+
+
+def processor() -> str:
+    """What the processor can do: a cache folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.node()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())

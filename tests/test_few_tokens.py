@@ -1,0 +1,209 @@
+"""A few tokens through our own library have the logits that torch gives them, and without a compiler torch does it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gptlab.models import few_tokens
+from gptlab.models.few_tokens import MOST, FewTokens, library
+from gptlab.sampling import Context, Sampling, generate
+from tests.test_switches import ROWS, Row, T, V, each, lively
+
+needs_library = pytest.mark.skipif(library() is None, reason="no C compiler here")
+
+
+def texts(*lengths: int, seed: int = 3) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randint(V, (length,), generator=draw).tolist() for length in lengths]
+
+
+def assert_same(model: Any, prompts: list[list[int]], count: int, dtype: torch.dtype) -> None:
+    """That rows have the logits of a pass in fp64 about as exactly as torch has, within a block and beyond."""
+    model = model.to(dtype).eval()
+    ours, torchs = (Context(model, prompts, count, cache=cache) for cache in (True, False))
+    assert ours.few is not None
+    exact = Context(copy.deepcopy(model).double(), prompts, count, cache=False)
+    for _ in range(count):
+        logits = exact.logits()
+        errors = [(context.logits().double() - logits).abs().max() for context in (ours, torchs)]
+        assert errors[0] < 2 * errors[1] + (1e-5 if dtype == torch.float32 else 5e-3)
+        for context in (ours, torchs, exact):
+            context.append(logits[:, -1].argmax(dim=-1))
+
+
+@needs_library
+@each([row for row in ROWS if row["attention"] != "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_torchs_whatever_the_switches(row: Row, dtype: torch.dtype) -> None:
+    assert_same(lively(**row), texts(4, 1, 9), 9, dtype)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_embd": 1, "n_head": 1},
+        {"n_embd": 7, "n_head": 7},
+        {"n_embd": 33, "n_head": 3},
+        {"n_embd": 65, "n_head": 5, "vocab_size": 129},
+        {"n_embd": 130, "n_head": 2, "n_inner": 257, "vocab_size": 1},
+        {"n_embd": 192, "n_head": 1, "pos": "rope", "norm": "rmsnorm", "mlp": "swiglu"},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_torchs_whatever_the_sizes(sizes: Row, dtype: torch.dtype) -> None:
+    assert_same(lively(**sizes), [[0], [0, 0, 0]], 9, dtype)
+
+
+def trail(prompts: list[list[int]], count: int = T + 5, **fields: Any) -> list[Tensor]:
+    """The logits of each step, (B, V), on random tokens that each row has for itself."""
+    model = lively(n_embd=192, n_head=3, vocab_size=257, **fields).eval()
+    context = Context(model, prompts, count)
+    found = []
+    for step in range(count):
+        found.append(context.logits()[:, 0])
+        context.append([(7 * step + row[0]) % V for row in context.rows])
+    return found
+
+
+@needs_library
+@pytest.mark.parametrize("pos", ["learned", "alibi", "rope"])
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
+    pos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_tokens, "ALONE", 0)
+    prompts = texts(3, 1, 1, 4, 2)  # 11 tokens: the library reads the prompts, too
+    together = trail(prompts, T - 4, pos=pos)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for i, prompt in enumerate(prompts):
+                for a, b in zip(together, trail([prompt], T - 4, pos=pos), strict=True):
+                    assert torch.equal(a[i], b[0])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_library
+def test_more_tokens_than_a_few_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    call = FewTokens.__call__
+    monkeypatch.setattr(FewTokens, "__call__", lambda self, x, *where: read.append(len(x)) or call(self, x, *where))
+    model = lively(block_size=64).eval()
+    for length in (MOST, MOST + 1):
+        context = Context(model, texts(length), 2)
+        context.logits()
+        context.append([1])
+        context.logits()
+    assert read == [MOST, 1, 1]
+
+
+@needs_library
+def test_no_gradient_goes_through_and_autocast_makes_nothing_less_exact() -> None:
+    model = lively().eval()
+    context = Context(model, texts(5), 1)
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = context.logits()
+    assert context.few is not None
+    assert not logits.requires_grad
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits[0, 0], model(torch.tensor(context.rows))[0, -1], rtol=1e-5, atol=1e-5)
+
+
+@needs_library
+def test_another_default_type_changes_no_number() -> None:
+    """As in training with precision=bf16_true. The sizes are small: where it goes wrong, no memory is overwritten."""
+    model, prompts = lively(vocab_size=13).eval(), [[3]]
+    expected = Context(model, prompts, 1).logits()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = Context(model, prompts, 1).logits()
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+def test_other_types_and_devices_are_torchs() -> None:
+    context = Context(lively().double().eval(), texts(5), 1)
+    assert context.few is None
+    assert context.logits().dtype == torch.float64
+    assert Context(lively().eval(), texts(5), 1, cache=False).few is None
+
+
+# Where the library comes from
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, and a process that has not loaded the library yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    library.cache_clear()
+    yield tmp_path
+    library.cache_clear()
+
+
+def assert_torch_generates() -> None:
+    context = Context(lively().eval(), texts(4), 5)
+    assert context.few is None
+    assert len(list(generate(context, 5, Sampling(), [torch.Generator()]))) == 5
+
+
+def test_without_a_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert_torch_generates()
+    assert not list(fresh.rglob("*.so"))
+
+
+def test_on_other_systems_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_tokens.sys, "platform", "darwin")
+    assert_torch_generates()
+
+
+@pytest.mark.parametrize("code", ["exit 1", "exit 0"])
+def test_with_a_broken_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    compiler = fresh / "cc"
+    compiler.write_text(f"#!/bin/sh\n{code}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
+    assert_torch_generates()
+    assert not list(fresh.rglob("*.so"))
+
+
+@needs_library
+def test_the_library_is_made_once_for_all_runs(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library() is not None
+    (made,) = (fresh / "cache" / "gptlab").iterdir()
+    assert made.suffix == ".so"  # and nothing of the work
+    library.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert library() is not None
+
+
+@needs_library
+def test_a_cache_folder_that_cannot_be_written_is_done_without(fresh: Path) -> None:
+    (fresh / "cache").write_text("a file")
+    assert library() is not None
+    (made,) = fresh.rglob("*.so")
+    assert made.parent.name.startswith("gptlab-")
+
+
+@needs_library
+def test_another_processor_has_a_library_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for flags in ("flags: sse2", "flags: sse2 avx2"):
+        monkeypatch.setattr(few_tokens, "processor", lambda flags=flags: flags)
+        names.add(few_tokens.built("cc" if shutil.which("cc") else "gcc").name)
+    assert len(names) == 2

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from gptlab import __version__, models, tokenizers
 from gptlab.errors import UserError
 from gptlab.files import write_atomically
-from gptlab.models import Model
+from gptlab.models import Model, weights
 from gptlab.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -22,20 +24,37 @@ PREFIX = "model."  # where the LightningModule keeps the model
 
 @dataclass(frozen=True)
 class Info:
-    """What a checkpoint says of itself."""
+    """What a model says of itself."""
 
     path: Path
-    step: int
+    """What was opened."""
+    step: int | None
+    """None: the file does not say."""
     metrics: dict[str, float]
     """Of the validation at that step; empty if there was none."""
     config: dict[str, Any]
-    """The run's resolved config."""
+    """The run's resolved config; empty for a model that is not gptlab's."""
+    data_sha256: str | None
+    """Of the text that the model has learned from; None: the file does not say."""
+    origin: str
+    """What kind of model this is, in words."""
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        step = "" if self.step is None else f", step {self.step:,}"
+        return f"{self.path} ({self.origin}{step})"
 
 
 def describe(
-    model: Model, tokenizer: Tokenizer, config: dict[str, Any], data_sha256: str, step: int, metrics: dict[str, float]
+    model: Model,
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+    data_sha256: str | None,
+    step: int | None,
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """The plain dict that makes a checkpoint enough to sample, evaluate or export."""
+    """The plain dict that makes a checkpoint enough to sample, evaluate or export; arguments as of `Info`."""
     return {
         "format": FORMAT,
         "version": __version__,
@@ -90,18 +109,27 @@ def find(path: Path) -> Path:
     )
 
 
+def plain(path: Path) -> Any:
+    """What torch.save has written into a file, its tensors mapped, not read; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is broken, or holds more than plain data and tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
+
+
 def read(path: Path) -> dict[str, Any]:
     """The dict in a checkpoint file of ours; nothing in the file is executed.
 
     Raises:
         UserError: the file is broken, foreign, or of a newer version.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
+    content = plain(path)
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
@@ -121,13 +149,21 @@ def load(path: Path) -> tuple[Model, Tokenizer, Info]:
     """
     file = find(path)
     content = read(file)
-    about = content[KEY]
+    state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    return restored(content[KEY], state, file, "gptlab run")
+
+
+def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> tuple[Model, Tokenizer, Info]:
+    """What `describe` described, with the weights in `state`, which is used up.
+
+    Raises:
+        UserError: they do not fit together.
+    """
     try:
-        model = models.build(models.from_dict(about["model"]))
+        config = models.from_dict(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        info = Info(file, about["step"], about["metrics"], about["config"])
-        weights = content["state_dict"].items()
-        model.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights if k.startswith(PREFIX)})
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{file} does not fit together: {type(error).__name__}: {str(error)[:500]}") from error
-    return model.eval(), tokenizer, info
+        info = Info(path, about["step"], about["metrics"], about["config"], about["data_sha256"], origin)
+        return weights.filled(config, state), tokenizer, info
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
+        raise UserError(f"{path} does not fit together: {reason}") from error

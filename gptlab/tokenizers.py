@@ -1,19 +1,22 @@
 """Text to ids and back. A tokenizer is saved as a plain dict, so that a checkpoint can carry it.
 
-Characters, bytes, words, byte-level BPE trained on the text, and OpenAI's vocabularies. BPE is trained by Hugging
-Face's `tokenizers` and encoded by tiktoken, which is several times as fast.
+Characters, bytes, words, byte-level BPE trained on the text, OpenAI's vocabularies, and any tokenizer.json. BPE is
+trained by Hugging Face's `tokenizers` and encoded by tiktoken, which is several times as fast.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,13 @@ SHA256 = {  # of OpenAI's files
     "gpt2/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
 }
-NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")
+NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")  # those that data can be prepared with
+JSON = "json"  # comes with a foreign model
+
+# Byte-level BPE writes each byte as a letter: a printable one as itself, the others as the letters from 256 on.
+_VISIBLE = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+BYTES = {chr(b): b for b in _VISIBLE}
+BYTES |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in _VISIBLE)}
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ class Tokenizer:
     """
 
     name: str
+    begin: tuple[int, ...] = ()
+    """Ids that a model expects before a text, as Llama's <s>; `encode` does not give them."""
 
     def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
         self.tokens = tokens
@@ -265,12 +276,8 @@ class BPETokenizer(Tokenizer):
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
         learner.train_from_iterator(_beginning(texts), trainer)
-        # It writes each byte as a letter: a printable one as itself, the others as the letters from 256 on.
-        visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-        hidden = [b for b in range(256) if b not in visible]
-        byte = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
         vocab = learner.get_vocab()
-        merges = [bytes(byte[letter] for letter in token) for token in sorted(vocab, key=vocab.__getitem__)]
+        merges = [bytes(BYTES[letter] for letter in token) for token in sorted(vocab, key=vocab.__getitem__)]
         return cls("bpe", merges, GPT2_PATTERN, {END_OF_TEXT: len(merges)})
 
     @classmethod
@@ -303,6 +310,108 @@ class BPETokenizer(Tokenizer):
             "pattern": self.pattern,
             "special": self.special,
         }
+
+
+class JsonTokenizer(Tokenizer):
+    """Whatever a tokenizer.json of Hugging Face's `tokenizers` describes, encoded and decoded by that library.
+
+    `encode` gives the ids of the text alone, without what the file says to put around it (see `begin`). The tokens'
+    bytes are those that decoding gives, but for a space that SentencePiece puts before a text and takes away again.
+
+    Args:
+        content: of tokenizer.json.
+        end_of_text: the id that ends a document, if there is one.
+
+    Raises:
+        UserError: `tokenizers` cannot read it, or tokens have no bytes of their own in its way of decoding.
+    """
+
+    name = JSON
+
+    def __init__(self, content: str, end_of_text: int | None) -> None:
+        self.content = content
+        self._backend = self._build(special=False)
+        spec, vocab = json.loads(content), self._backend.get_vocab()
+        spell = _spelling(spec.get("decoder"))
+        tokens = [b""] * (max(vocab.values()) + 1)
+        for token, i in vocab.items():
+            tokens[i] = spell(token)
+        super().__init__(tokens, end_of_text)
+        self._special = [token["id"] for token in spec.get("added_tokens", []) if token["special"]]
+        unknown = spec["model"].get("unk_token")
+        self._unknown = spec["model"].get("unk_id") if unknown is None else vocab.get(unknown)
+        around = self._backend.encode("a")
+        marked = zip(around.ids, around.special_tokens_mask, strict=True)
+        self.begin = tuple(i for i, _ in takewhile(lambda pair: pair[1], marked))
+
+    def _build(self, special: bool) -> Any:
+        """The library's tokenizer; `special`: a special token's name in a text is that token."""
+        import tokenizers  # Hugging Face's
+
+        backend = tokenizers.Tokenizer.from_str(self.content)
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = not special
+        return backend
+
+    @cached_property
+    def _reads_special(self) -> Any:
+        return self._build(special=True)
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._backend.encode(_scalar_values(text), add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int64)
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """As `encode`, but the names of all its special tokens are those tokens."""
+        ids = self._reads_special.encode(_scalar_values(text), add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def unknown(self, text: str) -> list[str]:
+        """The distinct characters without an id of their own; white space may be left out by intent."""
+        ids = {c: self.encode(c) for c in set(text)}
+        return sorted(c for c in ids if self._unknown in ids[c] or not (len(ids[c]) or c.isspace()))
+
+    def token_bytes(self) -> np.ndarray:
+        sizes = super().token_bytes()
+        sizes[self._special] = 0
+        return sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text}
+
+
+def _spelling(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
+    """How a token of a vocabulary is turned into the bytes that it stands for, by the steps of its decoder.
+
+    Raises:
+        UserError: a step whose result depends on a token's neighbours.
+    """
+    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder or {"type": "missing"}]
+    kinds = [step["type"] for step in steps]
+    by_regex = any(kind == "Replace" and "Regex" in step["pattern"] for kind, step in zip(kinds, steps, strict=True))
+    if by_regex or not set(kinds) <= {"ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
+        raise UserError(
+            f"its decoder ({', '.join(kinds)}) is none that gptlab reads: ByteLevel, Metaspace or ByteFallback, as of "
+            f"GPT-2 and Llama"
+        )
+
+    def spell(token: str) -> bytes:
+        if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            return bytes([int(token[3:5], 16)])
+        for step in steps:
+            if step["type"] == "Metaspace":
+                token = token.replace(step["replacement"], " ")
+            elif step["type"] == "Replace":
+                token = token.replace(step["pattern"]["String"], step["content"])
+        if "ByteLevel" in kinds and BYTES.keys() >= set(token):
+            return bytes(BYTES[letter] for letter in token)
+        return token.encode()
+
+    return spell
 
 
 def _openai(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> list[bytes]:
@@ -386,8 +495,8 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
         UserError: the dict describes no tokenizer that this version knows.
     """
     name = state.get("name")
-    if name not in NAMES:
-        raise UserError(f"unknown tokenizer {name!r}; this version knows: {', '.join(NAMES)}")
+    if name not in (*NAMES, JSON):
+        raise UserError(f"unknown tokenizer {name!r}; this version knows: {', '.join((*NAMES, JSON))}")
     try:
         if name == "byte":
             return ByteTokenizer(bool(state["end_of_text"]))
@@ -395,6 +504,8 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
             return CharTokenizer(state["chars"], bool(state["end_of_text"]))
         if name == "word":
             return WordTokenizer([*map(str, state["words"])], bool(state["end_of_text"]))
+        if name == JSON:
+            return JsonTokenizer(state["content"], state["end_of_text"])
         merges = [base64.b64decode(token) for token in state["merges"].split(" ")]
         return BPETokenizer(name, merges, state["pattern"], state["special"])
     except UserError:

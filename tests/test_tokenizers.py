@@ -574,7 +574,7 @@ BPE["merges"] = " ".join(base64.b64encode(bytes([i])).decode() for i in range(25
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, r"unknown tokenizer None; this version knows: char, byte, word, bpe, gpt2, cl100k_base"),
+        ({}, r"unknown tokenizer None; this version knows: char, byte, word, bpe, gpt2, cl100k_base, json"),
         ({"name": "wordpiece", "words": []}, r"unknown tokenizer 'wordpiece'; this version knows: char"),
         ({"name": ["char"], "chars": "ab"}, r"unknown tokenizer \['char'\]"),
         ({"name": "char"}, r"a damaged char tokenizer"),
@@ -587,6 +587,9 @@ BPE["merges"] = " ".join(base64.b64encode(bytes([i])).decode() for i in range(25
         ({"name": "word", "end_of_text": False}, r"a damaged word tokenizer"),
         ({"name": "word", "words": None, "end_of_text": False}, r"a damaged word tokenizer"),
         ({"name": "gpt2"}, r"a damaged gpt2 tokenizer"),
+        ({"name": "json", "content": "{}"}, r"a damaged json tokenizer"),
+        ({"name": "json", "content": "{", "end_of_text": None}, r"a damaged json tokenizer"),
+        ({"name": "json", "content": None, "end_of_text": None}, r"a damaged json tokenizer"),
         ({**BPE, "merges": 7}, r"a damaged bpe tokenizer"),
         ({**BPE, "merges": BPE["merges"] + " YQ"}, r"a damaged bpe tokenizer"),
         ({**BPE, "pattern": "("}, r"a damaged bpe tokenizer"),

@@ -1,0 +1,286 @@
+"""Tokenizers as Hugging Face writes them: read into ours, and ours written so that `AutoTokenizer` gives the same ids.
+
+Only JSON and text is read: no pickles, no code of a repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.errors import UserError
+from gptlab.tokenizers import (
+    BYTES,
+    CL100K_PATTERN,
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    UNKNOWN,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+LETTERS = {byte: letter for letter, byte in BYTES.items()}
+GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
+# In Oniguruma's dialect, which `tokenizers` speaks: there $ ends any line, and {1,3}+ is not possessive.
+CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
+# What a tokenizer is read from: the first that is there; the last are OpenAI's names.
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+def read(folder: Path) -> Tokenizer:
+    """The tokenizer in a Hugging Face folder: tokenizer.json, else vocab.json and merges.txt.
+
+    What one of ours expresses becomes it, with the same ids; anything else is a `JsonTokenizer`.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    found = next((names for names in FILES if all((folder / name).is_file() for name in names)), None)
+    if found is None:
+        raise UserError(
+            f"{folder} has no tokenizer.json, nor vocab.json and merges.txt; transformers writes one from other forms: "
+            f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    file, *merges = (folder / name for name in found)
+    try:
+        about = _about(folder)
+        content = file.read_text("utf-8")
+        if merges:
+            content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
+        spec = json.loads(content)
+        end_of_text = _end_of_text(spec, about)
+        return _ours(spec, end_of_text) or JsonTokenizer(content, end_of_text)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises nothing else, but for Rust's panics, which are no Exceptions
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{file} cannot be read as a tokenizer; is it complete? ({why})") from error
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What the files beside the tokenizer say of it; those of the tokenizer win over those of the model."""
+    names = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
+    about: dict[str, Any] = {}
+    for name in names:
+        if (folder / name).is_file():
+            about |= json.loads((folder / name).read_text("utf-8"))
+    return about
+
+
+def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
+    """The tokenizer.json of GPT-2's two files."""
+    lines = merges.removeprefix("\ufeff").split("\n")[merges.startswith("#version") :]
+    backend = _byte_level(vocab, [tuple(line.split(" ")) for line in lines if line], GPT2_PATTERN)
+    backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
+    if END_OF_TEXT in vocab:
+        backend.add_special_tokens([END_OF_TEXT])
+    return backend.to_str()
+
+
+def _ids(spec: dict[str, Any]) -> dict[str, int]:
+    vocab = spec["model"]["vocab"]
+    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}  # of Unigram
+    return ids | {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
+
+
+def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
+    """The id that ends a document: the named token, the model's, or <|endoftext|>; None where there is none."""
+    ids = _ids(spec)
+    token, of_model = about.get("eos_token"), about.get("eos_token_id")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if isinstance(of_model, list):
+        of_model = of_model[0] if of_model else None
+    if token in ids:
+        return ids[token]
+    return of_model if of_model in ids.values() else ids.get(END_OF_TEXT)
+
+
+def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
+    """The tokenizer of ours that is the same as what `spec` describes, if there is one."""
+    ids = _ids(spec)
+    tokens = sorted((token for token in ids if ids[token] != end_of_text), key=ids.__getitem__)
+    ended = end_of_text is not None
+    candidate: Tokenizer | None = None
+    if tokens[:1] == [UNKNOWN]:
+        candidate = WordTokenizer([token[1:] for token in tokens[1:]], ended)
+    elif len(tokens) == 256 and set(tokens) == BYTES.keys():
+        candidate = ByteTokenizer(ended)
+    elif tokens and tokens == sorted(filter(lambda token: len(token) == 1, tokens)):
+        candidate = CharTokenizer("".join(tokens), ended)
+    if candidate is not None and json.loads(_backend(candidate).to_str()) == spec:
+        return candidate
+    return _bpe(spec, tokens, end_of_text) if spec["model"].get("type") == "BPE" else None
+
+
+def _bpe(spec: dict[str, Any], tokens: list[str], end_of_text: int | None) -> BPETokenizer | None:
+    """GPT-2's kind of BPE, where an id is the rank of its merge: what tiktoken can encode.
+
+    tiktoken merges whichever neighbours make a token, `tokenizers` only the pairs that are listed: both do the same if
+    each listed pair is what the lower ranks make of its token.
+    """
+    model, cut, post = spec["model"], spec.get("pre_tokenizer") or {}, spec.get("post_processor")
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    plain = not (spec.get("normalizer") or model.get("dropout") or model.get("continuing_subword_prefix"))
+    plain = plain and not model.get("end_of_word_suffix") and (post is None or post["type"] == "ByteLevel")
+    gpt2 = cut.get("type") == "ByteLevel" and not cut["add_prefix_space"] and cut.get("use_regex", True)
+    ended = [(token["content"], token["id"], token["special"]) for token in spec.get("added_tokens", [])]
+    if not plain or not gpt2 or ended != [(END_OF_TEXT, end_of_text, True)]:
+        return None
+    ids = _ids(spec)
+    if set(tokens[:256]) != BYTES.keys() or tokens[256:] != [a + b for a, b in merges]:
+        return None
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        return None
+    ranks = [bytes(BYTES[letter] for letter in token) for token in tokens]
+    openai = hashlib.sha256("\n".join(map(" ".join, merges)).encode()).hexdigest() == GPT2_SHA256
+    if not openai and _merges(ranks) != merges:
+        return None
+    assert end_of_text is not None
+    return BPETokenizer("gpt2" if openai else "bpe", ranks, GPT2_PATTERN, {END_OF_TEXT: end_of_text})
+
+
+def _merges(ranks: list[bytes]) -> list[tuple[str, str]]:
+    """The pairs of neighbours that are merged, in order, from the tokens in the order of their ranks.
+
+    A token's pair is what remains of its bytes once all lower ranks are merged; one of which more than two parts
+    remain comes about as a whole piece of text only.
+    """
+    rank = {token: i for i, token in enumerate(ranks)}
+    merges = []
+    for token in ranks:
+        parts, own = [bytes([b]) for b in token], rank[token]
+        while len(parts) > 2:
+            lowest, i = min((rank.get(a + b, own), i) for i, (a, b) in enumerate(pairwise(parts)))
+            if lowest >= own:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append((_letters(parts[0]), _letters(parts[1])))
+    return merges
+
+
+def _letters(token: bytes) -> str:
+    return "".join(LETTERS[b] for b in token)
+
+
+def files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
+    """Names and contents of the files from which `AutoTokenizer` makes the same tokenizer.
+
+    As with all of its kind, "<|endoftext|>" in a text is the special token, as in our `encode_special`; with
+    split_special_tokens=True it is text, as in our `encode`.
+
+    Args:
+        block_size: the longest sequence of the model.
+
+    Raises:
+        UserError: a vocabulary that JSON cannot hold.
+    """
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    config |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    if isinstance(tokenizer, JsonTokenizer):
+        content = tokenizer.content
+        names = {i: token for token, i in _ids(json.loads(content)).items()}
+        special = {"bos_token": tokenizer.begin[-1:], "eos_token": (tokenizer.end_of_text,)}
+        config |= {name: names[i] for name, ids in special.items() for i in ids if i is not None}
+    else:
+        content = _backend(tokenizer).to_str(pretty=True)
+        if tokenizer.end_of_text is not None:
+            config |= dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    return {"tokenizer.json": content, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
+
+
+def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """One of our own as a tokenizer of Hugging Face's.
+
+    BPE without merges and an unknown token leaves out what it does not know, as our characters do.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
+    special = {} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
+    if isinstance(tokenizer, CharTokenizer):
+        surrogates = [c for c in tokenizer.chars if 0xD800 <= ord(c) < 0xE000]
+        if surrogates:
+            raise UserError(f"its characters have lone surrogates, which no text file can hold: {surrogates[:7]}")
+        backend = Backend(models.BPE({c: i for i, c in enumerate(tokenizer.chars)} | special, []))
+        backend.decoder = decoders.Fuse()
+    elif isinstance(tokenizer, WordTokenizer):
+        backend = _words(tokenizer, special)
+    elif isinstance(tokenizer, ByteTokenizer):
+        backend = _byte_level({LETTERS[b]: b for b in range(256)} | special, [], None)
+    else:
+        assert isinstance(tokenizer, BPETokenizer)
+        vocab = {_letters(token): i for i, token in enumerate(tokenizer.merges)} | tokenizer.special
+        backend = _byte_level(vocab, _merges(tokenizer.merges), tokenizer.pattern)
+    backend.add_special_tokens([*special])
+    return backend
+
+
+def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -> tokenizers.Tokenizer:
+    """Text as the letters of its bytes, cut by `pattern` (None: not cut), then merged."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    # As in tiktoken, a piece that is a token needs no merges; uncut, the name of a special one could be the whole text.
+    backend = Backend(models.BPE(vocab, merges, ignore_merges=pattern is not None))
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_PATTERN)
+    if pattern in (None, GPT2_PATTERN):
+        backend.pre_tokenizer = letters
+    elif pattern == CL100K_PATTERN:
+        cut = pre_tokenizers.Split(Regex(CL100K_ONIGURUMA), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
+    else:
+        raise UserError(f"its pattern is neither GPT-2's nor GPT-4's: {pattern}")
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> tokenizers.Tokenizer:
+    r"""Each word gets a space before it, which decoding takes away before closing marks and at the start.
+
+    Python and Oniguruma differ in what \w and \s are: so it is spelled out, as this Python has it.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    every = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
+    inside = {name: _ranges(re.findall(name, every)) for name in (r"\w", r"\s")}
+    words, spaces = inside.values()
+    pattern = f"[{words}]+|[^{words}{spaces}]"
+    closing = "".join(f"\\x{{{ord(mark):X}}}" for mark in sorted(tokenizer.closing))
+    vocab = {f" {word}": i for i, word in enumerate(tokenizer.words, 1)}
+    backend = Backend(models.WordLevel({UNKNOWN: 0} | vocab | special, unk_token=UNKNOWN))
+    cut = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    spaced = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="always", split=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut, spaced])
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex(rf"\A (?=[{closing}]\z)"), ""),
+            decoders.Replace(UNKNOWN, f" {UNKNOWN}"),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return backend
+
+
+def _ranges(characters: list[str]) -> str:
+    r"""The inside of a character class, in code point order: \x{41}-\x{5A}..."""
+    points = [ord(c) for c in characters]
+    runs = [[point for _, point in run] for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0])]
+    return "".join(f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs)

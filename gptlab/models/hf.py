@@ -1,0 +1,332 @@
+"""GPT-2 and Llama as `transformers` writes them: configs and weights, in and out.
+
+A family has one table of names and one of fields; import and export read the same ones. What one side has and the
+other lacks is filled in where the function stays the same: a missing bias is zeros, a norm's missing scale ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab.errors import UserError
+from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.weights import check, empty, parameters
+
+
+@dataclass(frozen=True)
+class Family:
+    """A `model_type` of `transformers`."""
+
+    architecture: str
+    base: str
+    """What stands before every name but the head's, unless the model was saved without its head."""
+    names: dict[str, str]
+    """Our modules to theirs, joined by spaces where ours are one; {} is the number of the block."""
+    fields: dict[str, str]
+    """Fields of their config to ours."""
+    defaults: dict[str, Any]
+    """Of those of their fields that a config may lack."""
+    activations: dict[str, tuple[str, ...]]
+    """Our names to theirs; the first is the one that is written."""
+    fixed: dict[str, Any]
+    """What those fields of ours always are that their config has no field for."""
+
+
+LAYER = "layers.{}."
+FIXED: dict[str, Any] = {
+    "norm_place": "pre",
+    "head_bias": False,
+    "mlp_proj": True,
+    "attn_proj": True,
+    "qk_norm": False,
+    "residual": True,
+    "parallel": False,
+    "logit_softcap": None,
+}
+GPT2 = Family(
+    architecture="GPT2LMHeadModel",
+    base="transformer.",
+    names={
+        "wte": "wte",
+        "wpe": "wpe",
+        "h.{}.ln_1": "h.{}.ln_1",
+        "h.{}.attn.c_attn": "h.{}.attn.c_attn",
+        "h.{}.attn.c_proj": "h.{}.attn.c_proj",
+        "h.{}.ln_2": "h.{}.ln_2",
+        "h.{}.mlp.c_fc": "h.{}.mlp.c_fc",
+        "h.{}.mlp.c_proj": "h.{}.mlp.c_proj",
+        "ln_f": "ln_f",
+        "lm_head": "lm_head",
+    },
+    fields={
+        "vocab_size": "vocab_size",
+        "n_positions": "block_size",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+        "n_inner": "n_inner",
+        "activation_function": "mlp",
+        "resid_pdrop": "dropout",
+        "layer_norm_epsilon": "norm_eps",
+        "scale_attn_weights": "attn_scale",
+        "tie_word_embeddings": "tied",
+    },
+    defaults={
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+    },
+    activations={
+        "gelu": ("gelu_new", "gelu_pytorch_tanh"),
+        "gelu_exact": ("gelu",),
+        "relu": ("relu",),
+        "relu2": ("relu2",),
+    },
+    fixed=FIXED | {"norm": "layernorm", "pos": "learned", "n_kv_head": None, "window": None},
+)
+LLAMA = Family(
+    architecture="LlamaForCausalLM",
+    base="model.",
+    names={
+        "wte": "embed_tokens",
+        "h.{}.ln_1": LAYER + "input_layernorm",
+        "h.{}.attn.c_attn": " ".join(f"{LAYER}self_attn.{x}_proj" for x in "qkv"),
+        "h.{}.attn.c_proj": LAYER + "self_attn.o_proj",
+        "h.{}.ln_2": LAYER + "post_attention_layernorm",
+        "h.{}.mlp.c_fc": f"{LAYER}mlp.gate_proj {LAYER}mlp.up_proj",
+        "h.{}.mlp.c_proj": LAYER + "mlp.down_proj",
+        "ln_f": "norm",
+        "lm_head": "lm_head",
+    },
+    fields={
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "num_key_value_heads": "n_kv_head",
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "hidden_act": "mlp",
+        "rms_norm_eps": "norm_eps",
+        "tie_word_embeddings": "tied",
+    },
+    defaults={
+        "num_key_value_heads": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    activations={"swiglu": ("silu", "swish"), "geglu": ("gelu_new", "gelu_pytorch_tanh")},
+    fixed=FIXED | {"norm": "rmsnorm", "pos": "rope", "attn_scale": True, "window": None},
+)
+MISTRAL = dataclasses.replace(
+    LLAMA,
+    architecture="MistralForCausalLM",
+    fields=LLAMA.fields | {"sliding_window": "window"},
+    defaults=LLAMA.defaults | {"sliding_window": 4096},
+    fixed={k: v for k, v in LLAMA.fixed.items() if k != "window"} | {"bias": False, "qkv_bias": False},
+)
+QWEN2 = dataclasses.replace(
+    LLAMA, architecture="Qwen2ForCausalLM", fixed=LLAMA.fixed | {"bias": False, "qkv_bias": True}
+)
+QWEN3 = dataclasses.replace(
+    LLAMA,
+    architecture="Qwen3ForCausalLM",
+    names=LLAMA.names | {f"h.{{}}.attn.{x}_norm": f"{LAYER}self_attn.{x}_norm" for x in "qk"},
+    fixed=LLAMA.fixed | {"bias": False, "qkv_bias": False, "qk_norm": True},
+)
+FAMILIES = {"gpt2": GPT2, "qwen2": QWEN2, "llama": LLAMA, "mistral": MISTRAL, "qwen3": QWEN3}
+
+# Their fields that change the function, and the only value (besides null) at which it is one of ours.
+MUST = {
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "attention_multiplier": None,
+    "quantization_config": None,
+}
+CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")  # (in, out) in GPT-2, where nn.Linear has (out, in)
+BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # theirs, and no weights
+
+
+def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
+    """The config of ours that is their config.json.
+
+    Raises:
+        UserError: there is none; all fields in the way, and why.
+    """
+    family = FAMILIES.get(str(hf.get("model_type")))
+    if family is None:
+        raise UserError(f"model_type={hf.get('model_type')}: gptlab has no such model; it reads {', '.join(FAMILIES)}")
+    try:
+        return _config(hf, family)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"a damaged config of a {hf['model_type']}: {error}") from error
+
+
+def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
+    given = {name: value for name, value in hf.items() if value is not None}
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    given |= {name: rope[name] for name in ("partial_rotary_factor", "rope_theta") if name in rope}
+    fields: dict[str, Any] = {own: hf.get(name, family.defaults.get(name)) for name, own in family.fields.items()}
+    wrong = [f"{name} is missing" for name in family.fields if name not in given | family.defaults]
+    wrong += [
+        f"{name}={given[name]} (it must be {'absent' if value is None else value})"
+        for name, value in MUST.items()
+        if name in given and given[name] != value
+    ]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        wrong.append(f"rope_type={kind} (gptlab's rotary positions are not scaled)")
+    if "head_dim" in given and given["head_dim"] * (fields["n_head"] or 0) != fields["n_embd"]:
+        wrong.append(f"head_dim={given['head_dim']} (it must be the width divided by the heads)")
+    if not set(given.get("layer_types", ())) <= {"full_attention"}:
+        wrong.append("layer_types (all layers must have full_attention)")
+    activation = next((own for own, names in family.activations.items() if fields["mlp"] in names), None)
+    if activation is None:
+        known = [name for names in family.activations.values() for name in names]
+        wrong.append(f"activation {fields['mlp']} (gptlab has {', '.join(known)})")
+    if wrong:
+        raise UserError(f"this {hf['model_type']} is none of gptlab's models: {'; '.join(wrong)}")
+    bias = family is GPT2 or bool(given.get("attention_bias") or given.get("mlp_bias"))
+    fields |= {"bias": bias, "mlp": activation, "rope_base": float(given.get("rope_theta", 10_000.0))}
+    return GPTConfig(**(fields | family.fixed))
+
+
+def config_to_hf(config: GPTConfig) -> dict[str, Any]:
+    """Their config.json, without the fields that speak of tokens.
+
+    Raises:
+        UserError: they have no such model; all switches in the way.
+    """
+    name = family_of(config)
+    family = FAMILIES[name]
+    ours = dataclasses.asdict(config) | {"n_inner": config.hidden, "mlp": family.activations[config.mlp][0]}
+    ours["n_kv_head"] = config.kv_heads
+    result: dict[str, Any] = {"architectures": [family.architecture], "model_type": name, "dtype": "float32"}
+    result |= {field: ours[own] for field, own in family.fields.items()}
+    if family is GPT2:
+        return result | {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
+    if family is LLAMA:
+        bias = config.bias or config.has_qkv_bias
+        result |= {"attention_bias": bias, "mlp_bias": bias}
+    rope = {"rope_type": "default", "rope_theta": config.rope_base}
+    result |= {"rope_parameters": rope, "rope_theta": config.rope_base}  # of version 5, and before
+    return result | {"head_dim": config.n_embd // config.n_head}
+
+
+def family_of(config: GPTConfig) -> str:
+    """The `model_type` whose shape `config` has.
+
+    Raises:
+        UserError: it has none; what stands in the way of the nearest.
+    """
+    ours = dataclasses.asdict(config) | {"qkv_bias": config.has_qkv_bias}
+    ours["n_kv_head"] = None if config.kv_heads == config.n_head else config.n_kv_head
+
+    def wrong(family: Family) -> list[str]:
+        fields = [
+            f"model.{name}={_typed(ours[name])} (not {_typed(must)})"
+            for name, must in family.fixed.items()
+            if ours[name] != must
+        ]
+        if config.mlp not in family.activations:
+            fields.append(f"model.mlp={config.mlp} (not {' or '.join(family.activations)})")
+        return fields + (["model.attention=none"] if not config.has_attention else [])
+
+    name = min(FAMILIES, key=lambda name: len(wrong(FAMILIES[name])))
+    if wrong(FAMILIES[name]):
+        raise UserError(
+            f"transformers has no model of this shape; what parts it from {FAMILIES[name].architecture}: "
+            f"{', '.join(wrong(FAMILIES[name]))}"
+        )
+    return name
+
+
+def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Their weights from ours, contiguous; they share memory where nothing is transposed. A tied head is left out.
+
+    Raises:
+        UserError: see `config_to_hf`.
+    """
+    family = FAMILIES[family_of(config)]
+    whole = dataclasses.replace(config, norm_weight=True)
+    if "bias" not in family.fixed:
+        whole = dataclasses.replace(whole, bias=family is GPT2 or config.bias or config.has_qkv_bias, qkv_bias=None)
+    lacking = parameters(empty(whole))
+    for name in parameters(empty(config)):
+        del lacking[name]
+    for name, parameter in lacking.items():
+        fill = torch.zeros_like if name.endswith(".bias") else torch.ones_like
+        state = state | {name: fill(parameter, device=state["wte.weight"].device)}
+    return _split(state, whole)
+
+
+def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Our weights from theirs, as views where nothing is joined.
+
+    Args:
+        state: of the whole model, or of the base model if the head is tied. A kind of bias that no block has is zeros.
+        config: from `config_from_hf`.
+
+    Raises:
+        UserError: names or shapes are others than the config's; what does not fit, in their names.
+    """
+    family = FAMILIES[family_of(config)]
+    if not any(name.startswith(family.base) for name in state):
+        state = {name if name.startswith("lm_head.") else family.base + name: value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not BUFFERS.search(name)}
+    if config.tied:
+        state.pop("lm_head.weight", None)
+    ours = parameters(empty(config))
+    expected = _split(ours, config)
+    kinds = {re.sub(r"\d+", "{}", name) for name in state}
+    for name, parameter in expected.items():
+        if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds:
+            state[name] = torch.zeros_like(parameter, device="cpu")
+    check(state, expected)
+    result = {}
+    for name in ours:
+        parts = [state[part] for part in _theirs(name, family)]
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        result[name] = value.T if family is GPT2 and CONV1D.search(name) else value
+    return result
+
+
+def _split(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Their weights from ours, all of which they have."""
+    family = FAMILIES[family_of(config)]
+    D = config.n_embd // config.n_head
+    result = {}
+    for name in parameters(empty(config)):
+        value = state[name].T if family is GPT2 and CONV1D.search(name) else state[name]
+        names = _theirs(name, family)
+        sizes = {1: [len(value)], 2: [config.hidden] * 2, 3: [config.n_embd, config.kv_heads * D, config.kv_heads * D]}
+        for part, piece in zip(names, value.split(sizes[len(names)]), strict=True):
+            result[part] = piece.contiguous()
+    return result
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return json.dumps(value).strip('"')
+
+
+def _theirs(name: str, family: Family) -> list[str]:
+    """Their names of our parameter."""
+    module, kind = name.rsplit(".", 1)
+    block = "".join(re.findall(r"^h\.(\d+)", module))
+    base = "" if module == "lm_head" else family.base
+    names = family.names[re.sub(r"^h\.\d+", "h.{}", module)].replace("{}", block)
+    return [f"{base}{part}.{kind}" for part in names.split()]

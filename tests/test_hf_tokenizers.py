@@ -1,0 +1,336 @@
+"""Tokenizers go out to transformers and come in from there, and no id and no character changes on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers as huggingface
+from hypothesis import example, given
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from gptlab import hf_tokenizers, tokenizers
+from gptlab.errors import UserError
+from gptlab.tokenizers import (
+    BYTES,
+    CL100K_PATTERN,
+    CL100K_SPECIAL,
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
+from tests.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
+
+transformers = pytest.importorskip("transformers")
+
+KNOWN = "".join(sorted(set(ENGLISH + "\u00e9\U0001f600\u2028\0\r")))
+OURS: dict[str, Callable[[], Tokenizer]] = {
+    "char": lambda: CharTokenizer(KNOWN),
+    "char, ended": lambda: CharTokenizer(KNOWN, end_of_text=True),
+    "byte": lambda: ByteTokenizer(),
+    "byte, ended": lambda: ByteTokenizer(end_of_text=True),
+    "word": lambda: WordTokenizer.fit([ENGLISH + "x\u0301 \u00bd _ \u2581 \u4e2d"], None),
+    "word, ended": lambda: WordTokenizer.fit([ENGLISH], 101, end_of_text=True),
+    "bpe": lambda: BPETokenizer.fit([ENGLISH], 601),
+    "cl100k_base": lambda: BPETokenizer(
+        "cl100k_base", BPETokenizer.fit([ENGLISH], 601).merges, CL100K_PATTERN, CL100K_SPECIAL
+    ),
+}
+
+
+def written(tokenizer: Tokenizer, folder: Path, block_size: int = 17) -> Path:
+    for name, content in hf_tokenizers.files(tokenizer, block_size).items():
+        (folder / name).write_text(content, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=OURS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any, Tokenizer]:
+    """One of ours, transformers' from its files, and ours from them again."""
+    tokenizer = OURS[request.param]()
+    folder = written(tokenizer, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizer, transformers.AutoTokenizer.from_pretrained(folder), hf_tokenizers.read(folder)
+
+
+def assert_same(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
+    """A special token's name is that token where ours may read it so, and text where not; so it is there."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # they take no lone surrogates
+    ids, special = tokenizer.encode(text).tolist(), tokenizer.encode_special(text).tolist()
+    assert theirs(text, split_special_tokens=True, verbose=False)["input_ids"] == ids
+    assert theirs(text, verbose=False)["input_ids"] == special
+    assert theirs.decode(special) == tokenizer.decode(special)
+
+
+@seldom
+@given(text=any_text)
+@example("'S 's '\u017f 12345\r\n\n x  \n")
+@example(f"{END_OF_TEXT}. a , b{END_OF_TEXT} c")
+def test_transformers_gives_our_ids_and_text(pair: tuple[Tokenizer, Any, Tokenizer], text: str) -> None:
+    assert_same(*pair[:2], text)
+
+
+@pytest.mark.parametrize("text", [*AWKWARD, *TEXTS], ids=lambda text: ascii(text[:13]))
+def test_transformers_gives_our_ids_of_awkward_texts(pair: tuple[Tokenizer, Any, Tokenizer], text: str) -> None:
+    assert_same(*pair[:2], text)
+
+
+def test_transformers_knows_the_end_of_a_text_and_the_longest_sequence(pair: tuple[Tokenizer, Any, Tokenizer]) -> None:
+    tokenizer, theirs, _ = pair
+    assert theirs.eos_token_id == theirs.pad_token_id == tokenizer.end_of_text
+    assert theirs.model_max_length == 17
+    assert set(theirs("a")) == {"input_ids", "attention_mask"}
+
+
+def test_a_tokenizer_comes_back_as_it_went(pair: tuple[Tokenizer, Any, Tokenizer]) -> None:
+    tokenizer, _, again = pair
+    if tokenizer.name != "cl100k_base":
+        assert again.to_dict() == tokenizer.to_dict()
+    text = "".join(AWKWARD[:8]) + ENGLISH
+    assert again.tokens == tokenizer.tokens
+    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert again.unknown(text) == tokenizer.unknown(text)
+    assert again.end_of_text == tokenizer.end_of_text
+
+
+def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> None:
+    text = (data_dir / "tinyshakespeare.txt").read_text()
+    for i, tokenizer in enumerate((CharTokenizer.fit([text]), BPETokenizer.gpt2(data_dir))):
+        (tmp_path / str(i)).mkdir()
+        backend = huggingface.Tokenizer.from_file(str(written(tokenizer, tmp_path / str(i)) / "tokenizer.json"))
+        encoded = backend.encode(text).ids
+        assert encoded == tokenizer.encode(text).tolist()
+        assert backend.decode(encoded, skip_special_tokens=False) == text
+        assert hf_tokenizers.read(tmp_path / str(i)).to_dict() == tokenizer.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (lambda: CharTokenizer("a\udc80"), "lone surrogates"),
+        (lambda: BPETokenizer("bpe", OURS["bpe"]().merges, "[a-z]+|.", {END_OF_TEXT: 600}), "its pattern is neither"),  # type: ignore[attr-defined]
+    ],
+)
+def test_what_json_cannot_say_is_refused(tokenizer: Callable[[], Tokenizer], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        hf_tokenizers.files(tokenizer(), 17)
+
+
+# In, from others.
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_gpt2_is_known_by_its_merges(data_dir: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    for ours, theirs in zip(names, ("encoder.json", "vocab.bpe"), strict=True):
+        (tmp_path / ours).write_bytes((data_dir / "gpt2" / theirs).read_bytes())
+    assert hf_tokenizers.read(tmp_path).to_dict() == BPETokenizer.gpt2(data_dir).to_dict()
+
+
+def byte_level(merges: list[tuple[str, str]], order: int = 1, **pre: Any) -> huggingface.Tokenizer:
+    """GPT-2's kind of tokenizer; `order` -1 has the ids the other way round."""
+    tokens = [*BYTES, *(a + b for a, b in merges), END_OF_TEXT][::order]
+    backend = huggingface.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(**({"add_prefix_space": False} | pre))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=True)])
+    return backend
+
+
+ODD = [("a", "b"), ("b", "c"), ("a", "bc")]  # of "ab" and "c" tiktoken would make "abc"
+MERGES = [("a", "b"), ("\u0120", "ab"), ("c", "c"), ("ab", "cc")]
+
+
+def prefixed(backend: huggingface.Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def lowered(backend: huggingface.Tokenizer) -> None:
+    backend.normalizer = normalizers.Lowercase()
+
+
+def begun(backend: huggingface.Tokenizer) -> None:
+    special = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
+    backend.post_processor = processors.TemplateProcessing(f"{END_OF_TEXT} $A {END_OF_TEXT}", special_tokens=special)
+
+
+def chatting(backend: huggingface.Tokenizer) -> None:
+    backend.add_special_tokens(["<|user|>"])
+
+
+def plain(backend: huggingface.Tokenizer) -> None:
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "change", "name"),
+    [
+        (lambda: byte_level(MERGES), plain, "bpe"),
+        (lambda: byte_level([]), plain, "bpe"),
+        (lambda: byte_level(MERGES, -1), plain, "json"),  # an id is no rank
+        (lambda: byte_level(ODD), plain, "json"),
+        (lambda: byte_level(MERGES, use_regex=False), plain, "json"),
+        (lambda: byte_level(MERGES), prefixed, "json"),
+        (lambda: byte_level(MERGES), lowered, "json"),
+        (lambda: byte_level(MERGES), begun, "json"),
+        (lambda: byte_level(MERGES), chatting, "json"),
+    ],
+)
+def test_byte_level_ids_stay_what_they_are(
+    tmp_path: Path, backend: Callable[[], huggingface.Tokenizer], change: Callable[[Any], None], name: str
+) -> None:
+    theirs = backend()
+    change(theirs)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = hf_tokenizers.read(tmp_path)
+    assert tokenizer.name == name
+    assert tokenizer.end_of_text == theirs.token_to_id(END_OF_TEXT)
+    theirs.encode_special_tokens = True
+    for text in ("abc ab abcc Cc abab bcabc", "\u00e9\U0001f600  \n", f"a{END_OF_TEXT}b<|user|>", ENGLISH):
+        ids = theirs.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == ids
+        assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+        assert b"".join(tokenizer.tokens[i] for i in ids).decode() == tokenizer.decode(ids)
+
+
+def llama(**post: Any) -> huggingface.Tokenizer:
+    """As Llama 2's: SentencePiece's BPE, where bytes stand for what it does not know, and <s> before a text."""
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "\u2581")]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"theory\u00e9"]
+    tokens += [a + b for a, b in merges]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = huggingface.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return backend
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path) -> Path:
+    backend = llama()
+    backend.enable_truncation(3)
+    backend.enable_padding(length=7)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    return tmp_path
+
+
+def test_a_tokenizer_of_llamas_form_is_read(llama_folder: Path) -> None:
+    tokenizer, theirs = hf_tokenizers.read(llama_folder), llama()
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert (tokenizer.end_of_text, tokenizer.begin, tokenizer.vocab_size) == (2, (1,), theirs.get_vocab_size())
+    for text in ("the theory", "  the\n\U0001f600 \u00e9\u00e8", "", *AWKWARD[:8]):
+        ids = tokenizer.encode(text).tolist()
+        assert [1, *ids] == theirs.encode(text).ids  # neither cut nor padded
+        assert tokenizer.decode(ids) == text
+        assert b"".join(tokenizer.tokens[i] for i in ids).decode() == (f" {text}" if text else "")
+        assert tokenizer.token_bytes()[ids].sum() == len(text.encode()) + (text != "")
+        assert tokenizer.unknown(text) == []
+    assert tokenizer.token_bytes()[:4].tolist() == [0, 0, 0, 1]
+    assert 2 not in tokenizer.encode("the</s>")
+    assert tokenizer.encode_special("the</s>").tolist()[-1] == 2
+    assert tokenizer.encode("\ud800").tolist() == tokenizer.encode("\ufffd").tolist()
+    assert tokenizer.encode("the").dtype == np.int64
+
+
+def test_a_foreign_tokenizer_goes_out_as_it_came(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokenizer = tokenizers.from_dict(json.loads(json.dumps(hf_tokenizers.read(llama_folder).to_dict())))
+    folder = written(tokenizer, tmp_path_factory.mktemp("out"))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert hf_tokenizers.read(folder).to_dict() == tokenizer.to_dict()
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
+    for text in ("the theory", "\u00e8\n the"):
+        ids = [*tokenizer.begin, *tokenizer.encode(text).tolist()]
+        assert theirs(text, truncation=False)["input_ids"] == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+
+
+def unigram() -> huggingface.Tokenizer:
+    pieces = [("<unk>", 0.0), ("\u2581the", -1.0), ("\u2581", -2.0), *((c, -3.0) for c in "theory")]
+    backend = huggingface.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return backend
+
+
+def test_characters_without_an_id_are_named(tmp_path: Path) -> None:
+    unigram().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = hf_tokenizers.read(tmp_path)
+    assert tokenizer.unknown("the big theory\n") == ["\n", "b", "g", "i"]
+    assert tokenizer.end_of_text is None
+    assert tokenizer.tokens[tokenizer.encode("the theory")[0]] == b" the"
+    assert tokenizer.encode_special("theory").tolist() == tokenizer.encode("theory").tolist()
+
+
+@pytest.mark.parametrize(
+    ("beside", "end"),
+    [
+        ({"tokenizer_config.json": {"eos_token": "</s>"}, "config.json": {"eos_token_id": 0}}, 2),
+        ({"special_tokens_map.json": {"eos_token": {"content": "</s>"}}}, 2),
+        ({"config.json": {"eos_token_id": 1}}, 1),
+        ({"config.json": {"eos_token_id": 1}, "generation_config.json": {"eos_token_id": [2, 1]}}, 2),
+        ({"config.json": {"eos_token_id": 50_256}}, None),  # the default of a class that another vocabulary has
+        ({}, None),
+    ],
+)
+def test_the_end_of_a_text_is_what_the_files_say(tmp_path: Path, beside: dict[str, Any], end: int | None) -> None:
+    llama().save(str(tmp_path / "tokenizer.json"))
+    for name, content in beside.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert hf_tokenizers.read(tmp_path).end_of_text == end
+
+
+def wordpiece() -> str:
+    backend = huggingface.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    return backend.to_str()
+
+
+def without(key: str) -> str:
+    return json.dumps({k: v for k, v in json.loads(llama().to_str()).items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as a tokenizer; is it complete"),
+        (llama().to_str()[:-100], "cannot be read as a tokenizer; is it complete"),
+        ("[1, 2]", "cannot be read"),
+        ("{}", "cannot be read"),
+        ("null", "cannot be read"),
+        ('{"model": {"type": "BPE", "vocab": 7, "merges": []}, "added_tokens": []}', "cannot be read"),
+        ("\x80\x04pickle", "cannot be read"),
+        (without("model"), "cannot be read"),
+        (
+            without("decoder"),
+            r"its decoder \(missing\) is none that gptlab reads: ByteLevel, Metaspace or ByteFallback",
+        ),
+        (wordpiece(), r"its decoder \(WordPiece\) is none that gptlab reads"),
+    ],
+)
+def test_a_tokenizer_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, "latin1" if content.startswith("\x80") else "utf-8")
+    with pytest.raises(UserError, match=message) as refused:
+        hf_tokenizers.read(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(refused.value)
+
+
+def test_a_damaged_pair_of_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(UserError, match=r"vocab.json cannot be read as a tokenizer"):
+        hf_tokenizers.read(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
+    with pytest.raises(UserError, match=r"has no tokenizer.json, nor vocab.json and merges.txt.*save_pretrained"):
+        hf_tokenizers.read(tmp_path)

@@ -1,0 +1,216 @@
+"""MODEL may be a run, a file, a folder or a name; each is told from the others, and what is none of them says so."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gptlab import checkpoint, hf_tokenizers, loading, models
+from gptlab.errors import UserError
+from gptlab.models import GPTConfig, hf
+from gptlab.models.weights import parameters
+
+SHA = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """The small trained run as a Hugging Face folder."""
+    return hugging_face(trained, tmp_path / "exported")
+
+
+def hugging_face(trained: Path, folder: Path) -> Path:
+    model, tokenizer, _ = checkpoint.load(trained)
+    assert isinstance(model.config, GPTConfig)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(hf.config_to_hf(model.config)))
+    save_file(hf.to_hf(parameters(model), model.config), folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in hf_tokenizers.files(tokenizer, 17).items():
+        (folder / name).write_text(content, "utf-8")
+    return folder
+
+
+def safetensors(trained: Path, file: Path) -> Path:
+    model, tokenizer, info = checkpoint.load(trained)
+    about = {"model": models.to_dict(model.config), "tokenizer": tokenizer.to_dict(), "step": info.step}
+    file.parent.mkdir(exist_ok=True)
+    save_file(parameters(model), file, metadata={"gptlab": json.dumps(about | {"metrics": info.metrics})})
+    return file
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Hugging Face's cache, empty, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def assert_is(loaded: tuple[Any, Any, checkpoint.Info], trained: Path, origin: str) -> None:
+    """The model and the tokenizer of the trained run, ready to use."""
+    model, tokenizer, info = loaded
+    reference, characters, _ = checkpoint.load(trained)
+    assert info.origin == origin
+    assert not model.training
+    idx = torch.tensor([tokenizer.encode("the old cat").tolist()])
+    assert idx[0].tolist() == characters.encode("the old cat").tolist()
+    torch.testing.assert_close(model(idx), reference(idx), atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_and_its_checkpoints_are_loaded(trained: Path) -> None:
+    for path in (trained, trained / "checkpoints" / "last.ckpt", str(trained)):
+        assert_is(loading.load(path), trained, "gptlab run")
+    assert loading.load(trained)[2].path == trained / "checkpoints" / "best.ckpt"
+
+
+def test_a_path_may_begin_at_home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert_is(loading.load(f"~/{trained.name}"), trained, "gptlab run")
+    with pytest.raises(UserError, match=r"~nobody-here/run: no such run directory"):
+        loading.load("~nobody-here/run")
+
+
+def test_a_hugging_face_folder_and_its_weights_are_loaded(trained: Path, folder: Path) -> None:
+    for path in (folder, str(folder), folder / "model.safetensors"):
+        assert_is(loading.load(path), trained, "Hugging Face gpt2")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert_is(loading.load(folder / "pytorch_model.bin"), trained, "Hugging Face gpt2")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "cats.safetensors"])
+def test_an_export_is_loaded_and_so_is_its_folder(trained: Path, tmp_path: Path, name: str) -> None:
+    file = safetensors(trained, tmp_path / "out" / name)
+    assert_is(loading.load(file), trained, "gptlab export")
+    if name == "model.safetensors":
+        assert_is(loading.load(tmp_path / "out"), trained, "gptlab export")
+
+
+def test_a_checkpoint_of_nanogpt_is_loaded(trained: Path, tmp_path: Path) -> None:
+    model, tokenizer, _ = checkpoint.load(trained)
+    args = {name: getattr(model.config, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
+    weights = {f"transformer.{name}": weight for name, weight in parameters(model).items()}
+    content = {"model": weights, "model_args": args | {"bias": model.config.bias, "dropout": 0.0}, "iter_num": 7}
+    torch.save(content, tmp_path / "ckpt.pt")
+    characters = {i: tokenizer.decode([i]) for i in range(tokenizer.vocab_size)}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": characters}))
+    assert_is(loading.load(tmp_path / "ckpt.pt"), trained, "nanoGPT")
+
+
+def test_openais_folder_is_told_by_its_hparams(tmp_path: Path) -> None:
+    (tmp_path / "hparams.json").write_text("{}")
+    with pytest.raises(UserError, match=r"hparams.json: this gpt2 is none of gptlab's models: vocab_size is missing"):
+        loading.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "repo"), [("gpt2", "openai-community/gpt2"), ("distilgpt2", "distilbert/distilgpt2"), ("me/cats",) * 2]
+)
+def test_a_name_is_found_in_the_cache_without_a_network(
+    trained: Path, offline: Path, monkeypatch: pytest.MonkeyPatch, name: str, repo: str
+) -> None:
+    monkeypatch.chdir(offline.parent)
+    place = offline / f"models--{repo.replace('/', '--')}"
+    hugging_face(trained, place / "snapshots" / SHA)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(SHA)
+    loaded = loading.load(name)
+    assert_is(loaded, trained, "Hugging Face gpt2")
+    assert loaded[2].path == place / "snapshots" / SHA
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_of_a_repository_only_what_is_needed_is_downloaded(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: str
+) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    for name in ("tf_model.h5", "onnx/model.safetensors", "onnx/config.json", "README.md", "merges.txt.old", "run.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    if weights == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+
+    def snapshot_download(repo: str, allow_patterns: list[str]) -> str:
+        names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, tmp_path / "hub" / name)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert_is(loading.load("me/cats"), trained, "Hugging Face gpt2")
+    fetched = {str(file.relative_to(tmp_path / "hub")) for file in (tmp_path / "hub").rglob("*")}
+    assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json", weights}
+
+
+def test_a_folder_of_that_name_comes_before_the_hub(
+    trained: Path, folder: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    shutil.copytree(folder, "gpt2")
+    assert_is(loading.load("gpt2"), trained, "Hugging Face gpt2")
+
+
+@pytest.mark.parametrize(("name", "repo"), [("gpt2", "openai-community/gpt2"), ("me/cats", "me/cats")])
+def test_a_name_that_cannot_be_had_offline_says_the_ways_out(offline: Path, name: str, repo: str) -> None:
+    message = (
+        rf"^{name}: there is no such file or folder, and {repo} is not in Hugging Face's cache, nor can it be "
+        rf"downloaded \(LocalEntryNotFoundError: .*\). Where there is a network, `hf download {repo} --local-dir "
+        rf"FOLDER` fetches it: copy that folder here and give its path$"
+    )
+    with pytest.raises(UserError, match=message):
+        loading.load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "gtp2",
+            r"^gtp2: no such run directory or checkpoint file .*, and no known model .*; did you mean gpt2\?$",
+        ),
+        ("llama", r"no known model .*; there are distilgpt2, gpt2, gpt2-large, gpt2-medium, gpt2-xl$"),
+        ("outputs/gpt10m/2026-01-01", r"no such run directory or checkpoint file; runs lie in outputs/<name>/<time>"),
+        ("here/cats", r"here/cats: no such run directory or checkpoint file; runs lie in"),
+        ("./cats", r"cats: no such run directory or checkpoint file; runs lie in"),
+        ("", r"is not a run directory with a checkpoint"),
+        ("here", r"here is not a run directory with a checkpoint"),
+        ("to be or not to be " * 17, r"no such run directory or checkpoint file"),
+        ("--org/-model", r"--org/-model: there is no such file or folder, and .*HFValidationError"),
+    ],
+)
+def test_a_name_of_nothing_says_so(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match=message):
+        loading.load(name)
+
+
+def test_a_file_of_another_kind_says_what_it_is_not(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(7)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x.pt is not a checkpoint of gptlab \(it has no 'gptlab' entry\)"):
+        loading.load(tmp_path / "x.pt")
+    (tmp_path / "x.safetensors").write_text("To be, or not to be")
+    with pytest.raises(UserError, match=r"x.safetensors is broken or no safetensors file"):
+        loading.load(tmp_path / "x.safetensors")
+
+
+def test_vocabularies_are_looked_for_where_gptlab_data_says(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = []
+    monkeypatch.setattr(loading.pretrained, "hugging_face", lambda path, raw_dir: given.append(raw_dir))
+    monkeypatch.setenv("GPTLAB_DATA", str(tmp_path / "data"))
+    loading.load(folder)
+    loading.load(folder, raw_dir=tmp_path)
+    assert given == [tmp_path / "data", tmp_path]

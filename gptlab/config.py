@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import models
+from gptlab import init_from, models
 from gptlab.datamodule import DataConfig
 from gptlab.errors import UserError, did_you_mean
 from gptlab.models import ModelConfig
@@ -93,14 +93,26 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
+class PretrainedConfig:
+    """What a config can change of the architecture of init_from; None: nothing."""
+
+    block_size: int | None
+    dropout: float | None
+    attention: str | None
+    gradient_checkpointing: bool | None
+
+
+@dataclass(frozen=True)
 class Settings:
-    """One run, checked. The model's config still lacks its vocabulary, which the data knows."""
+    """One run, checked. The model's config still lacks its vocabulary, which the data or `init_from` knows."""
 
     name: str
     seed: int
+    init_from: str | None
     model: dict[str, Any]
     data: DataConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | None
+    """None: that of `init_from`."""
     optim: OptimConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
@@ -125,6 +137,7 @@ def settings(cfg: DictConfig) -> Settings:
     known = [
         "name",
         "seed",
+        "init_from",
         "resume",
         "recipe",
         "model",
@@ -139,7 +152,7 @@ def settings(cfg: DictConfig) -> Settings:
     for key in map(str, plain):
         if key not in known:
             raise UserError(f"{key}={plain[key]}: there is no such key; {did_you_mean(key, known)}")
-    for key in known[3:]:
+    for key in known[4:]:
         if not isinstance(plain.get(key), DictConfig):
             raise UserError(f"{key}: is missing or no group of keys; see python -m gptlab.train --cfg job")
     seed = plain.seed
@@ -147,26 +160,59 @@ def settings(cfg: DictConfig) -> Settings:
         raise UserError(f"seed={seed}: must be an integer from 0 to {(1 << 32) - 1}")
     if not isinstance(plain.name, str) or not plain.name or "/" in plain.name:
         raise UserError(f"name={plain.name}: must be a word that can name a folder")
+    source = plain.get("init_from")
+    if source is not None and (not isinstance(source, str) or not source):
+        raise UserError(
+            f"init_from={source}: must name a run directory, a checkpoint or a model of the Hugging Face hub; or null"
+        )
     build(RecipeConfig, plain.recipe, "recipe")
-
-    model = OmegaConf.create(plain.model)
-    cls = models.config_class(model.pop("name", None))
-    if "vocab_size" in model:
-        raise UserError(f"model.vocab_size={model.vocab_size}: the tokenizer decides it, leave it out")
-    # Only the data knows the vocabulary; any number serves the check.
-    checked = build(cls, OmegaConf.merge(model, {"vocab_size": 2}), "model")
     return Settings(
         name=plain.name,
         seed=seed,
-        model={k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"},
+        init_from=source,
+        model=_model(plain.model, source),
         trainer=build(TrainerConfig, plain.trainer, "trainer"),
         data=build(DataConfig, plain.data, "data"),
-        tokenizer=build(TokenizerConfig, plain.tokenizer, "tokenizer"),
+        tokenizer=_tokenizer(plain.tokenizer, source),
         optim=build(OptimConfig, plain.optim, "optim"),
         schedule=build(ScheduleConfig, plain.schedule, "schedule"),
         precision=build(PrecisionConfig, plain.precision, "precision"),
         compile=build(CompileConfig, plain.compile, "compile"),
     )
+
+
+def _model(node: DictConfig, source: str | None) -> dict[str, Any]:
+    """The checked node of the model; `source` is what init_from names.
+
+    Raises:
+        UserError: see `settings`.
+    """
+    fields = OmegaConf.create(node)
+    name = fields.pop("name", None)
+    if name == init_from.PRETRAINED:
+        if source is None:
+            raise UserError(
+                "model=pretrained is the one that init_from names: add init_from=..., or choose another model"
+            )
+        for key in map(str, fields):
+            if key not in init_from.FREE:
+                raise init_from.refuse(f"model.{key}={fields[key]}")
+        return {"name": name, **asdict(build(PretrainedConfig, fields, "model"))}
+    if "vocab_size" in fields:
+        raise UserError(f"model.vocab_size={fields.vocab_size}: the tokenizer decides it, leave it out")
+    # Only the data knows the vocabulary; any number serves the check.
+    checked = build(models.config_class(name), OmegaConf.merge(fields, {"vocab_size": 2}), "model")
+    return {k: v for k, v in models.to_dict(checked).items() if k != "vocab_size"}
+
+
+def _tokenizer(node: DictConfig, source: str | None) -> TokenizerConfig | None:
+    if node.get("name") != init_from.PRETRAINED:
+        return build(TokenizerConfig, node, "tokenizer")
+    if source is None:
+        raise UserError("tokenizer=pretrained is that of init_from: add init_from=..., or choose e.g. tokenizer=char")
+    if node.get("vocab_size") is not None:
+        raise UserError(f"tokenizer.vocab_size={node.vocab_size}: tokenizer=pretrained has its own; leave it out")
+    return None
 
 
 def to_yaml(config: dict[str, Any]) -> str:

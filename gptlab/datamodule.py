@@ -10,17 +10,13 @@ from typing import Any
 import lightning as L
 
 from gptlab import corpora
-from gptlab.dataset import EvalBatches, Share, TrainBatches
+from gptlab.dataset import EvalBatches, Share, TrainBatches, eval_batch_size
 from gptlab.errors import UserError, quoted
 from gptlab.files import user_folder
 from gptlab.prepare import Prepared, Split, prepare
-from gptlab.tokenizers import TokenizerConfig
+from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
 log = logging.getLogger(__name__)
-
-# Of one validation batch, where data.val_batch_size does not say: tokens, and logits (half a gigabyte of them).
-EVAL_TOKENS = 8192
-EVAL_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,14 @@ class LMDataModule(L.LightningDataModule):
 
     After `prepare_data`, `prepared` holds the ids on disk and the tokenizer, and `config.name` the set that was
     taken. The trainer's world size and device are read when it asks for the loaders.
+
+    Args:
+        tokenizer: how to make one for the text, or the one that a trained model has.
     """
 
     prepared: Prepared
 
-    def __init__(self, config: DataConfig, tokenizer: TokenizerConfig, block_size: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, tokenizer: TokenizerConfig | Tokenizer, block_size: int, seed: int) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
@@ -126,11 +125,18 @@ class LMDataModule(L.LightningDataModule):
                 f"({len(train):,} tokens): choose a smaller block or give more text"
             )
         if prepared.unknown:
+            given = isinstance(self.tokenizer, Tokenizer)
             log.warning(
-                "the validation part has %d distinct characters that the training part lacks; they are left out "
-                "of it, as of any prompt: %s",
+                "the %s has %d distinct characters that %s lacks; they are left out of it, as of any prompt: %s",
+                "text" if given else "validation part",
                 len(prepared.unknown),
+                "init_from's tokenizer" if given else "the training part",
                 quoted(prepared.unknown),
+            )
+        if corpus.documents and prepared.tokenizer.end_of_text is None:
+            log.warning(
+                "init_from's tokenizer has no end of text: the documents of data=%s follow each other without a mark",
+                corpus.name,
             )
         self.prepared = prepared
 
@@ -161,10 +167,10 @@ class LMDataModule(L.LightningDataModule):
 
     def _whole(self, split: str) -> EvalBatches:
         assert self.trainer is not None
-        tokens = min(EVAL_TOKENS, EVAL_LOGITS // self.prepared.tokenizer.vocab_size)
+        size = self.config.val_batch_size or eval_batch_size(self.block_size, self.prepared.tokenizer.vocab_size)
         return EvalBatches(
             self.prepared.ids(split),
-            batch_size=self.config.val_batch_size or max(tokens // self.block_size, 1),
+            batch_size=size,
             block_size=self.block_size,
             share=self._share(),
             device=self.trainer.strategy.root_device,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # a target that counts for nothing: cross entropy's own default
+EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logits are half a gigabyte
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
 
 Batch = tuple[Tensor, Tensor]
@@ -100,6 +101,11 @@ class TrainBatches:
         for step in itertools.count(self.start()):
             for micro in range(self.share.accumulation):
                 yield self.batch(step, micro)
+
+
+def eval_batch_size(length: int, vocab_size: int) -> int:
+    """How many windows of `length` tokens are evaluated at once where nobody says."""
+    return max(min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // length, 1)
 
 
 class EvalBatches:

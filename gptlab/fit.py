@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import checkpoint, metrics, models, runs
+from gptlab import checkpoint, init_from, metrics, models, runs
 from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Lengths, Progress, Samples, cut
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -25,8 +25,10 @@ from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import write_atomically, writing
 from gptlab.loggers import CSVLogger, TensorBoard
+from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
+from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +89,27 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     if rank != 0:
         logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
-    data = LMDataModule(settings.data, settings.tokenizer, settings.model["block_size"], settings.seed)
+    last = run_dir / "checkpoints" / "last.ckpt" if resume else None
+    model: Model | None = None
+    given: Tokenizer | None = None
+    if settings.init_from:  # which a run that goes on needs no more
+        model, given = init_from.load(last or settings.init_from, settings.model, settings.data.folder("dir"))
+        config = {**config, "model": init_from.node(model)}
+    how = settings.tokenizer or given
+    assert how is not None  # `settings` sees to that
+    data = LMDataModule(settings.data, how, config["model"]["block_size"], settings.seed)
     data.prepare_data()
-    prepared, tokenizer = data.prepared, data.prepared.tokenizer
+    prepared, tokenizer = data.prepared, given or data.prepared.tokenizer
+    if given:
+        init_from.check_tokenizer(prepared.tokenizer, given)
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
     accumulation = data.config.accumulation(settings.trainer.devices)
 
-    last = run_dir / "checkpoints" / "last.ckpt" if resume else None
     lengths = resumed_lengths(run_dir, settings, prepared.sha256) if resume else {}
 
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
-    model = models.build(settings.model_config(tokenizer.vocab_size))
+    model = model or models.build(settings.model_config(tokenizer.vocab_size))
     if rank != 0:
         torch.manual_seed(settings.seed + rank)  # the same weights, dropout of its own
     if settings.compile.backend is not None:

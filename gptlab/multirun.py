@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import plans, runs, schema
+from gptlab import init_from, plans, runs, schema
 from gptlab.errors import UserError
 from gptlab.jobs import Job, Point, folder
 from gptlab.launchers import Local, Slurm
@@ -107,7 +107,7 @@ class Command:
 
     def compose(self, words: tuple[str, ...]) -> DictConfig:
         if words not in self._composed:
-            self._composed[words] = hydra.compose("train", [*self.search_path, *words])
+            self._composed[words] = hydra.compose("train", [*self.search_path, *init_from.implied([*words])])
         return self._composed[words]
 
     @staticmethod
@@ -126,7 +126,8 @@ class Command:
         """As Hydra composes it, which takes a tenth of a second: so it composes groups, on which values are set."""
         options = GlobalHydra.instance().config_loader().get_group_options
         overrides = dict(zip(words, self.parse(list(words)), strict=True))
-        groups = [word for word, override in overrides.items() if options(override.key_or_group)]
+        keys = {word: override.key_or_group for word, override in overrides.items()}
+        groups = [word for word, key in keys.items() if options(key) or key == "init_from"]  # which chooses some
         cfg = copy.deepcopy(self.compose((*self.words, *groups)))
         try:
             for override in (override for word, override in overrides.items() if word not in groups):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gptlab import tokenizers
 from gptlab.corpora import Corpus
-from gptlab.errors import UserError
+from gptlab.errors import UserError, quoted
 from gptlab.files import write_atomically, writing
 from gptlab.shards import Shards, Writer, id_type
 from gptlab.texts import PIECE, Piece
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the prepared files; part of their folder's name
 SPLITS = ("train", "val", "test")
+LEFT_OUT = 0.01  # of the text's beginning: the share of its characters that a given tokenizer may lack
 LARGE = 1 << 26  # bytes of text from which what was read is remembered, and progress shown
 
 
@@ -79,21 +80,27 @@ class Prepared:
     counts: dict[str, list[int]]
     """Ids in each file of each split."""
     unknown: list[str]
-    """Characters of the held-out parts that the tokenizer left out."""
+    """Characters that the tokenizer left out; of a tokenizer that the text has made, of the held-out parts only."""
 
     def ids(self, split: str) -> Shards:
         """Ids of "train", "val" or, if there is one, "test"."""
         return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
 
 
-def prepare(corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, cache_dir: Path) -> Prepared:
+def prepare(
+    corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, raw_dir: Path, cache_dir: Path
+) -> Prepared:
     """Split the text, fit the tokenizer on the training part, and write each part's ids, unless they are there.
 
     The folder's name carries the hash of text, split, tokenizer and format, and the folder appears under it whole. Of
     several processes one does the work, the others wait for it.
 
+    Args:
+        config: of the tokenizer; or one that is there already, and has not seen this text.
+
     Raises:
-        UserError: a part of the split would be empty, the vocabulary cannot be had, or the cache cannot be written.
+        UserError: a part of the split would be empty, the vocabulary cannot be had or is not for this text, or the
+            cache cannot be written.
     """
     if split.by == "document" and not corpus.documents:
         raise UserError(f"data.split=document: data={corpus.name} is one text; use data.split=position")
@@ -101,7 +108,8 @@ def prepare(corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path
         raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
     identity = about["sha256"] if about else corpus.origin
-    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), asdict(config)])
+    chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
+    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
     folder = cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if prepared := _opened(corpus.name, folder):
         return prepared
@@ -113,6 +121,10 @@ def prepare(corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path
                 prepared = _opened(corpus.name, folder)
     assert prepared is not None
     return prepared
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -208,7 +220,14 @@ def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
         begins = last
 
 
-def _build(folder: Path, corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, characters: int) -> None:
+def _build(
+    folder: Path,
+    corpus: Corpus,
+    split: Split,
+    config: TokenizerConfig | Tokenizer,
+    raw_dir: Path,
+    characters: int,
+) -> None:
     """Fill `folder`: in another one first, where what a killed process has done is taken up."""
     names = SPLITS if split.test_fraction else SPLITS[:2]
     if split.by == "position":
@@ -251,7 +270,7 @@ def _build(folder: Path, corpus: Corpus, split: Split, config: TokenizerConfig, 
 
 
 def _tokenizer(
-    work: Path, corpus: Corpus, split: Split, config: TokenizerConfig, raw_dir: Path, characters: int
+    work: Path, corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, raw_dir: Path, characters: int
 ) -> Tokenizer:
     file = work / "tokenizer.json"
     with suppress(OSError, ValueError):
@@ -260,7 +279,11 @@ def _tokenizer(
     beginning = next(train, None)
     if beginning is None:
         raise UserError(f"data={corpus.name}: no document falls into the train part: give more documents")
-    tokenizer = tokenizers.build(config, itertools.chain([beginning], train), corpus.documents, raw_dir)
+    if isinstance(config, TokenizerConfig):
+        tokenizer = tokenizers.build(config, itertools.chain([beginning], train), corpus.documents, raw_dir)
+    else:
+        tokenizer = config
+        _check(tokenizer, beginning, corpus.name)
     if config.name == "bpe" and tokenizer.vocab_size < (config.vocab_size or 0):
         log.warning(
             "tokenizer.vocab_size=%d: data=%s has no more pairs to merge after %d tokens",
@@ -272,8 +295,24 @@ def _tokenizer(
     return tokenizer
 
 
+def _check(tokenizer: Tokenizer, beginning: str, name: str) -> None:
+    """That a tokenizer which has not seen this text can say it.
+
+    Raises:
+        UserError: it would leave out too much of it.
+    """
+    unknown = tokenizer.unknown(beginning)
+    share = sum(map(beginning.count, unknown)) / len(beginning)
+    if share > LEFT_OUT:
+        raise UserError(
+            f"data={name}: init_from's tokenizer ({tokenizer.name}, {tokenizer.vocab_size:,} in its vocabulary) lacks "
+            f"{len(unknown)} of the text's characters, {share:.0%} of it: {quoted(unknown)}; begin with a model that "
+            f"reads any text, e.g. init_from=gpt2, or leave init_from= out"
+        )
+
+
 Encoded = tuple[dict[str, np.ndarray], set[str]]
-"""Ids by split, and the characters of held-out parts that have none."""
+"""Ids by split, and the characters that have none."""
 
 
 def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> Encoded:
@@ -286,8 +325,7 @@ def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> 
         of_split.append(tokenizer.encode(text).astype(dtype))
         if last and end_of_text is not None:
             of_split.append(np.array([end_of_text], dtype))
-        if name != "train":
-            unknown.update(tokenizer.unknown(text))
+        unknown.update(tokenizer.unknown(text))
     return {name: np.concatenate(arrays) for name, arrays in ids.items()}, unknown
 
 

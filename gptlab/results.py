@@ -79,7 +79,7 @@ def group(found: Iterable[Run]) -> tuple[list[list[Run]], list[LeftOut]]:
     groups: dict[str, dict[int, Run]] = {}
     left_out = []
     for run in found:
-        config = {key: each for key, each in run.config.items() if computes(key)}
+        config = {key: each for key, each in run.config.items() if computes(key) and each is not None}
         identity = json.dumps([config, run.summary["data.sha256"]], sort_keys=True, default=str)
         seeds = groups.setdefault(identity, {})
         other = seeds.get(run.summary["seed"])

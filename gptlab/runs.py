@@ -61,7 +61,8 @@ def duration(seconds: float) -> str:
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
-    what = {k: v for k, v in config.items() if k not in ("name", "resume")} | {"data": data | {"sha256": data_sha256}}
+    what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
+    what["data"] = data | {"sha256": data_sha256}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

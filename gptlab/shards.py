@@ -57,7 +57,7 @@ class Writer:
         self.units = 0
         self.counts: dict[str, list[int]] = {}
         self.unknown: set[str] = set()
-        """Characters of the held-out splits that have no id."""
+        """Characters that have no id."""
         self._unmarked: set[Path] = set()
         with suppress(OSError, ValueError):
             state = json.loads(self.mark.read_text())

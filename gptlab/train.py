@@ -22,6 +22,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gptlab import init_from
 from gptlab.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
   python -m gptlab.train                                    the default: 0.8M parameters, minutes on a CPU
   python -m gptlab.train model=gpt10m trainer=a100          10.65M parameters, on a GPU
   python -m gptlab.train data=text data.path=my.txt         your own text
+  python -m gptlab.train data=text data.path=my.txt init_from=gpt2    GPT-2, or any trained model, fine-tuned on it
   python -m gptlab.train trainer.max_steps=500 optim.lr=3e-3
   python -m gptlab.train -m model.n_head=1,2,4 seed=1,2     a sweep: every combination, then a table
   python -m gptlab.train sweep=lr sweep.jobs=2              a sweep that has a name, two jobs at once
@@ -154,6 +156,8 @@ def explain(error: Exception) -> str:
     """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
     message = str(error).partition("\nConfig search path")[0].strip()
     if match := re.match(r"Could not override '([^']+)'", message):  # Hydra would advise to add the key
+        if match[1].startswith("model.") and f"model={init_from.PRETRAINED}" in init_from.implied(sys.argv[1:]):
+            return str(init_from.refuse(match[1]))
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             known = keys(OmegaConf.to_container(hydra.compose("train")))
@@ -193,6 +197,7 @@ def main() -> None:
             from gptlab import multirun
 
             sys.exit(multirun.run(CONF, sweep))
+        sys.argv[1:] = init_from.implied(sys.argv[1:])
         run()
     except UserError as error:
         sys.exit(f"error: {error}")

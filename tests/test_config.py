@@ -22,7 +22,8 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, choice: str) -> None:
-    settings, plain = compose(f"{group}={choice}")
+    source = ["init_from=gpt2"] if choice == "pretrained" else []
+    settings, plain = compose(f"{group}={choice}", *source)
     if group in ("precision", "compile", "trainer", "schedule", "optim"):
         assert getattr(settings, group).name == choice
     if group in ("model", "experiment"):
@@ -71,7 +72,7 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
         (["model.bias=7"], "model.bias=7: must be true or false"),
         (["model.n_embd=100", "model.n_head=3"], r"model.n_embd=100 is not divisible by model.n_head=3: choose n_head"),
         (["model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
-        (["model.mlp=tanh"], "model.mlp=tanh: must be one of gelu, relu, relu2"),
+        (["model.mlp=tanh"], "model.mlp=tanh: must be one of gelu, gelu_exact, relu, relu2"),
         (["model.attention=flash"], "model.attention=flash: must be one of sdpa, manual"),
         (["model.name=gtp"], "model.name=gtp: no such model; did you mean gpt?"),
         (["data.val_fraction=1"], "data.val_fraction=1.0: must be above 0 and below 1"),
@@ -93,6 +94,10 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
         (["seed=abc"], "seed=abc: must be an integer"),
         (["name=a/b"], "name=a/b: must be a word that can name a folder"),
         (["recipe=5"], "the config cannot be resolved"),
+        (["model=pretrained"], "model=pretrained is the one that init_from names: add init_from="),
+        (["tokenizer=pretrained"], "tokenizer=pretrained is that of init_from: add init_from="),
+        (["init_from=true"], "init_from=True: must name a run directory, a checkpoint or a model"),
+        (["init_from=''"], "init_from=: must name a run directory"),
         (["~optim"], "optim.name: is missing"),
         (["~optim.lr"], "optim.lr: is missing; see python -m gptlab.train --cfg job"),
     ],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptlab import dataset
-from gptlab.dataset import IGNORED, EvalBatches, Ids, Share, TrainBatches, crop_starts
+from gptlab.dataset import IGNORED, EvalBatches, Ids, Share, TrainBatches, crop_starts, eval_batch_size
 from gptlab.shards import Shards, id_type, shard
 
 CPU = torch.device("cpu")
@@ -180,3 +180,10 @@ def test_validation_reads_several_files_as_one_text(ids: Shards) -> None:
 def test_validation_can_be_repeated() -> None:
     batches = EvalBatches(np.arange(101), batch_size=5, block_size=7, share=ALONE, device=CPU)
     assert all(same(a, b) for a, b in zip(batches, batches, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "vocab_size", "size"), [(64, 65, 128), (1024, 50257, 2), (1024, 1 << 20, 1), (9000, 65, 1)]
+)
+def test_a_batch_of_evaluation_has_as_many_windows_as_memory_allows(length: int, vocab_size: int, size: int) -> None:
+    assert eval_batch_size(length, vocab_size) == size

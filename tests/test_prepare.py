@@ -25,7 +25,7 @@ from gptlab.corpora import Corpus
 from gptlab.errors import UserError
 from gptlab.prepare import Prepared, Split
 from gptlab.texts import Piece, pieces
-from gptlab.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, TokenizerConfig
+from gptlab.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from tests.conftest import ROOT
 
 TEXT = "To be, or not to be: that is the question.\n" * 31
@@ -55,7 +55,7 @@ def many(documents: list[str], origin: str = "here") -> Corpus:
 def made(
     corpus: Corpus,
     cache: Path,
-    config: TokenizerConfig = CHAR,
+    config: TokenizerConfig | Tokenizer = CHAR,
     split: Split = BY_POSITION,
     raw: Path = Path("/nowhere"),
 ) -> Prepared:
@@ -97,6 +97,41 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def marked(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mark after every third piece as well."""
     monkeypatch.setattr(shards, "SAVE_EVERY", 3)
+
+
+# With a tokenizer that is there already.
+
+
+def test_a_given_tokenizer_is_kept_and_never_shares_a_folder_with_another(tmp_path: Path) -> None:
+    given = [CharTokenizer("\n ,.:?T" + "abehinoqrstu"), CharTokenizer("\n ,.:?T" + "abehinoqrstuz")]
+    prepared = [made(one(TEXT), tmp_path, tokenizer) for tokenizer in (*given, CHAR)]
+    assert [each.tokenizer.vocab_size for each in prepared] == [19, 20, 18]
+    assert len({each.folder for each in prepared}) == 3
+    assert decoded(prepared[1], "train") + decoded(prepared[1], "val") == TEXT
+    again = made(one(TEXT), tmp_path, CharTokenizer(given[0].chars))
+    assert again.folder == prepared[0].folder
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("char", "text-char-5e4dda1a287b03c5"),
+        ("byte", "text-byte-aa785e385b64450a"),
+        ("bpe", "text-bpe-5b511dce49666aa5"),
+    ],
+)
+def test_folders_keep_the_names_of_earlier_versions(tmp_path: Path, name: str, folder: str) -> None:
+    assert made(one("to be or not to be " * 99), tmp_path, TOKENIZERS[name]).folder.name == folder
+
+
+def test_what_a_given_tokenizer_lacks_is_left_out_of_every_part_and_refused_if_it_is_much(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer("\n ,.:?T" + "abehinoqrstu")
+    prepared = made(one("é" + TEXT + "ü"), tmp_path, tokenizer)
+    assert prepared.unknown == ["é", "ü"]
+    assert decoded(prepared, "train") + decoded(prepared, "val") == TEXT
+    with pytest.raises(UserError, match=r"lacks 1 of the text's characters, 8% of it: 'é'; begin with a model that"):
+        made(one(TEXT + "é" * (len(TEXT) // 7), "elsewhere"), tmp_path, tokenizer, Split("position", 0.05, 0.0))
+    assert [path.name for path in tmp_path.glob("text-*")] == [prepared.folder.name]
 
 
 # By position.

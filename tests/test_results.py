@@ -256,6 +256,12 @@ def test_a_sweep_is_grouped_by_what_it_varies(tmp_path: Path) -> None:
     assert (row["parameters"], row["tokens"]) == (3145728, 40960000)
 
 
+def test_a_key_that_is_null_is_as_one_that_older_runs_lack(tmp_path: Path) -> None:
+    fake_run(tmp_path / "old", 1.5, seed=1)
+    fake_run(tmp_path / "new", 1.6, seed=2, init_from=None)
+    assert results.collect([tmp_path]).groups["n"].tolist() == [2]
+
+
 def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
     groups = results.collect([heads_sweep(tmp_path, seeds=1)]).groups
     assert groups[["low", "high", "difference_low", "difference_high", "p"]].isna().all(axis=None)

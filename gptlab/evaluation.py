@@ -1,0 +1,254 @@
+"""Exact evaluation: the nats of each token of a text, in windows by name, and whether two models differ on it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gptlab import metrics
+from gptlab.dataset import IGNORED, Batch, Ids, eval_batch_size
+from gptlab.errors import UserError
+from gptlab.models import Model
+from gptlab.ngrams import NGrams
+from gptlab.tokenizers import Tokenizer
+
+RESAMPLES, LEVEL = 10_000, 0.95
+BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of `context` tokens, each beginning `stride` after the one before it.
+
+    Of the first window all targets count, of the others the last `stride`: each id but the first is a target once, with
+    more than `context - stride` tokens before it. As far apart as they are long, they are those of a run's `val/loss`.
+    """
+
+    context: int
+    stride: int
+
+    @classmethod
+    def of(cls, context: int | None, stride: int | None, block_size: int, name: str = "the model") -> Windows:
+        """What the command line asks of a model; None: as in training.
+
+        Raises:
+            UserError: a length that is out of range.
+        """
+        if context is None:
+            context = block_size
+        if stride is None:
+            stride = context
+        if not 1 <= context <= block_size:
+            raise UserError(f"--context {context}: must be at least 1 and at most {name}'s block_size={block_size}")
+        if not 1 <= stride <= context:
+            raise UserError(
+                f"--stride {stride}: must be at least 1 and at most the context, {context}, or it skips tokens"
+            )
+        return cls(context, stride)
+
+    def protocol(self, part: str) -> str:
+        if self.stride < self.context:
+            return f"context {self.context}, stride {self.stride}"
+        return f"{whole(part)}, windows of {self.context}"
+
+    def positions(self, count: int) -> np.ndarray:
+        """The places in their windows of the first `count` targets, (count,): each sees one token more."""
+        place = np.arange(count)
+        repeated = self.context - self.stride + (place - self.context) % self.stride
+        return np.where(place < self.context, place, repeated)
+
+    def rows(self, count: int) -> int:
+        """How many windows `count` targets need."""
+        return 1 + max(-(-(count - self.context) // self.stride), 0)
+
+    def batches(self, ids: Ids, batch_size: int) -> Iterator[Batch]:
+        """All windows in order as (idx, targets), (b, context) int64; what does not count is masked."""
+        rows = self.rows(len(ids) - 1)
+        for first in range(0, rows, batch_size):
+            begins = np.arange(first, min(first + batch_size, rows)) * self.stride
+            end = int(begins[-1]) + self.context + 1
+            stretch = np.asarray(ids[int(begins[0]) : end], dtype=np.int64)
+            stretch = np.pad(stretch, (0, max(end - len(ids), 0)))
+            both = np.lib.stride_tricks.sliding_window_view(stretch, self.context + 1)[:: self.stride]
+            place = np.arange(self.context)
+            old = (begins[:, None] > 0) & (place < self.context - self.stride)
+            beyond = begins[:, None] + place + 1 >= len(ids)
+            targets = np.where(old | beyond, IGNORED, both[:, 1:])
+            yield torch.from_numpy(both[:, :-1].copy()), torch.from_numpy(targets)
+
+
+def whole(part: str) -> str:
+    return "whole text" if part == "all" else "whole split"
+
+
+@torch.inference_mode()
+def nats(
+    model: Model, ids: Ids, windows: Windows, device: torch.device, *, batch_size: int | None = None, bf16: bool = False
+) -> np.ndarray:
+    """The cross entropy of each token but the first, in order: (n - 1,) float32.
+
+    Args:
+        model: on `device`, in evaluation mode.
+        ids: (n,).
+        batch_size: windows at a time, which changes no more than the order of sums.
+        bf16: matrix products in bf16, by autocast.
+    """
+    batch_size = batch_size or eval_batch_size(windows.context, model.config.vocab_size)
+    rows = windows.rows(len(ids) - 1)
+    found = []
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        tqdm(total=rows, unit="window", disable=None, leave=False) as bar,
+    ):
+        for idx, targets in windows.batches(ids, batch_size):
+            logits = model(idx.to(device)).flatten(0, 1).float()  # (b * T, V)
+            losses = F.cross_entropy(logits, targets.to(device).flatten(), ignore_index=IGNORED, reduction="none")
+            found.append(losses.cpu()[targets.flatten() != IGNORED].numpy())
+            bar.update(len(idx))
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model makes of a text."""
+
+    protocol: str
+    nats: np.ndarray
+    """Of each token but the first, (n - 1,)."""
+    sizes: np.ndarray
+    """Bytes of raw text that each token stands for, the first one's before them, (n,)."""
+    windows: Windows | None
+    """None: the model has no windows."""
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return len(self.nats)
+
+    @property
+    def bytes(self) -> int:
+        """That the predicted tokens stand for."""
+        return int(self.sizes[1:].sum())
+
+    def values(self) -> dict[str, float]:
+        """Nats per token, perplexity and bits per byte.
+
+        Raises:
+            UserError: they are no numbers.
+        """
+        total = math.fsum(self.nats)
+        if not math.isfinite(total):
+            raise UserError(f"the loss is {total}: the weights are broken, or the run that made them has diverged")
+        found = metrics.evaluation(total, self.tokens, self.bytes)
+        return {
+            "nats_per_token": found["val/loss"],
+            "perplexity": found["val/ppl"],
+            "bits_per_byte": found["val/bpb"],
+        }
+
+    def by_position(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean nats at each place in the window, and how many tokens stood there: (context,) each; nan for none."""
+        assert self.windows is not None
+        positions = self.windows.positions(self.tokens)
+        counts = np.bincount(positions, minlength=self.windows.context)
+        sums = np.bincount(positions, self.nats, self.windows.context)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
+
+
+def measure(
+    model: Model | NGrams,
+    ids: np.ndarray,
+    tokenizer: Tokenizer,
+    part: str,
+    windows: Windows | None,
+    device: torch.device,
+    *,
+    batch_size: int | None = None,
+    bf16: bool = False,
+) -> Measured:
+    """Nats and bytes of `ids`, (n,), which are the `part` of a text."""
+    start = time.perf_counter()
+    if isinstance(model, NGrams):
+        found, seen = model.nats(ids), model.order - 1
+        before = "no context" if seen < 1 else "1 token of context" if seen == 1 else f"{seen} tokens of context"
+        protocol = f"{whole(part)}, {before}"
+    else:
+        assert windows is not None
+        found = nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
+        protocol = windows.protocol(part)
+    return Measured(protocol, found, tokenizer.token_bytes()[ids], windows, time.perf_counter() - start)
+
+
+# Whether two models differ
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A less B, and the interval that a bootstrap over the text gives."""
+
+    mean: float
+    low: float
+    high: float
+    unit: str
+    blocks: int
+    block: float
+    """How many tokens or bytes are in each."""
+    seed: int
+
+    def words(self) -> str:
+        if self.low <= 0 <= self.high:
+            return f"no difference is shown: {self.interval()}"
+        better = "A" if self.mean < 0 else "B"
+        return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
+
+    def interval(self) -> str:
+        return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
+
+    def method(self) -> str:
+        what = "tokens" if self.unit == "nats per token" else "bytes"
+        return (
+            f"paired bootstrap, seed {self.seed}: {RESAMPLES:,} resamples of {self.blocks} blocks of about "
+            f"{self.block:,.0f} {what}, neighbours being dependent; over the text, not over training seeds"
+        )
+
+
+def compare(a: Measured, b: Measured, same_tokens: bool, seed: int) -> Difference:
+    """A block bootstrap (Kuensch 1989) of the mean difference, paired: both models on the same stretches of the text.
+
+    Models with the same tokens are compared by token, others by the bytes that both predict; the nats of a token are
+    spread evenly over its bytes.
+
+    Raises:
+        UserError: the tokens do not stand for the same bytes; or the text is too short.
+    """
+    total = int(a.sizes.sum())
+    if not same_tokens and total != b.sizes.sum():
+        raise UserError(
+            f"A's tokens stand for {total:,} bytes of the text and B's for {b.sizes.sum():,}, as those of words do, "
+            f"without white space: their bits per byte do not compare"
+        )
+    begin, end = (0, a.tokens) if same_tokens else (int(max(a.sizes[0], b.sizes[0])), total)
+    if end - begin < FEWEST:
+        raise UserError(f"the text is too short for a comparison: both models predict {end - begin} tokens or bytes")
+    blocks = min(max((end - begin) // BLOCK, FEWEST), MOST)
+    cuts = np.linspace(begin, end, blocks + 1)
+    length = (end - begin) / blocks
+
+    def by_block(measured: Measured) -> np.ndarray:
+        ends = np.arange(measured.tokens + 1) if same_tokens else np.cumsum(measured.sizes)
+        summed = np.concatenate(([0.0], np.cumsum(measured.nats, dtype=np.float64)))
+        return np.diff(np.interp(cuts, ends, summed)) / length
+
+    differences = (by_block(a) - by_block(b)) / (1 if same_tokens else math.log(2))  # (blocks,)
+    draw = np.random.default_rng(seed)
+    means = [differences[draw.integers(blocks, size=blocks)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    unit = "nats per token" if same_tokens else "bits per byte"
+    return Difference(float(differences.mean()), float(low), float(high), unit, blocks, length, seed)

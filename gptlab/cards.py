@@ -1,0 +1,152 @@
+"""The model card of an export: README.md with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+import platform
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from gptlab import __version__, models
+from gptlab.checkpoint import Info
+from gptlab.evaluation import Windows
+from gptlab.models import Model
+from gptlab.runs import PLACES, duration, flatten
+from gptlab.tokenizers import Tokenizer
+
+LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx"}
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime")
+
+USE = {
+    "hf": """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer({prompt!r}, return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens={new}, do_sample=True, temperature=0.8)
+print(tokenizer.decode(ids[0]))
+```
+
+or `python -m gptlab.generate {path} "{prompt}"`.
+""",
+    "safetensors": """\
+```
+python -m gptlab.generate {path}/model.safetensors "{prompt}"
+```
+
+The file's metadata has the model's config, the tokenizer and the run's config. Weights have the names of OpenAI's
+GPT-2; those of linear layers are (out, in).
+""",
+    "onnx": """\
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("{name}/tokenizer.json")
+session = onnxruntime.InferenceSession("{name}/model.onnx")
+ids = tokenizer.encode({prompt!r}).ids
+for _ in range({new}):
+    (logits,) = session.run(["logits"], {{"input_ids": np.array([ids[-{block_size}:]])}})  # (1, T, {vocab_size})
+    ids.append(int(logits[0, -1].argmax()))
+print(tokenizer.decode(ids))
+```
+""",
+}
+
+
+def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -> str:
+    """The text of README.md.
+
+    Args:
+        form: hf, safetensors or onnx.
+        name: of the folder.
+    """
+    c = model.config
+    front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
+    front["tags"] = ["gptlab"] if form == "onnx" else ["gptlab", "safetensors"]
+    made = f"trained by gptlab, run `{info.config['name']}`" if info.config else f"from a {info.origin}"
+    prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
+    new = max(1, min(100, c.block_size - 8))
+    use = USE[form].format(name=name, path=quote(name), prompt=prompt, new=new, **vars(c))
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n",
+        f"A language model of {model.num_parameters():,} parameters, {made}. It sees at most {c.block_size} tokens.\n",
+        f"## Use\n\n{use}",
+        "## Training\n\n" + _table(_training(tokenizer, info)),
+    ]
+    if info.metrics:
+        protocol = Windows.of(None, None, c.block_size).protocol("val")
+        parts.append(f"Measured on the validation split ({protocol}): loss in nats per token, bpb in bits per byte.\n")
+    parts += ["## Architecture\n\n" + _table(models.to_dict(c)), "## Versions\n\n" + _table(_versions())]
+    if info.config:
+        data = {key: value for key, value in info.config["data"].items() if f"data.{key}" not in PLACES}
+        config = {**info.config, "init_from": _origin(info), "resume": None, "data": data}
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        parts.append(f"<details><summary>The run's config</summary>\n\n```yaml\n{text}```\n\n</details>\n")
+    return "\n".join(parts)
+
+
+def _training(tokenizer: Tokenizer, info: Info) -> dict[str, Any]:
+    """What is known of how the model came about; of files, their names alone."""
+    run, summary = flatten(info.config), _summary(info)
+    paths = run.get("data.path") or []
+    names = ", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths))
+    facts = {
+        "data": run.get("data.name", "") + (f" ({names})" if names else ""),
+        "sha256 of the text": info.data_sha256,
+        "begun from": _origin(info),
+        "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids",
+        "step": info.step,
+        "seed": str(run["seed"]) if "seed" in run else None,
+        **info.metrics,
+        "train/loss, the run's last": summary.get("train/loss"),
+        "tokens, the whole run": summary.get("tokens"),
+        "training time": duration(summary["train_seconds"]) if "train_seconds" in summary else None,
+        "device": summary.get("device"),
+        "precision": summary.get("precision"),
+    }
+    return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def _origin(info: Info) -> str | None:
+    """What the run began from, without the folders of the machine that it ran on."""
+    given = info.config.get("init_from")
+    return Path(given).name if given and Path(given).is_absolute() else given
+
+
+def _summary(info: Info) -> dict[str, Any]:
+    """The flat summary.json of the run directory that a checkpoint lies in; empty where there is none."""
+    file = info.path.parent.parent / "summary.json"
+    try:
+        return flatten(json.loads(file.read_bytes())) if info.path.parent.name == "checkpoints" else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"gptlab": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = "".join(f"| {key} | {_cell(value)} |\n" for key, value in rows.items())
+    return f"| | |\n|---|---|\n{cells}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")

@@ -7,7 +7,7 @@
 5. module      the LightningModule: one cross entropy in nats per token, the optimizer, what to save
 6. fit         one run: Lightning's Trainer over `conf/`, callbacks and loggers
 7. checkpoint  a file of plain dicts -> (model, tokenizer, info), without Lightning
-8. sampling    a prompt goes on, one token at a time
+8. sampling    prompts go on, a token at a time; loading takes the models of others, too
 9. sweeps      many runs, each a process of its own; results makes one table of them
 """
 

@@ -15,6 +15,8 @@ from gptlab import __version__
 VERBS = {
     "train": "train one run, or a sweep of runs",
     "generate": "let a trained model go on with a prompt",
+    "evaluate": "the exact loss of a model on a text, beside another's if you like",
+    "export": "write a model for transformers, as safetensors or ONNX",
     "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",
 }

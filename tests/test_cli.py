@@ -51,7 +51,7 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
     )
     assert first.stdout == second.stdout
     assert first.stdout.count("the cat") == 2
-    assert "step 7, val/loss" in first.stderr
+    assert "step 7), val/loss" in first.stderr
 
     result = command("train", f"resume={run_dir.relative_to(tmp_path)}", "trainer.max_steps=9")
     assert result.returncode == 0, result.stderr
@@ -193,7 +193,9 @@ def test_on_a_terminal_there_is_a_bar_with_loss_speed_and_time_left(shell: Any, 
         assert expected in shown
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["init_from=gpt2", "--cfg", "job"], ["-sc", "query=bash"]]
+)
 def test_help_config_and_completion_need_no_torch(shell: Any, arguments: list[str]) -> None:
     """They answer in under half a second; importing torch and Lightning alone takes four."""
     process = shell("-X", "importtime", "-m", "gptlab.train", *arguments)
@@ -218,6 +220,6 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         monkeypatch.setenv("COMP_LINE", line)
         return command("cli", "-sc", "query=bash").stdout.split()
 
-    assert completions("gptlab tr") == ["train", "generate", "report", "tokenize"]
+    assert completions("gptlab tr") == ["train", "generate", "evaluate", "export", "report", "tokenize"]
     assert "model=gpt10m" in completions("gptlab train model=gpt1")
     assert "optim.lr=" in completions("gptlab train optim.")

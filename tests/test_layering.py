@@ -11,14 +11,16 @@ ROWS = [
     {"errors"},
     {"files", "texts", "schema"},
     {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
-    {"prepare", "dataset", "checkpoint", "sampling"},
-    {"module", "datamodule", "loggers"},
+    {"prepare", "dataset", "checkpoint", "sampling", "hf_tokenizers", "ngrams", "streams"},
+    {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},
+    {"loading"},
+    {"init_from"},
     {"config", "runs", "callbacks", "diagnostics", "references"},
-    {"fit", "records", "jobs"},
+    {"fit", "records", "jobs", "cards"},
     {"launchers", "plans", "results"},
     {"sweeps", "plots", "tables"},
     {"multirun"},
-    {"train", "generate", "tokenize", "report"},
+    {"train", "generate", "evaluate", "export", "tokenize", "report"},
     {"cli"},
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
@@ -31,7 +33,11 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "optuna": {"plans"},
     "submitit": {"launchers"},
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
-    | {"config", "callbacks", "diagnostics", "fit", "generate"},
+    | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
+    | {"export", "loading"},
+    "safetensors": {"pretrained", "export"},
+    "huggingface_hub": {"pretrained"},
+    "tensorflow": {"pretrained"},
     "tensorboard": set(),
 }
 

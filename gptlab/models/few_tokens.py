@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptlab.files import user_folder
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import CausalSelfAttention, alibi_slopes, sees
+from gptlab.models.layers import GATED, CausalSelfAttention, sees
 
 if TYPE_CHECKING:
     from gptlab.models.gpt import GPT
@@ -64,14 +64,12 @@ class FewTokens:
         self.kept: list[Tensor] = []  # what the steps point to
         self.steps: list[Step] = []
         H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
-        gated = c.mlp in ("swiglu", "geglu")
         self.x, self.h, self.y = (self._buffer(c.n_embd) for _ in range(3))
-        self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (1 + gated))
+        self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
         width = max(c.n_embd, c.hidden)
         self.scratch = self._buffer(max(width, H * (cache.columns + LANES)))
         self.frequencies = c.rope_base ** (torch.arange(0, D, 2, dtype=torch.float32) / D)
-        self.slopes = alibi_slopes(H) if c.pos == "alibi" else None
         for i, block in enumerate(model.h):
             self._block(i, block)
         last = self._norm(model.ln_f, self.x, self.h)
@@ -188,7 +186,7 @@ class FewTokens:
             number=attn.scale,
             w=self._pointer(self.cache.k[i]),
             v=self._pointer(self.cache.v[i]),
-            b=self._wide(self.slopes),
+            b=self._wide(self.cache.slopes),
         )
         self._linear(attn.c_proj, self.y, self.x, add)
 

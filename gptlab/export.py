@@ -106,10 +106,6 @@ def in_words(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """One file of safetensors, in fp32; the ecosystem splits them from 5 GB (1.25 billion parameters) on."""
     import safetensors
@@ -134,6 +130,7 @@ def to_hf(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
     from gptlab.models import hf
     from gptlab.models.gpt_config import GPTConfig
     from gptlab.models.weights import parameters
+    from gptlab.runs import write_json
 
     if not isinstance(model.config, GPTConfig):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")

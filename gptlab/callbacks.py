@@ -1,27 +1,24 @@
-"""What goes on around the steps: curves and throughput, samples, checkpoints and a clean stop, the progress bar."""
+"""What goes on around the steps: curves and throughput, samples, the progress bar."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from gptlab import checkpoint
 from gptlab.errors import quoted
+from gptlab.faults import check_finite
 from gptlab.files import writing
 from gptlab.loggers import TensorBoard
 from gptlab.module import LMModule
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
+from gptlab.saving import Checkpoints
 from gptlab.texts import harmless
 
 log = logging.getLogger(__name__)
@@ -64,7 +61,6 @@ class Curves(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        self._logged = (trainer.global_step, self.train_seconds)
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self._since is None:
@@ -78,13 +74,14 @@ class Curves(L.Callback):
         if step % self.log_every == 0 or step == trainer.max_steps:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._step > self._logged[0]:  # stopped early, between two points
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self._logged[0]:  # stopped early, between two points
+            self._step = trainer.global_step
             self._log(trainer, pl_module)
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
-        assert pl_module.grad_norm is not None
+        check_finite(trainer, pl_module)
         loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
         training = self._since is not None
         self._pause()
@@ -143,10 +140,11 @@ class Curves(L.Callback):
                 logger.log_metrics(columns, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train_seconds": self.train_seconds, "last": self.last}
+        return {"train_seconds": self.train_seconds, "last": self.last, "logged": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds, self.last = state_dict["train_seconds"], state_dict["last"]
+        self._logged = tuple(state_dict["logged"])
 
 
 class Samples(L.Callback):
@@ -186,122 +184,6 @@ class Samples(L.Callback):
             if isinstance(logger, TensorBoard):
                 logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
         log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))
-
-
-class Lengths(L.Callback):
-    """Writes into each checkpoint how long the files are that a run only ever appends to; see `cut`."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        for logger in trainer.loggers:
-            logger.save()
-        checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
-
-
-def appended(run_dir: Path) -> list[Path]:
-    return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
-
-
-def cut(run_dir: Path, lengths: dict[str, int]) -> None:
-    """Take from a run's curves and samples what was written after the checkpoint that has these lengths.
-
-    A resumed run writes it again: nothing is there twice, and nothing is missing. Without lengths all of it goes.
-    """
-    for path in appended(run_dir):
-        if path.name in lengths:
-            os.truncate(path, min(lengths[path.name], path.stat().st_size))
-        else:
-            path.unlink()
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written so that a kill at any moment leaves the old file or the new one."""
-
-    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        checkpoint.save(checkpoint_, Path(path))
-
-
-class Checkpoints(Checkpoint):
-    """Saves last.ckpt and best.ckpt after each validation; on SIGINT or SIGTERM finishes the step, saves, and exits.
-
-    A second signal stops at once. The exit code is 128 + the signal's number: 130 and 143.
-    """
-
-    def __init__(self, folder: Path, val_every: int) -> None:
-        self.folder = folder
-        self.val_every = val_every
-        self.best_val_loss = float("inf")
-        self.best_step = 0
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def _listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers.setdefault(number, signal.signal(number, self._remember))
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        log.warning("finishing the step and saving; once more stops at once")
-        for each in self._handlers:
-            signal.signal(each, signal.SIG_DFL)
-
-    def _asked(self, trainer: L.Trainer) -> bool:
-        """Whether any process was asked to stop: all of them stop after the same step."""
-        if trainer.world_size == 1:
-            return self._signal is not None
-        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-
-    def _stop(self, trainer: L.Trainer) -> None:
-        log.warning("stopped after step %d", trainer.global_step)
-        if (self.folder / "last.ckpt").exists():
-            log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
-
-    def on_sanity_check_start(self, *args: Any) -> None:
-        self._listen()
-
-    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._asked(trainer):
-            self._stop(trainer)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._handlers:  # a resumed run has no sanity check
-            self._listen()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        step = trainer.global_step
-        if step == trainer.max_steps:
-            trainer.should_stop = True  # Lightning then validates, whatever the interval
-        within_step = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches
-        validates_now = step % self.val_every == 0 or step == trainer.max_steps
-        if not within_step and not validates_now and self._asked(trainer):
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-            self._stop(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        assert isinstance(pl_module, LMModule)
-        loss = pl_module.val_metrics["val/loss"]
-        if loss < self.best_val_loss:
-            self.best_val_loss, self.best_step = loss, trainer.global_step
-            trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
-        trainer.save_checkpoint(self.folder / "last.ckpt")
-        if trainer.global_step < trainer.max_steps and self._asked(trainer):  # else the run is done anyway
-            self._stop(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_val_loss": self.best_val_loss, "best_step": self.best_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_val_loss, self.best_step = state_dict["best_val_loss"], state_dict["best_step"]
 
 
 class Progress(ProgressBar):

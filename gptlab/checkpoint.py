@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import mmap
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +20,10 @@ from gptlab.files import write_atomically
 from gptlab.models import Model, weights
 from gptlab.tokenizers import Tokenizer
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+SEAL = b"sha256:"  # begins the zip's comment, which names the hash of all that stands before it
 KEY = "gptlab"  # what we add to Lightning's dict
 PREFIX = "model."  # where the LightningModule keeps the model
 
@@ -75,15 +81,53 @@ def save(content: dict[str, Any], path: Path) -> None:
     """
 
     def write(file: BinaryIO) -> None:
+        hashed = _Hashed(file)
         try:
-            torch.save(content, file)
+            torch.save(content, cast(BinaryIO, hashed))
         except RuntimeError as error:  # what torch makes of a refused write
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
             raise cause or error from None
+        comment = SEAL + hashed.digest.hexdigest().encode()
+        file.seek(-2, 2)  # the comment's length, and then the comment, are the end of a zip file
+        file.write(len(comment).to_bytes(2, "little") + comment)
 
     write_atomically(path, write)
+
+
+class _Hashed:
+    """A file that only grows, and the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def verify(path: Path) -> bool:
+    """Whether the file at `path` carries its hash.
+
+    Raises:
+        UserError: it does, and it is not what was written.
+    """
+    end = len(SEAL) + 64
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[-end:-64] != SEAL:
+            return False
+        digest = hashlib.sha256()
+        with memoryview(data) as view:
+            digest.update(view[: -end - 2])
+        digest.update(b"\0\0")  # there was no comment then
+        if digest.hexdigest().encode() != data[-64:]:
+            raise UserError(f"{path} is broken: its contents do not have the checksum that it was written with")
+    return True
 
 
 def find(path: Path) -> Path:
@@ -109,8 +153,8 @@ def find(path: Path) -> Path:
     )
 
 
-def plain(path: Path) -> Any:
-    """What torch.save has written into a file, its tensors mapped, not read; nothing in the file is executed.
+def plain(path: Path, mapped: bool = True) -> Any:
+    """What torch.save has written into a file, its tensors `mapped`, or read; nothing in the file is executed.
 
     Raises:
         UserError: the file is broken, or holds more than plain data and tensors.
@@ -118,27 +162,73 @@ def plain(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except Exception as error:
         raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The dict in a checkpoint file of ours; nothing in the file is executed.
+def read(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """The dict in a checkpoint file of ours, verified; nothing in the file is executed.
+
+    Args:
+        mapped: leave the tensors in the file until they are used.
 
     Raises:
         UserError: the file is broken, foreign, or of a newer version.
     """
-    content = plain(path)
+    try:
+        sealed = path.stat().st_size > 0 and verify(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    content = plain(path, mapped)
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
-    if about.get("format") != FORMAT:
+    made = about.get("format")
+    if not isinstance(made, int) or made > FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {about.get('format')}, written by gptlab {about.get('version')}; this is "
-            f"gptlab {__version__}, which reads format {FORMAT}: update gptlab"
+            f"{path} has checkpoint format {made}, written by gptlab {about.get('version')}; this is "
+            f"gptlab {__version__}, which reads formats up to {FORMAT}: update gptlab"
         )
+    if made >= 2 and not sealed:
+        raise UserError(f"{path} is broken: it lacks the checksum that it was written with")
     return content
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept that is not the last any more."""
+    return folder / f"step_{step}.ckpt"
+
+
+def kept(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints from before the last with their steps, the newest first."""
+    found = (path for path in folder.glob("step_*.ckpt") if path.stem[5:].isdecimal())
+    return sorted(((int(path.stem[5:]), path) for path in found), reverse=True)
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
+
+    Raises:
+        UserError: it has some, and none is whole.
+    """
+    broken = []
+    for path in (folder / "last.ckpt", *(path for _, path in kept(folder)), folder / "best.ckpt"):
+        if not path.is_file():
+            continue
+        try:
+            content = read(path, mapped=False)
+        except UserError as error:
+            broken.append(str(error))
+            continue
+        for message in broken:
+            log.warning("%s", message)
+        if broken:
+            log.warning("going on from %s, of step %s", path, content["global_step"])
+        return path, content
+    if broken:
+        raise UserError("\n".join([*broken, "no other checkpoint is there: start the run anew"]))
+    return None
 
 
 def load(path: Path) -> tuple[Model, Tokenizer, Info]:

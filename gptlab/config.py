@@ -28,6 +28,10 @@ class TrainerConfig:
     max_steps: int
     val_every: int
     log_every: int
+    checkpoint_every: int
+    checkpoint_minutes: float | None
+    keep_checkpoints: int
+    nonfinite: str
     diagnose_every: int
     patience: int | None
     sample_prompt: str
@@ -37,11 +41,16 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
             raise UserError(f"trainer.accelerator={self.accelerator}: must be one of auto, cpu, gpu, mps")
-        for name in ("devices", "max_steps", "val_every", "log_every"):
+        for name in ("devices", "max_steps", "val_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
-        if self.diagnose_every < 0:
-            raise UserError(f"trainer.diagnose_every={self.diagnose_every}: must be at least 1, or 0 for never")
+        for name in ("diagnose_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1, or 0 for never")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise UserError(f"trainer.checkpoint_minutes={self.checkpoint_minutes}: must be above 0, or null for never")
+        if self.nonfinite not in ("stop", "skip"):
+            raise UserError(f"trainer.nonfinite={self.nonfinite}: must be one of stop, skip")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
         if self.sample_tokens < 0 or not self.sample_temperature >= 0:
@@ -82,7 +91,7 @@ class RecipeConfig:
     """What a size recommends; other groups read it by interpolation."""
 
     batch_size: int
-    micro_batch_size: int | None
+    micro_batch_size: Any
     max_steps: int
     lr: float
     beta2: float
@@ -108,6 +117,7 @@ class Settings:
 
     name: str
     seed: int
+    deterministic: bool
     init_from: str | None
     model: dict[str, Any]
     data: DataConfig
@@ -137,6 +147,7 @@ def settings(cfg: DictConfig) -> Settings:
     known = [
         "name",
         "seed",
+        "deterministic",
         "init_from",
         "resume",
         "recipe",
@@ -152,12 +163,14 @@ def settings(cfg: DictConfig) -> Settings:
     for key in map(str, plain):
         if key not in known:
             raise UserError(f"{key}={plain[key]}: there is no such key; {did_you_mean(key, known)}")
-    for key in known[4:]:
+    for key in known[5:]:
         if not isinstance(plain.get(key), DictConfig):
             raise UserError(f"{key}: is missing or no group of keys; see python -m gptlab.train --cfg job")
     seed = plain.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 32:
         raise UserError(f"seed={seed}: must be an integer from 0 to {(1 << 32) - 1}")
+    if not isinstance(plain.deterministic, bool):
+        raise UserError(f"deterministic={plain.deterministic}: must be true or false")
     if not isinstance(plain.name, str) or not plain.name or "/" in plain.name:
         raise UserError(f"name={plain.name}: must be a word that can name a folder")
     source = plain.get("init_from")
@@ -169,6 +182,7 @@ def settings(cfg: DictConfig) -> Settings:
     return Settings(
         name=plain.name,
         seed=seed,
+        deterministic=plain.deterministic,
         init_from=source,
         model=_model(plain.model, source),
         trainer=build(TrainerConfig, plain.trainer, "trainer"),

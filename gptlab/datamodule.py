@@ -34,7 +34,8 @@ class DataConfig:
     val_fraction: float
     test_fraction: float
     batch_size: int
-    micro_batch_size: int | None
+    micro_batch_size: Any
+    """A number; None: the whole share of a device; "auto": the most that fits into memory, see `fit`."""
     val_batch_size: int | None
     overfit_batches: int
 
@@ -46,9 +47,11 @@ class DataConfig:
             raise UserError(f"data.max_documents={self.max_documents}: must be at least 1, or null for all")
         if self.batch_size < 1:
             raise UserError(f"data.batch_size={self.batch_size}: must be at least 1")
-        for field in ("micro_batch_size", "val_batch_size"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise UserError(f"data.{field}={getattr(self, field)}: must be at least 1, or null to choose it")
+        micro = self.micro_batch_size
+        if micro not in (None, "auto") and not (type(micro) is int and micro >= 1):
+            raise UserError(f"data.micro_batch_size={micro}: must be at least 1, null for all at once, or auto")
+        if self.val_batch_size is not None and self.val_batch_size < 1:
+            raise UserError(f"data.val_batch_size={self.val_batch_size}: must be at least 1, or null to choose it")
         if self.overfit_batches < 0:
             raise UserError(f"data.overfit_batches={self.overfit_batches}: must be at least 0")
 

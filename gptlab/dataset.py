@@ -16,6 +16,7 @@ EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logi
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
 
 Batch = tuple[Tensor, Tensor]
+TrainBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class Ids(Protocol):
@@ -33,6 +34,12 @@ def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
     """
     raw = np.random.Philox(key=[seed, step]).random_raw(count)
     return (raw % np.uint64(positions)).astype(np.int64)
+
+
+def row_noise(seed: int, step: int, count: int) -> np.ndarray:
+    """A random number for each crop of optimizer step `step`, (count,) int32: what dropout is a function of."""
+    raw = np.random.Philox(key=[seed + (1 << 32), step]).random_raw(count)  # a seed is below 1 << 32
+    return (raw >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
 def resident(ids: Ids, device: torch.device) -> Ids | Tensor:
@@ -63,7 +70,8 @@ class Share:
 class TrainBatches:
     """Random crops: optimizer step i takes the same `batch_size` crops whatever the share, in the same order.
 
-    Iterating yields micro-batches (idx, targets), both (b, T) int64 with targets one position ahead, without end.
+    Iterating yields micro-batches (idx, targets, noise) without end: (b, T) int64 twice, with targets one position
+    ahead, and a random number for each row, (b,) int32.
 
     Args:
         ids: the training part, (n,).
@@ -88,16 +96,19 @@ class TrainBatches:
         self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
         self.share, self.device, self.distinct, self.start = share, device, distinct, start
 
-    def batch(self, step: int, micro: int) -> Batch:
+    def batch(self, step: int, micro: int) -> TrainBatch:
         """Micro-batch `micro` of this process in optimizer step `step`."""
         number = step % self.distinct if self.distinct else step
-        starts = crop_starts(self.seed, number, self.batch_size, self.positions)
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
         first = (micro * self.share.world_size + self.share.rank) * size
-        x = windows(self.ids, starts[first : first + size], self.block_size + 1, self.device)
-        return x[:, :-1].contiguous(), x[:, 1:].contiguous()  # one layout, whatever the batch: compiled once
+        rows = slice(first, first + size)
+        starts = crop_starts(self.seed, number, self.batch_size, self.positions)[rows]
+        noise = torch.from_numpy(row_noise(self.seed, step, self.batch_size)[rows])
+        x = windows(self.ids, starts, self.block_size + 1, self.device)
+        # One layout, whatever the batch: compiled once.
+        return x[:, :-1].contiguous(), x[:, 1:].contiguous(), noise.to(self.device, non_blocking=True)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TrainBatch]:
         for step in itertools.count(self.start()):
             for micro in range(self.share.accumulation):
                 yield self.batch(step, micro)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import shutil
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import checkpoint, init_from, metrics, models, runs
-from gptlab.callbacks import AtomicCheckpointIO, Checkpoints, Curves, Lengths, Progress, Samples, cut
+from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
 from gptlab.diagnostics import Diagnostics
@@ -28,6 +31,8 @@ from gptlab.loggers import CSVLogger, TensorBoard
 from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
+from gptlab.prepare import Prepared
+from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, cut, machine
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -78,18 +83,46 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
 
     Args:
         config: the resolved config that `settings` was made of; kept in config.yaml and in the checkpoints.
-        resume: go on from the run's last checkpoint.
+        resume: go on from the run's newest checkpoint, or anew where there is none yet.
 
     Raises:
-        UserError: anything that can be refused before the first step, and a disk that cannot be written.
+        UserError: anything that can be refused before the first step, a disk that cannot be written, a step whose
+            gradients are not finite, too little memory.
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
+    share = settings.data.batch_size // settings.trainer.devices
+    auto = settings.data.micro_batch_size == "auto"
+    sizes = [share] if auto else [settings.data.micro_batch_size]
+    while True:
+        micro = sizes[-1]
+        try:
+            return _fit(replace(settings, data=replace(settings.data, micro_batch_size=micro)), config, run_dir, resume)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_oom_error(error) or isinstance(error, MemoryError)):
+                raise
+            smaller = [size for size in range(1, micro or share) if share % size == 0 and 2 * size <= (micro or share)]
+            if not (auto and smaller and settings.trainer.devices == 1):
+                way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
+                raise UserError(
+                    f"out of memory with {micro or share} sequences at once: try {way_out}, "
+                    f"model.gradient_checkpointing=true, or data.val_batch_size=1 if it was in a validation"
+                ) from error
+            sizes.append(smaller[-1])
+        # Out of the handler, whose traceback holds on to the model; the checkpoint serves any number.
+        log.warning("out of memory with %d sequences at once: going on with %d, accumulated", *sizes[-2:])
+        resume = resume or (run_dir / "config.yaml").exists()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool) -> dict[str, Any]:
     start = time.perf_counter()
     rank = getattr(rank_zero_only, "rank", 0)
     if rank != 0:
         logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
-    last = run_dir / "checkpoints" / "last.ckpt" if resume else None
+    found = checkpoint.newest(run_dir / "checkpoints") if resume else None
+    last, content = found or (None, None)
     model: Model | None = None
     given: Tokenizer | None = None
     if settings.init_from:  # which a run that goes on needs no more
@@ -105,18 +138,21 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
     accumulation = data.config.accumulation(settings.trainer.devices)
 
-    lengths = resumed_lengths(run_dir, settings, prepared.sha256) if resume else {}
+    if content is not None:
+        check_resumable(run_dir, content, settings, prepared)
+    elif resume:
+        log.warning("%s has no checkpoint yet: the run starts anew", run_dir)
+    lengths: dict[str, int] = content["lengths"] if content is not None else {}
 
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
     model = model or models.build(settings.model_config(tokenizer.vocab_size))
-    if rank != 0:
-        torch.manual_seed(settings.seed + rank)  # the same weights, dropout of its own
     if settings.compile.backend is not None:
         # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
         model.compile(backend=settings.compile.backend, mode=settings.compile.mode, dynamic=False)
     fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
-    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused)
+    skip = settings.trainer.nonfinite == "skip"
+    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused, skip)
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     devices = settings.trainer.devices
@@ -136,7 +172,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
             cut(run_dir, lengths)
         write_atomically(run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
-        if not resume:
+        if content is None:
             runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 
     tokens_per_step = settings.data.batch_size * data.block_size
@@ -145,7 +181,16 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     hparams["parameters"] = model.num_parameters()
     board = TensorBoard(run_dir)
     curves = Curves(settings.trainer.log_every, tokens_per_step, model.flops_per_token(), peak, hparams)
-    keeper = Checkpoints(run_dir / "checkpoints", settings.trainer.val_every)
+    keeper = Checkpoints(
+        run_dir / "checkpoints",
+        settings.trainer.val_every,
+        every=settings.trainer.checkpoint_every,
+        minutes=settings.trainer.checkpoint_minutes,
+        keep=settings.trainer.keep_checkpoints,
+        points=settings.trainer.log_every,
+        patience=settings.trainer.patience,
+        whole=last is not None and last.name == "last.ckpt",
+    )
     samples = Samples(
         run_dir / "samples.txt",
         settings.trainer.sample_prompt,
@@ -172,7 +217,9 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "num_sanity_val_steps": -1,  # the whole split, before the first step
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
         "callbacks": callbacks,
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO(content)],
+        "deterministic": settings.deterministic,
+        "default_root_dir": run_dir,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "inference_mode": False,  # no_grad: a compiled model is then compiled once less
@@ -211,6 +258,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         "best_step": keeper.best_step,
         "train/loss": curves.last["train/loss"],
         "steps": trainer.global_step,
+        "skipped_steps": int(module.skipped),
         "tokens": tokens,
         "parameters": model.num_parameters(),
         "flops": flops,
@@ -237,24 +285,41 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     return summary
 
 
-def resumed_lengths(run_dir: Path, settings: Settings, data_sha256: str) -> dict[str, int]:
-    """How long a run's curves and samples were at the checkpoint that it goes on from.
+def check_resumable(run_dir: Path, content: dict[str, Any], settings: Settings, prepared: Prepared) -> None:
+    """That a run can go on from this checkpoint, and does so to the bit.
 
     Raises:
-        UserError: its checkpoint is broken, it has finished, or the text is not the one that it was trained on.
+        UserError: it has finished, is of an older version, or the text or the tokenizer is not that of its past.
     """
-    content = checkpoint.read(run_dir / "checkpoints" / "last.ckpt")
-    step = int(content["global_step"])
-    if step >= settings.trainer.max_steps and (run_dir / "summary.json").exists():
+    about, step = content[checkpoint.KEY], int(content["global_step"])
+    if about["format"] < checkpoint.FORMAT:
         raise UserError(
-            f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
-            f"sample from it: python -m gptlab.generate {run_dir}"
+            f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {about['format']}), which this "
+            f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
         )
-    if content[checkpoint.KEY]["data_sha256"] != data_sha256:
+    if (run_dir / "summary.json").exists():
+        patience = content["callbacks"]["Checkpoints"]["patience"]
+        if step >= settings.trainer.max_steps:
+            raise UserError(
+                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
+                f"sample from it: python -m gptlab.generate {run_dir}"
+            )
+        if patience is not None and patience == settings.trainer.patience:
+            raise UserError(
+                f"resume={run_dir}: the run has stopped early after {step} steps; add trainer.patience=null, or more "
+                f"than {patience}, to go further"
+            )
+    if about["data_sha256"] != prepared.sha256:
         raise UserError(
-            f"resume={run_dir}: the text has changed since (its sha256 is {data_sha256[:16]}, the run's is "
-            f"{content[checkpoint.KEY]['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
+            f"resume={run_dir}: the text has changed since (its sha256 is {prepared.sha256[:16]}, the run's is "
+            f"{about['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
         )
-    if "lengths" not in content:
-        raise UserError(f"resume={run_dir}: its checkpoint is of an older gptlab, which this one cannot go on from")
-    return content["lengths"]
+    if about["tokenizer"] != prepared.tokenizer.to_dict() and not settings.init_from:
+        raise UserError(
+            f"resume={run_dir}: the tokenizer is not the run's own (tokenizer={prepared.tokenizer.name}, "
+            f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
+        )
+    here = machine()
+    for what, value in content["machine"].items():
+        if here[what] != value:
+            log.warning("%s is %s here and was %s: the same run to rounding, not to the bit", what, here[what], value)

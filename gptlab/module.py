@@ -13,20 +13,25 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import checkpoint, metrics
-from gptlab.dataset import IGNORED, Batch
+from gptlab.dataset import IGNORED, Batch, TrainBatch
 from gptlab.errors import UserError
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
 from gptlab.tokenizers import Tokenizer
 
+RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
+
 
 class LMModule(L.LightningModule):
-    """Trains `model` on batches (idx, targets), (B, T) int64 each.
+    """Trains `model` on batches (idx, targets, noise): (B, T) int64 twice, and (B,) int32 for dropout.
+
+    What is random in a step is a function of the seed and the step alone: a run that goes on needs no random state.
 
     Args:
         config: the run's resolved config as a plain dict; it travels in the checkpoint, as
         data_sha256: that of the raw text.
         fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
+        skip: leave out steps whose gradients are not finite, and go on; else such a step is the last, see `bad_step`.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class LMModule(L.LightningModule):
         config: dict[str, Any],
         data_sha256: str,
         fused: bool = True,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,27 +53,37 @@ class LMModule(L.LightningModule):
         self.config = config
         self.data_sha256 = data_sha256
         self.fused = fused
+        self.skip = skip
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
         self.test_metrics: dict[str, float] = {}
-        self.grad_norm: Tensor | None = None
         # No buffers: DDP would make them the first process's, and bf16_true would round them.
+        self.grad_norm = torch.zeros(())
         self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
-        self.loss_count = 0
+        self.loss_count = torch.zeros(())
+        self.skipped = torch.zeros((), dtype=torch.int64)
+        """Steps that have changed nothing, since their gradients were not finite."""
+        self.bad_step = torch.full((), -1)
+        """The first of them, counted from 0: from then on the weights stay as they are."""
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self._sums: list[Tensor] = []
 
-    def cross_entropy(self, batch: Batch, reduction: str) -> Tensor:
-        idx, targets = batch
-        logits = self.model(idx)  # (B, T, V)
+    def cross_entropy(self, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
+        logits = self.model(idx, noise=noise)  # (B, T, V)
         return F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction
         )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.cross_entropy(batch, "mean")
-        self.loss_sum = self.loss_sum + loss.detach()  # on the loss's device from the first one on
-        self.loss_count += 1
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        idx, targets, noise = batch
+        if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout
+            number = batch_idx * self.trainer.world_size + self.trainer.global_rank
+            torch.cuda.manual_seed((self.config["seed"] << 32) + number)
+        loss = self.cross_entropy(idx, targets, "mean", noise)
+        counted = loss.detach()
+        finite = counted.isfinite() if self.skip else 1
+        self.loss_sum = self.loss_sum + (counted.nan_to_num(0, 0, 0) if self.skip else counted)
+        self.loss_count = self.loss_count + finite
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -75,21 +91,34 @@ class LMModule(L.LightningModule):
         limit = self.optim.grad_clip or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]  # faster than walking the model
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if self.fused:  # fp16's scaling has its own way
+            optimizer.found_inf = self._refused()  # type: ignore[attr-defined]
+
+    def _refused(self) -> Tensor | None:
+        """1 where the step is not to change anything, and counted; nothing waits for a GPU here."""
+        bad = ~self.grad_norm.isfinite()
+        if self.device.type == "cpu" and not bad and self.bad_step < 0:
+            return None
+        if not self.skip:
+            first = bad & (self.bad_step.to(bad.device) < 0)
+            self.bad_step = torch.where(first, self.trainer.global_step, self.bad_step.to(bad.device))
+            bad = self.bad_step >= 0
+        self.skipped = self.skipped.to(bad.device) + bad
+        return bad.float()
 
     def train_loss(self) -> float:
         """Mean loss of the micro-batches since the last call, over all processes."""
-        total = cast(Tensor, self.trainer.strategy.reduce(self.loss_sum.clone(), reduce_op="mean"))
-        mean = total.item() / max(self.loss_count, 1)
-        self.loss_sum = torch.zeros_like(self.loss_sum)
-        self.loss_count = 0
-        return mean
+        sums = torch.stack((self.loss_sum, torch.as_tensor(self.loss_count).to(self.loss_sum)))
+        total, count = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum")).tolist()
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), torch.zeros_like(self.loss_sum)
+        return total / max(count, 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
         counted = targets != IGNORED
         self.token_bytes = self.token_bytes.to(targets.device)
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
-        self._sums.append(torch.stack((self.cross_entropy(batch, "sum"), counted.sum(), text_bytes)))
+        self._sums.append(torch.stack((self.cross_entropy(*batch, "sum"), counted.sum(), text_bytes)))
 
     test_step = validation_step
 
@@ -131,23 +160,16 @@ class LMModule(L.LightningModule):
         content[checkpoint.KEY] = checkpoint.describe(
             self.model, self.tokenizer, self.config, self.data_sha256, step, measured
         )
-        content["losses"] = {"sum": self.loss_sum.cpu(), "count": self.loss_count}
-        content["random"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            content["random"]["cuda"] = torch.cuda.get_rng_state_all()
+        content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
-        self.loss_sum = content["losses"]["sum"].to(self.device)
-        self.loss_count = content["losses"]["count"]
+        for name in RUNNING:
+            setattr(self, name, content["training"][name].to(self.device))
         self.val_metrics = content[checkpoint.KEY]["metrics"]
         self.val_step = content["global_step"]
-        self._random = content["random"]
-
-    def on_train_start(self) -> None:
-        """Put the random states back last, when nothing draws any more before the first step."""
-        random = self.__dict__.pop("_random", None)
-        if random is None:
-            return
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(random["cuda"])
+        # Lightning counts micro-batches, and there may be another number of them to a step now.
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        seen = content["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            open_ones = counts["processed"] - counts["completed"]  # the last, where it was saved at its end
+            counts.update(ready=seen, started=seen, processed=seen, completed=seen - open_ones)

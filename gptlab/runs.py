@@ -150,24 +150,19 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a run can go on where it was stopped."""
-    return (run_dir / "config.yaml").is_file() and (run_dir / "checkpoints" / "last.ckpt").is_file()
+    return (run_dir / "config.yaml").is_file() and any((run_dir / "checkpoints").glob("*.ckpt"))
 
 
 def resumable(run_dir: Path) -> Path:
-    """The config file of a run that has a checkpoint to go on from.
+    """The config file of a run, which goes on from its newest checkpoint, or begins anew where it has none yet.
 
     Raises:
-        UserError: it is no run directory, or it was stopped before its first checkpoint.
+        UserError: it is no run directory.
     """
     config = run_dir / "config.yaml"
     if not config.is_file():
         raise UserError(
             f"resume={run_dir} is not a run directory (no config.yaml in it); runs lie in outputs/<name>/<time>"
-        )
-    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
-        raise UserError(
-            f"resume={run_dir}: the run stopped before its first checkpoint, there is nothing to go on from; "
-            f"start it anew"
         )
     return config
 

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,62 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
   python -m gptlab.train -m model.n_head=1,2,4 seed=1,2     a sweep: every combination, then a table
   python -m gptlab.train sweep=lr sweep.jobs=2              a sweep that has a name, two jobs at once
   python -m gptlab.train resume=outputs/gpt800k/<time>      go on where a run stopped
+  python -m gptlab.train model=gpt1m resume=auto            go on with such a run if one was cut off, else start
 
 --hydra-help says what Hydra can do besides."""
 
 
-def choose_run_dir(resume: str | None, fresh: str) -> str:
-    """A resumed run's own folder; a new one where there is no such run, which is then refused."""
+# What a resumed run may change: nothing that its past depends on.
+PLACES = ("data.path", "data.dir", "data.cache_dir", "data.micro_batch_size", "data.val_batch_size")
+CHANGEABLE = ("trainer.", "schedule.", "optim.grad_clip", "precision.", "compile.", "deterministic", *PLACES)
+AUTO = "auto"  # of resume
+
+
+def choose_run_dir(resume: str | None, fresh: str, *, _root_: DictConfig) -> str:
+    """A resumed run's own folder; a new one where there is no such run, which is then refused, or `auto` finds none."""
+    if resume == AUTO:
+        return unfinished(Path(fresh).parent, job(_root_)) or fresh
     return resume if resume and (Path(resume) / "config.yaml").is_file() else fresh
 
 
-# What a resumed run may change: nothing that its past depends on.
-PLACES = ("data.path", "data.dir", "data.cache_dir", "data.val_batch_size")
-CHANGEABLE = ("trainer.", "schedule.", "optim.grad_clip", "precision.", "compile.", *PLACES)
+def unfinished(folder: Path, config: dict[str, Any]) -> str | None:
+    """The latest run in `folder` of this config that has not finished, and that no process works at."""
+    from gptlab import runs
+
+    for run_dir in sorted((path.parent for path in folder.glob("*/config.yaml")), reverse=True):
+        if (run_dir / "summary.json").exists() or runs.in_use(run_dir):
+            continue
+        with suppress(UserError):
+            if not differing(plain(stored(run_dir / "config.yaml")), config):
+                return str(run_dir)
+    return None
+
+
+def job(cfg: DictConfig) -> dict[str, Any]:
+    """The composed config of one run."""
+    return plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("sweep", "hydra")]))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def differing(past: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of a config a run's past depends on and is not the same, as key=value; recommendations are not looked at."""
+    from gptlab import runs
+
+    if now["data"]["name"] == "auto":  # which the run has written the choice of
+        now = {**now, "data": {**now["data"], "name": past["data"]["name"]}}
+    if now["model"].get("name") == init_from.PRETRAINED:  # likewise
+        now = {**now, "model": past["model"]}
+    flat_past, flat_now = runs.flatten(past), runs.flatten(now)
+    free = ("name", "resume", "recipe.", *CHANGEABLE)
+    return [
+        f"{key}={flat_now.get(key)}"
+        for key in flat_past | flat_now
+        if flat_past.get(key) != flat_now.get(key) and not key.startswith(free)
+    ]
+
 
 OmegaConf.register_new_resolver("run_dir", choose_run_dir, replace=True)
 
@@ -85,15 +129,46 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """The summary of a run that starts, or goes on, in `run_dir`."""
     from gptlab import runs
 
+    composed = job(cfg)
     resume = bool(cfg.resume)
-    if resume:
-        cfg = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
+    if cfg.resume == AUTO:
+        resume = (run_dir / "config.yaml").is_file()
+        composed["resume"] = None
+        if resume:
+            past = plain(stored(run_dir / "config.yaml"))
+            if others := differing(past, composed):
+                raise UserError(
+                    f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder"
+                )
+            composed["data"]["name"] = past["data"]["name"]
+        log.info("resume=auto: %s", f"going on with {run_dir}" if resume else "nothing to go on with, a new run")
+    elif resume:
+        changed = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
+        composed = with_defaults(plain(changed), composed)
     quieten_lightning()
     from gptlab import config, fit
 
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])  # of many runs, not of one
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    return fit.fit(config.settings(cfg), plain, run_dir, resume)
+    return fit.fit(config.settings(OmegaConf.create(composed)), composed, run_dir, resume)
+
+
+def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """An older version's config with the keys that have come since, which leave a run as it was."""
+    filled = {group: {**defaults[group], **config.get(group, {})} for group in ("data", "trainer")}
+    return {**config, **filled, "deterministic": config.get("deterministic", False)}
+
+
+def stored(config_file: Path) -> DictConfig:
+    """The config that a run was started with.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    try:
+        cfg = OmegaConf.load(config_file)
+        assert isinstance(cfg, DictConfig)
+    except Exception as error:
+        raise UserError(f"{config_file} is broken: {str(error).splitlines()[0]}") from error
+    return cfg
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
@@ -102,11 +177,7 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: the file is broken, or the change would make it another run.
     """
-    try:
-        cfg = OmegaConf.load(config_file)
-        assert isinstance(cfg, DictConfig)
-    except Exception as error:
-        raise UserError(f"{config_file} is broken: {str(error).splitlines()[0]}") from error
+    cfg = stored(config_file)
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if key in ("resume", "name"):
@@ -115,7 +186,7 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its groups; change single values, e.g. trainer.max_steps=N"
             )
-        if not key.startswith(CHANGEABLE) or key == "trainer.devices":
+        if not key.startswith(CHANGEABLE):
             raise UserError(f"{override.input_line}: would make it another run; start a new one without resume=")
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     return cfg

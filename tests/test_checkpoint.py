@@ -118,34 +118,45 @@ def foreign_tensor(path: Path, content: dict[str, Any]) -> None:
 
 
 def newer(path: Path, content: dict[str, Any]) -> None:
-    torch.save(content | {"gptlab": content["gptlab"] | {"format": 7, "version": "9.9.9"}}, path)
+    checkpoint.save(content | {"gptlab": content["gptlab"] | {"format": 7, "version": "9.9.9"}}, path)
 
 
 def wrong_shape(path: Path, content: dict[str, Any]) -> None:
-    torch.save(content | {"state_dict": content["state_dict"] | {"model.wpe.weight": torch.zeros(5, 7)}}, path)
+    checkpoint.save(content | {"state_dict": content["state_dict"] | {"model.wpe.weight": torch.zeros(5, 7)}}, path)
 
 
 def missing_weight(path: Path, content: dict[str, Any]) -> None:
-    torch.save(content | {"state_dict": {k: v for k, v in content["state_dict"].items() if "ln_f" not in k}}, path)
+    checkpoint.save(content | {"state_dict": {k: v for k, v in content["state_dict"].items() if "ln_f" not in k}}, path)
 
 
 def other_size(path: Path, content: dict[str, Any]) -> None:
     about = content["gptlab"]
-    torch.save(content | {"gptlab": about | {"model": about["model"] | {"n_layer": 3}}}, path)
+    checkpoint.save(content | {"gptlab": about | {"model": about["model"] | {"n_layer": 3}}}, path)
 
 
 def unknown_model(path: Path, content: dict[str, Any]) -> None:
     about = content["gptlab"]
-    torch.save(content | {"gptlab": about | {"model": about["model"] | {"name": "mamba"}}}, path)
+    checkpoint.save(content | {"gptlab": about | {"model": about["model"] | {"name": "mamba"}}}, path)
 
 
 def no_step(path: Path, content: dict[str, Any]) -> None:
-    torch.save(content | {"gptlab": {k: v for k, v in content["gptlab"].items() if k != "step"}}, path)
+    checkpoint.save(content | {"gptlab": {k: v for k, v in content["gptlab"].items() if k != "step"}}, path)
 
 
 def truncated(path: Path, content: dict[str, Any]) -> None:
-    torch.save(content, path)
+    checkpoint.save(content, path)
     os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def a_flipped_bit(path: Path, content: dict[str, Any]) -> None:
+    checkpoint.save(content, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def without_its_checksum(path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, path)
 
 
 def random_bytes(path: Path, content: dict[str, Any]) -> None:
@@ -182,9 +193,11 @@ def nothing(path: Path, content: dict[str, Any]) -> None:
         (random_bytes, r"is broken or no checkpoint: torch.load says \w+Error"),
         (text, r"is broken or no checkpoint: torch.load says \w+Error"),
         (truncated, r"is broken or no checkpoint: torch.load says \w+Error"),
+        (a_flipped_bit, r"is broken: its contents do not have the checksum that it was written with"),
+        (without_its_checksum, r"is broken: it lacks the checksum that it was written with"),
         (foreign, r"is not a checkpoint of gptlab \(it has no 'gptlab' entry\)"),
         (foreign_tensor, r"is not a checkpoint of gptlab"),
-        (newer, r"has checkpoint format 7, written by gptlab 9.9.9; .* reads format 1: update gptlab"),
+        (newer, r"has checkpoint format 7, written by gptlab 9.9.9; .* reads formats up to 2: update gptlab"),
         (wrong_shape, r"does not fit together: .*wpe.weight.*\[5, 7\]"),
         (missing_weight, r"does not fit together: .*ln_f.weight"),
         (other_size, r"does not fit together: .*h.2.ln_1.weight"),

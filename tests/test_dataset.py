@@ -38,13 +38,13 @@ def ids(request: pytest.FixtureRequest, tmp_path: Path) -> Shards:
     return stored(tmp_path, np.arange(1009), 1009, *request.param)
 
 
-def same(a: dataset.Batch, b: dataset.Batch) -> bool:
-    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_targets_are_the_inputs_one_ahead(ids: Shards) -> None:
     for step in range(17):
-        x, y = train_batches(ids, batch_size=7).batch(step, 0)
+        x, y, _ = train_batches(ids, batch_size=7).batch(step, 0)
         assert x.shape == y.shape == (7, 13)
         assert x.dtype == y.dtype == torch.int64
         assert torch.equal(x[:, 1:], y[:, :-1])
@@ -66,7 +66,7 @@ def test_crops_begin_where_they_always_began(seed: int, step: int) -> None:
 
 
 def test_a_batch_is_cut_at_those_places(ids: Shards) -> None:
-    x, _ = train_batches(ids, seed=7, batch_size=5).batch(3, 0)
+    x, *_ = train_batches(ids, seed=7, batch_size=5).batch(3, 0)
     assert x[:, 0].tolist() == crop_starts(7, 3, 5, 1009 - 13).tolist()
 
 
@@ -89,8 +89,8 @@ def test_any_division_of_a_batch_gives_the_same_crops_in_the_same_order(
     ranks = [train_batches(ids, share=Share(rank, world_size, accumulation)) for rank in range(world_size)]
     for step in (0, 5):
         parts = [rank.batch(step, micro) for micro in range(accumulation) for rank in ranks]
-        assert all(len(x) == 8 // world_size // accumulation for x, _ in parts)
-        whole = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+        assert all(len(x) == 8 // world_size // accumulation for x, _, _ in parts)
+        whole = tuple(map(torch.cat, zip(*parts, strict=True)))
         assert same(whole, train_batches(ids).batch(step, 0))
 
 
@@ -107,15 +107,17 @@ def test_iteration_goes_on_from_the_step_that_training_has_reached(ids: Shards) 
 def test_overfitting_cycles_through_the_same_batches(ids: Shards) -> None:
     batches = train_batches(ids, distinct=3)
     for step in range(11):
-        assert same(batches.batch(step, 0), train_batches(ids).batch(step % 3, 0))
+        *crops, noise = batches.batch(step, 0)
+        assert same(tuple(crops), train_batches(ids).batch(step % 3, 0)[:2])
+        assert torch.equal(noise, train_batches(ids).batch(step, 0)[2])  # dropout does not repeat itself
 
 
 @pytest.mark.parametrize("spare", [1, 2, 7])
 def test_crops_reach_the_last_id_and_never_past_it(spare: int) -> None:
     batches = train_batches(np.arange(13 + spare, dtype=np.uint16))
     seen = [batches.batch(step, 0) for step in range(31)]
-    assert {int(x[0]) for xs, _ in seen for x in xs} == set(range(spare))
-    assert max(int(ys.max()) for _, ys in seen) == 13 + spare - 1
+    assert {int(x[0]) for xs, *_ in seen for x in xs} == set(range(spare))
+    assert max(int(ys.max()) for _, ys, _ in seen) == 13 + spare - 1
 
 
 @pytest.mark.parametrize("vocab_size", [1 << 16, 99_991])

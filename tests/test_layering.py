@@ -15,7 +15,9 @@ ROWS = [
     {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},
     {"loading"},
     {"init_from"},
-    {"config", "runs", "callbacks", "diagnostics", "references"},
+    {"config", "runs", "faults", "diagnostics", "references"},
+    {"saving"},
+    {"callbacks"},
     {"fit", "records", "jobs", "cards"},
     {"launchers", "plans", "results"},
     {"sweeps", "plots", "tables"},
@@ -24,7 +26,8 @@ ROWS = [
     {"cli"},
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
-    "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"},
+    "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"}
+    | {"faults", "saving"},
     "hydra": {"train", "multirun"},
     "omegaconf": {"config", "schema", "train", "multirun"},
     "pandas": {"records", "results", "tables", "plots"},
@@ -34,7 +37,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "submitit": {"launchers"},
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
-    | {"export", "loading"},
+    | {"export", "loading", "faults", "saving"},
     "safetensors": {"pretrained", "export"},
     "huggingface_hub": {"pretrained"},
     "tensorflow": {"pretrained"},

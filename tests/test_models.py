@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
+from gptlab.models.dropout import KEEP, Drop
 from gptlab.models.layers import CausalSelfAttention, Places
 from tests.conftest import ROOT
 
@@ -229,9 +230,9 @@ def test_dropout_acts_on_the_attention_weights(attention: str) -> None:
     seen: list[Tensor] = []
     attend.c_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     x = torch.randn(997, 1, 33, generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(7)
-    attend.train()(x, Places(None, None))
-    attend.eval()(x, Places(None, None))
+    noise = torch.randint(-(2**31), 2**31, (997,), dtype=torch.int32, generator=torch.Generator().manual_seed(7))
+    attend(x, Places(None, None, drops=(Drop(P, noise), KEEP, KEEP)))
+    attend(x, Places(None, None))
     # One position: its attention weight is 1, so that dropout takes a head's whole value or scales it.
     dropped, whole = (y.view(997, 11, 3) for y in seen)
     gone = (dropped == 0).all(dim=-1)
@@ -242,11 +243,17 @@ def test_dropout_acts_on_the_attention_weights(attention: str) -> None:
 @pytest.mark.parametrize("branch", ["attn", "mlp"])
 def test_dropout_acts_on_the_residual_branches(branch: str) -> None:
     model = gpt(dropout=P).train()
-    module = getattr(model.h[1], branch)
-    projected: list[Tensor] = []
-    module.c_proj.register_forward_hook(lambda module, inputs, output: projected.append(output))
-    _, dropped = watched(model, module, tokens(B, T))
-    assert_dropped(dropped, projected[0], P)
+    block, module = model.h[1], getattr(model.h[1], branch)
+    added: list[Tensor] = []
+    module.register_forward_hook(lambda module, inputs, output: added.append(output))
+    if branch == "attn":
+        block.mlp.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        before, after = watched(model, block, tokens(B, T))
+    else:
+        block.attn.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        before, after = watched(model, block, tokens(B, T))
+    kept = (after - before).abs() > 1e-6  # what rounding leaves of a branch that fell out
+    assert_dropped((after - before) * kept, added[0], P)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "manual"])

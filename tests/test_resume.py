@@ -79,7 +79,7 @@ def equal(a: Any, b: Any) -> bool:
 def assert_same_run(a: Path, b: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         left, right = (torch.load(d / "checkpoints" / name, weights_only=True) for d in (a, b))
-        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "random", "losses"):
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "training"):
             assert equal(left[key], right[key]), (name, key)
     assert rows(a) == rows(b)
     assert points(a) == points(b)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gptlab.models.dropout import drops
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import Block, norm, places, sinusoids
@@ -47,13 +48,14 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:
         """Logits of the next token at each position.
 
         Args:
             idx: (B, T) int64 token ids. Without a cache they are the beginning of a text; T <= block_size where
                 positions are learned or sinusoidal, else any T: each position sees the block_size before it.
             cache: what went before; these tokens are added to it, see `KVCache`.
+            noise: (B,) int32, of which dropout in training is a function; None: from torch's generator.
 
         Returns:
             (B, T, V), in the type that autocast gives.
@@ -61,9 +63,9 @@ class GPT(nn.Module):
         Raises:
             ValueError: T is larger than block_size, or than what is left of the cache.
         """
-        return self.head(self.features(idx, cache))
+        return self.head(self.features(idx, cache, noise))
 
-    def features(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def features(self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:
         """What the last block leaves, (B, T, C); arguments as of `forward`."""
         c, T = self.config, idx.shape[1]
         if cache is None:
@@ -72,12 +74,13 @@ class GPT(nn.Module):
             span, where = None, places(c, T, idx.device)
         else:
             span, where = cache.places(T)
-        x = self.embed(idx, span.t if span else None)
-        x = F.dropout(x, c.dropout, self.training)
+        embedded, *masks = drops(c.dropout if self.training else 0.0, noise, 1 + 3 * c.n_layer, idx)
+        x = embedded(self.embed(idx, span.t if span else None))
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):
             if cache is not None and span is not None:
                 where = where._replace(keep=cache.keep(i, span))
+            where = where._replace(drops=tuple(masks[3 * i : 3 * i + 3]))
             x = checkpoint(block, x, where, use_reentrant=False) if recompute else block(x, where)  # (B, T, C)
         return x
 

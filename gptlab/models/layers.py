@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptlab.models.dropout import KEEP, Drop
+
 if TYPE_CHECKING:
     from gptlab.models.gpt_config import GPTConfig
 
@@ -35,7 +37,7 @@ POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
 
 
 class Places(NamedTuple):
-    """What the attention of every block must know of the positions of a forward pass of T tokens over S keys."""
+    """What every block must know of a forward pass of T tokens over S keys: positions, a cache, what falls out."""
 
     rotation: Tensor | None
     """(2, T, D), or (2, B, 1, T, D): cosines and sines by which queries and keys are turned."""
@@ -43,6 +45,8 @@ class Places(NamedTuple):
     """(1 or B, 1 or H, T, S), added to the scores, -inf where a position may not look; None: causal, nothing more."""
     keep: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     """Adds these tokens' keys and values, (B, K, T, D), to a block's cache and returns all, (B, K, S, D)."""
+    drops: tuple[Drop, ...] = (KEEP, KEEP, KEEP)
+    """Of attention weights, of the attention's branch, of the mlp's."""
 
 
 def places(config: GPTConfig, T: int, device: torch.device) -> Places:
@@ -118,8 +122,7 @@ def attention_bias(t: Tensor, keys: Tensor, window: int, slopes: Tensor | None) 
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias), (B, H, T, S): how much each position takes from each; arguments as in
-    `manual_attention`."""
+    """softmax(scale q k^T + bias), (B, H, T, S): how much each position takes from each; see `manual_attention`."""
     T, S = q.shape[-2], k.shape[-2]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, D)
     scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, S)
@@ -131,7 +134,7 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -
     return F.softmax(scores, dim=-1)
 
 
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
     """Causal attention written out: softmax(scale q k^T + bias) v.
 
     The same numbers as `F.scaled_dot_product_attention`, against which it is tested (Vaswani et al. 2017,
@@ -142,30 +145,31 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
         q: (B, H, T, D).
         k, v: (B, K, S, D), K dividing H; the queries are the last T of S positions.
         bias: as in `Places`; None only for T = S or T = 1.
-        scale: 1 / sqrt(D), or 1.
-        dropout: probability, on the attention weights.
+        scale, drop: 1 / sqrt(D), or 1; of attention weights.
 
     Returns:
         (B, H, T, D).
     """
-    weights = F.dropout(attention_weights(q, k, bias, scale), dropout)  # (B, H, T, S)
+    weights = drop(attention_weights(q, k, bias, scale))  # (B, H, T, S)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)  # (B, H, S, D)
     return weights.type_as(v) @ v  # (B, H, T, D); the bias is fp32
 
 
-def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
     """One head after another, as the lessons write it; arguments and numbers as in `manual_attention`."""
-    H, K = q.shape[1], k.shape[1]
+    H, K, pairs = q.shape[1], k.shape[1], q.shape[2] * k.shape[2]
     heads = []
     for h in range(H):
         g = h * K // H  # the key and value head that serves this one
         its_bias = bias if bias is None or bias.shape[1] == 1 else bias[:, [h]]
-        heads.append(manual_attention(q[:, [h]], k[:, [g]], v[:, [g]], its_bias, scale, dropout))
+        heads.append(manual_attention(q[:, [h]], k[:, [g]], v[:, [g]], its_bias, scale, drop.after(h * pairs)))
     return torch.cat(heads, dim=1)  # (B, H, T, D)
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """torch's fused kernels; arguments and numbers as in `manual_attention`."""
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
+    """torch's fused kernels; arguments and numbers as in `manual_attention`, but a GPU draws its own dropout."""
+    if drop.p and (not q.is_cuda or torch.are_deterministic_algorithms_enabled()):
+        return manual_attention(q, k, v, bias, scale, drop)  # no fused kernel takes a mask
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -173,7 +177,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: 
         attn_mask=None if bias is None else bias.to(q.dtype),
         is_causal=bias is None and bool(q.shape[2] > 1),
         scale=scale,
-        dropout_p=dropout,
+        dropout_p=drop.p,
         enable_gqa=q.shape[1] != k.shape[1],
     )
 
@@ -203,7 +207,6 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         H, K, D = config.n_head, config.kv_heads, config.n_embd // config.n_head
         self.heads = (H, K, K)
-        self.dropout = config.dropout
         self.scale = D**-0.5 if config.attn_scale else 1.0
         self.attention = ATTENTIONS[config.attention]
         self.c_attn = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.has_qkv_bias)
@@ -223,15 +226,13 @@ class CausalSelfAttention(nn.Module):
         if places.keep is not None:
             k, v = places.keep(k, v)  # (B, K, S, D)
             q = q.type_as(k)
-        y = self.attention(q, k, v, places.bias, self.scale, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C).type_as(x)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)  # (B, T, C)
+        y = self.attention(q, k, v, places.bias, self.scale, places.drops[0])  # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C).type_as(x))  # (B, T, C)
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.dropout = config.dropout
         self.gated = config.mlp in GATED
         self.activation = ACTIVATIONS[config.mlp]
         self.c_fc = nn.Linear(config.n_embd, config.hidden * (2 if self.gated else 1), bias=config.bias)
@@ -243,7 +244,7 @@ class MLP(nn.Module):
             x = self.activation(gate) * x
         else:
             x = self.activation(self.c_fc(x))  # (B, T, hidden)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
+        return self.c_proj(x)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -264,12 +265,13 @@ class Block(nn.Module):
             self.mlp = MLP(config)
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
+        _, attn, mlp = places.drops
         if self.config.parallel:
-            return self.add(x, self.ln_1, lambda h: self.attn(h, places) + self.mlp(h))  # (B, T, C)
+            return self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)) + mlp(self.mlp(h)))  # (B, T, C)
         if self.config.has_attention:
-            x = self.add(x, self.ln_1, lambda h: self.attn(h, places))  # (B, T, C)
+            x = self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)))  # (B, T, C)
         if self.config.has_mlp:
-            x = self.add(x, self.ln_2, self.mlp)  # (B, T, C)
+            x = self.add(x, self.ln_2, lambda h: mlp(self.mlp(h)))  # (B, T, C)
         return x
 
     def add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:

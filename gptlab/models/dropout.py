@@ -1,0 +1,59 @@
+"""Dropout (Srivastava et al. 2014) whose masks are a function of where they stand: nothing is drawn, nothing is kept.
+
+Whether element i of row b falls out is a hash of (noise[b], place, i): the same in micro-batches of any size, on any
+number of devices, eager or compiled, and when a run goes on. On a CPU it is several times faster than to draw.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Drop(NamedTuple):
+    p: float = 0.0
+    noise: Tensor | None = None
+    """(B,) int32, random; None only for p = 0."""
+    first: int = 0
+    """The number of a row's first element."""
+
+    def after(self, first: int) -> Drop:
+        """That of what stands behind so many elements of each row."""
+        return self._replace(first=self.first + first)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, ...), a share p of it zero and the rest scaled up."""
+        if self.noise is None:
+            return x
+        i = torch.arange(self.first, self.first + x[0].numel(), dtype=torch.int32, device=x.device)
+        fate = mixed(i ^ self.noise[:, None]).view_as(x)
+        return torch.where(fate >= int(self.p * 2**32) - 2**31, x * (1 / (1 - self.p)), 0.0)
+
+
+KEEP = Drop()
+
+
+def mixed(x: Tensor) -> Tensor:
+    """A hash of int32 whose high bits depend on all bits of x: two rounds of lowbias32, which is a bijection.
+
+    Wellons 2018, https://nullprogram.com/blog/2018/07/31/.
+    """
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D  # >> carries the sign on
+    return (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+
+
+def drops(p: float, noise: Tensor | None, count: int, idx: Tensor) -> list[Drop]:
+    """Dropout in `count` places of a pass over idx (B, T).
+
+    Args:
+        noise: a random number for each row, (B,) int32; None: from torch's generator.
+    """
+    if p == 0:
+        return [KEEP] * count
+    if noise is None:
+        noise = torch.randint(-(2**31), 2**31, (len(idx),), dtype=torch.int32, device=idx.device)
+    places = torch.arange(1, count + 1, dtype=torch.int32, device=idx.device)
+    keys = mixed(mixed(noise + places[:, None] * (0x9E3779B9 - 2**32)) ^ noise)  # (count, B)
+    return [Drop(p, key) for key in keys]

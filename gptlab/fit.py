@@ -230,6 +230,8 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     with warnings.catch_warnings(), logging_redirect_tqdm():  # messages above the bar, not through it
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Early stopping and diagnostics may be turned off when a run goes on.
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last)

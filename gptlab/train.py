@@ -140,8 +140,14 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 raise UserError(
                     f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder"
                 )
+            ends = ("max_steps", "patience")
+            summary = runs.read_summary(run_dir)
+            if summary and all(past["trainer"][key] == composed["trainer"][key] for key in ends):
+                log.info("resume=auto: nothing to do")
+                return summary
             composed["data"]["name"] = past["data"]["name"]
-        log.info("resume=auto: %s", f"going on with {run_dir}" if resume else "nothing to go on with, a new run")
+        there = f"going on with {os.path.relpath(run_dir)}"
+        log.info("resume=auto: %s", there if resume else "nothing to go on with, a new run")
     elif resume:
         changed = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
         composed = with_defaults(plain(changed), composed)

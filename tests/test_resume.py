@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gptlab import checkpoint, saving
 from gptlab import fit as fit_module
 from gptlab.errors import UserError
+from tests.conftest import TINY
 
 HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50", "trainer.diagnose_every=2")
 VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
@@ -182,3 +187,177 @@ def test_another_text_is_refused_and_the_run_stays_as_it_was(run: Any, trained: 
         run(tmp_path / "run", f"data.path='{other}'", "trainer.max_steps=9", "model.dropout=0.1", resume=True)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_checkpoints_come_every_so_many_steps_and_the_last_ones_are_kept(run: Any, tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=11", "trainer.checkpoint_every=2", "trainer.keep_checkpoints=3")
+    folder = tmp_path / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "step_10.ckpt", "step_9.ckpt", "best.ckpt"}
+    for path, step in (("last.ckpt", 11), ("step_10.ckpt", 10), ("step_9.ckpt", 9)):
+        assert checkpoint.read(folder / path)["global_step"] == step
+
+
+def test_checkpoints_come_after_so_many_minutes(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that nobody sets: here every look at it is a minute."""
+    minutes = itertools.count(0, 60)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    written: list[int] = []
+
+    class Watch(L.Callback):
+        def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
+            written.append(trainer.global_step)
+
+    interrupt(monkeypatch, Watch())
+    run(tmp_path, "trainer.val_every=100", "trainer.max_steps=20", "trainer.checkpoint_minutes=5.5")
+    assert list(dict.fromkeys(written)) == [6, 12, 18, 20]
+
+
+def broken(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 64
+    path.write_bytes(data)
+
+
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before_it(
+    run: Any, untouched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").unlink()
+    broken(tmp_path / "checkpoints" / "last.ckpt")
+    run(tmp_path, *HARD, resume=True)
+    assert f"{tmp_path / 'checkpoints' / 'last.ckpt'} is broken: its contents do not have the checksum" in caplog.text
+    assert f"going on from {tmp_path / 'checkpoints' / 'step_6.ckpt'}, of step 6" in caplog.text
+    assert_same_run(tmp_path, untouched)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_done(run: Any, untouched: Path, tmp_path: Path) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "checkpoints").iterdir():
+        broken(path)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=r"last.ckpt is broken.*\n.*step_6.ckpt is broken.*\n.*best.ckpt is broken"):
+        run(tmp_path, *HARD, resume=True)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", ["on_sanity_check_start", "on_train_start"])
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_folder(
+    run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def die(self: L.Callback, *args: Any) -> None:
+        raise RuntimeError("the power is out")
+
+    interrupt(monkeypatch, type("PowerCut", (L.Callback,), {moment: die})())
+    with pytest.raises(RuntimeError, match="power"):
+        run(tmp_path, *HARD)
+    monkeypatch.undo()
+    run(tmp_path, *HARD, resume=True)
+    assert_same_run(tmp_path, untouched)
+
+
+@pytest.mark.parametrize("micro", [(2, 6), (6, 1), (3, 2)])
+def test_a_run_goes_on_with_other_micro_batches(
+    run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: tuple[int, int]
+) -> None:
+    """The same data and the same dropout in the same order: losses differ by the order of sums."""
+    first, then = (f"data.micro_batch_size={size}" for size in micro)
+    interrupt(monkeypatch, Kill(6 // micro[0] * 4, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(tmp_path, *HARD, first)
+    monkeypatch.undo()
+    run(tmp_path, *HARD, then, resume=True)
+    assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in rows(untouched)]
+    for ours, theirs in zip(rows(tmp_path), rows(untouched), strict=True):
+        for key in ("train/loss", "val/loss", "grad_norm"):
+            assert (ours[key] == theirs[key] == "") or float(ours[key]) == pytest.approx(float(theirs[key]), abs=2e-5)
+
+
+def test_a_run_killed_when_it_had_stopped_early_stays_stopped(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = ("trainer.patience=1", "trainer.max_steps=99", "optim.lr=0.3", "trainer.log_every=2")
+    run(tmp_path / "untouched", *early)
+
+    class PowerCut(L.Callback):
+        def on_train_end(self, *args: Any) -> None:
+            raise RuntimeError("the power is out")
+
+    interrupt(monkeypatch, PowerCut())
+    with pytest.raises(RuntimeError, match="power"):
+        run(tmp_path / "killed", *early)
+    monkeypatch.undo()
+    summary = run(tmp_path / "killed", *early, resume=True)
+    assert summary["status"] == "stopped_early"
+    assert_same_run(tmp_path / "killed", tmp_path / "untouched")
+    with pytest.raises(UserError, match=r"has stopped early after \d+ steps; add trainer.patience=null, or more"):
+        run(tmp_path / "killed", *early, resume=True)
+    further = run(tmp_path / "killed", *early[1:], "trainer.max_steps=30", resume=True)
+    assert further["steps"] == 30
+
+
+def test_another_machine_is_said(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path)
+    content = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt", mapped=False)
+    content["machine"]["threads"] = 97
+    checkpoint.save(content, tmp_path / "checkpoints" / "last.ckpt")
+    run(tmp_path, "trainer.max_steps=8", resume=True)
+    assert "threads is 1 here and was 97: the same run to rounding, not to the bit" in caplog.text
+
+
+def test_a_run_of_an_older_version_is_opened_and_not_gone_on_with(run: Any, tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        content = checkpoint.read(path, mapped=False)
+        content["gptlab"]["format"] = 1
+        torch.save(content, path)
+    checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match=r"which this version opens but does not go on from; begin .* init_from="):
+        run(tmp_path, "trainer.max_steps=9", resume=True)
+
+
+COMMAND = (*TINY, "name=here", "data.cache_dir=cache", "hydra.job_logging.root.level=INFO")
+
+
+def run_dirs() -> list[Path]:
+    return sorted(Path("outputs/here").iterdir())
+
+
+def test_auto_starts_goes_on_and_starts_again(command: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*COMMAND, f"data.path='{text_file}'", "resume=auto")
+    interrupt(monkeypatch, Kill(4, signal.SIGTERM))
+    first = command("train", *words)
+    assert first.returncode == 143
+    assert "resume=auto: nothing to go on with, a new run" in first.stdout + first.stderr
+    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+
+    other = command("train", *words, "seed=5", "trainer.max_steps=1")
+    assert "resume=auto: nothing to go on with" in other.stdout + other.stderr
+    assert len(run_dirs()) == 2
+
+    again = command("train", *words, "trainer.max_steps=8")  # more steps are the same run
+    assert again.returncode == 0, again.stderr
+    assert f"resume=auto: going on with {run_dirs()[0]}" in again.stdout + again.stderr
+    assert len(run_dirs()) == 2
+    assert [row["step"] for row in rows(run_dirs()[0]) if row["val/loss"]] == ["0", "3", "6", "8"]
+    assert OmegaConf.load(run_dirs()[0] / "config.yaml").resume is None
+
+    third = command("train", *words)  # nothing is left to be done: a finished run is not touched
+    assert "resume=auto: nothing to go on with, a new run" in third.stdout + third.stderr
+    assert len(run_dirs()) == 3
+
+
+def test_auto_in_a_folder_of_one_s_own(command: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*COMMAND, f"data.path='{text_file}'", "resume=auto", "hydra.run.dir=mine")
+    interrupt(monkeypatch, Kill(4, signal.SIGTERM))
+    assert command("train", *words).returncode == 143
+    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+    other = command("train", *words, "seed=5", "optim.lr=0.01")
+    assert other.returncode == 1
+    assert "mine is another run, which does not have seed=5, optim.lr=0.01: choose another folder" in other.stderr
+    assert command("train", *words).returncode == 0
+    assert rows(Path("mine"))[-1]["step"] == "7"
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*") if path.name != "train.log"}
+    finished = command("train", *words)
+    assert finished.returncode == 0
+    assert "resume=auto: nothing to do" in finished.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before

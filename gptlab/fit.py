@@ -27,7 +27,7 @@ from gptlab.datamodule import LMDataModule
 from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import write_atomically, writing
-from gptlab.loggers import CSVLogger, TensorBoard
+from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
@@ -227,7 +227,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     trainer = L.Trainer(**arguments)
     if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with warnings.catch_warnings(), logging_redirect_tqdm():  # messages above the bar, not through it
+    with warnings.catch_warnings(), one_report(), logging_redirect_tqdm():  # messages above the bar, not through it
         # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Early stopping and diagnostics may be turned off when a run goes on.

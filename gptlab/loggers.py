@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,17 @@ class TensorBoard(TensorBoardLogger):
     def save(self) -> None:
         """Flush, and leave out Lightning's hparams.yaml: config.yaml has them."""
         self.experiment.flush()
+
+
+@contextmanager
+def one_report() -> Iterator[None]:
+    """Leave what TensorBoard's own thread cannot write to the main one, whose next write is refused as well."""
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else hook(failed)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def layout(n_layer: int) -> dict[str, dict[str, list[Any]]]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import os
+import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,8 @@ import torch
 from gptlab import checkpoint
 from gptlab.errors import UserError
 from gptlab.module import LMModule
-from tests.test_resume import HARD, assert_same_run, interrupt
+from tests.conftest import TINY
+from tests.test_resume import HARD, Kill, assert_same_run, interrupt, rows, untouched  # noqa: F401 (a fixture)
 
 LONG = ("schedule.decay_steps=7", "data.micro_batch_size=3", "model.dropout=0.1")
 
@@ -143,3 +149,112 @@ def test_too_little_memory_is_said(
     interrupt(monkeypatch, Cramped(most))
     with pytest.raises(UserError, match=message):
         run(tmp_path, f"data.micro_batch_size={micro}")
+
+
+# Leaves a place that holds so many kilobytes a file, and trains there: the curves fit, TensorBoard's events do not.
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+from gptlab import train
+train.main()
+"""
+
+
+def test_a_disk_that_is_full_is_one_message(shell: Any, text_file: Path, tmp_path: Path, cache_dir: Path) -> None:
+    words = (*TINY, "model=bigram", "trainer.max_steps=500", "trainer.val_every=400", "hydra.run.dir=run")
+    small = [word for word in words if not word.startswith("model.n_")]
+    prepared = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
+    child = shell("-c", FULL, *small, *prepared)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 1, out + err
+    assert err.count("error: cannot write in run") == 1
+    assert "free some space there, or choose another folder (hydra.run.dir=...)" in err.replace(" for runs, ", ")")
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.glob("run/**/*.tmp"))
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    run: Any,
+    untouched: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    now = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    run(tmp_path, *HARD, "trainer.checkpoint_minutes=1")
+    assert rows(tmp_path) == rows(untouched)
+    assert (tmp_path / "samples.txt").read_text() == (untouched / "samples.txt").read_text()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert seconds == sorted(seconds)
+
+
+def test_prepared_data_that_were_deleted_are_made_again(
+    run: Any,
+    untouched: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    interrupt(monkeypatch, Kill(7, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", *HARD, cache)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "cache")
+    run(tmp_path / "run", *HARD, cache, resume=True)
+    assert_same_run(tmp_path / "run", untouched)
+
+
+def test_another_tokenizer_is_refused(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "run", f"data.cache_dir={tmp_path / 'cache'}")
+    content = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt", mapped=False)
+    characters = content["gptlab"]["tokenizer"]["chars"]
+    content["gptlab"]["tokenizer"]["chars"] = characters[::-1]
+    checkpoint.save(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        UserError, match=r"the tokenizer is not the run's own \(tokenizer=char, \d+ in its vocabulary\)"
+    ):
+        run(tmp_path / "run", "trainer.max_steps=9", f"data.cache_dir={tmp_path / 'cache'}", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [({}, "requeue 42"), ({"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 17_3")],
+)
+def test_slurm_s_signal_puts_the_job_back_into_the_queue(
+    run: Any,
+    untouched: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    environment: dict[str, str],
+    asked: str,
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+    for name, value in {"SLURM_JOB_ID": "42", **environment}.items():
+        monkeypatch.setenv(name, value)
+    interrupt(monkeypatch, Kill(7, signal.SIGUSR1))
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "run", *HARD)
+    assert stopped.value.code == 138
+    assert (tmp_path / "asked").read_text() == f"{asked}\n"
+    assert "is back in SLURM's queue" in caplog.text
+    monkeypatch.undo()
+    run(tmp_path / "run", *HARD, resume=True)
+    assert_same_run(tmp_path / "run", untouched)
+
+
+def test_a_job_that_slurm_does_not_take_back_is_saved_all_the_same(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    interrupt(monkeypatch, Kill(4, signal.SIGUSR1))
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run")
+    assert "job 42 could not be put back into SLURM's queue: " in caplog.text
+    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5

@@ -42,6 +42,8 @@ TINY = (
     "trainer.sample_tokens=19",
     "schedule.warmup_steps=2",
 )
+# What a run that goes on must not stumble over.
+HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50", "trainer.diagnose_every=2")
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +91,14 @@ def trained(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished tiny run; not to be written to."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     run(run_dir, "model.dropout=0.1")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def untouched(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished hard run that nobody stopped; not to be written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "untouched"
+    run(run_dir, *HARD)
     return run_dir
 
 

@@ -20,9 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptlab import checkpoint, saving
 from gptlab import fit as fit_module
 from gptlab.errors import UserError
-from tests.conftest import TINY
+from tests.conftest import HARD, TINY
 
-HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50", "trainer.diagnose_every=2")
 VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
 
 
@@ -89,13 +88,6 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert rows(a) == rows(b)
     assert points(a) == points(b)
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
-
-
-@pytest.fixture(scope="module")
-def untouched(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("untouched")
-    run(run_dir, *HARD)
-    return run_dir
 
 
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that

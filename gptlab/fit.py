@@ -225,6 +225,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         "inference_mode": False,  # no_grad: a compiled model is then compiled once less
     }
     trainer = L.Trainer(**arguments)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with warnings.catch_warnings(), one_report(), logging_redirect_tqdm():  # messages above the bar, not through it
@@ -246,6 +247,8 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
                 with writing(run_dir):
                     raise
             raise
+        finally:
+            torch.use_deterministic_algorithms(False)  # which Lightning leaves on
 
     stopped_early = trainer.global_step < settings.trainer.max_steps
     seconds = curves.train_seconds

@@ -21,6 +21,7 @@ from gptlab.files import write_atomically
 
 PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 SUMMARY_FORMAT = 1
+KEPT = ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints")  # of the trainer: what is kept, not computed
 PLACES = ("data.path", "data.dir", "data.cache_dir")  # where things lie, which changes nothing that a run computes
 LOCK = ".lock"
 
@@ -63,6 +64,7 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
     what["data"] = data | {"sha256": data_sha256}
+    what["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in KEPT}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

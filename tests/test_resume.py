@@ -113,6 +113,32 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert_same_run(tmp_path, untouched)
 
 
+VARIANTS = {
+    "bf16": ("precision=bf16",),
+    "bf16_true": ("precision=bf16_true",),
+    "compiled": ("compile=inductor", "compile.backend=aot_eager"),
+    "recomputed": ("model.gradient_checkpointing=true", "arch=modern", "model.n_embd=36"),
+    "constant": ("schedule=constant", "optim.grad_clip=0", "model.attention=per_head"),
+    "deterministic": ("deterministic=true", "arch=llama", "model.n_embd=36"),
+    "overfit": ("data.overfit_batches=2",),
+    "one at a time": ("data.micro_batch_size=1", "trainer.checkpoint_every=1"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_so_does_every_kind_of_run(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    words = (*HARD, "trainer.max_steps=5", "trainer.val_every=2", "schedule.decay_steps=5", *VARIANTS[name])
+    torch._dynamo.reset()
+    run(tmp_path / "untouched", *words)
+    interrupt(monkeypatch, Kill(17 if name == "one at a time" else 8, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(tmp_path / "stopped", *words)
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    run(tmp_path / "stopped", *words, resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "untouched")
+
+
 def test_a_run_that_lost_its_last_steps_writes_no_step_twice(
     run: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

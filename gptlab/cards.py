@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -14,7 +13,9 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab import __version__, models
 from gptlab.checkpoint import Info
+from gptlab.errors import UserError
 from gptlab.evaluation import Windows
+from gptlab.files import read_json
 from gptlab.models import Model
 from gptlab.runs import PLACES, duration, flatten
 from gptlab.tokenizers import Tokenizer
@@ -125,10 +126,9 @@ def _origin(info: Info) -> str | None:
 def _summary(info: Info) -> dict[str, Any]:
     """The flat summary.json of the run directory that a checkpoint lies in; empty where there is none."""
     file = info.path.parent.parent / "summary.json"
-    try:
-        return flatten(json.loads(file.read_bytes())) if info.path.parent.name == "checkpoints" else {}
-    except (OSError, ValueError):
-        return {}
+    with suppress(UserError):
+        return flatten(read_json(file, must_be_sealed=False)) if info.path.parent.name == "checkpoints" else {}
+    return {}
 
 
 def _versions() -> dict[str, str]:

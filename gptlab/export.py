@@ -130,7 +130,6 @@ def to_hf(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
     from gptlab.models import hf
     from gptlab.models.gpt_config import GPTConfig
     from gptlab.models.weights import parameters
-    from gptlab.runs import write_json
 
     if not isinstance(model.config, GPTConfig):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")
@@ -142,8 +141,8 @@ def to_hf(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
         "pad_token_id": end,
     }
     write_tokenizer(tokenizer, model.config.block_size, folder)
-    write_json(folder / "config.json", config | special)
-    write_json(folder / "generation_config.json", special)
+    for name, content in (("config.json", config | special), ("generation_config.json", special)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     write_weights(folder / "model.safetensors", hf.to_hf(parameters(model), model.config), {})
     return config["architectures"][0]
 

@@ -1,16 +1,24 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that say so when they have changed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import platformdirs
 
 from gptlab.errors import UserError
+
+LARGEST = 1 << 28  # bytes of a file that is read at once
+SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')
+TRACE = re.compile(rb"[0-9a-f]{24}")  # in a first line: of a seal, which damage may have left unreadable
+BEGINNING = 150  # bytes in which a seal is looked for
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -43,6 +51,91 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        UserError: it cannot be read, is larger, or is no file: of a pipe, reading would have no end.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise OSError("it is no file")
+        if size > most:
+            raise OSError(f"it has {size:,} bytes, and {most:,} are the most")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise UserError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def digest(path: Path) -> Any:
+    """The sha256 of a file, as hashlib's object."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found
+
+
+def sealed(text: str) -> str:
+    """YAML with a first line, a comment, from which `unsealed` sees whether anything after it has changed."""
+    return f"# sha256 of what follows: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def unsealed(content: bytes, name: str) -> bytes:
+    """`content`, which is as gptlab wrote it, or without a seal: of an older version, or written by hand.
+
+    Args:
+        name: of the file, for the message.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    first, _, rest = content.partition(b"\n")
+    if not TRACE.search(first[:BEGINNING]):
+        return content
+    seal = SEAL.fullmatch(first)
+    if seal is None or hashlib.sha256(rest).hexdigest().encode() != seal[1]:
+        raise UserError(
+            f"{name} has changed since gptlab wrote it (its sha256 differs): put the old one back; give changes on the "
+            f"command line, or delete its first line{' but for the {' if first[:1] == b'{' else ''} to let them count"
+        )
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:
+    """Write an object, sealed; `content` has something in it.
+
+    Raises:
+        UserError: see `write_atomically`.
+    """
+    rest = json.dumps(content, indent=indent)[1:].lstrip("\n").encode() + b"\n"
+    seal = f'{{"sha256 of what follows": "{hashlib.sha256(rest).hexdigest()}",\n'
+    write_atomically(path, lambda file: file.write(seal.encode() + rest))
+
+
+def read_json(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
+    """The object that `write_json` wrote.
+
+    Args:
+        must_be_sealed: or it may come from an older version, which had no seals, or from someone's hand.
+
+    Raises:
+        UserError: it cannot be read, is no object, or has changed; the message begins with the file's name.
+    """
+    try:
+        content = json.loads(unsealed(read_bytes(path), path.name))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} cannot be read: it is no JSON object")
+    if content.pop("sha256 of what follows", None) is None and must_be_sealed:
+        raise UserError(f"{path.name} cannot be read: its first line, with the checksum, is missing")
+    return content
 
 
 @contextmanager

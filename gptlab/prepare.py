@@ -26,14 +26,14 @@ from tqdm import tqdm
 from gptlab import tokenizers
 from gptlab.corpora import Corpus
 from gptlab.errors import UserError, quoted
-from gptlab.files import write_atomically, writing
-from gptlab.shards import Shards, Writer, id_type
+from gptlab.files import digest, read_json, write_json, writing
+from gptlab.shards import Shards, Writer, id_type, shard, verify
 from gptlab.texts import PIECE, Piece
 from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the prepared files; part of their folder's name
+FORMAT = 3  # of the prepared files; part of their folder's name
 SPLITS = ("train", "val", "test")
 LEFT_OUT = 0.01  # of the text's beginning: the share of its characters that a given tokenizer may lack
 LARGE = 1 << 26  # bytes of text from which what was read is remembered, and progress shown
@@ -93,7 +93,7 @@ def prepare(
     """Split the text, fit the tokenizer on the training part, and write each part's ids, unless they are there.
 
     The folder's name carries the hash of text, split, tokenizer and format, and the folder appears under it whole. Of
-    several processes one does the work, the others wait for it.
+    several processes one does the work, the others wait for it. What has changed since it was written is prepared anew.
 
     Args:
         config: of the tokenizer; or one that is there already, and has not seen this text.
@@ -107,20 +107,38 @@ def prepare(
     if split.by == "position" and corpus.bytes is None:
         raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
-    identity = about["sha256"] if about else corpus.origin
-    chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
-    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
-    folder = cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    if prepared := _opened(corpus.name, folder):
-        return prepared
+    folder = place(corpus, split, config, about["sha256"] if about else corpus.origin, cache_dir)
+    damage: UserError | None = None
+    try:
+        if prepared := opened(corpus.name, folder):
+            return prepared
+    except UserError as error:
+        damage = error
+        log.warning("%s. The text is prepared anew", damage)
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _alone(cache_dir / f".{folder.name}.lock"):
-            if not (prepared := _opened(corpus.name, folder)):
+            with suppress(UserError):
+                if prepared := opened(corpus.name, folder):
+                    return prepared
+            try:
                 _build(folder, corpus, split, config, raw_dir, about["characters"] if about else 0)
-                prepared = _opened(corpus.name, folder)
+            except UserError as error:
+                raise UserError(f"{damage}. It cannot be prepared anew: {error}") if damage else error from error
+            prepared = opened(corpus.name, folder)
     assert prepared is not None
     return prepared
+
+
+def place(corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, identity: str, cache_dir: Path) -> Path:
+    """The folder of a text's ids.
+
+    Args:
+        identity: the sha256 of the text; of a stream, its origin.
+    """
+    chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
+    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
+    return cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 
 def _digest(tokenizer: Tokenizer) -> str:
@@ -142,15 +160,30 @@ def _alone(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _opened(name: str, folder: Path) -> Prepared | None:
-    """What lies in `folder`; None if it is not there, or not whole."""
-    with suppress(OSError, ValueError, KeyError):
-        index = json.loads((folder / "index.json").read_text())
-        tokenizer = tokenizers.from_dict(json.loads((folder / "tokenizer.json").read_text()))
+def opened(name: str, folder: Path, remember: bool = True) -> Prepared | None:
+    """What lies in `folder`; None if there is no such folder.
+
+    Args:
+        remember: see `shards.verify`.
+
+    Raises:
+        UserError: a file of it is not there, or not as it was written.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        index = read_json(folder / "index.json")
+        files = {shard(folder, split, i).name for split, counts in index["counts"].items() for i in range(len(counts))}
+        if index["files"].keys() != {"tokenizer.json", *files}:
+            raise UserError("index.json is damaged: it names other files than it counts")
+        verify(folder, index["files"], remember)
+        tokenizer = tokenizers.from_dict(read_json(folder / "tokenizer.json"))
         prepared = Prepared(name, index["sha256"], tokenizer, folder, index["counts"], index["unknown"])
-        if all(len(prepared.ids(split)) == sum(counts) for split, counts in prepared.counts.items()):
-            return prepared
-    return None
+        if any(len(prepared.ids(split)) != sum(counts) for split, counts in prepared.counts.items()):
+            raise UserError("index.json is damaged: it counts other ids than there are")
+        return prepared
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"prepared data is damaged, {folder}: {error}") from error
 
 
 def hashed(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
@@ -171,8 +204,8 @@ def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
     large = corpus.bytes >= LARGE
     remembered = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
     if large:
-        with suppress(OSError, ValueError):
-            return json.loads(remembered.read_text())
+        with suppress(UserError):
+            return read_json(remembered)
     digest, characters, blank = hashlib.sha256(), 0, True
     with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
         for text, _ in hashed(corpus.read(), digest, corpus.documents):
@@ -184,7 +217,7 @@ def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
     about = {"sha256": digest.hexdigest(), "characters": characters}
     if large:
         with suppress(UserError):  # a cache that cannot be written may hold the ids all the same
-            write_atomically(remembered, lambda file: file.write(json.dumps(about).encode()))
+            write_json(remembered, about)
     return about
 
 
@@ -243,13 +276,13 @@ def _build(
         log.info("preparing data=%s with tokenizer=%s, once: %s", corpus.name, config.name, folder)
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(exist_ok=True)
-    digest = hashlib.sha256()
+    text = hashlib.sha256()
     writer = Writer(work)
     if writer.units:
         log.info("going on where a preparation of it was stopped")
     try:
         tokenizer = _tokenizer(work, corpus, split, config, raw_dir, characters)
-        parts = assigned(hashed(corpus.read(), digest, corpus.documents), split, characters)
+        parts = assigned(hashed(corpus.read(), text, corpus.documents), split, characters)
         with tqdm(total=characters or None, unit="char", unit_scale=True, desc="tokenising", disable=quiet) as bar:
             for ids, unknown in _in_parallel(tokenizer, parts, corpus.documents, writer.units, bar):
                 writer.add(ids, unknown)
@@ -262,8 +295,9 @@ def _build(
         if not writer.mark.exists():
             shutil.rmtree(work, ignore_errors=True)
         raise
-    index = {"sha256": digest.hexdigest(), "counts": writer.counts, "unknown": sorted(writer.unknown)}
-    write_atomically(work / "index.json", lambda file: file.write(json.dumps(index).encode()))
+    files = {"tokenizer.json": digest(work / "tokenizer.json").hexdigest(), **writer.sha256()}
+    index = {"sha256": text.hexdigest(), "counts": writer.counts, "unknown": sorted(writer.unknown), "files": files}
+    write_json(work / "index.json", index)
     writer.mark.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     work.rename(folder)
@@ -273,8 +307,8 @@ def _tokenizer(
     work: Path, corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, raw_dir: Path, characters: int
 ) -> Tokenizer:
     file = work / "tokenizer.json"
-    with suppress(OSError, ValueError):
-        return tokenizers.from_dict(json.loads(file.read_text()))
+    with suppress(UserError):
+        return tokenizers.from_dict(read_json(file))
     train = (text for name, text, _ in assigned(corpus.read(), split, characters) if name == "train")
     beginning = next(train, None)
     if beginning is None:
@@ -291,7 +325,7 @@ def _tokenizer(
             corpus.name,
             tokenizer.vocab_size,
         )
-    write_atomically(file, lambda f: f.write(json.dumps(tokenizer.to_dict()).encode()))
+    write_json(file, tokenizer.to_dict(), indent=None)
     return tokenizer
 
 

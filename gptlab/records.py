@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -16,11 +16,13 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab import runs
 from gptlab.errors import UserError
+from gptlab.files import read_bytes, read_json, unsealed
 from gptlab.runs import flatten
 from gptlab.texts import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
+MOST = 1 << 20  # bytes of a config
 APART = {"name", "seed", "resume", *runs.PLACES}  # the seed, and what changes nothing that a run computes
 
 
@@ -82,10 +84,12 @@ def read(path: Path) -> Run:
     Raises:
         UserError: it has not finished, or what it left cannot be read; the message does not repeat the path.
     """
+    if not (path / "config.yaml").is_file():
+        raise UserError("has not begun: there is no config.yaml")
     config = _config(path / "config.yaml")
     if not (path / "summary.json").is_file():
         raise UserError(_unfinished(path, config))
-    summary = flatten(_json(path / "summary.json"))
+    summary = flatten(_sound(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
     made = summary.get("format", 1)
     if not isinstance(made, int) or made > runs.SUMMARY_FORMAT:
         raise UserError(
@@ -95,10 +99,10 @@ def read(path: Path) -> Run:
     lacking = [key for key in (*NEEDED, "data.sha256") if key not in summary]
     if lacking:
         raise UserError(f"summary.json lacks {', '.join(lacking)}")
-    wrong = [key for key in NEEDED if not isinstance(summary[key], int | float)]
+    wrong = [key for key in NEEDED if not isinstance(summary[key], int | float) or isinstance(summary[key], bool)]
     if wrong:
         raise UserError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
-    environment, job = (_json(path / name, {}) for name in ("environment.json", "job.json"))
+    environment, job = (_json(path / name) for name in ("environment.json", "job.json"))
     baseline = _values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
     searched = "baseline" in job and job["baseline"] is None
     return Run(path, config, summary, environment, _typed(job, environment), baseline, searched)
@@ -107,28 +111,43 @@ def read(path: Path) -> Run:
 def _config(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
     try:
-        content = yaml.load(path.read_bytes(), Loader=loader)
-    except FileNotFoundError:
-        raise UserError("has not begun: there is no config.yaml") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(unsealed(read_bytes(path, MOST), path.name), Loader=loader)
+    except UserError:
+        raise
+    except Exception as error:  # of a wrong date, a number of a thousand digits, ...: each has its own
         raise UserError(f"config.yaml cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError("config.yaml is no config")
-    return flatten(content)
+    return flatten(_sound(content, "config.yaml"))
 
 
-def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of a file; `default` where there is none or it cannot be read."""
+def _json(path: Path) -> dict[str, Any]:
+    """The content of a file; nothing where there is none or it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
-        if isinstance(content, dict):
-            return content
-        error: Exception = ValueError("it is no JSON object")
-    except (OSError, ValueError) as broken:
-        error = broken
-    if default is None:
-        raise UserError(f"{path.name} cannot be read: {error}")
-    return default
+        return _sound(read_json(path, must_be_sealed=False), path.name)
+    except UserError:
+        return {}
+
+
+def _sound(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """`content`, a tree of plain values.
+
+    Raises:
+        UserError: it refers to a part of itself, as YAML can: so a few lines stand for more than any memory holds. Or
+            it has a number that none computes with.
+    """
+    seen: set[int] = set()
+    rest: list[Any] = [content]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, dict | list):
+            if id(each) in seen:
+                raise UserError(f"{name} is no config: it refers to parts of itself")
+            seen.add(id(each))
+            rest += each.values() if isinstance(each, dict) else each
+        elif isinstance(each, int) and each.bit_length() > 64:
+            raise UserError(f"{name} has a number of {each.bit_length():,} bits")
+    return content
 
 
 def _unfinished(path: Path, config: dict[str, Any]) -> str:
@@ -142,7 +161,7 @@ def _unfinished(path: Path, config: dict[str, Any]) -> str:
 def metrics(path: Path) -> pd.DataFrame:
     """The numbers of a run's metrics.csv by step; empty where it has none that can be read."""
     try:
-        frame = pd.read_csv(path / "metrics.csv", on_bad_lines="skip")
+        frame = pd.read_csv(io.BytesIO(read_bytes(path / "metrics.csv")), on_bad_lines="skip")
         frame = frame.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
         return frame.set_index(frame["step"].astype(int)).drop(columns="step")
     except (OSError, ValueError, KeyError):  # pandas' own errors are ValueErrors

@@ -17,17 +17,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gptlab.errors import UserError
-from gptlab.files import write_atomically
+from gptlab.files import read_json
+from gptlab.files import write_json as write_json  # what a run directory's JSON is written with
 
 PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 SUMMARY_FORMAT = 1
 KEPT = ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints")  # of the trainer: what is kept, not computed
 PLACES = ("data.path", "data.dir", "data.cache_dir")  # where things lie, which changes nothing that a run computes
 LOCK = ".lock"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -141,13 +138,13 @@ def first_process() -> bool:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """A finished run's summary; None where there is none that can be read."""
+    """A finished run's summary; None where there is none that can be read, or it has changed since."""
     try:
-        summary = json.loads((run_dir / "summary.json").read_bytes())
-    except (OSError, ValueError):
+        summary = read_json(run_dir / "summary.json", must_be_sealed=False)
+    except UserError:
         return None
     needed = ("status", "steps", "val/loss", "best_val_loss")
-    return summary if isinstance(summary, dict) and all(key in summary for key in needed) else None
+    return summary if all(key in summary for key in needed) else None
 
 
 def has_checkpoint(run_dir: Path) -> bool:

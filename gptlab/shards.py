@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptlab.files import write_atomically
+from gptlab.errors import UserError
+from gptlab.files import digest, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 SHARD = 100_000_000  # ids, about
 SAVE_EVERY = 16  # units of a million characters
+ALWAYS = 1 << 29  # bytes up to which all files are verified whenever they are opened
+VERIFIED = "verified.json"
+THREADS = 8  # that hash files
 
 
 def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
@@ -22,6 +30,45 @@ def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
 
 def shard(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.bin"
+
+
+def verify(folder: Path, files: dict[str, str], remember: bool = True) -> None:
+    """That the `files` of `folder` have these sha256.
+
+    More than ALWAYS bytes are read once only: what was found is remembered beside them, where that can be written, and
+    holds for a file as long as its size, time and inode stay the same.
+
+    Args:
+        remember: write what was found.
+
+    Raises:
+        UserError: the first that has not, or that cannot be read.
+    """
+    try:
+        found = {name: (folder / name).stat() for name in files}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    stamps = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino, files[name]] for name, stat in found.items()}
+    large = sum(stat.st_size for stat in found.values()) > ALWAYS
+    known: dict[str, Any] = {}
+    if large:
+        with suppress(UserError):
+            known = read_json(folder / VERIFIED)
+    unknown = [name for name in files if known.get(name) != stamps[name]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, sha256 in zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True):
+            if sha256 != files[name]:
+                raise UserError(f"{folder / name} is damaged: its sha256 is not the one it was written with")
+    if large and unknown and remember:
+        with suppress(UserError):  # a folder that cannot be written may be read all the same
+            write_json(folder / VERIFIED, stamps)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return digest(file).hexdigest()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
 
 
 class Shards:
@@ -48,7 +95,8 @@ class Shards:
 class Writer:
     """Appends ids to the shards in `folder`, unit by unit; every so often marks how far they reach.
 
-    Where a folder has such a mark, what was written after it is cut off, and `units` says where to go on.
+    Where a folder has such a mark, what was written after it is cut off, and `units` says where to go on. If the files
+    are not what the mark says, all begins anew.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,19 +106,35 @@ class Writer:
         self.counts: dict[str, list[int]] = {}
         self.unknown: set[str] = set()
         """Characters that have no id."""
+        self.digests: dict[Path, Any] = {}
+        """The sha256 of each file so far."""
         self._unmarked: set[Path] = set()
-        with suppress(OSError, ValueError):
-            state = json.loads(self.mark.read_text())
-            for split, counts in state["counts"].items():
-                for i, count in enumerate(counts):
-                    file, size = shard(folder, split, i), count * state["item_size"]
-                    if file.stat().st_size < size:
-                        raise ValueError(f"{file} is shorter than its mark says")
-                    os.truncate(file, size)
-            self.units, self.counts, self.unknown = state["units"], state["counts"], set(state["unknown"])
-        kept = {shard(folder, split, i) for split, counts in self.counts.items() for i in range(len(counts))}
-        for file in set(folder.glob("*.bin")) - kept:
+        if self.mark.exists():
+            try:
+                self._take_up()
+            except (UserError, OSError, KeyError) as error:
+                log.warning("%s: what a stopped preparation has left is not taken up: %s", folder, error)
+        for file in set(folder.glob("*.bin")) - self.digests.keys():
             file.unlink()
+
+    def _take_up(self) -> None:
+        state = read_json(self.mark)
+        sizes = {
+            shard(self.folder, split, i): count * state["item_size"]
+            for split, counts in state["counts"].items()
+            for i, count in enumerate(counts)
+        }
+        for file, size in sizes.items():
+            if file.stat().st_size < size:
+                raise UserError(f"{file.name} is shorter than its mark says")
+            os.truncate(file, size)
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = dict(zip(sizes, pool.map(digest, sizes), strict=True))
+        for file, found in digests.items():
+            if found.hexdigest() != state["sha256"][file.name]:
+                raise UserError(f"{file.name} is damaged: its sha256 is not the one it was written with")
+        self.digests, self.units, self.counts = digests, state["units"], state["counts"]
+        self.unknown = set(state["unknown"])
 
     def add(self, ids: dict[str, np.ndarray], unknown: set[str]) -> None:
         """One unit more: its ids by split, all of one type."""
@@ -81,14 +145,20 @@ class Writer:
             if counts[-1] >= SHARD:
                 counts.append(0)
             path = shard(self.folder, split, len(counts) - 1)
+            content = array.tobytes()
             with path.open("ab") as file:
-                file.write(array.tobytes())
+                file.write(content)
+            self.digests.setdefault(path, hashlib.sha256()).update(content)
             self._unmarked.add(path)
             counts[-1] += len(array)
         self.unknown |= unknown
         self.units += 1
         if self.units % SAVE_EVERY == 0:
             self.save(array.itemsize)
+
+    def sha256(self) -> dict[str, str]:
+        """Of each file, by its name."""
+        return {path.name: found.hexdigest() for path, found in sorted(self.digests.items())}
 
     def save(self, item_size: int) -> None:
         for path in self._unmarked:
@@ -100,5 +170,6 @@ class Writer:
             "counts": self.counts,
             "unknown": sorted(self.unknown),
             "item_size": item_size,
+            "sha256": self.sha256(),
         }
-        write_atomically(self.mark, lambda file: file.write(json.dumps(state).encode()))
+        write_json(self.mark, state)

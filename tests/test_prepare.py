@@ -115,9 +115,9 @@ def test_a_given_tokenizer_is_kept_and_never_shares_a_folder_with_another(tmp_pa
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("char", "text-char-5e4dda1a287b03c5"),
-        ("byte", "text-byte-aa785e385b64450a"),
-        ("bpe", "text-bpe-5b511dce49666aa5"),
+        ("char", "text-char-5aaa5c30d4faf6e6"),
+        ("byte", "text-byte-91b59dda53aa8bb6"),
+        ("bpe", "text-bpe-142de76516964ebe"),
     ],
 )
 def test_folders_keep_the_names_of_earlier_versions(tmp_path: Path, name: str, folder: str) -> None:
@@ -388,6 +388,75 @@ def test_a_folder_that_is_not_whole_is_made_again(tmp_path: Path, file: str, dam
     assert decoded(again, "train") + decoded(again, "val") == TEXT
 
 
+FILES = ("index.json", "tokenizer.json", "train-00000.bin", "val-00000.bin")
+
+
+def flip(path: Path, place: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.split("-")[0])
+def test_a_flipped_bit_is_noticed_said_and_put_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    first = made(one(TEXT), tmp_path)
+    before = contents(first.folder)
+    flip(first.folder / file)
+    caplog.clear()
+    again = made(one(TEXT), tmp_path)
+    assert again.folder == first.folder
+    assert contents(again.folder) == before
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert file in said
+    assert said.endswith("The text is prepared anew")
+
+
+def test_files_of_another_folder_are_noticed(tmp_path: Path) -> None:
+    """Each of them is sound by itself."""
+    first, other = made(one(TEXT), tmp_path), made(one(TEXT.replace("y", "z")), tmp_path)
+    for name in ("tokenizer.json", "train-00000.bin"):
+        (first.folder / name).write_bytes((other.folder / name).read_bytes())
+        assert made(one(TEXT), tmp_path).tokenizer.to_dict() == first.tokenizer.to_dict()
+        assert decoded(made(one(TEXT), tmp_path), "train") == TEXT[: len(first.ids("train"))]
+
+
+def test_damaged_data_whose_text_is_gone_is_an_error_that_says_both(tmp_path: Path) -> None:
+    def gone() -> Iterator[Piece]:
+        raise UserError("the network does not answer")
+        yield
+
+    corpus = replace(many(TEXT.split("\n")), bytes=None, origin="hub")
+    flip(made(corpus, tmp_path, CHAR, BY_DOCUMENT).folder / "train-00000.bin")
+    both = r"train-00000\.bin is damaged: .*\. It cannot be prepared anew: the network does not answer"
+    with pytest.raises(UserError, match=both):
+        made(replace(corpus, read=gone), tmp_path, CHAR, BY_DOCUMENT)
+
+
+def test_large_data_is_verified_once_as_long_as_it_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(path: Path) -> Any:
+        hashed.append(path.name)
+        return digest(path)
+
+    digest, hashed = shards.digest, list[str]()
+    monkeypatch.setattr(shards, "ALWAYS", 0)
+    monkeypatch.setattr(shards, "digest", counted)
+    first = made(one(TEXT), tmp_path)
+    assert sorted(hashed) == ["tokenizer.json", "train-00000.bin", "val-00000.bin"]
+    hashed.clear()
+    assert made(one(TEXT), tmp_path).folder == first.folder
+    assert hashed == []
+    flip(first.folder / "val-00000.bin")
+    assert made(one(TEXT), tmp_path).folder == first.folder
+    assert "val-00000.bin" in hashed
+    assert decoded(made(one(TEXT), tmp_path), "val") == TEXT[len(first.ids("train")) :]
+    flip(first.folder / shards.VERIFIED)  # no more than a note
+    assert made(one(TEXT), tmp_path).folder == first.folder
+
+
 def reads(corpus: Corpus) -> tuple[Corpus, list[int]]:
     """The corpus, and a list that has an item for each time that it was read."""
     read: list[int] = []
@@ -430,8 +499,9 @@ def test_a_cache_that_may_only_be_read_is_enough(tmp_path: Path, monkeypatch: py
 
     first = made(one(TEXT), tmp_path)
     monkeypatch.setattr(prepare, "LARGE", 0 if large else 1 << 26)
-    for name in ("write_atomically", "FileLock"):  # root may write everywhere
-        monkeypatch.setattr(prepare, name, refuse)
+    monkeypatch.setattr(shards, "ALWAYS", 0 if large else 1 << 29)
+    for place, name in ((prepare, "write_json"), (shards, "write_json"), (prepare, "FileLock")):
+        monkeypatch.setattr(place, name, refuse)  # root may write everywhere
     tmp_path.chmod(0o555)
     try:
         assert made(one(TEXT), tmp_path).folder == first.folder

@@ -157,21 +157,26 @@ def test_files_that_came_after_the_mark_are_removed(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.glob("*.bin")] == ["train-00000.bin"]
 
 
-@pytest.mark.parametrize("damage", ["mark", "gone", "short"])
-def test_after_a_damage_a_writer_begins_anew(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["mark", "count", "gone", "short", "flip"])
+def test_after_a_damage_a_writer_begins_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     writer = Writer(tmp_path)
     write(writer, UNITS[:3])
     writer.save(2)
     file = shard(tmp_path, "val", 0)
     if damage == "mark":
         writer.mark.write_text(writer.mark.read_text()[:-5])
+    elif damage == "count":
+        writer.mark.write_text(writer.mark.read_text().replace('"units": 3', '"units": 2'))
     elif damage == "gone":
         file.unlink()
+    elif damage == "flip":
+        file.write_bytes(file.read_bytes()[:-4] + b"\x01\x02\x03\x04")
     else:
         file.write_bytes(file.read_bytes()[:-4])  # as after a power cut
     again = Writer(tmp_path)
     assert (again.units, again.counts, again.unknown) == (0, {}, set())
     assert not list(tmp_path.glob("*.bin"))
+    assert ("progress.json" if damage in ("mark", "count") else "val-00000.bin") in caplog.text
 
 
 def test_a_mark_tells_the_size_of_an_id(tmp_path: Path) -> None:

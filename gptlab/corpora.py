@@ -111,6 +111,12 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
     return Corpus(name, read, True, json.dumps([key, path, subset, revision, stamps]), None)
 
 
+def file_of(name: object) -> str | None:
+    """The file that the data set `name` is downloaded as; None of any other."""
+    kinds = {"shakespeare_char": "shakespeare", "shakespeare_bpe": "shakespeare", "verdict": "verdict"}
+    return DOWNLOADS[kinds[name]][0] if isinstance(name, str) and name in kinds else None
+
+
 def downloaded(name: str, raw_dir: Path, cache_dir: Path) -> Path:
     """The file of Tiny Shakespeare or The Verdict: in `raw_dir`, else in `cache_dir`, else from the network.
 

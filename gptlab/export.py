@@ -106,13 +106,21 @@ def in_words(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """One file of safetensors, in fp32; the ecosystem splits them from 5 GB (1.25 billion parameters) on."""
+def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None) -> None:
+    """One file of safetensors, in fp32, with a checksum; the ecosystem splits them from 5 GB (1.25 billion parameters).
+
+    Args:
+        about: what the file says of them.
+    """
     import safetensors
     from safetensors.torch import save_file
 
+    from gptlab import checkpoint, pretrained
+    from gptlab.models import weights
+
+    metadata = {"format": "pt", pretrained.DIGEST: weights.digest(state, about or "")}
     try:
-        save_file(state, path, metadata={"format": "pt"} | metadata)
+        save_file(state, path, metadata=metadata | ({} if about is None else {checkpoint.KEY: about}))
     except safetensors.SafetensorError as error:  # what it makes of a refused write
         raise OSError(str(error)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # it makes files that only their owner can read
@@ -143,7 +151,7 @@ def to_hf(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
     write_tokenizer(tokenizer, model.config.block_size, folder)
     for name, content in (("config.json", config | special), ("generation_config.json", special)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    write_weights(folder / "model.safetensors", hf.to_hf(parameters(model), model.config), {})
+    write_weights(folder / "model.safetensors", hf.to_hf(parameters(model), model.config))
     return config["architectures"][0]
 
 
@@ -153,7 +161,7 @@ def to_safetensors(model: Model, tokenizer: Tokenizer, info: Info, folder: Path)
     from gptlab.models.weights import parameters
 
     about = checkpoint.describe(model, tokenizer, info.config, info.data_sha256, info.step, info.metrics)
-    write_weights(folder / "model.safetensors", parameters(model), {checkpoint.KEY: json.dumps(about)})
+    write_weights(folder / "model.safetensors", parameters(model), json.dumps(about))
     return "safetensors"
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab import checkpoint, hf_tokenizers
+from gptlab import checkpoint, hf_tokenizers, models
 from gptlab.checkpoint import Info
 from gptlab.errors import UserError
-from gptlab.models import Model, hf
+from gptlab.files import digest, read_bytes
+from gptlab.models import Model, hf, weights
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.weights import cropped, filled
 from gptlab.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 
 Loaded = tuple[Model, Tokenizer, Info]
@@ -39,6 +40,8 @@ NAMES = {  # on the hub
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 SMALL_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
 GPT2_SIZES = (50257, 50304)  # of GPT-2's vocabulary, and padded to a multiple of 64
+DIGEST = f"{checkpoint.KEY}.sha256"  # of our own weights, in the header of their file
+META = 1 << 23  # bytes of a meta.pkl: all of Unicode has less
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there; both may be cut into shards
 
 
@@ -55,9 +58,9 @@ def download(name: str) -> Path:
 
     repo = NAMES.get(name, name)
     try:
-        for weights in WEIGHTS:
-            stem, _, suffix = weights.partition(".")
-            shards = (weights, f"{stem}-*.{suffix}", f"{weights}.index.json")
+        for whole in WEIGHTS:
+            stem, _, suffix = whole.partition(".")
+            shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
             folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*SMALL_FILES, *shards]))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
@@ -67,6 +70,10 @@ def download(name: str) -> Path:
             f"downloaded ({_line(error)}). Where there is a network, "
             f"`hf download {repo} --local-dir FOLDER` fetches it: copy that folder here and give its path"
         ) from error
+    for file in folder.glob(f"{stem}*.{suffix}"):
+        sha256 = file.resolve().name  # in its cache, large files are named by it
+        if re.fullmatch("[0-9a-f]{64}", sha256) and digest(file).hexdigest() != sha256:
+            raise UserError(f"{file} is not what {repo} has (its sha256 differs): remove it to download it anew")
     return folder
 
 
@@ -84,7 +91,7 @@ def hugging_face(folder: Path, raw_dir: Path) -> Loaded:
         config = hf.config_from_hf(about)
     tokenizer = _tokenizer(folder, config, raw_dir)
     with _naming(folder):
-        model = _sized(filled(config, hf.from_hf(_weights(folder), config)), tokenizer)
+        model = _sized(weights.filled(config, hf.from_hf(_weights(folder), config)), tokenizer)
     return model, tokenizer, Info(folder, None, {}, {}, None, f"Hugging Face {about['model_type']}")
 
 
@@ -100,6 +107,9 @@ def exported(file: Path) -> Loaded:
             f"{file} has weights only: its header lacks the '{checkpoint.KEY}' entry of gptlab's exports. Of a Hugging "
             f"Face model give the folder, with config.json and the tokenizer in it"
         )
+    unknown = header.keys() - {"format", checkpoint.KEY, DIGEST}
+    if unknown:  # perhaps its checksum, of which the name is damaged
+        raise UserError(f"{file}: its header is damaged (it has {', '.join(sorted(unknown))[:99]})")
     try:
         about = {"step": None, "metrics": {}, "config": {}, "data_sha256": None} | json.loads(header[checkpoint.KEY])
     except (TypeError, ValueError) as error:
@@ -119,11 +129,15 @@ def nanogpt(file: Path, raw_dir: Path) -> Loaded:
     try:
         args = content["model_args"]
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
-        config = GPTConfig(**{name: args[name] for name in sizes}, mlp="gelu_exact")
+        config = models.from_dict({"name": "gpt", "mlp": "gelu_exact", **{name: args[name] for name in sizes}})
+        assert isinstance(config, GPTConfig)
         state = {re.sub(r"^(_orig_mod\.)?(transformer\.)?", "", name): w for name, w in content["model"].items()}
         state = {name: weight for name, weight in state.items() if not hf.BUFFERS.search(name)}
-        dataset = Path(str(content.get("config", {}).get("dataset"))).name
+        dataset = "".join(re.findall(r"[\w-][\w.-]{,99}$", str(content.get("config", {}).get("dataset"))))
         step = content.get("iter_num")
+        step = step if type(step) is int and 0 <= step < 1 << 63 else None
+    except UserError as error:
+        raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {_line(error)}") from error
     del content
@@ -137,7 +151,7 @@ def nanogpt(file: Path, raw_dir: Path) -> Loaded:
         )
     tokenizer = _meta(meta) if meta is not None else BPETokenizer.gpt2(raw_dir)
     with _naming(file):
-        model = _sized(filled(config, state), tokenizer)
+        model = _sized(weights.filled(config, state), tokenizer)
     # Its best_val_loss is of random batches, and perhaps of an earlier step: no metric of these weights.
     return model, tokenizer, Info(file, step, {}, {}, None, "nanoGPT")
 
@@ -154,7 +168,7 @@ def openai(folder: Path, raw_dir: Path) -> Loaded:
         config = hf.config_from_hf({"model_type": "gpt2"} | {names.get(k, k): value for k, value in about.items()})
     tokenizer = _tokenizer(folder, config, raw_dir)
     with _naming(folder):
-        model = _sized(filled(config, hf.from_hf(_variables(folder), config)), tokenizer)
+        model = _sized(weights.filled(config, hf.from_hf(_variables(folder), config)), tokenizer)
     return model, tokenizer, Info(folder, None, {}, {}, None, "OpenAI TensorFlow")
 
 
@@ -191,11 +205,14 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             files = [name]
         elif index.is_file():
-            files = sorted(set(_json(index).get("weight_map", {}).values()))
+            named = _json(index).get("weight_map")
+            files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
         else:
             continue
         state: dict[str, Tensor] = {}
         for file in files:
+            if Path(file).name != file:
+                raise UserError(f"{index.name} names {file[:99]}, which is no file of this folder")
             if not (folder / file).is_file():
                 raise UserError(f"{index.name} names {file}, which is not there; is the download complete?")
             state |= _safetensors(folder / file)[0] if file.endswith(".safetensors") else _bin(folder / file)
@@ -210,9 +227,12 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
-            return {name: content.get_tensor(name) for name in names}, content.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            state, header = {name: content.get_tensor(name) for name in names}, content.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for its types
         raise UserError(f"{file} is broken or no safetensors file ({error}); is the download complete?") from error
+    if DIGEST in header and header[DIGEST] != weights.digest(state, header.get(checkpoint.KEY, "")):
+        raise UserError(f"{file} has changed since gptlab wrote it (the sha256 differs): export the model again")
+    return state, header
 
 
 def _bin(file: Path) -> dict[str, Tensor]:
@@ -235,14 +255,12 @@ def _sized(model: Model, tokenizer: Tokenizer) -> Model:
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
             f"they do not belong together"
         )
-    return cropped(model, dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
+    return weights.cropped(model, dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
 
 
-class _Inert(pickle.Unpickler):
-    """Reads dicts, strings and numbers; whatever would call something is an error."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"it would call {module_name}.{global_name}")
+# What a pickle of dicts of strings and integers is made of; nothing else is read.
+INERT = {"PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "SETITEM", "SETITEMS", "MEMOIZE", "BINPUT", "LONG_BINPUT"}
+INERT |= {"BINGET", "LONG_BINGET", "SHORT_BINUNICODE", "BINUNICODE", "BININT", "BININT1", "BININT2"}
 
 
 def _meta(file: Path) -> CharTokenizer:
@@ -252,8 +270,11 @@ def _meta(file: Path) -> CharTokenizer:
         UserError: it holds something else, which is not executed.
     """
     try:
-        with file.open("rb") as content:
-            characters = _Inert(content).load()["itos"]
+        content = read_bytes(file, META)
+        for operation, argument, place in pickletools.genops(content):
+            if operation.name not in INERT or (operation.name.endswith("PUT") and (argument or 0) > (place or 0)):
+                raise ValueError(f"it would do more than read: {operation.name} {str(argument or '')[:99]}")
+        characters = pickle.loads(content)["itos"]
         return CharTokenizer("".join(characters[i] for i in range(len(characters))))
     except Exception as error:  # a damaged pickle raises what it likes
         raise UserError(f"{file} is no meta.pkl of nanoGPT's characters: {_line(error)}") from error
@@ -261,8 +282,8 @@ def _meta(file: Path) -> CharTokenizer:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_bytes(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} has no names and values")

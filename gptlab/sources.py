@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,15 @@ def split(data: dict[str, Any]) -> Split:
 
 
 def folders(data: dict[str, Any]) -> tuple[Path, Path]:
-    """Where raw texts and vocabularies lie, and what is prepared, for a run with that config."""
-    return user_folder(os.environ.get("GPTLAB_DATA") or data.get("dir")), user_folder(data.get("cache_dir"))
+    """Where raw texts and vocabularies are read for a run with that config, and where downloads and ids are written.
+
+    A checkpoint may come from a stranger: its config says where to look, never where to write.
+    """
+    given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
+    places = [user_folder(place) for place in given if place]
+    file = corpora.file_of(data.get("name"))
+    there = (place for place in places if file and (place / file).is_file())
+    return next(there, (places or [user_folder(None)])[0]), user_folder(None)
 
 
 def named(name: str, data: dict[str, Any]) -> Source:
@@ -139,15 +147,27 @@ def own(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
     Raises:
         UserError: it cannot be had any more.
     """
-    data, made = config["data"], config["tokenizer"]
-    paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
-    options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
     try:
+        data, made = config["data"], config["tokenizer"]
+        paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
+        options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
         corpus = corpora.load(data["name"], paths, *folders(data), **options)
         if corpus.bytes is not None:
             return readable(corpus, split(data), folders(data)[1])
         how = tokenizer if made["name"] == "pretrained" else TokenizerConfig(made["name"], made["vocab_size"])
-        prepared = prepare.prepare(corpus, split(data), how, *folders(data))
+        prepared = _prepared(corpus, split(data), how, user_folder(data["cache_dir"]))
+        prepared = prepared or prepare.prepare(corpus, split(data), how, *folders(data))
         return Source(corpus, split(data), prepared.sha256, prepared=prepared)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the config in {name} is damaged ({type(error).__name__}: {str(error)[:99]}): give a text with --data FILE"
+        ) from error
     except UserError as error:
         raise UserError(f"{error}. It is the text of {name}: if it has moved, give it with --data FILE") from error
+
+
+def _prepared(corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path) -> Prepared | None:
+    """What the run has prepared itself, if that is still there; nothing is written."""
+    with suppress(UserError):
+        return prepare.opened(corpus.name, prepare.place(corpus, split, how, corpus.origin, cache_dir), remember=False)
+    return None

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gptlab.errors import UserError
 
 PIECE = 1 << 20  # characters
+LINE = 1 << 27  # the most in a line of .jsonl: packed, a small file can hold one without end
 PLAIN, LINES, TABLES, PACKED = (".txt", ".md"), (".jsonl",), (".parquet",), (".gz", ".zst")
 
 
@@ -123,7 +124,7 @@ def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
     elif kind(path) in TABLES:
         parquet = extra("pyarrow.parquet", f"{path} is a parquet file")
         with _open(path) as file:
-            table = parquet.ParquetFile(file)
+            table = parquet.ParquetFile(file, page_checksum_verification=True)
             columns = {field.name: str(field.type) for field in table.schema_arrow}
             if not columns.get(key, "").startswith(("string", "large_string", "dictionary<values=string")):
                 there = ", ".join(f"{name} ({type_})" for name, type_ in columns.items())
@@ -135,11 +136,19 @@ def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    held = ""
+    held: list[str] = []
+    size = 0
     for chunk in characters(path):
-        *lines, held = (held + chunk).split("\n")
-        yield from lines
-    yield held
+        first, *lines = chunk.split("\n")
+        held.append(first)
+        size += len(first)
+        if lines:
+            yield "".join(held)
+            yield from lines[:-1]
+            held, size = lines[-1:], len(lines[-1])
+        if size > LINE:
+            raise UserError(f"data.path={path} has a line of more than {LINE:,} characters; give one document a line")
+    yield "".join(held)
 
 
 def _text(path: Path, number: int, line: str, key: str) -> str:
@@ -166,6 +175,8 @@ def find(paths: list[Path]) -> tuple[Path, ...]:
             path.stat()
         except OSError as error:  # not there, or no name that a file can have
             raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
+        if path.is_char_device() or path.is_fifo() or path.is_socket():
+            raise UserError(f"data.path={path} is no file, and a text is read several times; give text files")
         if path.is_dir():
             texts = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path)) and each.is_file()]
             if not texts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -48,6 +49,8 @@ SHA256 = {  # of OpenAI's files
     "gpt2/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
 }
+MOST = 1 << 22  # ids of a vocabulary: no model has more, and each takes memory, used or not
+GROWTH = 64  # times that a text may grow before it is cut into tokens
 NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")  # those that data can be prepared with
 JSON = "json"  # comes with a foreign model
 
@@ -205,6 +208,8 @@ class WordTokenizer(Tokenizer):
     closing = frozenset(".,;:!?%)]}'\"…")  # marks without a space before them
 
     def __init__(self, words: list[str], end_of_text: bool = False) -> None:
+        if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+            raise UserError("a word tokenizer needs distinct words")
         spaced = (word if word in self.closing else f" {word}" for word in (UNKNOWN, *words))
         super().__init__(*_ended([word.encode("utf-8", "replace") for word in spaced], end_of_text))
         self.words = words
@@ -248,6 +253,9 @@ class BPETokenizer(Tokenizer):
     def __init__(self, name: str, merges: list[bytes], pattern: str, special: dict[str, int]) -> None:
         if not {bytes([i]) for i in range(256)} <= set(merges):
             raise UserError(f"a damaged {name} tokenizer: it lacks some of the 256 bytes")
+        ids = [*special.values()]
+        if len(set(merges)) < len(merges) or len(set(ids)) < len(ids) or not len(merges) <= min(ids) <= max(ids) < MOST:
+            raise UserError(f"a damaged {name} tokenizer: its tokens have not an id each")
         tokens = merges + [b""] * (max(special.values()) + 1 - len(merges))
         for text, i in special.items():
             tokens[i] = text.encode()
@@ -330,14 +338,21 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, content: str, end_of_text: int | None) -> None:
         self.content = content
+        spec = json.loads(content)
+        if _growth(spec.get("normalizer")) * _growth(spec.get("pre_tokenizer")) > GROWTH:
+            raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
         self._backend = self._build(special=False)
-        spec, vocab = json.loads(content), self._backend.get_vocab()
+        vocab = self._backend.get_vocab()
         spell = _spelling(spec.get("decoder"))
+        if max(vocab.values()) >= MOST:
+            raise UserError(f"it has the id {max(vocab.values()):,}; at most {MOST:,} ids can be read")
+        if end_of_text is not None and end_of_text not in set(vocab.values()):
+            raise UserError(f"the end of a text, {end_of_text}, is none of its ids")
         tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             tokens[i] = spell(token)
         super().__init__(tokens, end_of_text)
-        self._special = [token["id"] for token in spec.get("added_tokens", []) if token["special"]]
+        self._special = [vocab[token["content"]] for token in spec.get("added_tokens", []) if token["special"]]
         unknown = spec["model"].get("unk_token")
         self._unknown = spec["model"].get("unk_id") if unknown is None else vocab.get(unknown)
         around = self._backend.encode("a")
@@ -359,16 +374,20 @@ class JsonTokenizer(Tokenizer):
         return self._build(special=True)
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._backend.encode(_scalar_values(text), add_special_tokens=False).ids
-        return np.array(ids, dtype=np.int64)
+        return self._encoded(self._backend, text)
 
     def encode_special(self, text: str) -> np.ndarray:
         """As `encode`, but the names of all its special tokens are those tokens."""
-        ids = self._reads_special.encode(_scalar_values(text), add_special_tokens=False).ids
-        return np.array(ids, dtype=np.int64)
+        return self._encoded(self._reads_special, text)
+
+    @staticmethod
+    def _encoded(backend: Any, text: str) -> np.ndarray:
+        with _panics("a pattern or a step of tokenizer.json cannot be applied to the text"):
+            return np.array(backend.encode(_scalar_values(text), add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+        with _panics("a step of tokenizer.json cannot be applied to these ids"):
+            return self._backend.decode(ids, skip_special_tokens=False)
 
     def unknown(self, text: str) -> list[str]:
         """The distinct characters without an id of their own; white space may be left out by intent."""
@@ -382,6 +401,32 @@ class JsonTokenizer(Tokenizer):
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text}
+
+
+@contextmanager
+def _panics(what: str) -> Iterator[None]:
+    """Turn into one message what the libraries raise: errors of all kinds, and Rust's panics, which are no Exceptions.
+
+    A pattern that would be tried for ever is one of them: Oniguruma gives up after ten million steps.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _growth(step: dict[str, Any] | None) -> int:
+    """By how much a step before the vocabulary can lengthen a text, as far as it says so itself.
+
+    Replacements in a row multiply: sixty that double would leave no memory.
+    """
+    if step is None:
+        return 1
+    children = step.get("normalizers") or step.get("pretokenizers") or []
+    own = len(step["content"]) if step["type"] == "Replace" else 1
+    return math.prod(map(_growth, children)) * max(own, 1)
 
 
 def _spelling(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
@@ -494,21 +539,28 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
     Raises:
         UserError: the dict describes no tokenizer that this version knows.
     """
-    name = state.get("name")
+    name = state.get("name") if isinstance(state, dict) else None
     if name not in (*NAMES, JSON):
-        raise UserError(f"unknown tokenizer {name!r}; this version knows: {', '.join((*NAMES, JSON))}")
-    try:
-        if name == "byte":
-            return ByteTokenizer(bool(state["end_of_text"]))
-        if name == "char":
-            return CharTokenizer(state["chars"], bool(state["end_of_text"]))
-        if name == "word":
-            return WordTokenizer([*map(str, state["words"])], bool(state["end_of_text"]))
+        raise UserError(f"unknown tokenizer {name!r:.99}; this version knows: {', '.join((*NAMES, JSON))}")
+    with _panics(f"a damaged {name} tokenizer: the file that it comes from is broken"):
         if name == JSON:
-            return JsonTokenizer(state["content"], state["end_of_text"])
-        merges = [base64.b64decode(token) for token in state["merges"].split(" ")]
-        return BPETokenizer(name, merges, state["pattern"], state["special"])
-    except UserError:
-        raise
-    except Exception as error:  # tiktoken raises what it likes
-        raise UserError(f"a damaged {name} tokenizer ({error}): the file that it comes from is broken") from error
+            return JsonTokenizer(_typed(state["content"], str), _typed(state["end_of_text"], int, type(None)))
+        if name in ("byte", "char", "word"):
+            ended = _typed(state["end_of_text"], bool)
+            if name == "byte":
+                return ByteTokenizer(ended)
+            if name == "char":
+                return CharTokenizer(_typed(state["chars"], str), ended)
+            return WordTokenizer(_typed(state["words"], list), ended)
+        merges = [base64.b64decode(token, validate=True) for token in state["merges"].split(" ")]
+        pattern = CL100K_PATTERN if name == "cl100k_base" else GPT2_PATTERN
+        if state["pattern"] != pattern:  # another could be tried for ever
+            raise ValueError(f"its pattern is not {pattern}")
+        special = {_typed(token, str): _typed(i, int) for token, i in state["special"].items()}
+        return BPETokenizer(name, merges, pattern, special)
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise TypeError(f"{str(value)[:99]} is not of type {kinds[0].__name__}")
+    return value

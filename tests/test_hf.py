@@ -198,7 +198,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
         ),
         (OPENAI | {"add_cross_attention": True}, r"add_cross_attention=True \(it must be False\)"),
         (OPENAI | {"n_head": 7}, r"model.n_embd=768 is not divisible by model.n_head=7"),
-        (OPENAI | {"n_head": "12"}, r"a damaged config of a gpt2: "),
+        (OPENAI | {"n_head": "12"}, r"model.n_head='12': must be of type int"),
         (OPENAI | {"n_head": 0}, r"model.n_head=0: must be at least 1"),
         (OLD_LLAMA | {"rope_scaling": "dynamic"}, r"a damaged config of a llama: "),
         (OLD_LLAMA | {"hidden_act": "gelu"}, r"activation gelu \(gptlab has silu, swish, gelu_new"),

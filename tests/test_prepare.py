@@ -427,7 +427,7 @@ def test_damaged_data_whose_text_is_gone_is_an_error_that_says_both(tmp_path: Pa
         raise UserError("the network does not answer")
         yield
 
-    corpus = replace(many(TEXT.split("\n")), bytes=None, origin="hub")
+    corpus = replace(many([f"{i} {TEXT[:50]}" for i in range(99)]), bytes=None, origin="hub")
     flip(made(corpus, tmp_path, CHAR, BY_DOCUMENT).folder / "train-00000.bin")
     both = r"train-00000\.bin is damaged: .*\. It cannot be prepared anew: the network does not answer"
     with pytest.raises(UserError, match=both):

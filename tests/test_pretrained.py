@@ -394,11 +394,11 @@ def test_code_in_a_checkpoint_of_nanogpt_is_not_executed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda path: pickle.dumps({"itos": Bomb(path)}), r"UnpicklingError: it would call posix.mkdir|nt.mkdir"),
-        (lambda path: pickle.dumps({"itos": np.zeros(3)}), r"UnpicklingError: it would call numpy"),
+        (lambda path: pickle.dumps({"itos": Bomb(path)}), r"it would do more than read: STACK_GLOBAL"),
+        (lambda path: pickle.dumps({"itos": np.zeros(3)}), r"it would do more than read: STACK_GLOBAL"),
         (lambda path: pickle.dumps({"stoi": {}}), r"KeyError: 'itos'"),
         (lambda path: pickle.dumps({"itos": {0: "b", 1: "a"}}), r"UserError: .*in code point order"),
-        (lambda path: b"", r"EOFError"),
+        (lambda path: b"", r"pickle exhausted"),
         (lambda path: pickle.dumps({"itos": {0: "a"}})[:-3], r"is no meta.pkl of nanoGPT's characters"),
     ],
 )

@@ -11,6 +11,7 @@ Models know nothing of data, optimizers, sampling, Lightning or Hydra.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from gptlab.errors import UserError, did_you_mean
@@ -21,6 +22,8 @@ from gptlab.models.gpt_config import GPTConfig
 Model = GPT | Bigram
 ModelConfig = GPTConfig | BigramConfig
 
+LARGEST = 1 << 24  # number in a config: no model has more tokens, positions or anything
+KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 CONFIGS: dict[str, type[GPTConfig] | type[BigramConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
 
 
@@ -50,10 +53,19 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
     """The config that `to_dict` described.
 
     Raises:
-        UserError: there is no such model, or it has no such field, or a value is out of range.
+        UserError: there is no such model, or it has no such field, or a value is of another type or out of range.
     """
     fields = dict(state)
     cls = config_class(fields.pop("name", None))
+    for field in dataclasses.fields(cls):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = fields.get(field.name, field.default)
+        if value is dataclasses.MISSING or (value is None and optional):
+            continue
+        if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise UserError(f"model.{field.name}={value!r:.99}: must be of type {kind}")
+        if isinstance(value, int | float) and not (abs(value) <= LARGEST or (kind == "float" and math.isfinite(value))):
+            raise UserError(f"model.{field.name}={value:g}: must be at most {LARGEST:,}")
     try:
         return cls(**fields)
     except TypeError as error:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.weights import check, empty, parameters
+from gptlab.models.weights import check, empty, parameters, sound
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
         raise UserError(f"model_type={hf.get('model_type')}: gptlab has no such model; it reads {', '.join(FAMILIES)}")
     try:
         return _config(hf, family)
-    except (TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"a damaged config of a {hf['model_type']}: {error}") from error
 
 
@@ -189,7 +192,7 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         wrong.append(f"rope_type={kind} (gptlab's rotary positions are not scaled)")
-    if "head_dim" in given and given["head_dim"] * (fields["n_head"] or 0) != fields["n_embd"]:
+    if "head_dim" in given and float(given["head_dim"]) * float(fields["n_head"] or 0) != fields["n_embd"]:
         wrong.append(f"head_dim={given['head_dim']} (it must be the width divided by the heads)")
     if not set(given.get("layer_types", ())) <= {"full_attention"}:
         wrong.append("layer_types (all layers must have full_attention)")
@@ -201,7 +204,9 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
         raise UserError(f"this {hf['model_type']} is none of gptlab's models: {'; '.join(wrong)}")
     bias = family is GPT2 or bool(given.get("attention_bias") or given.get("mlp_bias"))
     fields |= {"bias": bias, "mlp": activation, "rope_base": float(given.get("rope_theta", 10_000.0))}
-    return GPTConfig(**(fields | family.fixed))
+    config = models.from_dict({"name": "gpt", **fields, **family.fixed})
+    assert isinstance(config, GPTConfig)
+    return config
 
 
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
@@ -289,6 +294,7 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     state = {name: value for name, value in state.items() if not BUFFERS.search(name)}
     if config.tied:
         state.pop("lm_head.weight", None)
+    sound(config, state)
     ours = parameters(empty(config))
     expected = _split(ours, config)
     kinds = {re.sub(r"\d+", "{}", name) for name in state}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptlab.errors import UserError
 from gptlab.models import Model, ModelConfig
 
 MOST = 10  # misfits that a message lists
+BLOCKS = 1000  # built in a second, whatever a file has
 
 
 class _Undrawn(TorchFunctionMode):
@@ -51,6 +53,32 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         )
 
 
+def sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """That a model can be built for `state`, a file's, without asking for more memory than the file has content.
+
+    Raises:
+        UserError: the config has more blocks than there are tensors; or a tensor is none of numbers in memory, or
+            claims more numbers than its file holds.
+    """
+    if getattr(config, "n_layer", 0) > max(len(state), BLOCKS):
+        raise UserError(f"model.n_layer={config.n_layer}, and there are {len(state)} tensors")  # type: ignore[union-attr]
+    claimed, stretches = 0, set()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise UserError(f"{name} is no tensor of floating-point numbers")
+        if tensor.device.type == "meta":
+            raise UserError(f"{name} has a shape and no numbers")
+        claimed += tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        stretches.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+    held = place = 0
+    for begin, end in sorted(stretches):
+        held += max(0, end - max(begin, place))
+        place = max(place, end)
+    if claimed > held:
+        raise UserError(f"its tensors claim {claimed:,} bytes and hold {held:,}")
+
+
 def filled(config: ModelConfig, state: dict[str, Tensor]) -> Model:
     """The model with these weights, in fp32 and in evaluation mode.
 
@@ -58,15 +86,26 @@ def filled(config: ModelConfig, state: dict[str, Tensor]) -> Model:
     mapped files may be given, and there are never two copies of all. A tied head may be there or not.
 
     Raises:
-        UserError: names or shapes differ; see `check`.
+        UserError: names or shapes differ; see `check` and `sound`.
     """
     if tied(config):
         state.pop("lm_head.weight", None)
+    sound(config, state)
     model = empty(config)
     check(state, parameters(model))
     for name in list(state):
-        state[name] = state[name].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        state[name] = state[name].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return _with(model, state)
+
+
+def digest(state: Mapping[str, Tensor], about: str) -> str:
+    """The sha256 of tensors, their names, types and shapes, and of what a file says of them."""
+    found = hashlib.sha256(about.encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def parameters(model: Model) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -
     c = model.config
     front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
     front["tags"] = ["gptlab"] if form == "onnx" else ["gptlab", "safetensors"]
-    made = f"trained by gptlab, run `{info.config['name']}`" if info.config else f"from a {info.origin}"
+    made = f"trained by gptlab, run `{info.config.get('name')}`" if info.config else f"from a {info.origin}"
     prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
     new = max(1, min(100, c.block_size - 8))
     use = USE[form].format(name=name, path=quote(name), prompt=prompt, new=new, **vars(c))
@@ -88,7 +88,7 @@ def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -
         parts.append(f"Measured on the validation split ({protocol}): loss in nats per token, bpb in bits per byte.\n")
     parts += ["## Architecture\n\n" + _table(models.to_dict(c)), "## Versions\n\n" + _table(_versions())]
     if info.config:
-        data = {key: value for key, value in info.config["data"].items() if f"data.{key}" not in PLACES}
+        data = {key: value for key, value in info.config.get("data", {}).items() if f"data.{key}" not in PLACES}
         config = {**info.config, "init_from": _origin(info), "resume": None, "data": data}
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"<details><summary>The run's config</summary>\n\n```yaml\n{text}```\n\n</details>\n")

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gptlab.errors import UserError, did_you_mean
-from gptlab.files import write_atomically
+from gptlab.files import expanded, write_atomically
 from gptlab.texts import LINES, TABLES, Piece, documents, extra, find, kind, pieces
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
     Args:
         subset, revision: of the hub; a folder has no revision, and need not have the subset.
     """
-    local = Path(path).expanduser().is_dir()
-    path = str(Path(path).expanduser()) if local else path
+    local = expanded(path).is_dir()
+    path = str(expanded(path)) if local else path
 
     def read() -> Iterator[Piece]:
         datasets = extra("datasets", f"data={name} is a data set of the Hugging Face hub")
@@ -243,7 +243,7 @@ def load(
     elif name == "pydoc_char":
         files = [python_documentation(cache_dir)]
     else:
-        files = [Path(path).expanduser() for path in paths]
+        files = [expanded(path) for path in paths]
     if name in HUB:
         corpus = from_hub(name, paths[0], subset, revision, text_key)
     else:

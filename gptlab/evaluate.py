@@ -99,7 +99,8 @@ class Candidate:
 
     @property
     def data(self) -> dict[str, Any]:
-        return self.config.get("data", {})
+        data = self.config.get("data")
+        return data if isinstance(data, dict) else {}
 
     @property
     def learned_from(self) -> str | None:

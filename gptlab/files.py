@@ -18,6 +18,7 @@ from gptlab.errors import UserError
 LARGEST = 1 << 28  # bytes of a file that is read at once
 SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')
 TRACE = re.compile(rb"[0-9a-f]{24}")  # in a first line: of a seal, which damage may have left unreadable
+DEPTH = 30  # of nested values
 BEGINNING = 150  # bytes in which a seal is looked for
 
 
@@ -138,6 +139,31 @@ def read_json(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
     return content
 
 
+def plain(content: Any, name: str) -> Any:
+    """`content`, a tree of dicts, lists and plain values of a size that a person could have meant.
+
+    Raises:
+        UserError: it has something else in it; or it refers to a part of itself, as YAML and pickles can: then a few
+            lines stand for more than any memory holds.
+    """
+    seen: set[int] = set()
+    rest = [(content, 0)]
+    while rest:
+        each, depth = rest.pop()
+        if isinstance(each, dict | list):
+            if id(each) in seen or depth > DEPTH:
+                raise UserError(f"{name} is damaged: it refers to a part of itself, or is nested too deeply")
+            seen.add(id(each))
+            if isinstance(each, dict) and not all(isinstance(key, str) for key in each):
+                raise UserError(f"{name} is damaged: it has keys that are no words")
+            rest += [(child, depth + 1) for child in (each.values() if isinstance(each, dict) else each)]
+        elif not (each is None or isinstance(each, str | int | float)) or (
+            isinstance(each, int) and each.bit_length() > 64
+        ):
+            raise UserError(f"{name} is damaged: it has a value that none of gptlab's is ({type(each).__name__})")
+    return content
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write in `folder` into one message with the way out."""
@@ -152,4 +178,16 @@ def writing(folder: Path) -> Iterator[None]:
 
 def user_folder(given: str | None) -> Path:
     """`given`, or the user's cache folder for gptlab."""
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("gptlab", appauthor=False)
+    return expanded(given) if given else platformdirs.user_cache_path("gptlab", appauthor=False)
+
+
+def expanded(path: str) -> Path:
+    """`path`, in which ~ is the user's home.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user") from error

@@ -112,7 +112,7 @@ def exported(file: Path) -> Loaded:
         raise UserError(f"{file}: its header is damaged (it has {', '.join(sorted(unknown))[:99]})")
     try:
         about = {"step": None, "metrics": {}, "config": {}, "data_sha256": None} | json.loads(header[checkpoint.KEY])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: its header is damaged ({error})") from error
     return checkpoint.restored(about, state, file, "gptlab export")
 

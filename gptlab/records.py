@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab import runs
 from gptlab.errors import UserError
-from gptlab.files import read_bytes, read_json, unsealed
+from gptlab.files import plain, read_bytes, read_json, unsealed
 from gptlab.runs import flatten
 from gptlab.texts import harmless
 
@@ -89,7 +89,7 @@ def read(path: Path) -> Run:
     config = _config(path / "config.yaml")
     if not (path / "summary.json").is_file():
         raise UserError(_unfinished(path, config))
-    summary = flatten(_sound(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
+    summary = flatten(plain(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
     made = summary.get("format", 1)
     if not isinstance(made, int) or made > runs.SUMMARY_FORMAT:
         raise UserError(
@@ -118,36 +118,15 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(f"config.yaml cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError("config.yaml is no config")
-    return flatten(_sound(content, "config.yaml"))
+    return flatten(plain(content, "config.yaml"))
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The content of a file; nothing where there is none or it cannot be read."""
     try:
-        return _sound(read_json(path, must_be_sealed=False), path.name)
+        return plain(read_json(path, must_be_sealed=False), path.name)
     except UserError:
         return {}
-
-
-def _sound(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """`content`, a tree of plain values.
-
-    Raises:
-        UserError: it refers to a part of itself, as YAML can: so a few lines stand for more than any memory holds. Or
-            it has a number that none computes with.
-    """
-    seen: set[int] = set()
-    rest: list[Any] = [content]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, dict | list):
-            if id(each) in seen:
-                raise UserError(f"{name} is no config: it refers to parts of itself")
-            seen.add(id(each))
-            rest += each.values() if isinstance(each, dict) else each
-        elif isinstance(each, int) and each.bit_length() > 64:
-            raise UserError(f"{name} has a number of {each.bit_length():,} bits")
-    return content
 
 
 def _unfinished(path: Path, config: dict[str, Any]) -> str:

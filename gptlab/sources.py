@@ -104,8 +104,15 @@ def known(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[lis
 
 
 def split(data: dict[str, Any]) -> Split:
-    """How a run with that config splits its text; by default as in conf/train.yaml."""
-    return Split(data.get("split", "position"), data.get("val_fraction", 0.1), data.get("test_fraction", 0.0))
+    """How a run with that config splits its text; by default as in conf/train.yaml.
+
+    Raises:
+        UserError: the config is damaged.
+    """
+    try:
+        return Split(data.get("split", "position"), data.get("val_fraction", 0.1), data.get("test_fraction", 0.0))
+    except TypeError as error:
+        raise UserError(f"the config has a split that is none: {error}") from error
 
 
 def folders(data: dict[str, Any]) -> tuple[Path, Path]:
@@ -114,7 +121,7 @@ def folders(data: dict[str, Any]) -> tuple[Path, Path]:
     A checkpoint may come from a stranger: its config says where to look, never where to write.
     """
     given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
-    places = [user_folder(place) for place in given if place]
+    places = [user_folder(place) for place in given if place and isinstance(place, str)]
     file = corpora.file_of(data.get("name"))
     there = (place for place in places if file and (place / file).is_file())
     return next(there, (places or [user_folder(None)])[0]), user_folder(None)

@@ -38,9 +38,9 @@ def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
     Raises:
         UserError: there is no such model.
     """
-    if name not in CONFIGS:
+    if not isinstance(name, str) or name not in CONFIGS:
         raise UserError(f"model.name={name}: no such model; {did_you_mean(str(name), CONFIGS)}")
-    return CONFIGS[str(name)]
+    return CONFIGS[name]
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,574 @@
+"""What is read from disk may be damaged, or made by a stranger: the result of the intact file, or a message.
+
+A case damages one file of a set, at a fixed seed, and reads the set as gptlab does. Whatever comes of it, it comes
+within seconds, starts no program, and writes nowhere else. Of formats with a checksum, all of ours, the result is that
+of the intact files or a `UserError`; of those without one, a changed weight or letter cannot be noticed: there it is
+any result or a `UserError`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptlab import (
+    checkpoint,
+    corpora,
+    export,
+    files,
+    hf_tokenizers,
+    models,
+    prepare,
+    pretrained,
+    records,
+    runs,
+    texts,
+    tokenizers,
+)
+from gptlab.errors import UserError
+from gptlab.models import hf
+from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.weights import parameters
+from gptlab.prepare import Split
+from gptlab.shards import Writer
+from gptlab.tokenizers import CharTokenizer, TokenizerConfig
+from tests.test_results import fake_run
+
+LONGEST = 5  # seconds for a case
+TEXT = "".join(random.Random(0).choice("to be or not, that is\n") for _ in range(3000))
+CHARS = "".join(sorted(set(TEXT)))
+GPT2 = GPTConfig(len(CHARS), block_size=7, n_layer=2, n_head=2, n_embd=4)
+WORDS = tokenizers.WordTokenizer(["be", "not", "to"], True)
+
+# What no file may do
+
+STARTED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "pty.spawn")
+watched: list[tuple[Path, list[str]]] = []
+
+
+def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not watched:
+        return
+    folder, found = watched[-1]
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if event in STARTED or (writes and str(folder) not in str(arguments[0])):
+        found.append(f"{event} {arguments[:2]}")
+
+
+sys.addaudithook(hook)  # which is for ever: it listens where something is watched
+
+
+class TooLong(BaseException):
+    pass
+
+
+@contextmanager
+def watch(folder: Path) -> Iterator[None]:
+    """Nothing is started, nothing outside of `folder` is written, and it takes no longer than LONGEST."""
+
+    def stop(*_: Any) -> None:
+        raise TooLong
+
+    found: list[str] = []
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    watched.append((folder, found))
+    begun = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, about what they see
+            yield
+    finally:
+        watched.pop()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not found
+    assert time.perf_counter() - begun < LONGEST
+
+
+def said(error: UserError) -> None:
+    """There is a message, and it fits on a screen."""
+    assert 0 < len(str(error)) < 3000
+
+
+# Damages
+
+
+def flip(content: bytearray, draw: random.Random, most: int = 1) -> None:
+    for _ in range(draw.randint(1, most)):
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+
+
+def truncate(content: bytearray, draw: random.Random) -> None:
+    del content[draw.randrange(len(content)) :]
+
+
+def overwrite(content: bytearray, draw: random.Random) -> None:
+    place = draw.randrange(len(content))
+    length = min(draw.choice((1, 2, 8, 64)), len(content) - place)
+    content[place : place + length] = draw.randbytes(length) if draw.random() < 0.7 else bytes(length)
+
+
+def remove(content: bytearray, draw: random.Random) -> None:
+    place = draw.randrange(len(content))
+    del content[place : place + draw.choice((1, 2, 8, 64))]
+
+
+def insert(content: bytearray, draw: random.Random) -> None:
+    place = draw.randrange(len(content) + 1)
+    content[place:place] = draw.randbytes(draw.choice((1, 2, 8, 64)))
+
+
+def repeat(content: bytearray, draw: random.Random) -> None:
+    begin, end = sorted(draw.randrange(len(content) + 1) for _ in "ab")
+    content[end:end] = content[begin:end]
+
+
+def renumber(content: bytearray, draw: random.Random) -> None:
+    """Another digit for a digit: what stays well-formed everywhere."""
+    places = [i for i, byte in enumerate(content) if 48 <= byte < 58]
+    if places:
+        content[draw.choice(places)] = draw.randrange(48, 58)
+
+
+def noise(content: bytearray, draw: random.Random) -> None:
+    content[:] = draw.randbytes(draw.randrange(2 * len(content)))
+
+
+DAMAGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    *(flip, flip, flip, lambda content, draw: flip(content, draw, 20), truncate, overwrite, remove, insert),
+    *(repeat, renumber, renumber, noise),
+)
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(content)
+    if changed:
+        draw.choice(DAMAGES)(changed, draw)
+    return bytes(changed)
+
+
+# What is read
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A set of files: `make` writes it, `read` gives what can be compared.
+
+    Args:
+        sealed: whether damage is always noticed.
+        quick, slow: how many cases are tried in each test run, and how many more by `make test-all`.
+    """
+
+    make: Callable[[Path], Any]
+    read: Callable[[Path], Any]
+    sealed: bool
+    quick: int
+    slow: int
+
+
+def gpt() -> models.Model:
+    torch.manual_seed(1)
+    return models.build(GPT2).eval()
+
+
+def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: checkpoint.Info | None = None) -> Any:
+    """All of a loaded model, by value; it is also used."""
+    about = (info.step, info.metrics, info.config, info.data_sha256) if info else ()
+    with torch.no_grad():
+        model(torch.zeros(1, min(3, model.config.block_size), dtype=torch.int64))
+    weights = {name: weight.numpy().tobytes() for name, weight in parameters(model).items()}
+    return models.to_dict(model.config), weights, used(tokenizer), repr(about)
+
+
+def used(tokenizer: tokenizers.Tokenizer) -> Any:
+    """All of a tokenizer, by value; it is also used."""
+    ids = tokenizer.encode("to be, <|endoftext|> ü")
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert len(tokenizer.token_bytes()) == tokenizer.vocab_size
+    return tokenizer.to_dict(), ids.tolist(), tokenizer.decode(ids.tolist()), tokenizer.end_of_text
+
+
+def content_of_a_checkpoint() -> dict[str, Any]:
+    model = gpt()
+    about = checkpoint.describe(
+        model, CharTokenizer(CHARS), {"name": "a", "data": {"name": "text"}}, "7d", 7, {"a": 1.5}
+    )
+    return {checkpoint.KEY: about, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "x": [1, 2]}
+
+
+def make_export(folder: Path) -> None:
+    info = checkpoint.Info(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
+    export.to_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
+
+
+def read_export(folder: Path) -> Any:
+    return seen(*pretrained.exported(folder / "model.safetensors"))
+
+
+def make_hf(folder: Path) -> None:
+    export.to_hf(gpt(), CharTokenizer(CHARS), checkpoint.Info(folder, None, {}, {}, None, "x"), folder)
+
+
+def read_hf(folder: Path) -> Any:
+    return seen(*pretrained.hugging_face(folder, folder))
+
+
+def make_bin(folder: Path) -> None:
+    make_hf(folder)
+    torch.save(hf.to_hf(parameters(gpt()), GPT2), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def make_nanogpt(folder: Path) -> None:
+    sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
+    state = {f"_orig_mod.transformer.{k}": v for k, v in parameters(gpt()).items()}
+    args = {name: getattr(GPT2, name) for name in sizes}
+    torch.save({"model": state, "model_args": args, "iter_num": 3, "config": {"dataset": "a"}}, folder / "ckpt.pt")
+    itos = dict(enumerate(CHARS))
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"itos": itos, "stoi": {c: i for i, c in itos.items()}}))
+
+
+def read_nanogpt(folder: Path) -> Any:
+    return seen(*pretrained.nanogpt(folder / "ckpt.pt", folder))
+
+
+def make_prepared(folder: Path) -> None:
+    (folder / "text.txt").write_text(TEXT)
+    os.utime(folder / "text.txt", (7, 7))
+    read_prepared(folder)
+    (folder / "text.txt").rename(folder / "text.kept")  # the truth is not what is damaged here
+
+
+def read_prepared(folder: Path) -> Any:
+    """What comes of it, with the text at hand: what is damaged is always put right."""
+    whole = folder / "text.kept"
+    corpus = corpora.from_files("text", (whole if whole.exists() else folder / "text.txt",), "text")
+    corpus = corpora.replace(corpus, origin="here")
+    prepared = prepare.prepare(corpus, Split("position", 0.1, 0.1), TokenizerConfig("char", None), folder, folder)
+    ids = {split: prepared.ids(split)[:].tolist() for split in prepared.counts}
+    return prepared.sha256, prepared.tokenizer.to_dict(), prepared.counts, prepared.unknown, ids
+
+
+UNITS = [{"train": np.arange(40, dtype=np.uint16) + i, "val": np.arange(7, dtype=np.uint16) + i} for i in range(9)]
+
+
+def make_stopped(folder: Path) -> None:
+    writer = Writer(folder)
+    for ids in UNITS[:5]:
+        writer.add(ids, {"x"})
+    writer.save(2)
+
+
+def read_stopped(folder: Path) -> Any:
+    """What comes of it when the preparation goes on, or begins anew."""
+    writer = Writer(folder)
+    for ids in UNITS[writer.units :]:
+        writer.add(ids, {"x"})
+    found = {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+    return found, writer.sha256(), writer.counts, writer.units, writer.unknown
+
+
+def make_run(folder: Path) -> None:
+    path = fake_run(folder / "run", 1.25)
+    (path / "metrics.csv").unlink()
+    (path / "environment.json").unlink()
+    text, summary = (path / "config.yaml").read_text(), json.loads((path / "summary.json").read_text())
+    (path / "config.yaml").write_text(files.sealed(text))
+    runs.write_json(path / "summary.json", summary)
+
+
+def make_around(folder: Path) -> None:
+    """What a report can do without."""
+    path = fake_run(folder / "run", 1.25)
+    runs.write_json(path / "job.json", {"overrides": {"model.n_head": "4"}, "baseline": {}})
+    for name in ("config.yaml", "summary.json"):
+        (path / name).rename(folder / name)
+
+
+def read_around(folder: Path) -> Any:
+    path = shutil.copytree(folder / "run", folder / "copy", dirs_exist_ok=True)
+    for name in ("config.yaml", "summary.json"):
+        shutil.copy(folder / name, path / name)
+    run = records.read(path)
+    assert run.baseline in ({}, None)
+    assert run.typed in ({}, {"model.n_head": 4})
+    return run.summary["val/loss"], records.metrics(path).columns.to_list()
+
+
+def hand_made_run(folder: Path) -> None:
+    fake_run(folder / "run", 1.25)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    return used(hf_tokenizers.read(folder))
+
+
+def write_tokenizer(tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
+    return lambda folder: export.write_tokenizer(tokenizer, 7, folder)
+
+
+def bpe() -> tokenizers.BPETokenizer:
+    return tokenizers.BPETokenizer.fit([TEXT], 270)
+
+
+def make_two_files(folder: Path) -> None:
+    """vocab.json and merges.txt."""
+    content = json.loads(hf_tokenizers.files(bpe(), 7)["tokenizer.json"])["model"]
+    (folder / "vocab.json").write_text(json.dumps(content["vocab"]))
+    merges = (" ".join(merge) if isinstance(merge, list) else merge for merge in content["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+
+
+def foreign(folder: Path) -> None:
+    """Llama's kind: one that no tokenizer of ours expresses."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocab = {"<unk>": 0, "<s>": 1, **{f"<0x{b:02X}>": 2 + b for b in range(256)}}
+    vocab |= {c: len(vocab) + i for i, c in enumerate("▁tobe")}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split(",", "isolated")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<s>"])
+    (folder / "tokenizer.json").write_text(backend.to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<s>"}}))
+
+
+def tokenizer_dict(tokenizer: tokenizers.Tokenizer) -> Kind:
+    """As a JSON file of ours holds it."""
+    return Kind(
+        lambda folder: files.write_json(folder / "tokenizer.json", tokenizer.to_dict()),
+        lambda folder: used(tokenizers.from_dict(files.read_json(folder / "tokenizer.json"))),
+        *(True, 80, 220),
+    )
+
+
+def make_text(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def read_text(folder: Path) -> str:
+    file = next(folder.iterdir())
+    return "".join(piece.text for piece in corpora.from_files("text", texts.find([file]), "text").read())
+
+
+def gz(text: str) -> bytes:
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def zst(text: str) -> bytes:
+    return pyarrow.compress(text.encode(), "zstd", asbytes=True)
+
+
+JSONL = "".join(json.dumps({"text": line, "n": i}) + "\n" for i, line in enumerate(TEXT[:600].split("\n")))
+
+
+def make_parquet(folder: Path) -> None:
+    table = pyarrow.table({"text": TEXT[:600].split("\n")})
+    pyarrow.parquet.write_table(table, folder / "a.parquet", write_page_checksum=True)
+
+
+KINDS = {
+    "checkpoint": Kind(
+        lambda folder: checkpoint.save(content_of_a_checkpoint(), folder / "a.ckpt"),
+        lambda folder: seen(*checkpoint.load(folder / "a.ckpt")),
+        sealed=checkpoint.FORMAT > 1,
+        quick=250,
+        slow=1500,
+    ),
+    "export": Kind(
+        make_export, lambda folder: seen(*pretrained.exported(folder / "model.safetensors")), True, 250, 1000
+    ),
+    "prepared": Kind(make_prepared, read_prepared, True, 250, 1000),
+    "stopped": Kind(make_stopped, read_stopped, True, 250, 1000),
+    "run": Kind(make_run, lambda folder: records.read(folder / "run"), True, 250, 1000),
+    "around a run": Kind(make_around, read_around, False, 60, 300),
+    "run, hand-made": Kind(hand_made_run, lambda folder: records.read(folder / "run"), False, 60, 300),
+    "chars": tokenizer_dict(CharTokenizer(CHARS)),
+    "words": tokenizer_dict(WORDS),
+    "bpe": tokenizer_dict(bpe()),
+    "hf chars": Kind(write_tokenizer(CharTokenizer(CHARS)), read_tokenizer, False, 100, 400),
+    "hf bpe": Kind(write_tokenizer(bpe()), read_tokenizer, False, 60, 440),
+    "hf two files": Kind(make_two_files, read_tokenizer, False, 100, 400),
+    "hf foreign": Kind(foreign, read_tokenizer, False, 100, 400),
+    "hf model": Kind(make_hf, lambda folder: seen(*pretrained.hugging_face(folder, folder)), False, 100, 400),
+    "hf pickle": Kind(make_bin, lambda folder: seen(*pretrained.hugging_face(folder, folder)), False, 100, 400),
+    "nanogpt": Kind(
+        make_nanogpt, lambda folder: seen(*pretrained.nanogpt(folder / "ckpt.pt", folder)), False, 100, 400
+    ),
+    "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
+    "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
+    "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),
+    "jsonl.gz": Kind(make_text("a.jsonl.gz", gz(JSONL)), read_text, True, 60, 300),
+    "zst": Kind(make_text("a.txt.zst", zst(TEXT)), read_text, False, 60, 300),
+    "parquet": Kind(make_parquet, read_text, False, 60, 300),
+}
+NOTHING = ("", ([], {}))  # of a packed file of no bytes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_harmless(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz(KINDS[name], range(KINDS[name].quick), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_more_damage_is_harmless(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = KINDS[name]
+    fuzz(kind, range(kind.quick, kind.quick + kind.slow), tmp_path, monkeypatch)
+
+
+def fuzz(kind: Kind, seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "LARGE", 0)  # so that what is remembered of a text is read, too
+    kind.make(folder)
+    intact = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    expected = kind.read(folder)
+    targets = [path for path in intact if path.name not in ("text.kept", "verified.json")]
+    for seed in seeds:
+        draw = random.Random(seed)
+        for path, content in intact.items():
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists() or path.read_bytes() != content:
+                path.write_bytes(content)
+        file = targets[seed % len(targets)]
+        file.write_bytes(damaged(intact[file], draw))
+        where = f"seed {seed}, {file.relative_to(folder)}"
+        try:
+            with watch(folder):
+                found = kind.read(folder)
+        except UserError as error:
+            said(error)
+        except BaseException as error:
+            raise AssertionError(where) from error
+        else:
+            assert not kind.sealed or found == expected or found in NOTHING, where
+
+
+def test_there_are_ten_thousand_cases() -> None:
+    assert sum(kind.quick + kind.slow for kind in KINDS.values()) + QUICK + SLOW >= 10_000
+
+
+# Dicts of strangers
+
+JUNK: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 7, 1 << 20, 10**9, 10**30, -(10**9), 0.5, 1e308, math.nan, math.inf, -math.inf),
+    *("", "x", "none", "\ud800", "\0", "x" * 100_000, "../../x", "[" * 500, b"", b"\xff", (), (1, 2), set(), object),
+    *([], [[]], [None] * 9, {}, {"a": 1}, {1: 2}, {"_target_": "os.system", "command": "true"}, ["a", 1, {}], 1j),
+    *(torch.zeros(2), torch.zeros(1).expand(1 << 40), torch.zeros(3, dtype=torch.int64), torch.empty(9, device="meta")),
+)
+QUICK, SLOW = 1500, 3000
+
+
+def with_junk(content: Any, draw: random.Random) -> Any:
+    """A copy in which one place, or a few, hold something else, are gone, or are new."""
+    if isinstance(content, dict) and content and draw.random() < 0.95:
+        changed = dict(content)
+        key = draw.choice([*content])
+        way = draw.random()
+        if way < 0.1:
+            del changed[key]
+        elif way < 0.15:
+            changed[draw.choice(("_target_", "x", 3, ""))] = draw.choice(JUNK)
+        else:
+            changed[key] = with_junk(content[key], draw)
+        return with_junk(changed, draw) if draw.random() < 0.2 else changed
+    if isinstance(content, list | str) and content and draw.random() < 0.5:
+        place = draw.randrange(len(content))
+        if isinstance(content, str):
+            return content[:place] + draw.choice(("", "\0", "=", " ", "\ud800", "\U0010ffff")) + content[place + 1 :]
+        return [*content[:place], draw.choice(JUNK), *content[place + 1 :]]
+    return draw.choice(JUNK)
+
+
+def test_dicts_of_strangers_are_built_or_refused(tmp_path: Path) -> None:
+    strange_dicts(range(QUICK), tmp_path)
+
+
+@pytest.mark.slow
+def test_more_dicts_of_strangers_are_built_or_refused(tmp_path: Path) -> None:
+    strange_dicts(range(QUICK, QUICK + SLOW), tmp_path)
+
+
+def strange_dicts(seeds: range, folder: Path) -> None:
+    foreign(folder)
+    model, content = gpt(), content_of_a_checkpoint()
+    about, state = content[checkpoint.KEY], parameters(model)
+    theirs = hf.config_to_hf(GPT2)
+    llama = GPTConfig(9, n_layer=1, n_head=1, n_embd=4, pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
+    described = [CharTokenizer(CHARS), WORDS, bpe(), tokenizers.ByteTokenizer(), hf_tokenizers.read(folder)]
+    dicts = [tokenizer.to_dict() for tokenizer in described]
+
+    def restored(draw: random.Random) -> None:
+        both = with_junk({"about": about, "state": state}, draw)
+        if isinstance(both, dict) and isinstance(both.get("about"), dict) and isinstance(both.get("state"), dict):
+            found, tokenizer, _ = checkpoint.restored(both["about"], dict(both["state"]), folder, "test")
+            seen(found, tokenizer)
+
+    def model_config(draw: random.Random) -> None:
+        plain = with_junk(models.to_dict(draw.choice((GPT2, llama))), draw)
+        if isinstance(plain, dict):
+            models.from_dict(plain)
+
+    def foreign_config(draw: random.Random) -> None:
+        config = with_junk(draw.choice((theirs, hf.config_to_hf(llama))), draw)
+        if isinstance(config, dict):
+            hf.config_from_hf(config)
+
+    readers: list[Callable[[random.Random], Any]] = [
+        restored,
+        model_config,
+        foreign_config,
+        lambda draw: used(tokenizers.from_dict(with_junk(draw.choice(dicts), draw))),
+    ]
+    for seed in seeds:
+        draw = random.Random(seed)
+        try:
+            with watch(folder):
+                readers[seed % len(readers)](draw)
+        except UserError as error:
+            said(error)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}") from error
+
+
+trees = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=9,
+)
+fields = st.sampled_from([*models.to_dict(GPT2), "chars", "words", "merges", "special", "pattern", "end_of_text"])
+names = st.sampled_from(["gpt", "bigram", *tokenizers.NAMES, tokenizers.JSON])
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.dictionaries(fields, trees, max_size=9), names)
+def test_any_tree_is_built_or_refused(tree: dict[str, Any], name: str) -> None:
+    for build in (models.from_dict, tokenizers.from_dict):
+        try:
+            build(tree | {"name": name})  # type: ignore[operator]
+        except UserError as error:
+            said(error)

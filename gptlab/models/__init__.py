@@ -39,7 +39,7 @@ def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
         UserError: there is no such model.
     """
     if not isinstance(name, str) or name not in CONFIGS:
-        raise UserError(f"model.name={name}: no such model; {did_you_mean(str(name), CONFIGS)}")
+        raise UserError(f"model.name={name!s:.99}: no such model; {did_you_mean(f'{name!s:.99}', CONFIGS)}")
     return CONFIGS[name]
 
 
@@ -62,11 +62,12 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
         value = fields.get(field.name, field.default)
         if value is dataclasses.MISSING or (value is None and optional):
             continue
-        if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+        wrong = not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool")
+        if wrong or (isinstance(value, str) and len(value) > 99):
             raise UserError(f"model.{field.name}={value!r:.99}: must be of type {kind}")
         if isinstance(value, int | float) and not (abs(value) <= LARGEST or (kind == "float" and math.isfinite(value))):
             raise UserError(f"model.{field.name}={value:g}: must be at most {LARGEST:,}")
     try:
         return cls(**fields)
     except TypeError as error:
-        raise UserError(f"this version's {cls.__name__} does not fit: {error}") from error
+        raise UserError(f"this version's {cls.__name__} does not fit: {str(error)[:200]}") from error

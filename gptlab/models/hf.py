@@ -169,13 +169,15 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
     """
     family = FAMILIES.get(str(hf.get("model_type")))
     if family is None:
-        raise UserError(f"model_type={hf.get('model_type')}: gptlab has no such model; it reads {', '.join(FAMILIES)}")
+        raise UserError(
+            f"model_type={hf.get('model_type')!s:.99}: gptlab has no such model; it reads {', '.join(FAMILIES)}"
+        )
     try:
         return _config(hf, family)
     except UserError:
         raise
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"a damaged config of a {hf['model_type']}: {error}") from error
+        raise UserError(f"a damaged config of a {hf['model_type']}: {str(error)[:200]}") from error
 
 
 def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
@@ -185,21 +187,21 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
     fields: dict[str, Any] = {own: hf.get(name, family.defaults.get(name)) for name, own in family.fields.items()}
     wrong = [f"{name} is missing" for name in family.fields if name not in given | family.defaults]
     wrong += [
-        f"{name}={given[name]} (it must be {'absent' if value is None else value})"
+        f"{name}={given[name]!s:.99} (it must be {'absent' if value is None else value})"
         for name, value in MUST.items()
         if name in given and given[name] != value
     ]
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        wrong.append(f"rope_type={kind} (gptlab's rotary positions are not scaled)")
+        wrong.append(f"rope_type={kind!s:.99} (gptlab's rotary positions are not scaled)")
     if "head_dim" in given and float(given["head_dim"]) * float(fields["n_head"] or 0) != fields["n_embd"]:
-        wrong.append(f"head_dim={given['head_dim']} (it must be the width divided by the heads)")
+        wrong.append(f"head_dim={given['head_dim']!s:.99} (it must be the width divided by the heads)")
     if not set(given.get("layer_types", ())) <= {"full_attention"}:
         wrong.append("layer_types (all layers must have full_attention)")
     activation = next((own for own, names in family.activations.items() if fields["mlp"] in names), None)
     if activation is None:
         known = [name for names in family.activations.values() for name in names]
-        wrong.append(f"activation {fields['mlp']} (gptlab has {', '.join(known)})")
+        wrong.append(f"activation {fields['mlp']!s:.99} (gptlab has {', '.join(known)})")
     if wrong:
         raise UserError(f"this {hf['model_type']} is none of gptlab's models: {'; '.join(wrong)}")
     bias = family is GPT2 or bool(given.get("attention_bias") or given.get("mlp_bias"))

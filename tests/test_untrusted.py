@@ -247,15 +247,12 @@ def strangers(tmp_path: Path, **data: Any) -> Info:
     return checkpoint.load(tmp_path / "a.ckpt")[2]
 
 
-@pytest.mark.parametrize("name", ["text", "pydoc_char"])
-def test_a_checkpoint_does_not_choose_where_gptlab_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_checkpoint_does_not_choose_where_gptlab_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("GPTLAB_DATA", raising=False)
     monkeypatch.setattr(prepare, "LARGE", 0)
     (tmp_path / "chosen").mkdir()
-    info = strangers(tmp_path, name=name)
+    info = strangers(tmp_path)
     source = sources.own("a", info.config, CharTokenizer(CHARS))
     assert source.pieces("val")
     assert list((tmp_path / "chosen").iterdir()) == []

@@ -88,7 +88,8 @@ def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -
         parts.append(f"Measured on the validation split ({protocol}): loss in nats per token, bpb in bits per byte.\n")
     parts += ["## Architecture\n\n" + _table(models.to_dict(c)), "## Versions\n\n" + _table(_versions())]
     if info.config:
-        data = {key: value for key, value in info.config.get("data", {}).items() if f"data.{key}" not in PLACES}
+        given = info.config.get("data")
+        data = {k: v for k, v in given.items() if f"data.{k}" not in PLACES} if isinstance(given, dict) else None
         config = {**info.config, "init_from": _origin(info), "resume": None, "data": data}
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"<details><summary>The run's config</summary>\n\n```yaml\n{text}```\n\n</details>\n")
@@ -99,9 +100,9 @@ def _training(tokenizer: Tokenizer, info: Info) -> dict[str, Any]:
     """What is known of how the model came about; of files, their names alone."""
     run, summary = flatten(info.config), _summary(info)
     paths = run.get("data.path") or []
-    names = ", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths))
+    names = ", ".join(Path(str(path)).name for path in (paths if isinstance(paths, list) else [paths]))
     facts = {
-        "data": run.get("data.name", "") + (f" ({names})" if names else ""),
+        "data": f"{run.get('data.name', '')}{f' ({names})' if names else ''}",
         "sha256 of the text": info.data_sha256,
         "begun from": _origin(info),
         "tokenizer": f"{tokenizer.name}, {tokenizer.vocab_size:,} ids",
@@ -120,7 +121,7 @@ def _training(tokenizer: Tokenizer, info: Info) -> dict[str, Any]:
 def _origin(info: Info) -> str | None:
     """What the run began from, without the folders of the machine that it ran on."""
     given = info.config.get("init_from")
-    return Path(given).name if given and Path(given).is_absolute() else given
+    return Path(given).name if isinstance(given, str) and Path(given).is_absolute() else given
 
 
 def _summary(info: Info) -> dict[str, Any]:

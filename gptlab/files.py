@@ -19,6 +19,7 @@ LARGEST = 1 << 28  # bytes of a file that is read at once
 SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')
 TRACE = re.compile(rb"[0-9a-f]{24}")  # in a first line: of a seal, which damage may have left unreadable
 DEPTH = 30  # of nested values
+VALUES = 100_000  # in a config or the like
 BEGINNING = 150  # bytes in which a seal is looked for
 
 
@@ -143,17 +144,18 @@ def plain(content: Any, name: str) -> Any:
     """`content`, a tree of dicts, lists and plain values of a size that a person could have meant.
 
     Raises:
-        UserError: it has something else in it; or it refers to a part of itself, as YAML and pickles can: then a few
-            lines stand for more than any memory holds.
+        UserError: it is larger, has something else in it, or refers to itself: in YAML and in pickles a few lines can
+            stand for more than any memory holds.
     """
-    seen: set[int] = set()
-    rest = [(content, 0)]
+    rest, count = [(content, 0)], 0
     while rest:
         each, depth = rest.pop()
+        count += 1
+        if depth > DEPTH or count > VALUES:
+            raise UserError(
+                f"{name} is damaged: it is nested more than {DEPTH} deep, or has more than {VALUES:,} values"
+            )
         if isinstance(each, dict | list):
-            if id(each) in seen or depth > DEPTH:
-                raise UserError(f"{name} is damaged: it refers to a part of itself, or is nested too deeply")
-            seen.add(id(each))
             if isinstance(each, dict) and not all(isinstance(key, str) for key in each):
                 raise UserError(f"{name} is damaged: it has keys that are no words")
             rest += [(child, depth + 1) for child in (each.values() if isinstance(each, dict) else each)]

@@ -272,7 +272,10 @@ def test_code_in_weights_is_not_executed(folder: Path, tmp_path: Path, zipped: b
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     bomb = state | {"bomb": Bomb(tmp_path / "struck")}
     torch.save(bomb, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"pytorch_model.bin is broken or no checkpoint: .*UnpicklingError"):
+    with pytest.raises(
+        UserError,
+        match=r"pytorch_model.bin is (broken or )?no checkpoint",
+    ):
         pretrained.hugging_face(folder, NOWHERE)
     assert not (tmp_path / "struck").exists()
 
@@ -386,7 +389,7 @@ def test_a_damaged_checkpoint_of_nanogpt_is_named(tmp_path: Path, changes: dict[
 
 def test_code_in_a_checkpoint_of_nanogpt_is_not_executed(tmp_path: Path) -> None:
     file = nanogpt(gpt(), tmp_path / "ckpt.pt", config=Bomb(tmp_path / "struck"))
-    with pytest.raises(UserError, match=r"ckpt.pt is broken or no checkpoint: torch.load says UnpicklingError"):
+    with pytest.raises(UserError, match=r"ckpt.pt is (broken or )?no checkpoint"):
         pretrained.nanogpt(file, NOWHERE)
     assert not (tmp_path / "struck").exists()
 

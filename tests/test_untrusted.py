@@ -74,7 +74,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path, place:
         node = node[key]
     node["x"] = Bomb(tmp_path / "struck")
     checkpoint.save(whole, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="is broken or no checkpoint"):
+    with pytest.raises(UserError, match=r"is (broken or )?no checkpoint"):
         checkpoint.load(tmp_path / "a.ckpt")
     assert not (tmp_path / "struck").exists()
 
@@ -436,9 +436,9 @@ LAUGHS = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (LAUGHS, "refers to a part of itself"),
-        ("a: &a [*a]", "refers to a part of itself"),
-        ("a: " + "[" * 900 + "]" * 900, "nested too deeply"),
+        (LAUGHS, "has more than 100,000 values"),
+        ("a: &a [*a]", "nested more than 30 deep"),
+        ("a: " + "[" * 900 + "]" * 900, "nested more than 30 deep"),
         ("b: 1\na: 0x" + "f" * 9999, "has a value that none"),
         ("b: 1\na: " + "9" * 9999, "cannot be read"),
         ("a: 2001-99-99", "cannot be read"),

@@ -55,6 +55,8 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
     Raises:
         UserError: there is no such model, or it has no such field, or a value is of another type or out of range.
     """
+    if not isinstance(state, dict):
+        raise UserError(f"a model's config is no {type(state).__name__}")
     fields = dict(state)
     cls = config_class(fields.pop("name", None))
     for field in dataclasses.fields(cls):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptlab import __version__, models, tokenizers
 from gptlab.errors import UserError
+from gptlab.files import plain as plain_values
 from gptlab.files import write_atomically
 from gptlab.models import Model, weights
 from gptlab.tokenizers import Tokenizer
@@ -160,9 +161,12 @@ def plain(path: Path, mapped: bool = True) -> Any:
         UserError: the file is broken, or holds more than plain data and tensors.
     """
     try:
+        weights.refuse_calls(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
 
@@ -252,8 +256,12 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
     try:
         config = models.from_dict(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        info = Info(path, about["step"], about["metrics"], about["config"], about["data_sha256"], origin)
+        step, data_sha256 = about["step"], about["data_sha256"]
+        metrics, config_ = plain_values(about["metrics"], "metrics"), plain_values(about["config"], "config")
+        if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config_, dict)):
+            raise UserError("what it says of itself is damaged")
+        info = Info(path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin)
         return weights.filled(config, state), tokenizer, info
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
         raise UserError(f"{path} does not fit together: {reason}") from error

@@ -234,7 +234,7 @@ class Bomb:
 def test_code_in_a_checkpoint_is_not_executed(content: dict[str, Any], tmp_path: Path, write: Any) -> None:
     path, struck = tmp_path / "gpt.ckpt", tmp_path / "struck"
     write(content | {"losses": Bomb(struck)}, path)
-    with pytest.raises(UserError, match=r"gpt.ckpt is broken or no checkpoint: torch.load says UnpicklingError"):
+    with pytest.raises(UserError, match=r"gpt.ckpt is (broken or )?no checkpoint"):
         checkpoint.load(path)
     assert not struck.exists()
 

@@ -47,6 +47,7 @@ from gptlab import (
     texts,
     tokenizers,
 )
+from gptlab.cards import card
 from gptlab.errors import UserError
 from gptlab.models import hf
 from gptlab.models.gpt_config import GPTConfig
@@ -525,8 +526,10 @@ def strange_dicts(seeds: range, folder: Path) -> None:
     def restored(draw: random.Random) -> None:
         both = with_junk({"about": about, "state": state}, draw)
         if isinstance(both, dict) and isinstance(both.get("about"), dict) and isinstance(both.get("state"), dict):
-            found, tokenizer, _ = checkpoint.restored(both["about"], dict(both["state"]), folder, "test")
-            seen(found, tokenizer)
+            found, tokenizer, info = checkpoint.restored(both["about"], dict(both["state"]), folder, "test")
+            seen(found, tokenizer, info)
+            assert info.words
+            card(found, tokenizer, info, "safetensors", "a")
 
     def model_config(draw: random.Random) -> None:
         plain = with_junk(models.to_dict(draw.choice((GPT2, llama))), draw)

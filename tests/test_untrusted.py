@@ -79,6 +79,15 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path, place:
     assert not (tmp_path / "struck").exists()
 
 
+def test_a_checkpoint_builds_nothing_but_tensors_and_plain_data(tmp_path: Path) -> None:
+    for junk in (bytearray(9), {1, 2}, Bomb(tmp_path / "struck")):
+        checkpoint.save(content() | {"x": junk}, tmp_path / "a.ckpt")
+        started = time.perf_counter()
+        with pytest.raises(UserError, match="it would call"):
+            checkpoint.load(tmp_path / "a.ckpt")
+        assert quick(started)
+
+
 def test_a_target_in_a_config_is_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = {"_target_": "os.mkdir", "path": str(tmp_path / "struck")}
     where = {"name": "text", "path": str(tmp_path / "a.txt"), "text_key": "text", "subset": None, "revision": None}

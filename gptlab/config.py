@@ -171,7 +171,7 @@ def settings(cfg: DictConfig) -> Settings:
         raise UserError(f"seed={seed}: must be an integer from 0 to {(1 << 32) - 1}")
     if not isinstance(plain.deterministic, bool):
         raise UserError(f"deterministic={plain.deterministic}: must be true or false")
-    if not isinstance(plain.name, str) or not plain.name or "/" in plain.name:
+    if not isinstance(plain.name, str) or plain.name in ("", ".", "..") or "/" in plain.name:
         raise UserError(f"name={plain.name}: must be a word that can name a folder")
     source = plain.get("init_from")
     if source is not None and (not isinstance(source, str) or not source):

@@ -26,7 +26,7 @@ from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
 from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
-from gptlab.files import write_atomically, writing
+from gptlab.files import sealed, write_atomically, writing
 from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
 from gptlab.module import LMModule
@@ -171,7 +171,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
             cut(run_dir, lengths)
-        write_atomically(run_dir / "config.yaml", lambda file: file.write(to_yaml(config).encode()))
+        write_atomically(run_dir / "config.yaml", lambda file: file.write(sealed(to_yaml(config)).encode()))
         if content is None:
             runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml  # type: ignore[import-untyped]
 
 from gptlab import runs
 from gptlab.errors import UserError
-from gptlab.files import plain, read_bytes, read_json, unsealed
+from gptlab.files import plain, read_bytes, read_json
 from gptlab.runs import flatten
 from gptlab.texts import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
-MOST = 1 << 20  # bytes of a config
 APART = {"name", "seed", "resume", *runs.PLACES}  # the seed, and what changes nothing that a run computes
 
 
@@ -86,7 +84,7 @@ def read(path: Path) -> Run:
     """
     if not (path / "config.yaml").is_file():
         raise UserError("has not begun: there is no config.yaml")
-    config = _config(path / "config.yaml")
+    config = flatten(runs.read_config(path / "config.yaml"))
     if not (path / "summary.json").is_file():
         raise UserError(_unfinished(path, config))
     summary = flatten(plain(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
@@ -106,19 +104,6 @@ def read(path: Path) -> Run:
     baseline = _values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
     searched = "baseline" in job and job["baseline"] is None
     return Run(path, config, summary, environment, _typed(job, environment), baseline, searched)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
-    try:
-        content = yaml.load(unsealed(read_bytes(path, MOST), path.name), Loader=loader)
-    except UserError:
-        raise
-    except Exception as error:  # of a wrong date, a number of a thousand digits, ...: each has its own
-        raise UserError(f"config.yaml cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError("config.yaml is no config")
-    return flatten(plain(content, "config.yaml"))
 
 
 def _json(path: Path) -> dict[str, Any]:

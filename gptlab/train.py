@@ -75,7 +75,7 @@ def unfinished(folder: Path, config: dict[str, Any]) -> str | None:
         if (run_dir / "summary.json").exists() or runs.in_use(run_dir):
             continue
         with suppress(UserError):
-            if not differing(plain(stored(run_dir / "config.yaml")), config):
+            if not differing(stored(run_dir), config):
                 return str(run_dir)
     return None
 
@@ -135,7 +135,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         resume = (run_dir / "config.yaml").is_file()
         composed["resume"] = None
         if resume:
-            past = plain(stored(run_dir / "config.yaml"))
+            past = stored(run_dir)
             if others := differing(past, composed):
                 raise UserError(
                     f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder"
@@ -163,18 +163,26 @@ def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str,
     return {**config, **filled, "deterministic": config.get("deterministic", False)}
 
 
-def stored(config_file: Path) -> DictConfig:
-    """The config that a run was started with.
+def stored(run_dir: Path) -> dict[str, Any]:
+    """The config that a run was started with; that of its newest checkpoint where config.yaml is broken.
 
     Raises:
-        UserError: the file is broken.
+        UserError: it is broken, and there is no checkpoint.
     """
+    from gptlab import runs
+
     try:
-        cfg = OmegaConf.load(config_file)
-        assert isinstance(cfg, DictConfig)
-    except Exception as error:
-        raise UserError(f"{config_file} is broken: {str(error).splitlines()[0]}") from error
-    return cfg
+        config = runs.read_config(run_dir / "config.yaml")
+        if not all(isinstance(config.get(group), dict) for group in ("model", "data", "trainer")):
+            raise UserError("config.yaml is not that of a run")
+        return config
+    except UserError as error:
+        from gptlab import checkpoint
+
+        if (found := checkpoint.newest(run_dir / "checkpoints")) is None:
+            raise UserError(f"{run_dir}: {error}") from error
+        log.warning("%s: %s. The config in %s is taken", run_dir, error, found[0])
+        return found[1][checkpoint.KEY]["config"]
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
@@ -183,7 +191,7 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: the file is broken, or the change would make it another run.
     """
-    cfg = stored(config_file)
+    cfg = OmegaConf.create(stored(config_file.parent))
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         if key in ("resume", "name"):

@@ -379,3 +379,29 @@ def test_auto_in_a_folder_of_one_s_own(command: Any, text_file: Path, monkeypatc
     assert finished.returncode == 0
     assert "resume=auto: nothing to do" in finished.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_config_that_was_changed_does_not_count(
+    command: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether by hand or by a failing disk: the one in the checkpoint is as it was."""
+    words = (*COMMAND, f"data.path='{text_file}'", "hydra.run.dir=mine")
+    interrupt(monkeypatch, Kill(4, signal.SIGTERM))
+    assert command("train", *words).returncode == 143
+    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+    config = Path("mine/config.yaml")
+    whole = config.read_text()
+    assert "\n  lr: 0.001\n" in whole
+    config.write_text(whole.replace("\n  lr: 0.001\n", "\n  lr: 0.009\n"))
+    result = command("train", "resume=mine", "data.cache_dir=cache")
+    assert result.returncode == 0, result.stderr
+    assert "config.yaml has changed since gptlab wrote it" in result.stdout
+    assert "The config in mine/checkpoints/last.ckpt is taken" in result.stdout
+    assert config.read_text() == whole
+
+    config.write_text(whole.replace("\n  lr: 0.001\n", "\n  lr: 0.009\n"))
+    for path in Path("mine/checkpoints").iterdir():
+        path.unlink()
+    result = command("train", "resume=mine")
+    assert result.returncode == 1
+    assert "error: mine: config.yaml has changed since gptlab wrote it" in result.stderr

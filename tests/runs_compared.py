@@ -74,6 +74,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def differences(a: Path, b: Path) -> Iterator[str]:
     """Where run directory `b` differs from `a`, a line each: checkpoints, curves, samples and summary."""
+    kept = (sorted(path.name for path in (d / "checkpoints").glob("*.ckpt")) for d in (a, b))
+    yield from unlike(*kept, "checkpoints", set())
     for name in ("last.ckpt", "best.ckpt"):
         left, right = (torch.load(d / "checkpoints" / name, weights_only=True) for d in (a, b))
         yield from unlike(left, right, name, NOT_THE_RUN)

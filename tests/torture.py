@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,8 @@ from gptlab import train  # noqa: E402
 
 train.quieten_lightning()
 
-from gptlab import config, fit  # noqa: E402, F401 (what a forked run would import)
+from gptlab import checkpoint, config, fit  # noqa: E402, F401 (what a forked run would import)
+from gptlab.errors import UserError  # noqa: E402
 from tests.dying import Aim, arm, shared_marks, watch  # noqa: E402
 from tests.runs_compared import differences  # noqa: E402
 
@@ -51,7 +53,7 @@ VARIANTS = {
     "compiled": (*GPT, "compile.backend=aot_eager"),
     "llama": ("arch=llama", *GPT, "schedule=constant"),
     "bigram": (*BIGRAM, "schedule=constant"),
-    "bpe": (*GPT, "tokenizer=bpe", "tokenizer.vocab_size=97"),
+    "bpe": (*GPT, "tokenizer=bpe", "tokenizer.vocab_size=270"),
 }
 HARD = (
     *("data=text", "trainer=cpu", "data.batch_size=6", "data.micro_batch_size=2", "data.test_fraction=0.05"),
@@ -80,9 +82,12 @@ class Life:
     code: int
     """Its exit status; negative: the signal that it died of."""
     started: int
+    """The steps that had been made when it began to train; -1: it did not get so far, or it is not known."""
     step: int
     doing: str
-    aimed: str
+    startup: float = 0.0
+    """Seconds to its first validation or step."""
+    seconds: float = 0.0
 
 
 class Torture:
@@ -95,7 +100,7 @@ class Torture:
         self.lives: list[Life] = []
         self.faults: Counter[str] = Counter()
         self.marks = shared_marks()
-        self.max_steps = max(24, 3 * kills // 2)
+        self.max_steps = max(24, 2 * kills)
         text, words = random.Random(0), ["the", "a", "cat", "dog", "king", "queen", "sees", "loves", "old", "night"]
         lines = (" ".join(text.choices(words, k=text.randint(3, 7))) + ".\n" for _ in range(300))
         (folder / "text.txt").write_text("".join(lines))
@@ -116,12 +121,15 @@ class Torture:
         if child == 0:
             self._child(arguments, log, stack, run_dir, aim)
         begin = time.monotonic()
+        startup = 0.0
         since: float | None = None
         code: int | None = None
         while code is None:
             time.sleep(0.002)
             ended, status = os.waitpid(child, os.WNOHANG)
             now = time.monotonic()
+            if not startup and self.marks.step >= 0:
+                startup = now - begin
             if ended:
                 code = os.waitstatus_to_exitcode(status)
             elif now - begin > PATIENCE:
@@ -138,7 +146,7 @@ class Torture:
                         delay, number = self.draw.choice([0.02, 0.2, 30.0]), signal.SIGKILL
                         since = now
         doing = self.marks.doing.decode() or self._doing(stack.read_text())
-        return Life(code, self.marks.started, self.marks.step, doing, aim.kind or ("clock" if delay else ""))
+        return Life(code, self.marks.started, self.marks.step, doing, startup, time.monotonic() - begin)
 
     def _child(self, arguments: tuple[str, ...], log: Path, stack: Path, run_dir: Path, aim: Aim) -> NoReturn:
         os.setsid()
@@ -194,7 +202,7 @@ class Torture:
                 if (grown and time.monotonic() - grown > delay) or time.monotonic() - begin > PATIENCE:
                     process.kill()
                     process.wait()
-        return Life(process.returncode, -1, -1, "a process of its own", "clock")
+        return Life(process.returncode, -1, -1, "a new Python")
 
     def size(self) -> int:
         metrics = self.run_dir / "metrics.csv"
@@ -213,13 +221,13 @@ class Torture:
     def plan(self, pace: float, checkpoint_bytes: int) -> tuple[Aim, float | None, int]:
         """Where the next life ends: (place, seconds after it, signal); `pace`: checkpoints that it may save."""
         draw, after = self.draw, 0
-        while draw.random() < pace / (1 + pace):  # geometric, of mean `pace`
+        while after <= 2 * pace and draw.random() < pace / (1 + pace):  # geometric, of mean `pace`
             after += 1
         kinds = {"clock": 36, "checkpoint": 42, "curves": 8, "samples": 3, "data": 4, "start": 3, "signal": 4}
         (kind,) = draw.choices(list(kinds), list(kinds.values()))
         aim = Aim(kind, "", 0, after, 0, after + 2)
         if kind in ("clock", "signal"):
-            delay = draw.uniform(0, 0.5 if after else 1.5)
+            delay = draw.uniform(0, self.interval + (0 if after else self.startup))
             return aim, delay, draw.choice([signal.SIGTERM, signal.SIGINT]) if kind == "signal" else signal.SIGKILL
         if kind == "checkpoint":
             aim.moment = draw.choice(["opened", *["written"] * 5, "closed", "renaming", "renamed", "renamed"])
@@ -265,11 +273,9 @@ class Torture:
         """Whether there is a sound checkpoint to fall back on, and a sound one to break."""
         sound = []
         for file in [self.run_dir / "checkpoints" / "last.ckpt", *(self.run_dir / "checkpoints").glob("step_*.ckpt")]:
-            try:
-                torch.load(file, weights_only=True)
+            with suppress(UserError):
+                checkpoint.read(file)
                 sound.append(file.name)
-            except Exception:
-                continue
         return "last.ckpt" in sound and len(sound) > 1
 
     # The whole.
@@ -285,15 +291,16 @@ class Torture:
         if life.code != 0:
             raise Failure(f"the untouched run failed:\n{tail(self.folder / 'log.txt')}")
         saves, size = self.marks.saved, (self.untouched / "checkpoints" / "last.ckpt").stat().st_size
+        self.startup, self.interval = life.startup, (life.seconds - life.startup) / saves
         print(f"untouched: {self.max_steps} steps, {saves} times saved, {size:,} bytes a checkpoint", flush=True)
         shutil.rmtree(self.cache_dir)
         struck = 0
         reached = 0
         while struck < self.kills:
             left = saves * (1 - reached / self.max_steps)
-            pace = 0.8 * left / (self.kills - struck)
+            pace = max(left / (self.kills - struck) - 0.4, 0.0)  # a kill right after a checkpoint comes on top
             if struck in self.fresh:
-                self.fresh.discard(struck)
+                self.fresh.remove(struck)
                 life = self.live_fresh(self.arguments())
             else:
                 life = self.live(self.arguments(), self.run_dir, *self.plan(pace, size))
@@ -302,9 +309,9 @@ class Torture:
                 raise Failure(f"a life ended with {life.code}:\n{tail(self.folder / 'log.txt')}")
             self.lives.append(life)
             struck += not polite
-            reached = max(reached, life.started)
+            reached = life.started if life.started >= 0 else reached
             name = "SIGKILL" if not polite else "stopped"
-            steps = f"steps {life.started} to {life.step}" if life.started >= 0 else "before its first step"
+            steps = f"steps {life.started} to {life.step}" if life.started >= 0 else ""
             print(f"{name} {struck:3d} of {self.kills}  {steps:22}  {life.doing}", flush=True)
             self.fault()
         life = self.live(self.arguments(), self.run_dir, nothing, None, 0)

@@ -145,7 +145,7 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
         real = getattr(os, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            path = args[1] if name in ("replace", "rename") else args[0]
+            path = args[1] if name in ("replace", "rename", "link") else args[0]
             if due(path, before):
                 die(marks, f"{WORDS[kind(path)]} ({Path(path).name}), before os.{name}")
             result = real(*args, **kwargs)
@@ -160,7 +160,7 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
         setattr(os, name, watched)
 
     io.open = builtins.open = open_  # type: ignore[assignment]
-    for name in ("replace", "rename"):
+    for name in ("replace", "rename", "link"):
         around(name, "renaming", "renamed")
     around("truncate", "", "cut")
     around("unlink", "", "cut")

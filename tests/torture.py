@@ -58,7 +58,7 @@ VARIANTS = {
 HARD = (
     *("data=text", "trainer=cpu", "data.batch_size=6", "data.micro_batch_size=2", "data.test_fraction=0.05"),
     *("trainer.val_every=3", "trainer.log_every=1", "trainer.patience=1000", "trainer.diagnose_every=2"),
-    *("trainer.sample_tokens=19", "schedule.warmup_steps=2"),
+    *("trainer.sample_tokens=19", "schedule.warmup_steps=2", "trainer.checkpoint_every=2"),
 )
 PATIENCE = 120  # seconds that a life may take
 
@@ -106,8 +106,6 @@ class Torture:
         (folder / "text.txt").write_text("".join(lines))
         places = (f"data.path={folder}/text.txt", f"data.cache_dir={self.cache_dir}")
         self.run = (*VARIANTS[variant], *HARD, *places, f"trainer.max_steps={self.max_steps}", f"seed={seed}")
-        if "checkpoint_every:" in (ROOT / "conf" / "train.yaml").read_text():
-            self.run += ("trainer.checkpoint_every=2",)
         self.fresh = {self.draw.randrange(kills // 2 or 1) for _ in range(fresh)}  # lives that begin with an import
 
     # The processes.
@@ -210,13 +208,11 @@ class Torture:
 
     # The plan.
 
-    def saved(self) -> bool:
-        return (self.run_dir / "checkpoints" / "last.ckpt").exists()
-
     def arguments(self) -> tuple[str, ...]:
-        if self.saved():
+        """The same command again with resume=auto, or the run's folder alone, which must have its config by then."""
+        if (self.run_dir / "config.yaml").exists() and self.draw.random() < 0.7:
             return (f"resume={self.run_dir}",)
-        return (*self.run, f"hydra.run.dir={self.run_dir}")  # it was killed before its first checkpoint
+        return (*self.run, "resume=auto", f"hydra.run.dir={self.run_dir}")
 
     def plan(self, pace: float, checkpoint_bytes: int) -> tuple[Aim, float | None, int]:
         """Where the next life ends: (place, seconds after it, signal); `pace`: checkpoints that it may save."""

@@ -266,13 +266,13 @@ class Torture:
             last.write_bytes(content)
 
     def older(self) -> bool:
-        """Whether there is a sound checkpoint to fall back on, and a sound one to break."""
-        sound = []
+        """Whether there is a sound checkpoint to break, and another, in a file of its own, to fall back on."""
+        sound = {}
         for file in [self.run_dir / "checkpoints" / "last.ckpt", *(self.run_dir / "checkpoints").glob("step_*.ckpt")]:
             with suppress(UserError):
                 checkpoint.read(file)
-                sound.append(file.name)
-        return "last.ckpt" in sound and len(sound) > 1
+                sound[file.name] = file.stat().st_ino
+        return "last.ckpt" in sound and len(set(sound.values())) > 1
 
     # The whole.
 

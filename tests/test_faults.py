@@ -19,7 +19,8 @@ from gptlab import checkpoint
 from gptlab.errors import UserError
 from gptlab.module import LMModule
 from tests.conftest import HARD, TINY
-from tests.test_resume import Kill, assert_same_run, interrupt, rows
+from tests.runs_compared import assert_same_run, rows
+from tests.test_resume import Kill, interrupt
 
 LONG = ("schedule.decay_steps=7", "data.micro_batch_size=3", "model.dropout=0.1")
 

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
 TIMES = VOLATILE | {"train_seconds", "total_seconds", "peak_memory_bytes", "run_dir"}
-# Of a checkpoint: also the sizes of files that have times in them, and when the last point was logged.
-NOT_THE_RUN = TIMES | {"lengths", "logged"}
+# Of a checkpoint: also the sizes of files that have times in them, when the last point was logged, where data lie.
+NOT_THE_RUN = TIMES | {"lengths", "logged", "path", "dir", "cache_dir"}
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
@@ -90,4 +90,5 @@ def differences(a: Path, b: Path, *but: str) -> Iterator[str]:
 
 
 def assert_same_run(a: Path, b: Path, *but: str) -> None:
-    assert list(differences(a, b, *but)) == []
+    found = list(differences(a, b, *but))
+    assert not found, "\n".join(found)

@@ -1,7 +1,8 @@
 """Kills one run again and again, anywhere, and asks whether it ends as the run that nobody touched: to the bit.
 
     python -m tests.torture --kills 200
-    python -m tests.torture --kills 50 --variant bf16 --seed 7     repeats what a failure has printed
+    python -m tests.torture --kills 50 --variant bf16 --seed 7     draws the same again; the clock is another
+
 
 A run is started, killed by SIGKILL, resumed, killed again, until all kills are used up; then it may finish. Importing
 torch and Lightning takes seconds, so this process does it once and forks; what is forked runs the real command line.
@@ -356,12 +357,13 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, help="by default drawn from the seed")
     parser.add_argument("--seed", type=int, help="of everything that is drawn; by default of the clock")
     parser.add_argument("--fresh", type=int, default=0, help="so many lives begin with a new Python")
-    parser.add_argument("--bad-disk", action="store_true", help="break checkpoints between lives, too")
+    optional = argparse.BooleanOptionalAction
+    parser.add_argument("--bad-disk", action=optional, default=True, help="break checkpoints between lives, too")
     parser.add_argument("--keep", action="store_true", help="do not delete the runs")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else time.time_ns() % 100_000
     variant = given.variant or random.Random(seed).choice(list(VARIANTS))
-    again = f"--kills {given.kills} --variant {variant} --seed {seed}" + " --bad-disk" * given.bad_disk
+    again = f"--kills {given.kills} --variant {variant} --seed {seed}" + " --no-bad-disk" * (not given.bad_disk)
     print(f"python -m tests.torture {again}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     torture = Torture(folder, variant, given.kills, seed, given.bad_disk, given.fresh)

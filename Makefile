@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: help install train test test-all lint format board clean
+.PHONY: help install train test test-all torture lint format board clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(READY) ## the tests, about ten minutes on two cores
 
 test-all: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -m '' $(ARGS)
+
+torture: $(READY) ## kill a run 200 times, resume it, compare it with an untouched one
+	$(BIN)/python -m tests.torture --kills 200 --fresh 5 $(ARGS)
 
 lint: $(READY) ## ruff and mypy: the same checks as the pre-commit hooks
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from gptlab import __version__, models, tokenizers
+from gptlab import __version__, models, tokenizers, upgrades
 from gptlab.errors import UserError
 from gptlab.files import plain as plain_values
 from gptlab.files import write_atomically
@@ -254,6 +254,8 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
         UserError: they do not fit together.
     """
     try:
+        if about["format"] == 1:
+            about = upgrades.from_format_1(about)
         config = models.from_dict(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
         step, data_sha256 = about["step"], about["data_sha256"]

@@ -19,7 +19,8 @@ from gptlab import checkpoint
 from gptlab.errors import UserError
 from gptlab.module import LMModule
 from tests.conftest import HARD, TINY
-from tests.test_resume import Kill, assert_same_run, interrupt, rows
+from tests.runs_compared import assert_same_run, rows
+from tests.test_resume import Kill, interrupt
 
 LONG = ("schedule.decay_steps=7", "data.micro_batch_size=3", "model.dropout=0.1")
 
@@ -128,7 +129,7 @@ def test_auto_halves_what_does_not_fit_and_the_result_is_the_same(
     assert "out of memory with 6 sequences at once: going on with 3, accumulated" in caplog.text
     assert "out of memory with 3 sequences at once: going on with 1, accumulated" in caplog.text
     if step == 0:
-        assert_same_run(tmp_path / "auto", tmp_path / "known")
+        assert_same_run(tmp_path / "auto", tmp_path / "known", "micro_batch_size", "config_hash")
     else:  # it went on from step 3, of which the first steps were made in one piece
         with (tmp_path / "auto" / "metrics.csv").open(newline="") as file:
             assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == list("1234567")

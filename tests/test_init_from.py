@@ -18,9 +18,10 @@ from gptlab import checkpoint, init_from, models, runs, train
 from gptlab.errors import UserError
 from gptlab.fit import fit
 from gptlab.tokenizers import BPETokenizer, CharTokenizer
+from tests.runs_compared import assert_same_run
 from tests.test_cli import assert_refused
 from tests.test_multirun import planned
-from tests.test_resume import Kill, assert_same_run, interrupt
+from tests.test_resume import Kill, interrupt
 from tests.test_training import curve
 
 SHORT = (

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "gptlab"
 # From the bottom up; a module may import from lower rows only, models from their own row's files.
 ROWS = [
     {"errors"},
-    {"files", "texts", "schema"},
+    {"files", "texts", "schema", "upgrades"},
     {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
     {"prepare", "dataset", "checkpoint", "sampling", "hf_tokenizers", "ngrams", "streams"},
     {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin
 from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 
 from gptlab import checkpoint
-from tests.test_resume import points
+from tests.runs_compared import points
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import shutil
@@ -15,14 +14,12 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptlab import checkpoint, saving
 from gptlab import fit as fit_module
 from gptlab.errors import UserError
 from tests.conftest import HARD, TINY
-
-VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
+from tests.runs_compared import assert_same_run, rows
 
 
 class Kill(L.Callback):
@@ -45,49 +42,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, callback: L.Callback) -> None:
         return real(**{**arguments, "callbacks": [*arguments["callbacks"], callback]})
 
     monkeypatch.setattr(fit_module.L, "Trainer", trainer)
-
-
-def rows(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in VOLATILE} for row in csv.DictReader(file)]
-
-
-def points(run_dir: Path) -> dict[str, Any]:
-    """Of each tag what TensorBoard shows: (step, value), without what depends on the clock."""
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    tags, shown = events.Tags(), {}
-    for tag in tags["scalars"]:  # two files of one second may be read in either order
-        series = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
-        shown[tag] = [(event.step, event.value) for event in series]
-    for tag in tags["tensors"]:
-        shown[tag] = [(event.step, event.tensor_proto.string_val[:]) for event in events.Tensors(tag)]
-    for tag, series in shown.items():
-        if tag in VOLATILE:
-            shown[tag] = [step for step, _ in series]
-        if tag.endswith("_by_seconds"):
-            assert [x for x, _ in series] == sorted(x for x, _ in series)
-            shown[tag] = [value for _, value in series]
-    return shown
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    for name in ("last.ckpt", "best.ckpt"):
-        left, right = (torch.load(d / "checkpoints" / name, weights_only=True) for d in (a, b))
-        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "training"):
-            assert equal(left[key], right[key]), (name, key)
-    assert rows(a) == rows(b)
-    assert points(a) == points(b)
-    assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
 
 
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,3 +38,14 @@ def test_the_wheel_carries_conf_and_works_from_an_empty_folder(trained: Path, tm
     assert "n_embd: 384" in run("-m", "gptlab.train", "model=gpt10m", "--cfg", "job", **site)
     text = run("-m", "gptlab.generate", str(trained), "the", "--max-new-tokens", "5", "--temperature", "0", **site)
     assert len(text.rstrip("\n")) >= len("the")
+
+
+def test_the_source_carries_the_tests_with_what_older_versions_wrote(tmp_path: Path) -> None:
+    build = "from hatchling.build import build_sdist; print(build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", f"import sys; {build}", str(tmp_path)], cwd=ROOT, check=True)
+    (archive,) = tmp_path.glob("gptlab-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    golden = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "golden").iterdir()]
+    assert len(golden) > 10
+    assert names.issuperset(golden)

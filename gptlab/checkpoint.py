@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import mmap
 import warnings
 import zipfile
@@ -20,8 +19,6 @@ from gptlab.files import plain as plain_values
 from gptlab.files import write_atomically
 from gptlab.models import Model, weights
 from gptlab.tokenizers import Tokenizer
-
-log = logging.getLogger(__name__)
 
 FORMAT = 2
 SEAL = b"sha256:"  # begins the zip's comment, which names the hash of all that stands before it
@@ -188,15 +185,24 @@ def read(path: Path, mapped: bool = True) -> dict[str, Any]:
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
+    check_version(about, path)
+    if about["format"] >= 2 and not sealed:
+        raise UserError(f"{path} is broken: it lacks the checksum that it was written with")
+    return content
+
+
+def check_version(about: dict[str, Any], path: Path) -> None:
+    """That this version can read what `describe` has described in the file at `path`.
+
+    Raises:
+        UserError: it cannot.
+    """
     made = about.get("format")
     if not isinstance(made, int) or made > FORMAT:
         raise UserError(
             f"{path} has checkpoint format {made}, written by gptlab {about.get('version')}; this is "
             f"gptlab {__version__}, which reads formats up to {FORMAT}: update gptlab"
         )
-    if made >= 2 and not sealed:
-        raise UserError(f"{path} is broken: it lacks the checksum that it was written with")
-    return content
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -208,31 +214,6 @@ def kept(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints from before the last with their steps, the newest first."""
     found = (path for path in folder.glob("step_*.ckpt") if path.stem[5:].isdecimal())
     return sorted(((int(path.stem[5:]), path) for path in found), reverse=True)
-
-
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
-
-    Raises:
-        UserError: it has some, and none is whole.
-    """
-    broken = []
-    for path in (folder / "last.ckpt", *(path for _, path in kept(folder)), folder / "best.ckpt"):
-        if not path.is_file():
-            continue
-        try:
-            content = read(path, mapped=False)
-        except UserError as error:
-            broken.append(str(error))
-            continue
-        for message in broken:
-            log.warning("%s", message)
-        if broken:
-            log.warning("going on from %s, of step %s", path, content["global_step"])
-        return path, content
-    if broken:
-        raise UserError("\n".join([*broken, "no other checkpoint is there: start the run anew"]))
-    return None
 
 
 def load(path: Path) -> tuple[Model, Tokenizer, Info]:
@@ -253,6 +234,7 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
     Raises:
         UserError: they do not fit together.
     """
+    check_version(about, path)
     try:
         if about["format"] == 1:
             about = upgrades.from_format_1(about)

@@ -32,7 +32,7 @@ from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
 from gptlab.prepare import Prepared
-from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, cut, machine
+from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, clear, cut, machine, newest
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if rank != 0:
         logging.disable(logging.WARNING)  # one process speaks for all
     kind = device_type(settings)
-    found = checkpoint.newest(run_dir / "checkpoints") if resume else None
+    found = newest(run_dir) if resume else None
     last, content = found or (None, None)
     model: Model | None = None
     given: Tokenizer | None = None
@@ -170,6 +170,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         with writing(run_dir):
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
+            clear(run_dir)
             cut(run_dir, lengths)
         write_atomically(run_dir / "config.yaml", lambda file: file.write(sealed(to_yaml(config)).encode()))
         if content is None:

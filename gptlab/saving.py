@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab import checkpoint
+from gptlab.errors import UserError
 from gptlab.faults import check_finite
 from gptlab.files import sync, writing
 from gptlab.module import LMModule
@@ -52,6 +53,54 @@ def machine() -> dict[str, Any]:
 
 def appended(run_dir: Path) -> list[Path]:
     return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
+
+
+def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
+
+    One is passed over, too, whose curves and samples are not all there: they have been cut to go on from an older one.
+
+    Raises:
+        UserError: it has some, and none is whole.
+    """
+    folder = run_dir / "checkpoints"
+    passed_over, without_curves = [], None
+    for path in (folder / "last.ckpt", *(path for _, path in checkpoint.kept(folder)), folder / "best.ckpt"):
+        if not path.is_file():
+            continue
+        try:
+            content = checkpoint.read(path, mapped=False)
+        except UserError as error:
+            passed_over.append(str(error))
+            continue
+        short = [name for name, length in content.get("lengths", {}).items() if _size(run_dir / name) < length]
+        if not short:
+            return _chosen(path, content, passed_over)
+        passed_over.append(f"{path} is newer than {' and '.join(short)}, which would lack what came before it")
+        without_curves = without_curves or (path, content)
+    if without_curves:
+        return _chosen(*without_curves, passed_over)
+    if passed_over:
+        raise UserError("\n".join([*passed_over, "no other checkpoint is there: start the run anew"]))
+    return None
+
+
+def _chosen(path: Path, content: dict[str, Any], passed_over: list[str]) -> tuple[Path, dict[str, Any]]:
+    for message in passed_over:
+        log.warning("%s", message)
+    if passed_over:
+        log.warning("going on from %s, of step %s", path, content["global_step"])
+    return path, content
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what killed processes were writing; to be called under the run's lock."""
+    for path in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("checkpoints/*.new")):
+        path.unlink()
 
 
 def cut(run_dir: Path, lengths: dict[str, int]) -> None:
@@ -155,17 +204,17 @@ class Checkpoints(Checkpoint):
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
     def _save(self, trainer: L.Trainer) -> None:
-        last = self.folder / "last.ckpt"
-        if trainer.is_global_zero:
+        last, step = self.folder / "last.ckpt", trainer.global_step
+        if trainer.is_global_zero and self.keep > 1 and self._last_step is not None:
             with writing(self.folder):
-                if self.keep > 1 and self._last_step is not None:
-                    _name_also(last, checkpoint.step_file(self.folder, self._last_step))
-                before = [(step, path) for step, path in checkpoint.kept(self.folder) if step < trainer.global_step]
-                for step, path in checkpoint.kept(self.folder):
-                    if (step, path) not in before[: self.keep - 1]:
-                        path.unlink()
+                _name_also(last, checkpoint.step_file(self.folder, self._last_step))
         trainer.save_checkpoint(last)
-        self._last_step = trainer.global_step
+        if trainer.is_global_zero:  # now that the new one is there
+            before = [path for number, path in checkpoint.kept(self.folder) if number < step]
+            for _, path in checkpoint.kept(self.folder):
+                if path not in before[: self.keep - 1]:
+                    path.unlink()
+        self._last_step = step
         self._saved = time.monotonic()
 
     def on_sanity_check_start(self, *args: Any) -> None:

@@ -177,12 +177,13 @@ def stored(run_dir: Path) -> dict[str, Any]:
             raise UserError("config.yaml is not that of a run")
         return config
     except UserError as error:
-        from gptlab import checkpoint
+        quieten_lightning()
+        from gptlab import saving
 
-        if (found := checkpoint.newest(run_dir / "checkpoints")) is None:
+        if (found := saving.newest(run_dir)) is None:
             raise UserError(f"{run_dir}: {error}") from error
         log.warning("%s: %s. The config in %s is taken", run_dir, error, found[0])
-        return found[1][checkpoint.KEY]["config"]
+        return found[1]["gptlab"]["config"]
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:

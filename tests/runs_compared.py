@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gptlab.files import read_json
 
 VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
 TIMES = VOLATILE | {"train_seconds", "total_seconds", "peak_memory_bytes", "run_dir"}
@@ -86,7 +87,7 @@ def differences(a: Path, b: Path, *but: str) -> Iterator[str]:
     yield from unlike(rows(a), rows(b), "metrics.csv", set())
     yield from unlike(points(a), points(b), "TensorBoard", set())
     yield from unlike(*((d / "samples.txt").read_text().split("\n") for d in (a, b)), "samples.txt", set())
-    yield from unlike(*(json.loads((d / "summary.json").read_text()) for d in (a, b)), "summary.json", TIMES | {*but})
+    yield from unlike(*(read_json(d / "summary.json") for d in (a, b)), "summary.json", TIMES | {*but})
 
 
 def assert_same_run(a: Path, b: Path, *but: str) -> None:

@@ -359,3 +359,39 @@ def test_a_config_that_was_changed_does_not_count(
     result = command("train", "resume=mine")
     assert result.returncode == 1
     assert "error: mine: config.yaml has changed since gptlab wrote it" in result.stderr
+
+
+def test_a_checkpoint_that_has_lost_its_curves_is_passed_over(
+    run: Any, untouched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a process was killed when it had cut them to go on from an older one."""
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").unlink()
+    lengths = checkpoint.read(tmp_path / "checkpoints" / "step_6.ckpt")["lengths"]
+    os.truncate(tmp_path / "metrics.csv", lengths["metrics.csv"])
+    run(tmp_path, *HARD, resume=True)
+    assert "last.ckpt is newer than metrics.csv, which would lack what came before it" in caplog.text
+    assert_same_run(tmp_path, untouched)
+
+
+def test_curves_that_somebody_has_deleted_do_not_stop_a_run(
+    run: Any, untouched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "metrics.csv").unlink()
+    run(tmp_path, *HARD, "trainer.max_steps=8", resume=True)
+    assert f"going on from {tmp_path / 'checkpoints' / 'last.ckpt'}, of step 7" in caplog.text
+    assert [row["step"] for row in rows(tmp_path)] == ["8", "8"]
+
+
+def test_what_a_killed_process_was_writing_is_removed(run: Any, untouched: Path, tmp_path: Path) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    rest = [
+        tmp_path / ".config.yaml.7.tmp",
+        *(tmp_path / "checkpoints" / x for x in (".last.ckpt.7.tmp", "step_6.new")),
+    ]
+    for path in rest:
+        path.touch()
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path, *HARD, resume=True)
+    assert not any(path.exists() for path in rest)

@@ -19,6 +19,7 @@ from gptlab.loggers import TensorBoard
 from gptlab.module import LMModule
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.saving import Checkpoints
+from gptlab.sharding import whole
 from gptlab.texts import harmless
 
 log = logging.getLogger(__name__)
@@ -168,9 +169,14 @@ class Samples(L.Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.tokens == 0 or not trainer.is_global_zero:
+        if self.tokens == 0:
             return
         assert isinstance(pl_module, LMModule)
+        with whole(pl_module.model):
+            if trainer.is_global_zero:
+                self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: L.Trainer, pl_module: LMModule) -> None:
         model, tokenizer, step = pl_module.model, pl_module.tokenizer, trainer.global_step
         ids = prompt_ids(tokenizer, self.prompt)
         context = Context(model, [ids], self.tokens)

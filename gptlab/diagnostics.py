@@ -71,8 +71,8 @@ class Diagnostics(L.Callback):
                 update, weight = (float(full(get_total_norm(each))) for each in (changes, parameters))
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
-        with trainer.precision_plugin.val_step_context(), whole(pl_module.model):
-            self._values |= look_inside(pl_module.model, *(ids.to(pl_module.device) for ids in self.batch))
+        with trainer.precision_plugin.val_step_context(), whole(pl_module.model) as model:
+            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch))
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 

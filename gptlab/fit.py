@@ -261,13 +261,8 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
             raise
         except Exception as error:
             strategies.end_children(trainer)
-            if isinstance(error, OSError) and error.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EFBIG,
-                errno.EROFS,
-                errno.EACCES,
-            ):
+            refused = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+            if isinstance(error, OSError) and error.errno in refused:
                 with writing(run_dir):
                     raise
             raise

@@ -137,7 +137,8 @@ def join(arguments: list[str]) -> list[str]:
     _Run.number += 1
     if here is None or here.size == 1:
         return arguments
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))

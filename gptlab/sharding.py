@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gptlab.models import Model
+from gptlab.models import Model, weights
 
 
 def shard(model: Model, mesh: DeviceMesh) -> None:
@@ -28,27 +28,30 @@ def shard(model: Model, mesh: DeviceMesh) -> None:
 
 
 def compile_blocks(model: Model, **how: Any) -> None:
-    """torch.compile for a model that is to be spread: gathering a block's weights stands outside of what is compiled."""
+    """torch.compile for a model that is to be spread: a block is compiled, gathering its weights is not."""
     for block in getattr(model, "h", ()):
         block.forward = torch.compile(block.forward, **how)
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Inside, every process has all weights, and may use the model alone, uncompiled; all must come here."""
+def whole(model: Model) -> Iterator[Model]:
+    """A model that has all weights, for this process alone to use inside: of one that is spread a plain twin.
+
+    All must come here, whether they use it or not. (Through the model itself a forward pass would have to be made by
+    all alike: fully_shard remembers each.)
+    """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not groups:
-        yield
+        yield model
         return
     for group in groups:
-        group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        twin = weights.empty(model.config)
+        twin.load_state_dict(dict(model.named_parameters(remove_duplicate=False)), assign=True)
+        yield twin.train(model.training)
     finally:
         for group in groups:
-            group.set_reshard_after_forward(group is not model, recurse=False)
             group.reshard()
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -53,10 +55,11 @@ class FullySharded(ModelParallelStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         assert self.accelerator is not None
-        assert isinstance(self.model, LMModule)
+        assert self.model is not None
         self.accelerator.setup(trainer)
-        self.model = self.precision_plugin.convert_module(self.model)
-        shard(self.model.model, self.device_mesh["data_parallel"])
+        self.model = module = self.precision_plugin.convert_module(self.model)
+        assert isinstance(module, LMModule)
+        shard(module.model, self.device_mesh["data_parallel"])
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)

@@ -61,7 +61,9 @@ def device_type(settings: Settings) -> str:
     )
     visible = torch.cuda.device_count() if kind == "cuda" else 1
     if (devices := processes.devices(trainer.devices, visible)) > visible and kind != "cpu":
-        raise UserError(f"trainer.devices={trainer.devices}: there are {visible} GPUs here for {devices} processes")
+        raise UserError(
+            f"trainer.devices={trainer.devices}: {devices} processes, and there are {visible} GPUs here that each sees"
+        )
     if trainer.strategy == "fsdp" and precision == "fp16":
         raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
     if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
@@ -86,6 +88,12 @@ def device_type(settings: Settings) -> str:
     return kind
 
 
+def devices_here(settings: Settings) -> int:
+    """How many devices of this machine the run takes; raises as `device_type`."""
+    visible = torch.cuda.device_count() if device_type(settings) == "cuda" else 1
+    return processes.devices(settings.trainer.devices, visible)
+
+
 def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train, or go on training, in `run_dir`; returns the summary that is written there last.
 
@@ -98,7 +106,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             gradients are not finite, too little memory.
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
-    share = settings.data.batch_size // settings.trainer.devices
+    world_size = devices_here(settings) * processes.machines()
+    share = settings.data.batch_size // world_size
     auto = settings.data.micro_batch_size == "auto"
     sizes = [share] if auto else [settings.data.micro_batch_size]
     while True:
@@ -109,7 +118,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
             smaller = [size for size in range(1, micro or share) if share % size == 0 and 2 * size <= (micro or share)]
-            if not (auto and smaller and settings.trainer.devices == 1):
+            if not (auto and smaller and world_size == 1):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {micro or share} sequences at once: try {way_out}, "
@@ -144,7 +153,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if given:
         init_from.check_tokenizer(prepared.tokenizer, given)
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
-    devices = processes.devices(settings.trainer.devices, torch.cuda.device_count() if kind == "cuda" else 1)
+    devices = devices_here(settings)
     world_size = devices * processes.machines()
     strategy = strategies.build(settings.trainer.strategy, world_size)
     accumulation = data.config.accumulation(world_size)

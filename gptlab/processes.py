@@ -168,7 +168,7 @@ def begin(run_dir: Path) -> None:
         SystemExit: the same, in the others.
     """
     here = place()
-    if _run.store is not None and here is not None:
+    if _run.store is not None and here is not None and not _run.training:
         if here.rank == 0:
             _tell(str(run_dir), 0)
         _run.store.add("ready", 1)

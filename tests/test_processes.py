@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +20,284 @@ from gptlab import checkpoint, processes
 from gptlab.errors import UserError
 from tests.conftest import ROOT, TINY
 
-TWO = ("trainer.accelerator=cpu", "trainer.diagnose_every=3")
-STRATEGIES = {"one": (), "ddp": ("trainer.devices=2", "trainer.strategy=ddp"), "fsdp": ("trainer.strategy=fsdp",)}
+HARD = ("model.dropout=0.2", "trainer.diagnose_every=2", "trainer.patience=50", "trainer.accelerator=cpu")
+HALF = ("trainer.max_steps=3", "schedule.decay_steps=7")
+ON = ("trainer.max_steps=7", "trainer.devices=auto")
+STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def curve(run_dir: Path, key: str = "train/loss") -> list[float]:
+def curve(run_dir: Path, key: str) -> list[float]:
     with (run_dir / "metrics.csv").open(newline="") as file:
         return [float(row[key]) for row in csv.DictReader(file) if row[key]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def assert_same_run(a: Path, b: Path) -> None:
-    """To 1e-5, which is what the order of summation may change."""
+    """But for the order of summation; and the checkpoints are of one form, whoever wrote them."""
     for key in ("train/loss", "val/loss", "grad_norm", "lr"):
-        assert curve(a, key) == pytest.approx(curve(b, key), abs=1e-5)
+        assert curve(a, key) == pytest.approx(curve(b, key), abs=1e-5), f"{key} of {a.name}"
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
     one, two = (checkpoint.read(path / "checkpoints" / "last.ckpt") for path in (a, b))
-    assert list(one["state_dict"]) == list(two["state_dict"])
-    for key, tensor in one["state_dict"].items():
-        assert type(two["state_dict"][key]) is torch.Tensor
-        torch.testing.assert_close(two["state_dict"][key], tensor, atol=1e-4, rtol=0)
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert one["loops"].keys() == two["loops"].keys()
     mine, other = one["optimizer_states"][0], two["optimizer_states"][0]
     assert mine["param_groups"] == other["param_groups"]
+    pairs = [(one["state_dict"][key], two["state_dict"][key]) for key in one["state_dict"]]
     assert mine["state"].keys() == other["state"].keys()
     for number, values in mine["state"].items():
         assert values.keys() == other["state"][number].keys()
-        for key, tensor in values.items():
-            torch.testing.assert_close(other["state"][number][key], tensor, atol=1e-4, rtol=0)
+        pairs += [(values[key], other["state"][number][key]) for key in values]
+    for tensor, same in pairs:
+        assert type(tensor) is type(same) is torch.Tensor
+        torch.testing.assert_close(tensor, same, atol=1e-4, rtol=0)
+    size, other_size = ((path / "checkpoints" / "last.ckpt").stat().st_size for path in (a, b))
+    assert size == pytest.approx(other_size, rel=0.05)  # a tied weight is one
 
 
 @pytest.fixture
 def arguments(text_file: Path, cache_dir: Path) -> tuple[str, ...]:
     """Of a tiny run on the small text."""
-    return (*TINY, f"data.path='{text_file}'", f"data.cache_dir='{cache_dir}'", *TWO)
+    return (*TINY, *HARD, f"data.path='{text_file}'", f"data.cache_dir='{cache_dir}'")
 
 
 @pytest.fixture
-def together(tmp_path: Path) -> Any:
-    """together([[0, "model=..."], ...]) makes these runs in two processes of torchrun; returns (code, stdout, stderr)."""
+def start(tmp_path: Path) -> Iterator[Any]:
+    """start(environment, *arguments) is a process of Python of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
 
-    def together(runs: list[list[Any]], srun: bool = False, seconds: int = 200) -> tuple[int, str, str]:
+    def start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=env, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path, start: Any) -> Any:
+    """torchrun([code, *arguments], ...) makes these runs, each in two processes, until one ends with another code."""
+
+    def torchrun(*runs: list[Any]) -> tuple[int, str, str]:
         (tmp_path / "runs.json").write_text(json.dumps(runs))
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-        torchrun += ["--rdzv-endpoint=localhost:0", "-m", "tests.several_runs", "runs.json"]
-        done = subprocess.run(torchrun, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=seconds)
-        return done.returncode, done.stdout, done.stderr
+        command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+        process = start({}, *command, "-m", "tests.several_runs", "runs.json")
+        stdout, stderr = process.communicate(timeout=400)
+        return process.returncode, stdout, stderr
 
-    return together
+    return torchrun
 
 
-def test_ddp_and_fsdp_compute_what_one_process_does(
-    together: Any, run: Any, arguments: tuple[str, ...], tmp_path: Path
+def slurm(task: int) -> dict[str, str]:
+    """What srun --ntasks=2 gives its task number `task` on one machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        slurm.port = getattr(slurm, "port", probe.getsockname()[1])  # type: ignore[attr-defined]
+    return {
+        **{"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"},
+        **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        **{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_STEP_NODELIST": "localhost"},
+        "MASTER_PORT": str(slurm.port),  # type: ignore[attr-defined]
+    }
+
+
+def test_two_processes_compute_what_one_does_and_go_on_with_each_other(
+    torchrun: Any, run: Any, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """And go on with each other's checkpoints."""
-    run(tmp_path / "one", *TWO)
-    half = ("trainer.max_steps=3", "schedule.decay_steps=7")
-    run(tmp_path / "half", *TWO, *half)
-    for name in ("one-ddp", "one-fsdp"):
-        shutil.copytree(tmp_path / "half", tmp_path / name)
-    code, stdout, stderr = together(
-        [
-            [0, *arguments, "trainer=ddp", "hydra.run.dir=ddp"],
-            [0, *arguments, "trainer=fsdp", "hydra.run.dir=fsdp"],
-            [0, *arguments, "trainer=fsdp", "hydra.run.dir=fsdp-one", *half],
-            [0, "resume=one-ddp", "trainer.max_steps=7", "trainer.devices=auto", "trainer.strategy=ddp"],
-            [0, "resume=one-fsdp", "trainer.max_steps=7", "trainer.devices=auto", "trainer.strategy=fsdp"],
-        ]
+    run(tmp_path / "one", *HARD)
+    run(tmp_path / "one-fsdp", *HARD, *HALF, "data.micro_batch_size=3")
+    code, stdout, stderr = torchrun(
+        [0, *arguments, *HALF, "trainer=ddp", "hydra.run.dir=ddp-one", "data.micro_batch_size=1"],
+        [0, *arguments, *HALF, "trainer=fsdp", "hydra.run.dir=fsdp-ddp"],
+        [0, "resume=one-fsdp", *ON, "trainer.strategy=fsdp", "data.micro_batch_size=1"],
+        [0, "resume=fsdp-ddp", *ON, "trainer.strategy=ddp"],
     )
     assert code == 0, stderr
-    run(tmp_path / "fsdp-one", *TWO, resume=True)
-    for name in ("ddp", "fsdp", "one-ddp", "one-fsdp", "fsdp-one"):
+    run(tmp_path / "ddp-one", *HARD, resume=True)
+    for name in ("one-fsdp", "ddp-one", "fsdp-ddp"):
         assert_same_run(tmp_path / name, tmp_path / "one")
-    assert stdout.count("finished after 7 steps") == 4  # one process speaks
-    summary = json.loads((tmp_path / "fsdp" / "summary.json").read_text())
+    assert stdout.count("finished after 3 steps") == stdout.count("finished after 7 steps") == 2  # one process speaks
+    assert "on 2 x cpu (fsdp)" in stdout
+    summary = json.loads((tmp_path / "one-fsdp" / "summary.json").read_text())
     assert (summary["devices"], summary["tokens"]) == (2, 7 * 6 * 17)
-    model, _, _ = checkpoint.load(tmp_path / "fsdp")
+    model, _, _ = checkpoint.load(tmp_path / "one-fsdp")
     assert model.lm_head.weight is model.wte.weight
+
+
+def test_tasks_of_srun_are_one_run_and_a_refused_one_ends_in_all(
+    start: Any, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    runs = [
+        [1, *arguments, "trainer=ddp", "data.batch_size=5"],
+        [1, *arguments, "trainer=ddp", "trainer.devices=3"],
+        [1, *arguments, "trainer=ddp", "trainer.max_step=3"],
+        [1, *arguments, "trainer=ddp", "-m", "seed=1,2"],
+        [0, *arguments, "trainer=ddp", "--cfg", "job"],
+        [0, *arguments, "trainer=ddp"],
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    tasks = [start(slurm(task), "-m", "tests.several_runs", "runs.json") for task in (0, 1)]
+    (stdout, stderr), others = tasks[0].communicate(timeout=200), tasks[1].communicate(timeout=200)
+    assert [task.returncode for task in tasks] == [0, 0], stderr + others[1]
+    assert others[0] == ""
+    errors = [line for line in stderr.splitlines() if "error: " in line]
+    for error, words in zip(errors, ("2 device(s)", "srun has started 2", "did you mean", "a sweep"), strict=True):
+        assert words in error
+    assert "error" not in others[1]
+    assert stdout.count("finished after 7 steps") == stdout.count("run directory: ") == 1
+    (made,) = (tmp_path / "outputs" / "gpt800k").iterdir()  # the refused have left none, the second process neither
+    assert (made / "summary.json").is_file()
+    assert not list(made.glob("process_*"))
+
+
+def test_what_another_process_cannot_do_is_said_by_the_first(
+    start: Any, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps([[1, *arguments, "trainer=ddp", "hydra.run.dir=run"]]))
+    mine, other = slurm(0), slurm(1) | {"GPTLAB_BROKEN": "1"}
+    tasks = [
+        start(mine, "-m", "tests.several_runs", "runs.json"),
+        start(
+            other,
+            "-c",
+            "import sys; from gptlab import fit; from gptlab.errors import UserError\n"
+            "def refuse(*_): raise UserError('no GPU here')\n"
+            "fit.device_type = refuse; sys.argv = ['several_runs', 'runs.json']\n"
+            "import tests.several_runs",
+        ),
+    ]
+    (_, stderr), others = tasks[0].communicate(timeout=200), tasks[1].communicate(timeout=200)
+    assert "error: process 1, on " in stderr
+    assert "no GPU here" in stderr
+    assert others == ("", "")
+    assert [task.returncode for task in tasks] == [0, 0]  # both runs ended with the expected 1
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        ("gpu-07", "gpu-07"),
+        ("gpu-07,gpu-09", "gpu-07"),
+        ("gpu-[07-09,12],login1", "gpu-07"),
+        ("rack3n[2,5]-ib", "rack3n2-ib"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_the_first_machine_of_slurms_list(names: str, first: str) -> None:
+    assert processes.first_machine(names) == first
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """environment(NAME=value, ...): these variables, and none of other starters."""
+    for name in [*STARTED, *(name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_")))]:
+        monkeypatch.setenv(name, "")  # so that what is set later is taken away again
+        monkeypatch.delenv(name)
+
+    def environment(**variables: object) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+
+    return environment
+
+
+def test_slurms_variables_name_the_place_of_a_process(environment: Any) -> None:
+    environment(SLURM_JOB_ID=123456, SLURM_NTASKS=8, SLURM_NNODES=2, SLURM_PROCID=5, SLURM_LOCALID=1, SLURM_NODEID=1)
+    environment(SLURM_STEP_NODELIST="gpu[3-4]")
+    assert processes.place() == processes.Place(rank=5, size=8, local_size=4, starter="srun")
+    assert processes.machines() == 2
+    assert (os.environ["LOCAL_RANK"], os.environ["GROUP_RANK"], os.environ["MASTER_ADDR"]) == ("1", "1", "gpu3")
+
+
+def test_one_task_of_slurm_is_no_run_of_several_processes(environment: Any) -> None:
+    environment(SLURM_JOB_ID=1, SLURM_NTASKS=1, SLURM_NNODES=1, SLURM_PROCID=0, SLURM_LOCALID=0, SLURM_NODEID=0)
+    assert processes.place() is None
+    assert processes.devices("auto", visible=4) == 4
+
+
+def test_devices_that_contradict_what_was_started_are_an_error(environment: Any) -> None:
+    environment(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=1)
+    assert processes.devices("auto", visible=8) == processes.devices(2, visible=8) == 2
+    with pytest.raises(UserError, match=r"trainer.devices=1, but torchrun has started 2 .* give trainer.devices=auto"):
+        processes.devices(1, visible=8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.strategy=zero"], "trainer.strategy=zero: must be one of auto, ddp, fsdp"),
+        (["trainer.devices=0"], "trainer.devices=0: must be at least 1, or auto"),
+        (["trainer.devices=all"], "trainer.devices=all: must be at least 1, or auto"),
+        (["trainer=fsdp", "precision=fp16"], "precision=fp16 does not go with trainer.strategy=fsdp"),
+        (["trainer=fsdp", "compile=max_autotune"], "CUDA graphs, which do not go with trainer.strategy=fsdp"),
+    ],
+)
+def test_what_several_devices_cannot_do_is_refused(
+    overrides: list[str], message: str, compose: Any, tmp_path: Path
+) -> None:
+    from gptlab.fit import fit
+
+    with pytest.raises(UserError, match=message):
+        fit(*compose(*overrides, "trainer.accelerator=cpu"), tmp_path)
+
+
+@pytest.mark.slow
+def test_checkpoints_move_between_one_process_ddp_and_fsdp(
+    torchrun: Any, run: Any, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    run(tmp_path / "whole", *HARD)
+    run(tmp_path / "one-one", *HARD, *HALF, "data.micro_batch_size=2")
+    for second in ("ddp", "fsdp"):
+        shutil.copytree(tmp_path / "one-one", tmp_path / f"one-{second}")
+    names = ("one", "ddp", "fsdp")
+    begin = [
+        [0, *arguments, *HALF, "trainer=" + x, "data.micro_batch_size=1", f"hydra.run.dir={x}-{y}"]
+        for x in names[1:]
+        for y in names
+    ]
+    go_on = [
+        [0, f"resume={x}-{y}", *ON, f"trainer.strategy={y}", "data.micro_batch_size=3"]
+        for x in names
+        for y in names[1:]
+    ]
+    code, _, stderr = torchrun(*begin, *go_on)
+    assert code == 0, stderr
+    for x in names:
+        run(tmp_path / f"{x}-one", *HARD, resume=True)
+        for y in names:
+            assert_same_run(tmp_path / f"{x}-{y}", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_every_precision_compiler_and_model_in_two_processes(
+    torchrun: Any, run: Any, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    aot = ("compile=inductor", "compile.backend=aot_eager")
+    ways: dict[str, tuple[str, ...]] = {
+        "bf16": ("precision=bf16",),
+        "bf16_true": ("precision=bf16_true",),
+        "compiled": aot,
+        "recomputed": ("model.gradient_checkpointing=true", "data.micro_batch_size=1"),
+        "llama": ("arch=llama", "model.n_embd=36", "model.tied=false"),
+        "bigram": ("model=bigram", "data.batch_size=6"),
+        "skipping": ("trainer.nonfinite=skip", "optim.lr=1e30", "optim.grad_clip=0", "trainer.val_every=100"),
+        "tested": ("data.test_fraction=0.1",),
+    }
+    smaller = [word for word in arguments if not word.startswith("model.")]
+    runs = []
+    for name, words in ways.items():
+        words = (*words, *(("arch=none",) if name == "bigram" else ()))
+        base = smaller if name == "bigram" else arguments
+        runs += [[0, *base, f"trainer={s}", *words, f"hydra.run.dir={name}-{s}"] for s in ("ddp", "fsdp")]
+    code, _, stderr = torchrun(*runs)
+    assert code == 0, stderr
+    for name, words in ways.items():
+        if name != "bigram":
+            run(tmp_path / name, *HARD, *words)
+        for strategy in ("ddp", "fsdp"):
+            a, b = tmp_path / f"{name}-{strategy}", tmp_path / (name if name != "bigram" else "bigram-ddp")
+            near = 0.02 if name.startswith("bf16") else 1e-5
+            for key in ("train/loss", "val/loss"):
+                assert curve(a, key) == pytest.approx(curve(b, key), abs=near), f"{key} of {a.name}"

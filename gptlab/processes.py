@@ -115,7 +115,8 @@ def machines() -> int:
 class _Run:
     """What this process knows of the run that it is in."""
 
-    number = 0  # runs of this process before
+    number = 0  # of the runs of this process
+    base: Any = None  # torch's store of all of them, which the first may have to keep up
     store: Any = None  # where the processes leave word for each other; None: there are no others
     told = False  # the first: whether the others may follow
     training = False  # whether all have begun
@@ -141,7 +142,7 @@ def join(arguments: list[str]) -> list[str]:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        _Run.base = _Run.base or next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
     except RuntimeError as error:
         raise UserError(
             f"of the {here.size} processes that {here.starter} should have started not all have come to "
@@ -149,11 +150,12 @@ def join(arguments: list[str]) -> list[str]:
             f"under SLURM start them with srun"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    _run.store = PrefixStore(f"gptlab/{attempt}/{_Run.number}", store)
+    _run.store = PrefixStore(f"gptlab/{attempt}/{_Run.number}", _Run.base)
     if here.rank == 0:
         return arguments
     _until(lambda: _run.store.check(["first"]))
     word = json.loads(_run.store.get("first"))
+    _run.store.add("heard", 1)
     if word["run_dir"] is None:
         sys.exit(word["code"])
     quoted = word["run_dir"].replace("\\", "\\\\").replace("'", "\\'")
@@ -203,10 +205,12 @@ def leave() -> None:
     try:
         if here.rank == 0 and not _run.told:
             _tell(None, 0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
+            end = time.monotonic() + 10
+            _until(lambda: _run.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
         elif here.rank > 0 and error is not None and not isinstance(error, SystemExit):
             refuse(f"{type(error).__name__}: {error}")
     except RuntimeError:  # the others are gone already
-        pass
+        return
 
 
 def _tell(run_dir: str | None, code: int) -> None:

@@ -288,6 +288,7 @@ def main() -> None:
         sys.argv[1:] = processes.join(init_from.implied(sys.argv[1:]))
         run()
     except UserError as error:
+        processes.refuse(error)
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")

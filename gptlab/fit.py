@@ -61,9 +61,7 @@ def device_type(settings: Settings) -> str:
     )
     visible = torch.cuda.device_count() if kind == "cuda" else 1
     if (devices := processes.devices(trainer.devices, visible)) > visible and kind != "cpu":
-        raise UserError(
-            f"trainer.devices={trainer.devices}: {devices} processes, and there are {visible} GPUs here that each sees"
-        )
+        raise UserError(f"trainer.devices={devices}: there are {visible} GPUs here")
     if trainer.strategy == "fsdp" and precision == "fp16":
         raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
     if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):

@@ -16,10 +16,13 @@ from gptlab.errors import quoted
 from gptlab.faults import check_finite
 from gptlab.files import writing
 from gptlab.loggers import TensorBoard
+from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.saving import Checkpoints
+from gptlab.sharding import whole
 from gptlab.texts import harmless
+from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +171,15 @@ class Samples(L.Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.tokens == 0 or not trainer.is_global_zero:
+        if self.tokens == 0:
             return
         assert isinstance(pl_module, LMModule)
-        model, tokenizer, step = pl_module.model, pl_module.tokenizer, trainer.global_step
+        with whole(pl_module.model) as model:
+            if trainer.is_global_zero:
+                self._draw(trainer, model, pl_module.tokenizer)
+
+    def _draw(self, trainer: L.Trainer, model: Model, tokenizer: Tokenizer) -> None:
+        step = trainer.global_step
         ids = prompt_ids(tokenizer, self.prompt)
         context = Context(model, [ids], self.tokens)
         generator = torch.Generator().manual_seed(self.seed + step)

@@ -24,7 +24,8 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16
 class TrainerConfig:
     name: str
     accelerator: str
-    devices: int
+    devices: Any
+    """Of this machine: a number, or "auto"."""
     max_steps: int
     val_every: int
     log_every: int
@@ -37,11 +38,17 @@ class TrainerConfig:
     sample_prompt: str
     sample_tokens: int
     sample_temperature: float
+    strategy: str = "auto"
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
             raise UserError(f"trainer.accelerator={self.accelerator}: must be one of auto, cpu, gpu, mps")
-        for name in ("devices", "max_steps", "val_every", "log_every", "keep_checkpoints"):
+        if self.strategy not in ("auto", "ddp", "fsdp"):
+            raise UserError(f"trainer.strategy={self.strategy}: must be one of auto, ddp, fsdp")
+        number = isinstance(self.devices, int) and not isinstance(self.devices, bool)
+        if self.devices != "auto" and not (number and self.devices >= 1):
+            raise UserError(f"trainer.devices={self.devices}: must be at least 1, or auto")
+        for name in ("max_steps", "val_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
         for name in ("diagnose_every", "checkpoint_every"):

@@ -22,6 +22,7 @@ from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.layers import CausalSelfAttention, attention_weights
 from gptlab.module import LMModule
+from gptlab.sharding import full, whole
 from gptlab.tokenizers import Tokenizer
 
 TOKENS = 2048  # of the validation part that the model is looked at with
@@ -51,13 +52,13 @@ class Diagnostics(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """After the last micro-batch's backward; Lightning has unscaled fp16's gradients, and clips them after this."""
-        if not trainer.is_global_zero or (trainer.global_step + 1) % self.every:
+        if (trainer.global_step + 1) % self.every:
             return
         assert isinstance(pl_module, LMModule)
         self._before = {}
         for name, parameters in blocks(pl_module.model).items():
             gradients = [p.grad for p in parameters if p.grad is not None]
-            self._values[f"vitals_gradient_norm/{name}"] = float(get_total_norm(gradients))
+            self._values[f"vitals_gradient_norm/{name}"] = float(full(get_total_norm(gradients)))
             self._before[name] = [p.detach().clone() for p in parameters]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -67,19 +68,19 @@ class Diagnostics(L.Callback):
         with torch.no_grad():
             for name, parameters in blocks(pl_module.model).items():
                 changes = [now - before for now, before in zip(parameters, self._before[name], strict=True)]
-                update, weight = float(get_total_norm(changes)), float(get_total_norm(parameters))
+                update, weight = (float(full(get_total_norm(each))) for each in (changes, parameters))
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
-        with trainer.precision_plugin.val_step_context():
-            self._values |= look_inside(pl_module.model, *(ids.to(pl_module.device) for ids in self.batch))
+        with trainer.precision_plugin.val_step_context(), whole(pl_module.model) as model:
+            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch))
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
         table = pl_module.model.wte.weight
-        if trainer.is_global_zero and table.shape[1] <= WIDEST:
-            self.board.embed(table[:EMBEDDED].detach().float().cpu(), labels(pl_module.tokenizer)[:EMBEDDED])
+        if table.shape[1] <= WIDEST:
+            self.board.embed(full(table.detach())[:EMBEDDED].float().cpu(), labels(pl_module.tokenizer)[:EMBEDDED])
 
 
 def blocks(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptlab import checkpoint
-from gptlab.dataset import TrainBatch
+from gptlab.dataset import Share, TrainBatch
 from gptlab.errors import UserError
 from gptlab.module import LMModule
+from gptlab.sharding import whole
 
 
 def check_finite(trainer: L.Trainer, module: LMModule) -> None:
@@ -28,10 +30,12 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     step = int(module.bad_step)
     if step < 0:
         return
-    loader: Any = trainer.train_dataloader
-    batches: list[TrainBatch] = [loader.batch(step, micro) for micro in range(trainer.accumulate_grad_batches)]
-    with trainer.precision_plugin.train_step_context():
-        where = next(filter(None, (first_bad_layer(module.model, batch) for batch in batches)), "not found again")
+    loader: Any = copy(trainer.train_dataloader)
+    micros = trainer.accumulate_grad_batches * trainer.world_size
+    loader.share = Share(0, 1, micros)  # the whole step's, of all processes
+    batches: list[TrainBatch] = [loader.batch(step, micro) for micro in range(micros)]
+    with trainer.precision_plugin.train_step_context(), whole(module.model) as model:
+        where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
     content = {
         checkpoint.KEY: checkpoint.describe(
             module.model, module.tokenizer, module.config, module.data_sha256, step, {}

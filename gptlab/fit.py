@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import checkpoint, init_from, metrics, models, runs
+from gptlab import checkpoint, init_from, metrics, models, processes, runs, sharding, strategies
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -59,8 +59,16 @@ def device_type(settings: Settings) -> str:
     kind = {"gpu": "cuda", "auto": "cuda" if cuda else "mps" if mps else "cpu"}.get(
         trainer.accelerator, trainer.accelerator
     )
-    if kind == "cuda" and trainer.devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices={trainer.devices}: there are {torch.cuda.device_count()} GPUs here")
+    visible = torch.cuda.device_count() if kind == "cuda" else 1
+    if (devices := processes.devices(trainer.devices, visible)) > visible and kind != "cpu":
+        raise UserError(f"trainer.devices={devices}: there are {visible} GPUs here")
+    if trainer.strategy == "fsdp" and precision == "fp16":
+        raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
+    if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
+        raise UserError(
+            f"compile.mode={settings.compile.mode} records CUDA graphs, which do not go with trainer.strategy=fsdp: "
+            f"use compile=inductor"
+        )
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"precision=fp16 needs a CUDA GPU, this run is on {kind}: use precision=bf16 or precision=fp32")
     # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
@@ -78,6 +86,12 @@ def device_type(settings: Settings) -> str:
     return kind
 
 
+def devices_here(settings: Settings) -> int:
+    """How many devices of this machine the run takes; raises as `device_type`."""
+    visible = torch.cuda.device_count() if device_type(settings) == "cuda" else 1
+    return processes.devices(settings.trainer.devices, visible)
+
+
 def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Train, or go on training, in `run_dir`; returns the summary that is written there last.
 
@@ -90,7 +104,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             gradients are not finite, too little memory.
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
-    share = settings.data.batch_size // settings.trainer.devices
+    world_size = devices_here(settings) * processes.machines()
+    share = settings.data.batch_size // world_size
     auto = settings.data.micro_batch_size == "auto"
     sizes = [share] if auto else [settings.data.micro_batch_size]
     while True:
@@ -101,7 +116,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
             smaller = [size for size in range(1, micro or share) if share % size == 0 and 2 * size <= (micro or share)]
-            if not (auto and smaller and settings.trainer.devices == 1):
+            if not (auto and smaller and world_size == 1):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {micro or share} sequences at once: try {way_out}, "
@@ -136,7 +151,10 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if given:
         init_from.check_tokenizer(prepared.tokenizer, given)
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
-    accumulation = data.config.accumulation(settings.trainer.devices)
+    devices = devices_here(settings)
+    world_size = devices * processes.machines()
+    strategy = strategies.build(settings.trainer.strategy, world_size)
+    accumulation = data.config.accumulation(world_size)
 
     if content is not None:
         check_resumable(run_dir, content, settings, prepared)
@@ -149,18 +167,21 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     model = model or models.build(settings.model_config(tokenizer.vocab_size))
     if settings.compile.backend is not None:
         # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
-        model.compile(backend=settings.compile.backend, mode=settings.compile.mode, dynamic=False)
+        how_to = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
+        if isinstance(strategy, strategies.FullySharded):
+            sharding.compile_blocks(model, **how_to)
+        else:
+            model.compile(**how_to)
     fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
     skip = settings.trainer.nonfinite == "skip"
     module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused, skip)
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    devices = settings.trainer.devices
     log.info("run directory: %s", os.path.relpath(run_dir))
     log.info(
         "%s on %s: %s parameters, %s of %s",
         settings.name,
-        f"{devices} x {name}" if devices > 1 else name,
+        f"{world_size} x {name} ({settings.trainer.strategy})" if world_size > 1 else name,
         f"{model.num_parameters():,}",
         f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
         f"{prepared.name} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)",
@@ -177,7 +198,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
             runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 
     tokens_per_step = settings.data.batch_size * data.block_size
-    peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * devices
+    peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * world_size
     hparams = {key: value for key, value in runs.flatten(config).items() if not key.startswith(NOT_COMPARED)}
     hparams["parameters"] = model.num_parameters()
     board = TensorBoard(run_dir)
@@ -209,6 +230,8 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     arguments: dict[str, Any] = {
         "accelerator": settings.trainer.accelerator,
         "devices": devices,
+        "num_nodes": processes.machines(),
+        "strategy": strategy,
         "precision": PRECISIONS[settings.precision.name],
         "max_steps": settings.trainer.max_steps,
         "max_epochs": -1,
@@ -218,7 +241,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         "num_sanity_val_steps": -1,  # the whole split, before the first step
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
         "callbacks": callbacks,
-        "plugins": [AtomicCheckpointIO(content)],
+        "plugins": [AtomicCheckpointIO(content), strategies.environment()],
         "deterministic": settings.deterministic,
         "default_root_dir": run_dir,
         "enable_model_summary": False,
@@ -236,6 +259,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
         try:
+            processes.begin(run_dir)
             trainer.fit(module, datamodule=data, ckpt_path=last)
             if "test" in prepared.counts:
                 trainer.test(module, datamodule=data, verbose=False)
@@ -243,8 +267,10 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
             if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
                 raise KeyboardInterrupt from None
             raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        except Exception as error:
+            strategies.end_children(trainer)
+            refused = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+            if isinstance(error, OSError) and error.errno in refused:
                 with writing(run_dir):
                     raise
             raise
@@ -274,6 +300,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         "mfu": flops / seconds / peak if flops else None,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if kind == "cuda" else runs.peak_memory_bytes(),
         "device": name,
+        "devices": world_size,
         "precision": settings.precision.name,
         "compile": settings.compile.name,
         "seed": settings.seed,

@@ -17,6 +17,7 @@ from gptlab.dataset import IGNORED, Batch, TrainBatch
 from gptlab.errors import UserError
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
+from gptlab.sharding import full
 from gptlab.tokenizers import Tokenizer
 
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
@@ -90,7 +91,9 @@ class LMModule(L.LightningModule):
         """Clip to the global norm; Lightning's own way refuses fused optimizers under autocast."""
         limit = self.optim.grad_clip or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]  # faster than walking the model
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.grad_norm = full(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, self.grad_norm)
         if self.fused:  # fp16's scaling has its own way
             optimizer.found_inf = self._refused()  # type: ignore[attr-defined]
 

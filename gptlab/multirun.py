@@ -173,7 +173,7 @@ class Command:
             return Slurm(config.jobs, self.root / "slurm", config.slurm)
         trainer = self.base["trainer"]
         if not isinstance(trainer["devices"], int) or trainer["devices"] < 1:
-            raise UserError(f"trainer.devices={trainer['devices']}: must be an integer of at least 1")
+            raise UserError(f"trainer.devices={trainer['devices']}: must be an integer of at least 1 in a sweep")
         return Local(config.jobs, trainer["devices"], trainer["accelerator"] in ("auto", "gpu"))
 
 

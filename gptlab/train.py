@@ -22,7 +22,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from
+from gptlab import init_from, processes
 from gptlab.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def run(cfg: DictConfig) -> None:
     except UserError as error:
         if not (run_dir / "config.yaml").exists():
             runs.remove_if_empty(run_dir)
+        processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
     log.info("%s", runs.closing_words(summary))
 
@@ -282,10 +283,13 @@ def main() -> None:
         if sweep := asked_for_sweep(sys.argv[1:]):
             from gptlab import multirun
 
+            if (here := processes.place()) is not None and here.size > 1:
+                raise UserError(f"a sweep starts its processes itself: leave out {here.starter}, or let it start one")
             sys.exit(multirun.run(CONF, sweep))
-        sys.argv[1:] = init_from.implied(sys.argv[1:])
+        sys.argv[1:] = processes.join(init_from.implied(sys.argv[1:]))
         run()
     except UserError as error:
+        processes.refuse(error)
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
@@ -298,6 +302,8 @@ def main() -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        processes.leave()
 
 
 if __name__ == "__main__":

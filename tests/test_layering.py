@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "gptlab"
 # From the bottom up; a module may import from lower rows only, models from their own row's files.
 ROWS = [
     {"errors"},
-    {"files", "texts", "schema", "upgrades"},
+    {"files", "texts", "schema", "upgrades", "processes"},
     {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
-    {"prepare", "dataset", "checkpoint", "sampling", "hf_tokenizers", "ngrams", "streams"},
+    {"prepare", "dataset", "checkpoint", "sampling", "hf_tokenizers", "ngrams", "streams", "sharding"},
     {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},
     {"loading"},
     {"init_from"},
-    {"config", "runs", "faults", "diagnostics", "references"},
+    {"config", "runs", "faults", "diagnostics", "references", "strategies"},
     {"saving"},
     {"callbacks"},
     {"fit", "records", "jobs", "cards"},
@@ -27,7 +27,7 @@ ROWS = [
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
     "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"}
-    | {"faults", "saving"},
+    | {"faults", "saving", "strategies"},
     "hydra": {"train", "multirun"},
     "omegaconf": {"config", "schema", "train", "multirun"},
     "pandas": {"records", "results", "tables", "plots"},
@@ -37,7 +37,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "submitit": {"launchers"},
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
-    | {"export", "loading", "faults", "saving"},
+    | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"},
     "safetensors": {"pretrained", "export"},
     "huggingface_hub": {"pretrained"},
     "tensorflow": {"pretrained"},

@@ -1,0 +1,94 @@
+"""How Lightning runs several processes: DDP, or FSDP with checkpoints that are those of a single process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+
+from gptlab import processes
+from gptlab.module import LMModule
+from gptlab.sharding import gathered, like, shard
+
+
+def build(name: str, world_size: int) -> Strategy | str:
+    """Lightning's strategy of trainer.strategy; a single process needs none."""
+    if world_size == 1:
+        return "auto"
+    return FullySharded(world_size) if name == "fsdp" else DDPStrategy()
+
+
+def environment() -> ClusterEnvironment:
+    """Who starts processes, whatever Lightning would find: its handlers for SLURM's signals stay away as well."""
+    here = processes.place()
+    return TorchElasticEnvironment() if here is not None and here.size > 1 else LightningEnvironment()
+
+
+def end_children(trainer: L.Trainer) -> None:
+    """End the processes that Lightning has started, which may wait for this one."""
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        trainer.strategy.launcher.kill(signal.SIGKILL)
+
+
+class FullySharded(ModelParallelStrategy):
+    """Weights, gradients and optimizer state spread over all processes, on CPUs as well.
+
+    What is saved is what a single process would save: whole tensors by their plain names, the optimizer's by their
+    number. So checkpoints go freely between one process, DDP and this.
+    """
+
+    lightning_restore_optimizer = True  # by `load_optimizer_state_dict`
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup(self, trainer: L.Trainer) -> None:
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.model = module = self.precision_plugin.convert_module(self.model)
+        assert isinstance(module, LMModule)
+        shard(module.model, self.device_mesh["data_parallel"])
+        self.model_to_device()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return gathered(self.lightning_module.state_dict(keep_vars=True))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        return gathered(optimizer.state_dict())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        parameters = self.lightning_module.state_dict(keep_vars=True)
+        state = {key: like(value, parameters[key]) for key, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            of_each = {
+                number: {key: like(value, parameters[number]) for key, value in values.items()}
+                for number, values in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": of_each})

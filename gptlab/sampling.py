@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptlab.errors import UserError
 from gptlab.models import Model
 from gptlab.models.few_tokens import MOST, FewTokens
 from gptlab.models.gpt import GPT
@@ -58,6 +59,9 @@ class Sampling:
         Args:
             logits: (B, V).
             rows: the tokens of each row so far, for the repetition penalty.
+
+        Raises:
+            UserError: the logits are no numbers.
         """
         logits = logits.detach().cpu().double()
         if self.repetition_penalty != 1.0:
@@ -68,6 +72,8 @@ class Sampling:
                     row[seen] > 0, row[seen] / self.repetition_penalty, row[seen] * self.repetition_penalty
                 )
         best = logits.max(dim=-1, keepdim=True)
+        if not best.values.isfinite().all():
+            raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
         logits = (logits - best.values) / self.temperature  # no overflow, however cold

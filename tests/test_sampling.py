@@ -15,6 +15,7 @@ import transformers
 from scipy.stats import chi2
 from torch import Tensor, nn
 
+from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.sampling import Context, Sampling, generate, inverted, prompt_ids, speculate
 from gptlab.tokenizers import CharTokenizer
@@ -412,3 +413,11 @@ def test_a_model_that_is_its_own_draft_keeps_all_proposals(model: GPT, reads: li
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_a_draft_makes_no_more_tokens_than_are_asked_for(model: GPT, count: int) -> None:
     assert len(speculated(model, model, [3], count, 4, seed=1)) == count
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_said(bad: float) -> None:
+    logits = torch.zeros(2, 7)
+    logits[1, 3] = bad
+    with pytest.raises(UserError, match="the model's logits are no numbers"):
+        Sampling().draw(logits, [torch.Generator(), torch.Generator()])

@@ -6,7 +6,6 @@ import errno
 import gc
 import logging
 import os
-import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -20,10 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import checkpoint, init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab import init_from, metrics, models, processes, runs, sharding, strategies
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
+from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import sealed, write_atomically, writing
@@ -31,8 +31,8 @@ from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
-from gptlab.prepare import Prepared
-from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, clear, cut, machine, newest
+from gptlab.resuming import check_resumable, clear, cut, newest
+from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,54 +42,6 @@ NOT_COMPARED = (
     *("name", "resume", "recipe.", *runs.PLACES, "data.val_batch_size"),
     *("trainer.sample_", "trainer.log_every", "trainer.diagnose_every"),
 )
-
-
-def device_type(settings: Settings) -> str:
-    """cuda, mps or cpu: where this run will be.
-
-    Raises:
-        UserError: it is not there, or cannot do the precision that is asked for.
-    """
-    trainer, precision = settings.trainer, settings.precision.name
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if trainer.accelerator == "gpu" and not cuda:
-        raise UserError(f"trainer={trainer.name} needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu")
-    if trainer.accelerator == "mps" and not mps:
-        raise UserError(f"trainer={trainer.name} needs an Apple GPU, none is visible: use trainer=auto or trainer=cpu")
-    kind = {"gpu": "cuda", "auto": "cuda" if cuda else "mps" if mps else "cpu"}.get(
-        trainer.accelerator, trainer.accelerator
-    )
-    visible = torch.cuda.device_count() if kind == "cuda" else 1
-    if (devices := processes.devices(trainer.devices, visible)) > visible and kind != "cpu":
-        raise UserError(f"trainer.devices={devices}: there are {visible} GPUs here")
-    if trainer.strategy == "fsdp" and precision == "fp16":
-        raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
-    if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
-        raise UserError(
-            f"compile.mode={settings.compile.mode} records CUDA graphs, which do not go with trainer.strategy=fsdp: "
-            f"use compile=inductor"
-        )
-    if precision == "fp16" and kind != "cuda":
-        raise UserError(f"precision=fp16 needs a CUDA GPU, this run is on {kind}: use precision=bf16 or precision=fp32")
-    # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
-    if precision.startswith("bf16") and kind == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError(
-            f"precision={precision} needs a GPU of compute capability 8.0, {torch.cuda.get_device_name()} has "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability()))}: use precision=fp16 or precision=fp32"
-        )
-    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
-    if settings.compile.backend == "inductor" and kind == "cpu" and not any(c and shutil.which(c) for c in compilers):
-        raise UserError(
-            f"compile={settings.compile.name} needs a C++ compiler on a CPU (g++ or clang++), none is found: "
-            f"install one or use compile=eager"
-        )
-    return kind
-
-
-def devices_here(settings: Settings) -> int:
-    """How many devices of this machine the run takes; raises as `device_type`."""
-    visible = torch.cuda.device_count() if device_type(settings) == "cuda" else 1
-    return processes.devices(settings.trainer.devices, visible)
 
 
 def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool = False) -> dict[str, Any]:
@@ -277,13 +229,11 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         finally:
             torch.use_deterministic_algorithms(False)  # which Lightning leaves on
 
-    stopped_early = trainer.global_step < settings.trainer.max_steps
-    seconds = curves.train_seconds
-    tokens = trainer.global_step * tokens_per_step
+    seconds, tokens = curves.train_seconds, trainer.global_step * tokens_per_step
     flops = tokens * model.flops_per_token()
     summary = {
         "format": runs.SUMMARY_FORMAT,
-        "status": "stopped_early" if stopped_early else "finished",
+        "status": "stopped_early" if trainer.global_step < settings.trainer.max_steps else "finished",
         **module.val_metrics,
         **module.test_metrics,
         "best_val_loss": keeper.best_val_loss,
@@ -316,43 +266,3 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if rank == 0:
         runs.write_json(run_dir / "summary.json", summary)
     return summary
-
-
-def check_resumable(run_dir: Path, content: dict[str, Any], settings: Settings, prepared: Prepared) -> None:
-    """That a run can go on from this checkpoint, and does so to the bit.
-
-    Raises:
-        UserError: it has finished, is of an older version, or the text or the tokenizer is not that of its past.
-    """
-    about, step = content[checkpoint.KEY], int(content["global_step"])
-    if about["format"] < checkpoint.FORMAT:
-        raise UserError(
-            f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {about['format']}), which this "
-            f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
-        )
-    if (run_dir / "summary.json").exists():
-        patience = content["callbacks"]["Checkpoints"]["patience"]
-        if step >= settings.trainer.max_steps:
-            raise UserError(
-                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
-                f"sample from it: python -m gptlab.generate {run_dir}"
-            )
-        if patience is not None and patience == settings.trainer.patience:
-            raise UserError(
-                f"resume={run_dir}: the run has stopped early after {step} steps; add trainer.patience=null, or more "
-                f"than {patience}, to go further"
-            )
-    if about["data_sha256"] != prepared.sha256:
-        raise UserError(
-            f"resume={run_dir}: the text has changed since (its sha256 is {prepared.sha256[:16]}, the run's is "
-            f"{about['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
-        )
-    if about["tokenizer"] != prepared.tokenizer.to_dict() and not settings.init_from:
-        raise UserError(
-            f"resume={run_dir}: the tokenizer is not the run's own (tokenizer={prepared.tokenizer.name}, "
-            f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
-        )
-    here = machine()
-    for what, value in content["machine"].items():
-        if here[what] != value:
-            log.warning("%s is %s here and was %s: the same run to rounding, not to the bit", what, here[what], value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import subprocess
 import time
@@ -13,15 +12,14 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab import checkpoint
-from gptlab.errors import UserError
 from gptlab.faults import check_finite
 from gptlab.files import sync, writing
 from gptlab.module import LMModule
+from gptlab.resuming import appended, machine
 
 log = logging.getLogger(__name__)
 
@@ -42,77 +40,6 @@ class Lengths(L.Callback):
                 sync(path)
         checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
         checkpoint["machine"] = machine()
-
-
-def machine() -> dict[str, Any]:
-    """What the last bits of a float depend on, besides the run's config."""
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return {"torch": str(torch.__version__), "processor": processor, "threads": torch.get_num_threads()}
-
-
-def appended(run_dir: Path) -> list[Path]:
-    return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
-
-
-def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
-
-    One is passed over, too, whose curves and samples are not all there: they have been cut to go on from an older one.
-
-    Raises:
-        UserError: it has some, and none is whole.
-    """
-    folder = run_dir / "checkpoints"
-    passed_over, without_curves = [], None
-    for path in (folder / "last.ckpt", *(path for _, path in checkpoint.kept(folder)), folder / "best.ckpt"):
-        if not path.is_file():
-            continue
-        try:
-            content = checkpoint.read(path, mapped=False)
-        except UserError as error:
-            passed_over.append(str(error))
-            continue
-        short = [name for name, length in content.get("lengths", {}).items() if _size(run_dir / name) < length]
-        if not short:
-            return _chosen(path, content, passed_over)
-        passed_over.append(f"{path} is newer than {' and '.join(short)}, which would lack what came before it")
-        without_curves = without_curves or (path, content)
-    if without_curves:
-        return _chosen(*without_curves, passed_over)
-    if passed_over:
-        raise UserError("\n".join([*passed_over, "no other checkpoint is there: start the run anew"]))
-    return None
-
-
-def _chosen(path: Path, content: dict[str, Any], passed_over: list[str]) -> tuple[Path, dict[str, Any]]:
-    for message in passed_over:
-        log.warning("%s", message)
-    if passed_over:
-        log.warning("going on from %s, of step %s", path, content["global_step"])
-    return path, content
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def clear(run_dir: Path) -> None:
-    """Remove what killed processes were writing; to be called under the run's lock."""
-    for path in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("checkpoints/*.new")):
-        path.unlink()
-
-
-def cut(run_dir: Path, lengths: dict[str, int]) -> None:
-    """Take from a run's curves and samples what was written after the checkpoint that has these lengths.
-
-    A resumed run writes it again: nothing is there twice, and nothing is missing. Without lengths all of it goes.
-    """
-    for path in appended(run_dir):
-        if path.name in lengths:
-            os.truncate(path, min(lengths[path.name], path.stat().st_size))
-        else:
-            path.unlink()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -179,9 +179,9 @@ def stored(run_dir: Path) -> dict[str, Any]:
         return config
     except UserError as error:
         quieten_lightning()
-        from gptlab import saving
+        from gptlab import resuming
 
-        if (found := saving.newest(run_dir)) is None:
+        if (found := resuming.newest(run_dir)) is None:
             raise UserError(f"{run_dir}: {error}") from error
         log.warning("%s: %s. The config in %s is taken", run_dir, error, found[0])
         return found[1]["gptlab"]["config"]

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptlab import train
+from gptlab.devices import device_type
 from gptlab.errors import UserError
-from gptlab.fit import device_type
 
 CHOICES = sorted(
     (path.parent.name, path.stem)

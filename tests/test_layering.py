@@ -16,6 +16,7 @@ ROWS = [
     {"loading"},
     {"init_from"},
     {"config", "runs", "faults", "diagnostics", "references", "strategies"},
+    {"resuming", "devices"},
     {"saving"},
     {"callbacks"},
     {"fit", "records", "jobs", "cards"},
@@ -37,7 +38,8 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "submitit": {"launchers"},
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
-    | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"},
+    | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"}
+    | {"resuming", "devices"},
     "safetensors": {"pretrained", "export"},
     "huggingface_hub": {"pretrained"},
     "tensorflow": {"pretrained"},

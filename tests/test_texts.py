@@ -257,7 +257,7 @@ PACKED_TEXT = {suffix: pack(("".join(map(str, range(9999)))).encode()) for suffi
         ("my.txt", "wide".encode("utf-16"), r"looks like a binary file"),
         ("my.jsonl", b'{"text": "\0"}', r"looks like a binary file"),
         ("my.txt", LATIN, r"not UTF-8 text \(byte 0xfc at 3\); convert it first, e.g. iconv"),
-        ("my.txt.gz", gzip.compress(LATIN), r"not UTF-8 text \(byte 0xfc at 3\)"),
+        ("my.txt.gz", gzip.compress(LATIN, mtime=0), r"not UTF-8 text \(byte 0xfc at 3\)"),
         ("my.jsonl", LATIN, r"not UTF-8 text \(byte 0xfc at 3\)"),
         ("my.txt", "abc\u4e2d".encode()[:-1], r"not UTF-8 text \(it ends within a character\); is it complete\?"),
         ("my.txt.gz", b"no gzip", r"cannot be read: Not a gzipped file"),

@@ -1,0 +1,60 @@
+"""Where a run will be: on which kind of device, and on how many of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from gptlab import processes
+from gptlab.config import Settings
+from gptlab.errors import UserError
+
+
+def device_type(settings: Settings) -> str:
+    """cuda, mps or cpu: where this run will be.
+
+    Raises:
+        UserError: it is not there, or cannot do the precision that is asked for.
+    """
+    trainer, precision = settings.trainer, settings.precision.name
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if trainer.accelerator == "gpu" and not cuda:
+        raise UserError(f"trainer={trainer.name} needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu")
+    if trainer.accelerator == "mps" and not mps:
+        raise UserError(f"trainer={trainer.name} needs an Apple GPU, none is visible: use trainer=auto or trainer=cpu")
+    kind = {"gpu": "cuda", "auto": "cuda" if cuda else "mps" if mps else "cpu"}.get(
+        trainer.accelerator, trainer.accelerator
+    )
+    visible = torch.cuda.device_count() if kind == "cuda" else 1
+    if (devices := processes.devices(trainer.devices, visible)) > visible and kind != "cpu":
+        raise UserError(f"trainer.devices={devices}: there are {visible} GPUs here")
+    if trainer.strategy == "fsdp" and precision == "fp16":
+        raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
+    if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
+        raise UserError(
+            f"compile.mode={settings.compile.mode} records CUDA graphs, which do not go with trainer.strategy=fsdp: "
+            f"use compile=inductor"
+        )
+    if precision == "fp16" and kind != "cuda":
+        raise UserError(f"precision=fp16 needs a CUDA GPU, this run is on {kind}: use precision=bf16 or precision=fp32")
+    # torch.cuda.is_bf16_supported() counts emulation, which is slower than fp32.
+    if precision.startswith("bf16") and kind == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError(
+            f"precision={precision} needs a GPU of compute capability 8.0, {torch.cuda.get_device_name()} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability()))}: use precision=fp16 or precision=fp32"
+        )
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if settings.compile.backend == "inductor" and kind == "cpu" and not any(c and shutil.which(c) for c in compilers):
+        raise UserError(
+            f"compile={settings.compile.name} needs a C++ compiler on a CPU (g++ or clang++), none is found: "
+            f"install one or use compile=eager"
+        )
+    return kind
+
+
+def devices_here(settings: Settings) -> int:
+    """How many devices of this machine the run takes; raises as `device_type`."""
+    visible = torch.cuda.device_count() if device_type(settings) == "cuda" else 1
+    return processes.devices(settings.trainer.devices, visible)

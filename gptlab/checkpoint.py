@@ -185,24 +185,24 @@ def read(path: Path, mapped: bool = True) -> dict[str, Any]:
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
-    check_version(about, path)
-    if about["format"] >= 2 and not sealed:
+    if version(about, path) >= 2 and not sealed:
         raise UserError(f"{path} is broken: it lacks the checksum that it was written with")
     return content
 
 
-def check_version(about: dict[str, Any], path: Path) -> None:
-    """That this version can read what `describe` has described in the file at `path`.
+def version(about: dict[str, Any], path: Path) -> int:
+    """The format of what `describe` has described in the file at `path`.
 
     Raises:
-        UserError: it cannot.
+        UserError: this version does not know it.
     """
-    made = about.get("format")
+    made = about.get("format", 1)
     if not isinstance(made, int) or made > FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {made}, written by gptlab {about.get('version')}; this is "
-            f"gptlab {__version__}, which reads formats up to {FORMAT}: update gptlab"
+            f"{path} has checkpoint format {str(made)[:99]}, written by gptlab {str(about.get('version'))[:99]}; this "
+            f"is gptlab {__version__}, which reads formats up to {FORMAT}: update gptlab"
         )
+    return made
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -234,9 +234,9 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
     Raises:
         UserError: they do not fit together.
     """
-    check_version(about, path)
+    made = version(about, path)
     try:
-        if about["format"] == 1:
+        if made == 1:
             about = upgrades.from_format_1(about)
         config = models.from_dict(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])

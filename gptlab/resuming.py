@@ -25,9 +25,9 @@ def check_resumable(run_dir: Path, content: dict[str, Any], settings: Settings, 
         UserError: it has finished, is of an older version, or the text or the tokenizer is not that of its past.
     """
     about, step = content[checkpoint.KEY], int(content["global_step"])
-    if about["format"] < checkpoint.FORMAT:
+    if (made := checkpoint.version(about, run_dir)) < checkpoint.FORMAT:
         raise UserError(
-            f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {about['format']}), which this "
+            f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
             f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
         )
     if (run_dir / "summary.json").exists():

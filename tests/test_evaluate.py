@@ -392,7 +392,7 @@ def test_flags_that_do_not_go_together(command: Any, arguments: list[str]) -> No
 def test_a_broken_checkpoint_has_no_loss(command: Any, trained: Path, tmp_path: Path) -> None:
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"]["model.ln_f.weight"].fill_(float("nan"))
-    torch.save(content, tmp_path / "nan.ckpt")
+    checkpoint.save(content, tmp_path / "nan.ckpt")
     assert_refused(command("evaluate", "nan.ckpt"), "the loss is nan: the weights are broken")
 
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from gptlab import config, multirun, runs, train
 from gptlab.errors import UserError
+from gptlab.files import read_json
 from tests.conftest import ROOT, TINY
 from tests.test_cli import RUN, assert_refused
 
@@ -149,7 +150,7 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
     assert len(folders) == 2
     before = [(path / "summary.json").read_bytes() for path in folders]
     assert json.loads(before[0])["format"] == runs.SUMMARY_FORMAT
-    assert json.loads((folders[1] / "job.json").read_text()) == {
+    assert read_json(folders[1] / "job.json") == {
         "sweep": "heads",
         "baseline": {"model.n_head": "3"},
         "overrides": {"model.n_head": "3", "seed": "2"},

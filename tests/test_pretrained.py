@@ -306,7 +306,7 @@ def test_a_safetensors_file_that_is_no_export_is_refused(folder: Path, tmp_path:
     with pytest.raises(UserError, match=r"x.safetensors: its header is damaged \(Expecting"):
         pretrained.exported(tmp_path / "x.safetensors")
     save_file({"wte.weight": torch.zeros(7)}, tmp_path / "x.safetensors", metadata={"gptlab": "{}"})
-    with pytest.raises(UserError, match=r"x.safetensors does not fit together: KeyError: 'model'"):
+    with pytest.raises(UserError, match=r"x.safetensors does not fit together: KeyError"):
         pretrained.exported(tmp_path / "x.safetensors")
     other = export(gpt(), tmp_path / "x.safetensors", model=models.to_dict(gpt(n_embd=36).config))
     with pytest.raises(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from gptlab import jobs, launchers, plans, runs, train
 from gptlab.errors import UserError
+from gptlab.files import read_json
 from gptlab.jobs import Job
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
@@ -58,7 +58,7 @@ def test_jobs_say_what_they_vary_and_what_the_baseline_is(tmp_path: Path) -> Non
     other = sweep(tmp_path, "2.5")
     other.about["baseline"] = {"x": "7"}
     other.run()  # finished before, but the report is to follow the newest command
-    content = json.loads((tmp_path / "x-0+0" / "job.json").read_text())
+    content = read_json(tmp_path / "x-0+0" / "job.json")
     assert content == {"sweep": "test", "baseline": {"x": "7"}, "overrides": {"x": "0"}}
 
 

@@ -99,9 +99,9 @@ class LMModule(L.LightningModule):
 
     def _refused(self) -> Tensor | None:
         """1 where the step is not to change anything, and counted; nothing waits for a GPU here."""
+        if self.grad_norm.is_cpu and math.isfinite(self.grad_norm) and self.bad_step.item() < 0:
+            return None  # the usual case, in a few microseconds
         bad = ~self.grad_norm.isfinite()
-        if self.device.type == "cpu" and not bad and self.bad_step < 0:
-            return None
         if not self.skip:
             first = bad & (self.bad_step.to(bad.device) < 0)
             self.bad_step = torch.where(first, self.trainer.global_step, self.bad_step.to(bad.device))

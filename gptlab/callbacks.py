@@ -54,7 +54,7 @@ class Curves(L.Callback):
         self.train_seconds = 0.0
         self.last: dict[str, float] = {}
         self._since: float | None = None  # when training went on after a pause
-        self._step = 0
+        self._step = self._skipped = 0
         self._logged: tuple[int, float] = (0, 0.0)  # step and train_seconds of the last log
 
     def _pause(self) -> None:
@@ -64,6 +64,8 @@ class Curves(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        assert isinstance(pl_module, LMModule)
+        self._skipped = int(pl_module.skipped)
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self._since is None:
@@ -86,6 +88,9 @@ class Curves(L.Callback):
         assert isinstance(pl_module, LMModule)
         check_finite(trainer, pl_module)
         loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
+        if (skipped := int(pl_module.skipped)) > self._skipped:
+            log.warning("step %d: %d steps so far had no finite gradients and were left out", self._step, skipped)
+            self._skipped = skipped
         training = self._since is not None
         self._pause()
         if training:

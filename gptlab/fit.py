@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 # Keys that are no columns of the HParams tab: they decide nothing that runs are compared by, or stand twice.
 NOT_COMPARED = (
     *("name", "resume", "recipe.", *runs.PLACES, "data.val_batch_size"),
-    *("trainer.sample_", "trainer.log_every", "trainer.diagnose_every"),
+    *("trainer.sample_", "trainer.log_every", "trainer.diagnose_every", "trainer.checkpoint_"),
+    "trainer.keep_checkpoints",
 )
 
 

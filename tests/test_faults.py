@@ -88,11 +88,14 @@ def test_the_first_layer_that_went_bad_is_named_and_the_batch_is_kept(
         assert tokenizer.decode(batch["idx"][0].tolist())
 
 
-def test_such_steps_can_be_left_out_and_are_counted(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_such_steps_can_be_left_out_and_are_counted(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     interrupt(monkeypatch, Spoil(2, 3))
     keep = ("trainer.nonfinite=skip", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
     summary = run(tmp_path, *LONG, *keep)
     assert (summary["status"], summary["steps"], summary["skipped_steps"]) == ("finished", 7, 2)
+    assert "step 4: 2 steps so far had no finite gradients and were left out" in caplog.text
     second, third, fourth, fifth = (tmp_path / "checkpoints" / f"step_{step}.ckpt" for step in (2, 3, 4, 5))
     for path in (third, fourth):
         assert all(torch.equal(tensor, state(second)[name]) for name, tensor in state(path).items())

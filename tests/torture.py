@@ -115,9 +115,11 @@ class Torture:
         log, stack = self.folder / "log.txt", self.folder / "stack.txt"
         stack.write_text("")
         self.marks.clear()
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in the child, until it can tell where it is
         child = os.fork()
         if child == 0:
             self._child(arguments, log, stack, run_dir, aim)
+        signal.signal(signal.SIGUSR1, before)
         begin = time.monotonic()
         startup = 0.0
         since: float | None = None

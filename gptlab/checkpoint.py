@@ -223,7 +223,13 @@ def load(path: Path) -> tuple[Model, Tokenizer, Info]:
         UserError: see `find` and `read`; or the weights do not fit the model that the file describes.
     """
     file = find(path)
-    content = read(file)
+    try:
+        content = read(file)
+    except UserError as error:
+        others = [other for other in sorted(file.parent.glob("*.ckpt")) if other != file]
+        if not path.is_dir() or not others:
+            raise
+        raise UserError(f"{error}; the run has others: {', '.join(map(str, others))}") from error
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     return restored(content[KEY], state, file, "gptlab run")
 

@@ -60,6 +60,8 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     world_size = devices_here(settings) * processes.machines()
     share = settings.data.batch_size // world_size
     auto = settings.data.micro_batch_size == "auto"
+    if auto and world_size > 1:
+        raise UserError(f"data.micro_batch_size=auto is for one process, and there are {world_size}: give a number")
     sizes = [share] if auto else [settings.data.micro_batch_size]
     while True:
         micro = sizes[-1]
@@ -69,7 +71,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
             smaller = [size for size in range(1, micro or share) if share % size == 0 and 2 * size <= (micro or share)]
-            if not (auto and smaller and world_size == 1):
+            if not (auto and smaller):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {micro or share} sequences at once: try {way_out}, "
@@ -134,11 +136,13 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     log.info(
         "%s on %s: %s parameters, %s of %s",
         settings.name,
-        f"{world_size} x {name} ({settings.trainer.strategy})" if world_size > 1 else name,
+        f"{world_size} x {name} ({settings.trainer.strategy.replace('auto', 'ddp')})" if world_size > 1 else name,
         f"{model.num_parameters():,}",
         f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
         f"{prepared.name} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)",
     )
+    if content is not None:
+        log.info("going on after step %d", content["global_step"])
     log.info("%s: %s", settings.optim.name, describe_groups(parameter_groups(model, settings.optim.weight_decay)))
     if rank == 0:
         with writing(run_dir):

@@ -142,8 +142,9 @@ class LMModule(L.LightningModule):
         self.val_step = self.trainer.global_step
         loss = self.val_metrics["val/loss"]
         if not math.isfinite(loss):
+            left_out = f" ({int(self.skipped)} steps were left out)" if self.skipped else ""
             raise UserError(
-                f"val/loss is {loss} at step {self.val_step}: the run has diverged; lower "
+                f"val/loss is {loss} at step {self.val_step}{left_out}: the run has diverged; lower "
                 f"optim.lr={self.optim.lr:g} or raise schedule.warmup_steps={self.schedule.warmup_steps}"
             )
         self.log("val/loss", loss, logger=False, sync_dist=True)  # for early stopping

@@ -147,6 +147,10 @@ class Checkpoints(Checkpoint):
     def on_sanity_check_start(self, *args: Any) -> None:
         self._listen()
 
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.sanity_checking and trainer.world_size == 1 and self._signal is not None:
+            self._stop(trainer)  # before the first step there is nothing to finish
+
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._any(trainer, self._signal is not None):
             self._stop(trainer)

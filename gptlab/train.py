@@ -6,6 +6,7 @@ Only light imports stand up here: `--help`, `--cfg job` and completion answer at
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -121,9 +122,21 @@ def run(cfg: DictConfig) -> None:
     except UserError as error:
         if not (run_dir / "config.yaml").exists():
             runs.remove_if_empty(run_dir)
+        else:
+            keep_in_log(error)
         processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
     log.info("%s", runs.closing_words(summary))
+
+
+def keep_in_log(error: UserError) -> None:
+    """Write into train.log what the terminal shows in another way."""
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error), (), None)
+    shown, logging.raiseExceptions = logging.raiseExceptions, False  # the disk may be full
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    logging.raiseExceptions = shown
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -152,6 +165,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     elif resume:
         changed = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
         composed = with_defaults(plain(changed), composed)
+    elif runs.has_checkpoint(run_dir):
+        raise UserError(f"{run_dir} holds a run: go on with it by resume={run_dir}, or choose another folder")
     quieten_lightning()
     from gptlab import config, fit
 
@@ -298,7 +313,9 @@ def main() -> None:
             raise
         typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
         sys.exit(f"error: {' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group")
-    except (FileExistsError, NotADirectoryError) as error:  # hydra.run.dir leads through a file
+    except OSError as error:  # hydra.run.dir leads through a file, or to where nothing can be written
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ENOSPC):
+            raise
         sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder")
     except KeyboardInterrupt:
         sys.exit(130)

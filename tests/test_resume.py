@@ -395,3 +395,22 @@ def test_what_a_killed_process_was_writing_is_removed(run: Any, untouched: Path,
     (tmp_path / "summary.json").unlink()
     run(tmp_path, *HARD, resume=True)
     assert not any(path.exists() for path in rest)
+
+
+def test_fewer_steps_than_were_made_are_refused(run: Any, untouched: Path, tmp_path: Path) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"the run has made 7 steps, more than trainer.max_steps=5"):
+        run(tmp_path, *HARD, "trainer.max_steps=5", resume=True)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_run_is_not_written_over_and_its_log_has_its_errors(command: Any, text_file: Path) -> None:
+    words = (*COMMAND, f"data.path='{text_file}'", "hydra.run.dir=mine")
+    assert command("train", *words).returncode == 0
+    before = Path("mine/metrics.csv").read_bytes()
+    again = command("train", *words)
+    assert again.returncode == 1
+    assert "mine holds a run: go on with it by resume=" in again.stderr
+    assert Path("mine/metrics.csv").read_bytes() == before
+    assert "ERROR gptlab.train: " in Path("mine/train.log").read_text()

@@ -117,8 +117,11 @@ class Curves(L.Callback):
         for logger in trainer.loggers:  # a resumed run has no sanity check, and has written them
             logger.log_hyperparams(self.hparams)
 
-    def on_validation_start(self, *args: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
+        assert isinstance(pl_module, LMModule)
+        if not trainer.sanity_checking:
+            check_finite(trainer, pl_module)  # before anything is made of the weights
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
@@ -148,7 +151,8 @@ class Curves(L.Callback):
                 logger.log_metrics(columns, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train_seconds": self.train_seconds, "last": self.last, "logged": self._logged}
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {"train_seconds": self.train_seconds + running, "last": self.last, "logged": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds, self.last = state_dict["train_seconds"], state_dict["last"]

@@ -76,7 +76,7 @@ class Diagnostics(L.Callback):
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
         table = pl_module.model.wte.weight
         if table.shape[1] <= WIDEST:

@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -32,7 +31,7 @@ from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
 from gptlab.resuming import check_resumable, clear, cut, newest
-from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths
+from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, Patience
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if settings.trainer.diagnose_every:
         callbacks.append(Diagnostics(settings.trainer.diagnose_every, prepared.ids("val"), data.block_size, board))
     if settings.trainer.patience is not None:
-        callbacks.append(EarlyStopping("val/loss", patience=settings.trainer.patience))
+        callbacks.append(Patience("val/loss", patience=settings.trainer.patience))
 
     arguments: dict[str, Any] = {
         "accelerator": settings.trainer.accelerator,
@@ -205,7 +204,9 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         "use_distributed_sampler": False,
         "inference_mode": False,  # no_grad: a compiled model is then compiled once less
     }
+    found = content = None  # its memory is the Trainer's from now on
     trainer = L.Trainer(**arguments)
+    del arguments
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -24,7 +24,7 @@ FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # can b
 def implied(words: list[str]) -> list[str]:
     """The command line with the groups that a typed `init_from` chooses where no others are typed."""
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
-    if typed.get("init_from", "null") == "null" or typed.get("resume", "null") != "null":
+    if typed.get("init_from", "null") == "null" or typed.get("resume", "null") not in ("null", "auto"):
         return words
     chosen = [] if {"model", "experiment"} & typed.keys() else [f"model={PRETRAINED}"]
     if "tokenizer" not in typed:

@@ -8,15 +8,16 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from gptlab.files import writing
+from gptlab.files import write_atomically, writing
 
 FIELDS = (
     *("step", "tokens", "seconds", "train/loss", "val/loss", "val/bpb", "val/ppl", "val/gap"),
@@ -86,15 +87,18 @@ class TensorBoard(TensorBoardLogger):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             rows = ("\t".join(f"{x:.4g}" for x in row) for row in vectors.tolist())
-            (folder / "vectors.tsv").write_text("\n".join(rows) + "\n")
-            (folder / "tokens.tsv").write_text("\n".join(labels) + "\n", encoding="utf-8")
-            (folder / "projector_config.pbtxt").write_text(
-                'embeddings { tensor_name: "wte" tensor_path: "vectors.tsv" metadata_path: "tokens.tsv" }\n'
-            )
+            about = 'embeddings { tensor_name: "wte" tensor_path: "vectors.tsv" metadata_path: "tokens.tsv" }'
+            files = {"vectors.tsv": "\n".join(rows), "tokens.tsv": "\n".join(labels), "projector_config.pbtxt": about}
+            for name, text in files.items():
+                write_atomically(folder / name, partial(_write, text=text))
 
     def save(self) -> None:
         """Flush, and leave out Lightning's hparams.yaml: config.yaml has them."""
         self.experiment.flush()
+
+
+def _write(file: BinaryIO, text: str) -> None:
+    file.write(f"{text}\n".encode())
 
 
 @contextmanager

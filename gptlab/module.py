@@ -82,9 +82,13 @@ class LMModule(L.LightningModule):
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
         loss = self.cross_entropy(idx, targets, "mean", noise)
         counted = loss.detach()
-        finite = counted.isfinite() if self.skip else 1
-        self.loss_sum = self.loss_sum + (counted.nan_to_num(0, 0, 0) if self.skip else counted)
-        self.loss_count = self.loss_count + finite
+        rows: Tensor | int = len(idx)  # what losses are weighed by: micro-batches may be others when a run goes on
+        if self.skip:
+            rows, counted = rows * counted.isfinite(), counted.nan_to_num(0, 0, 0)
+        elif not self.fused:  # fp16: its gradients may overflow, its loss not
+            self._halt(~counted.isfinite())
+        self.loss_sum = self.loss_sum + rows * counted
+        self.loss_count = self.loss_count + rows
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -103,18 +107,26 @@ class LMModule(L.LightningModule):
             return None  # the usual case, in a few microseconds
         bad = ~self.grad_norm.isfinite()
         if not self.skip:
-            first = bad & (self.bad_step.to(bad.device) < 0)
-            self.bad_step = torch.where(first, self.trainer.global_step, self.bad_step.to(bad.device))
+            self._halt(bad)
             bad = self.bad_step >= 0
         self.skipped = self.skipped.to(bad.device) + bad
         return bad.float()
 
+    def _halt(self, bad: Tensor) -> None:
+        """Remember the first step that was bad."""
+        before = self.bad_step.to(bad.device)
+        self.bad_step = torch.where(bad & (before < 0), self.trainer.global_step, before)
+
+    def _losses(self) -> Tensor:
+        """Their sum by rows, and the rows, since the last point of the curves, over all processes."""
+        sums = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
+        return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+
     def train_loss(self) -> float:
-        """Mean loss of the micro-batches since the last call, over all processes."""
-        sums = torch.stack((self.loss_sum, torch.as_tensor(self.loss_count).to(self.loss_sum)))
-        total, count = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum")).tolist()
-        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), torch.zeros_like(self.loss_sum)
-        return total / max(count, 1)
+        """Mean loss since the last call, over all processes; nan where every step was left out."""
+        total, count = self._losses().tolist()
+        self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
+        return total / count if count else math.nan
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         targets = batch[1]
@@ -165,10 +177,13 @@ class LMModule(L.LightningModule):
             self.model, self.tokenizer, self.config, self.data_sha256, step, measured
         )
         content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
+        content["training"] |= zip(("loss_sum", "loss_count"), self._losses().cpu().clone(), strict=True)
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         for name in RUNNING:
-            setattr(self, name, content["training"][name].to(self.device))
+            setattr(self, name, content["training"][name])
+        if self.trainer.global_rank > 0:  # the sums are of all processes
+            self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
         self.val_metrics = content[checkpoint.KEY]["metrics"]
         self.val_step = content["global_step"]
         # Lightning counts micro-batches, and there may be another number of them to a step now.

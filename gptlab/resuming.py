@@ -30,13 +30,12 @@ def check_resumable(run_dir: Path, content: dict[str, Any], settings: Settings, 
             f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
             f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
         )
-    if step > settings.trainer.max_steps:
-        raise UserError(
-            f"resume={run_dir}: the run has made {step} steps, more than trainer.max_steps={settings.trainer.max_steps}"
-        )
+    most = settings.trainer.max_steps
+    if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has no end
+        raise UserError(f"resume={run_dir}: the run has made {step} steps: trainer.max_steps={most} must be above that")
     if (run_dir / "summary.json").exists():
         patience = content["callbacks"]["Checkpoints"]["patience"]
-        if step >= settings.trainer.max_steps:
+        if step >= most:
             raise UserError(
                 f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
                 f"sample from it: python -m gptlab.generate {run_dir}"

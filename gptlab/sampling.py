@@ -19,6 +19,11 @@ from gptlab.models.layers import sees
 from gptlab.tokenizers import Tokenizer
 
 
+def _check(best: Tensor) -> None:
+    if not best.isfinite().all():
+        raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn. The filters apply in the order of these fields, as in `transformers`.
@@ -72,8 +77,7 @@ class Sampling:
                     row[seen] > 0, row[seen] / self.repetition_penalty, row[seen] * self.repetition_penalty
                 )
         best = logits.max(dim=-1, keepdim=True)
-        if not best.values.isfinite().all():
-            raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")
+        _check(best.values)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
         logits = (logits - best.values) / self.temperature  # no overflow, however cold
@@ -99,7 +103,9 @@ class Sampling:
             rows: as of `probabilities`.
         """
         if self.temperature == 0 and self.repetition_penalty == 1.0:
-            return logits.argmax(dim=-1).cpu()
+            best = logits.max(dim=-1)
+            _check(best.values)
+            return best.indices.cpu()
         return inverted(self.probabilities(logits, rows), uniform(generators))
 
 

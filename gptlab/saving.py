@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab import checkpoint
@@ -22,6 +22,13 @@ from gptlab.module import LMModule
 from gptlab.resuming import appended, machine
 
 log = logging.getLogger(__name__)
+
+
+class Patience(EarlyStopping):
+    """Early stopping; a run that goes on may have another patience than before."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class Lengths(L.Callback):
@@ -36,7 +43,7 @@ class Lengths(L.Callback):
         for logger in trainer.loggers:
             logger.save()
         with writing(self.run_dir):
-            for path in appended(self.run_dir):
+            for path in (*appended(self.run_dir), self.run_dir):
                 sync(path)
         checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
         checkpoint["machine"] = machine()
@@ -111,6 +118,9 @@ class Checkpoints(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

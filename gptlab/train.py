@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import init_from, processes
@@ -55,9 +55,14 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
 --hydra-help says what Hydra can do besides."""
 
 
-# What a resumed run may change: nothing that its past depends on.
+# What may be another from here on when a run goes on: nothing that makes its past that of another run.
 PLACES = ("data.path", "data.dir", "data.cache_dir", "data.micro_batch_size", "data.val_batch_size")
 CHANGEABLE = ("trainer.", "schedule.", "optim.grad_clip", "precision.", "compile.", "deterministic", *PLACES)
+# What changes nothing that a run computes, but for rounding.
+MOVED = (
+    *("data.dir", "data.cache_dir", "data.micro_batch_size", "data.val_batch_size", "deterministic"),
+    *(f"trainer.{key}" for key in ("name", "devices", "strategy", "accelerator", "checkpoint_", "keep_")),
+)
 AUTO = "auto"  # of resume
 
 
@@ -76,7 +81,7 @@ def unfinished(folder: Path, config: dict[str, Any]) -> str | None:
         if (run_dir / "summary.json").exists() or runs.in_use(run_dir):
             continue
         with suppress(UserError):
-            if not differing(stored(run_dir), config):
+            if not differing(stored(run_dir), config, MOVED):
                 return str(run_dir)
     return None
 
@@ -90,20 +95,20 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def differing(past: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of a config a run's past depends on and is not the same, as key=value; recommendations are not looked at."""
+def differing(past: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[str]:
+    """What is not the same in two configs, as key=value, but for `free` keys; recommendations are not looked at."""
     from gptlab import runs
 
     if now["data"]["name"] == "auto":  # which the run has written the choice of
         now = {**now, "data": {**now["data"], "name": past["data"]["name"]}}
     if now["model"].get("name") == init_from.PRETRAINED:  # likewise
-        now = {**now, "model": past["model"]}
+        chosen = {key: now["model"][key] for key in init_from.FREE if now["model"][key] is not None}
+        now = {**now, "model": {**past["model"], **chosen}}
     flat_past, flat_now = runs.flatten(past), runs.flatten(now)
-    free = ("name", "resume", "recipe.", *CHANGEABLE)
     return [
         f"{key}={flat_now.get(key)}"
         for key in flat_past | flat_now
-        if flat_past.get(key) != flat_now.get(key) and not key.startswith(free)
+        if flat_past.get(key) != flat_now.get(key) and not key.startswith(("name", "resume", "recipe.", *free))
     ]
 
 
@@ -114,6 +119,9 @@ OmegaConf.register_new_resolver("run_dir", choose_run_dir, replace=True)
 def run(cfg: DictConfig) -> None:
     """Train one run, or go on with one."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    hydra_config: Any = HydraConfig.get()
+    with read_write(hydra_config):
+        hydra_config.run.dir = str(run_dir)  # which Lightning reads again for the processes that it starts
     from gptlab import runs
 
     try:
@@ -150,7 +158,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         composed["resume"] = None
         if resume:
             past = stored(run_dir)
-            if others := differing(past, composed):
+            if others := differing(past, composed, CHANGEABLE):
                 raise UserError(
                     f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder"
                 )

@@ -71,6 +71,16 @@ def test_a_step_that_is_not_finite_stops_the_run_with_the_weights_from_before_it
     assert not (tmp_path / "bad" / "checkpoints" / "last.ckpt").exists()
 
 
+def test_no_checkpoint_is_made_of_a_run_that_has_halted(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a validation comes before the next point of the curves."""
+    interrupt(monkeypatch, Spoil(4))
+    with pytest.raises(UserError, match="the gradients of step 5 are not finite"):
+        run(tmp_path, *LONG, "trainer.log_every=20")
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
+
+
 def test_the_first_layer_that_went_bad_is_named_and_the_batch_is_kept(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

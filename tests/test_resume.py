@@ -306,16 +306,21 @@ def test_auto_starts_goes_on_and_starts_again(command: Any, text_file: Path, mon
     assert "resume=auto: nothing to go on with" in other.stdout + other.stderr
     assert len(run_dirs()) == 2
 
-    again = command("train", *words, "trainer.max_steps=8")  # more steps are the same run
+    for number, another in enumerate(("schedule=constant", "optim.grad_clip=0.1", "model.dropout=0.1"), 3):
+        result = command("train", *words, another)
+        assert "resume=auto: nothing to go on with" in result.stdout, another
+        assert len(run_dirs()) == number
+
+    again = command("train", *words, "data.micro_batch_size=3")  # which is the same run
     assert again.returncode == 0, again.stderr
     assert f"resume=auto: going on with {run_dirs()[0]}" in again.stdout + again.stderr
-    assert len(run_dirs()) == 2
-    assert [row["step"] for row in rows(run_dirs()[0]) if row["val/loss"]] == ["0", "3", "6", "8"]
+    assert len(run_dirs()) == 5
+    assert [row["step"] for row in rows(run_dirs()[0]) if row["val/loss"]] == ["0", "3", "6", "7"]
     assert OmegaConf.load(run_dirs()[0] / "config.yaml").resume is None
 
     third = command("train", *words)  # nothing is left to be done: a finished run is not touched
     assert "resume=auto: nothing to go on with, a new run" in third.stdout + third.stderr
-    assert len(run_dirs()) == 3
+    assert len(run_dirs()) == 6
 
 
 def test_auto_in_a_folder_of_one_s_own(command: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,3 +419,36 @@ def test_a_run_is_not_written_over_and_its_log_has_its_errors(command: Any, text
     assert "mine holds a run: go on with it by resume=" in again.stderr
     assert Path("mine/metrics.csv").read_bytes() == before
     assert "ERROR gptlab.train: " in Path("mine/train.log").read_text()
+
+
+def test_a_run_that_goes_on_may_have_more_patience(run: Any, tmp_path: Path) -> None:
+    early = ("trainer.max_steps=99", "optim.lr=0.3")
+    first = run(tmp_path, *early, "trainer.patience=1")
+    again = run(tmp_path, *early, "trainer.patience=4", resume=True)
+    assert again["status"] == "stopped_early"
+    assert again["steps"] >= first["steps"] + 3 * 3
+
+
+def test_losses_between_two_points_count_alike_whatever_the_micro_batches(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("trainer.log_every=7", "model.dropout=0.1")
+    run(tmp_path / "untouched", *words)
+    interrupt(monkeypatch, Kill(4, signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run(tmp_path / "moved", *words)
+    monkeypatch.undo()
+    run(tmp_path / "moved", *words, "data.micro_batch_size=1", resume=True)
+    ours, theirs = (float(rows(tmp_path / name)[-2]["train/loss"]) for name in ("moved", "untouched"))
+    assert ours == pytest.approx(theirs, abs=2e-6)
+
+
+def test_a_run_killed_before_its_end_gets_its_embeddings_all_the_same(
+    run: Any, untouched: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "plugins")
+    (tmp_path / "summary.json").unlink()
+    run(tmp_path, *HARD, resume=True)
+    for path in (untouched / "plugins").rglob("*.*"):
+        assert (tmp_path / path.relative_to(untouched)).read_bytes() == path.read_bytes()

@@ -54,10 +54,12 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     )
 
 
+@torch.enable_grad()
 def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
     """Where a training step stops being finite: a module's name and the direction; None: it does not."""
     idx, targets, noise = batch
     bad: list[str] = []
+    training = model.training
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -66,10 +68,12 @@ def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
 
         return hook
 
+    model.train()
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
         logits = model.forward(idx, noise=noise)  # (B, T, V); not the compiled call, which has no hooks
     finally:
+        model.train(training)
         for hook in hooks:
             hook.remove()
     if bad:

@@ -335,3 +335,19 @@ def test_a_process_that_dies_ends_the_other(dies: int, start: Any, arguments: tu
     tasks[dies].kill()
     tasks[1 - dies].communicate(timeout=60)
     assert tasks[1 - dies].returncode not in (0, None)
+
+
+@pytest.mark.slow
+def test_auto_goes_on_in_one_folder_with_what_lightning_starts(
+    shell: Any, text_file: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    words = (*TINY, "trainer.devices=2", "trainer.max_steps=3", "name=here", "resume=auto", f"data.path='{text_file}'")
+    command = ("-m", "gptlab.train", *words, f"data.cache_dir={cache_dir}")
+    for _ in range(2):
+        child = shell(*command)
+        out, err = child.communicate(timeout=120)
+        assert child.returncode == 0, out + err
+        (run_dir,) = (tmp_path / "outputs" / "here").iterdir()
+        (run_dir / "summary.json").unlink()  # as if it had been killed before that
+    assert "resume=auto: going on with outputs/here/" in out
+    assert curve(run_dir, "val/loss")[-1] == curve(run_dir, "val/loss")[1]

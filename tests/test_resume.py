@@ -405,7 +405,7 @@ def test_what_a_killed_process_was_writing_is_removed(run: Any, untouched: Path,
 def test_fewer_steps_than_were_made_are_refused(run: Any, untouched: Path, tmp_path: Path) -> None:
     shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"the run has made 7 steps, more than trainer.max_steps=5"):
+    with pytest.raises(UserError, match=r"the run has made 7 steps: trainer.max_steps=5 must be above that"):
         run(tmp_path, *HARD, "trainer.max_steps=5", resume=True)
     assert (tmp_path / "config.yaml").read_bytes() == before
 

@@ -95,6 +95,7 @@ WORDS = {
     "data": "preparing data",
     "start": "writing config and environment",
     "summary": "writing the summary",
+    "embeddings": "writing the projector's files",
 }
 
 
@@ -108,6 +109,8 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
             return "data"
         if path.parent == run_dir / "checkpoints":
             return "checkpoint"
+        if run_dir / "plugins" in path.parents:
+            return "embeddings"
         if path.parent != run_dir or path.name in ("train.log", ".lock"):
             return ""
         if "summary.json" in path.name:
@@ -120,7 +123,7 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
         """Whether this is the operation to die at."""
         if kind(path) == "summary" and aim.kind != "":
             return moments == ("opened", "written", "closed")  # the run is not to end in this life
-        if kind(path) != aim.kind or aim.moment not in moments or marks.saved < aim.after:
+        if aim.kind == "" or kind(path) != aim.kind or aim.moment not in moments or marks.saved < aim.after:
             return False
         aim.nth -= 1
         return aim.nth < 0

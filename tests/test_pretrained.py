@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiktoken.registry
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -147,7 +148,10 @@ def test_rows_behind_the_last_token_are_cut_off(tmp_path: Path) -> None:
     assert_same(model, theirs, tokens=97)
 
 
-def test_gpt2_without_a_tokenizer_gets_the_one_of_openai(data_dir: Path, tmp_path: Path) -> None:
+def test_gpt2_without_a_tokenizer_gets_the_one_of_openai(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # what other tests have loaded
     sizes = {"vocab_size": 50257, "n_positions": T, "n_layer": 1, "n_head": 1, "n_embd": 8}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path)
     _, tokenizer, _ = pretrained.hugging_face(tmp_path, data_dir)

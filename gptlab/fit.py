@@ -64,16 +64,17 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     sizes = [share] if auto else [settings.data.micro_batch_size]
     while True:
         micro = sizes[-1]
+        at_once = micro or share
         try:
             return _fit(replace(settings, data=replace(settings.data, micro_batch_size=micro)), config, run_dir, resume)
         except (RuntimeError, MemoryError) as error:
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
-            smaller = [size for size in range(1, micro or share) if share % size == 0 and 2 * size <= (micro or share)]
+            smaller = [size for size in range(1, at_once) if share % size == 0 and 2 * size <= at_once]
             if not (auto and smaller):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
-                    f"out of memory with {micro or share} sequences at once: try {way_out}, "
+                    f"out of memory with {at_once} sequences at once: try {way_out}, "
                     f"model.gradient_checkpointing=true, or data.val_batch_size=1 if it was in a validation"
                 ) from error
             sizes.append(smaller[-1])

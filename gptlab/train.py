@@ -60,7 +60,7 @@ PLACES = ("data.path", "data.dir", "data.cache_dir", "data.micro_batch_size", "d
 CHANGEABLE = ("trainer.", "schedule.", "optim.grad_clip", "precision.", "compile.", "deterministic", *PLACES)
 # What changes nothing that a run computes, but for rounding.
 MOVED = (
-    *("data.dir", "data.cache_dir", "data.micro_batch_size", "data.val_batch_size", "deterministic"),
+    *("deterministic", *(key for key in PLACES if key != "data.path")),
     *(f"trainer.{key}" for key in ("name", "devices", "strategy", "accelerator", "checkpoint_", "keep_")),
 )
 AUTO = "auto"  # of resume
@@ -118,8 +118,8 @@ OmegaConf.register_new_resolver("run_dir", choose_run_dir, replace=True)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def run(cfg: DictConfig) -> None:
     """Train one run, or go on with one."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     hydra_config: Any = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
     with read_write(hydra_config):
         hydra_config.run.dir = str(run_dir)  # which Lightning reads again for the processes that it starts
     from gptlab import runs
@@ -202,12 +202,12 @@ def stored(run_dir: Path) -> dict[str, Any]:
         return config
     except UserError as error:
         quieten_lightning()
-        from gptlab import resuming
+        from gptlab import checkpoint, resuming
 
         if (found := resuming.newest(run_dir)) is None:
             raise UserError(f"{run_dir}: {error}") from error
         log.warning("%s: %s. The config in %s is taken", run_dir, error, found[0])
-        return found[1]["gptlab"]["config"]
+        return found[1][checkpoint.KEY]["config"]
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,19 @@ NOT_COMPARED = (
 )
 
 
-def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool = False) -> dict[str, Any]:
+def fit(
+    settings: Settings,
+    config: dict[str, Any],
+    run_dir: Path,
+    resume: bool = False,
+    callbacks: Sequence[L.Callback] = (),
+) -> dict[str, Any]:
     """Train, or go on training, in `run_dir`; returns the summary that is written there last.
 
     Args:
         config: the resolved config that `settings` was made of; kept in config.yaml and in the checkpoints.
         resume: go on from the run's newest checkpoint, or anew where there is none yet.
+        callbacks: beside the run's own, after them.
 
     Raises:
         UserError: anything that can be refused before the first step, a disk that cannot be written, a step whose
@@ -65,8 +73,9 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
     while True:
         micro = sizes[-1]
         at_once = micro or share
+        one = replace(settings, data=replace(settings.data, micro_batch_size=micro))
         try:
-            return _fit(replace(settings, data=replace(settings.data, micro_batch_size=micro)), config, run_dir, resume)
+            return _fit(one, config, run_dir, resume, callbacks)
         except (RuntimeError, MemoryError) as error:
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
@@ -85,14 +94,17 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
         torch.cuda.empty_cache()
 
 
-def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool) -> dict[str, Any]:
-    start = time.perf_counter()
-    rank = getattr(rank_zero_only, "rank", 0)
-    if rank != 0:
-        logging.disable(logging.WARNING)  # one process speaks for all
-    kind = device_type(settings)
-    found = newest(run_dir) if resume else None
-    last, content = found or (None, None)
+def load(
+    settings: Settings, config: dict[str, Any], last: Path | None = None
+) -> tuple[LMDataModule, Model | None, Tokenizer, dict[str, Any]]:
+    """The data of a run, prepared; the model where it is there already; the tokenizer; and the config that both make.
+
+    Args:
+        last: the checkpoint that the run goes on from.
+
+    Raises:
+        UserError: the text, or what init_from names, cannot be had, or they do not go together.
+    """
     model: Model | None = None
     given: Tokenizer | None = None
     if settings.init_from:  # which a run that goes on needs no more
@@ -102,10 +114,53 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     assert how is not None  # `settings` sees to that
     data = LMDataModule(settings.data, how, config["model"]["block_size"], settings.seed)
     data.prepare_data()
-    prepared, tokenizer = data.prepared, given or data.prepared.tokenizer
     if given:
-        init_from.check_tokenizer(prepared.tokenizer, given)
-    config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
+        init_from.check_tokenizer(data.prepared.tokenizer, given)
+    config = {**config, "data": {**config["data"], "name": data.prepared.name}}  # what "auto" has chosen
+    return data, model, given or data.prepared.tokenizer, config
+
+
+def assemble(
+    settings: Settings,
+    config: dict[str, Any],
+    data: LMDataModule,
+    model: Model | None,
+    tokenizer: Tokenizer,
+    in_blocks: bool = False,
+) -> LMModule:
+    """The module of a run, its model compiled where that is asked for; seeds torch.
+
+    Args:
+        config, data, model, tokenizer: as `load` returns them; a model that is not there is built.
+        in_blocks: compile the model's blocks one by one.
+    """
+    L.seed_everything(settings.seed, verbose=False)
+    torch.set_float32_matmul_precision(settings.precision.matmul)
+    model = model or models.build(settings.model_config(tokenizer.vocab_size))
+    if settings.compile.backend is not None:
+        # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
+        how_to = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
+        if in_blocks:
+            sharding.compile_blocks(model, **how_to)
+        else:
+            model.compile(**how_to)
+    fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
+    skip = settings.trainer.nonfinite == "skip"
+    return LMModule(model, tokenizer, settings.optim, settings.schedule, config, data.prepared.sha256, fused, skip)
+
+
+def _fit(
+    settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool, more: Sequence[L.Callback]
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    rank = getattr(rank_zero_only, "rank", 0)
+    if rank != 0:
+        logging.disable(logging.WARNING)  # one process speaks for all
+    kind = device_type(settings)
+    found = newest(run_dir) if resume else None
+    last, content = found or (None, None)
+    data, given, tokenizer, config = load(settings, config, last)
+    prepared = data.prepared
     devices = devices_here(settings)
     world_size = devices * processes.machines()
     strategy = strategies.build(settings.trainer.strategy, world_size)
@@ -117,19 +172,9 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         log.warning("%s has no checkpoint yet: the run starts anew", run_dir)
     lengths: dict[str, int] = content["lengths"] if content is not None else {}
 
-    L.seed_everything(settings.seed, verbose=False)
-    torch.set_float32_matmul_precision(settings.precision.matmul)
-    model = model or models.build(settings.model_config(tokenizer.vocab_size))
-    if settings.compile.backend is not None:
-        # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
-        how_to = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
-        if isinstance(strategy, strategies.FullySharded):
-            sharding.compile_blocks(model, **how_to)
-        else:
-            model.compile(**how_to)
-    fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
-    skip = settings.trainer.nonfinite == "skip"
-    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused, skip)
+    in_blocks = isinstance(strategy, strategies.FullySharded)
+    module = assemble(settings, config, data, given, tokenizer, in_blocks)
+    model = module.model
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     log.info("run directory: %s", os.path.relpath(run_dir))
@@ -183,6 +228,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         callbacks.append(Diagnostics(settings.trainer.diagnose_every, prepared.ids("val"), data.block_size, board))
     if settings.trainer.patience is not None:
         callbacks.append(Patience("val/loss", patience=settings.trainer.patience))
+    callbacks += more
 
     arguments: dict[str, Any] = {
         "accelerator": settings.trainer.accelerator,

@@ -47,17 +47,23 @@ def evaluation(nats: float, tokens: int, text_bytes: int, split: str = "val") ->
     }
 
 
-def peak_flops(device: torch.device, precision: str) -> float:
+def listed_peak_flops(device: torch.device) -> float | None:
+    """FLOP/s that `device` can reach in half precision, from the data sheets; None where there is none of it."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)  # A1000: no A100
+
+
+def peak_flops(device: torch.device, precision: str, *, measured: bool = False) -> float:
     """FLOP/s that `device` can reach: from the data sheets, else measured here by a matrix product.
 
     Args:
         precision: fp32, bf16, fp16 or bf16_true; the data sheets' peaks are those of half precision, whatever is used.
+        measured: leave the data sheets out.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for key, peak in PEAK_FLOPS.items():
-            if re.search(rf"\b{key}\b", name):  # an A1000 is no A100
-                return peak
+    if not measured and (listed := listed_peak_flops(device)) is not None:
+        return listed
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     # A GPU needs a large product, or its start is all that is measured.
     return measured_peak_flops(device, dtype, size=1024 if device.type == "cpu" else 8192)

@@ -119,6 +119,9 @@ def _git_commit() -> str | None:
 
 def peak_memory_bytes() -> int | None:
     """The largest resident memory that this process has had; None where the system does not tell."""
+    with suppress(OSError, StopIteration):  # Linux counts into ru_maxrss what the process that started this one had
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource
     except ImportError:  # Windows

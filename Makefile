@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: help install train test test-all torture lint format board clean
+.PHONY: help install train test test-all torture bench gpu-bench lint format board clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,6 +28,12 @@ test-all: $(READY) ## the slow tests too
 
 torture: $(READY) ## kill a run 200 times, resume it, compare it with an untouched one
 	$(BIN)/python -m tests.torture --kills 200 --fresh 5 $(ARGS)
+
+bench: $(READY) ## how fast the default run is here, beside the plain loop (ARGS="..." for another)
+	$(BIN)/python -m gptlab.bench --against loop $(ARGS)
+
+gpu-bench: $(READY) ## all that is measured of a GPU, in under ten minutes, into outputs/gpu-bench.json
+	$(BIN)/python -m tests.gpu_bench $(ARGS)
 
 lint: $(READY) ## ruff and mypy: the same checks as the pre-commit hooks
 	$(BIN)/ruff check .

@@ -19,8 +19,9 @@ VERBS = {
     "export": "write a model for transformers, as safetensors or ONNX",
     "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",
+    "bench": "how fast a run is, and what its time goes into",
 }
-USES_HYDRA = ("train",)
+USES_HYDRA = ("train", "bench")
 
 
 def usage() -> str:

@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def unfinished(folder: Path, config: dict[str, Any]) -> str | None:
 def job(cfg: DictConfig) -> dict[str, Any]:
     """The composed config of one run."""
     return plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("sweep", "hydra")]))
+
+
+def compose(words: list[str]) -> dict[str, Any]:
+    """The composed config of the run that the words of a command line ask for."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return job(hydra.compose("train", init_from.implied(words)))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -296,35 +303,53 @@ def usage() -> str:
     return HELP.format(groups="\n".join(f"  {group:<11}{', '.join(names)}" for group, names in groups.items()))
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Let what Hydra, OmegaConf or the system refuse of a command line be one message, with the way out.
+
+    Raises:
+        UserError: in their place.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
+    try:
+        yield
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # Hydra's words for model=3
+            raise
+        typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
+        raise UserError(
+            f"{' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group"
+        ) from error
+    except OSError as error:  # hydra.run.dir leads through a file, or to where nothing can be written
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ENOSPC):
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder") from error
+
+
 def main() -> None:
     """The command line: a mistake is one message and exit code 1; Ctrl-C is 130."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage())
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
     try:
-        if sweep := asked_for_sweep(sys.argv[1:]):
-            from gptlab import multirun
+        with refusals():
+            if sweep := asked_for_sweep(sys.argv[1:]):
+                from gptlab import multirun
 
-            if (here := processes.place()) is not None and here.size > 1:
-                raise UserError(f"a sweep starts its processes itself: leave out {here.starter}, or let it start one")
-            sys.exit(multirun.run(CONF, sweep))
-        sys.argv[1:] = processes.join(init_from.implied(sys.argv[1:]))
-        run()
+                if (here := processes.place()) is not None and here.size > 1:
+                    raise UserError(
+                        f"a sweep starts its processes itself: leave out {here.starter}, or let it start one"
+                    )
+                sys.exit(multirun.run(CONF, sweep))
+            sys.argv[1:] = processes.join(init_from.implied(sys.argv[1:]))
+            run()
     except UserError as error:
         processes.refuse(error)
         sys.exit(f"error: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
-    except ValueError as error:
-        if not str(error).startswith("Config group override must be"):  # Hydra's words for model=3
-            raise
-        typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
-        sys.exit(f"error: {' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group")
-    except OSError as error:  # hydra.run.dir leads through a file, or to where nothing can be written
-        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ENOSPC):
-            raise
-        sys.exit(f"error: {error.filename}: {error.strerror}; choose another folder")
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

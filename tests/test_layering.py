@@ -16,21 +16,22 @@ ROWS = [
     {"loading"},
     {"init_from"},
     {"config", "runs", "faults", "diagnostics", "references", "strategies"},
-    {"resuming", "devices"},
+    {"resuming", "devices", "turns"},
     {"saving"},
-    {"callbacks"},
+    {"callbacks", "plainloop"},
     {"fit", "records", "jobs", "cards"},
-    {"launchers", "plans", "results"},
+    {"launchers", "plans", "results", "measuring"},
     {"sweeps", "plots", "tables"},
     {"multirun"},
     {"train", "generate", "evaluate", "export", "tokenize", "report"},
+    {"bench"},
     {"cli"},
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
     "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"}
-    | {"faults", "saving", "strategies"},
+    | {"faults", "saving", "strategies", "measuring"},
     "hydra": {"train", "multirun"},
-    "omegaconf": {"config", "schema", "train", "multirun"},
+    "omegaconf": {"config", "schema", "train", "multirun", "bench"},
     "pandas": {"records", "results", "tables", "plots"},
     "scipy": {"results"},
     "matplotlib": {"plots"},
@@ -39,7 +40,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
     | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"}
-    | {"resuming", "devices"},
+    | {"resuming", "devices", "turns", "plainloop", "measuring"},
     "safetensors": {"pretrained", "export"},
     "huggingface_hub": {"pretrained"},
     "tensorflow": {"pretrained"},

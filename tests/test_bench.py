@@ -1,0 +1,287 @@
+"""Figures that fit together, processes that end, and a plain loop that is what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptlab import bench, models, plainloop
+from gptlab.measuring import OPTIM, PARTS
+from gptlab.models.gpt import GPT
+from gptlab.models.gpt_config import GPTConfig
+from tests import gpu_bench
+from tests.conftest import TINY
+from tests.gpu_bench import Measurement
+from tests.test_cli import assert_refused
+
+TOKENS = 6 * 17  # of a step of TINY
+QUICK = ("--steps", "3", "--rounds", "2")
+
+
+@pytest.fixture
+def overrides(text_file: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Those of the tiny run, whose processes have a thread each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}", *TINY)
+
+
+def finite(values: Any) -> bool:
+    """Whether all numbers in it are, and are not negative."""
+    if isinstance(values, dict):
+        return all(map(finite, values.values()))
+    if isinstance(values, list):
+        return all(map(finite, values))
+    return not isinstance(values, float) or (math.isfinite(values) and values >= 0)
+
+
+def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    accumulated = ("data.micro_batch_size=2", "model.dropout=0.3")
+    result = command("bench", *overrides, *accumulated, "--against", "loop", *QUICK, "--json", "found.json")
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert finite(found)
+    assert found["tokens_per_step"] == TOKENS
+    assert list(found["sides"]) == ["gptlab", "loop"]
+    for one in found["sides"].values():
+        step = one["step_seconds"]
+        assert step["p10"] <= step["median"] <= step["p90"]
+        assert one["tokens_per_sec"] == pytest.approx(TOKENS / step["median"])
+        assert one["mfu"] == pytest.approx(
+            one["tokens_per_sec"] * found["flops_per_token"] / found["measured_peak_flops"]
+        )
+        assert len(one["round_seconds_per_step"]) == 2
+        assert one["memory_bytes"] >= one["memory_before_bytes"] > 0
+        assert (one["threads"], one["processes"]) == (1, 1)
+        assert "compile_seconds" not in one
+    assert list(found["sides"]["gptlab"]["shares"]) == list(PARTS)
+    assert all(share > 0 for share in found["sides"]["gptlab"]["shares"].values())
+    assert sum(found["sides"]["gptlab"]["shares"].values()) == pytest.approx(1)
+    ours, theirs = (one["round_seconds_per_step"] for one in found["sides"].values())
+    assert found["time_ratio"] == bench.ratio(ours, theirs)
+    # The plain loop's user has no Lightning in memory.
+    assert found["sides"]["loop"]["memory_before_bytes"] < found["sides"]["gptlab"]["memory_before_bytes"]
+
+
+def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, ...]) -> None:
+    result = command("bench", *overrides, "compile.backend=aot_eager", "--against", "bare", *QUICK)
+    assert result.returncode == 0, result.stderr
+    rows = {line[:40].strip(): line[40:].split() for line in result.stdout.splitlines() if line.strip()}
+    for heading in ("step, median", "tokens/s", "memory, peak", "share of optimizer", "processes x threads"):
+        assert rows[heading]
+    compiled = rows["of it compiling, from an empty cache"]
+    assert [unit for unit in compiled if unit == "s"] == ["s", "s"]
+    assert "time of gptlab / bare: " in result.stdout
+
+
+def test_several_processes_are_one_run(command: Any, overrides: tuple[str, ...]) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    result = command("bench", *overrides, *two, *QUICK, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert finite(found)
+    run = found["sides"]["gptlab"]
+    assert (run["processes"], run["threads"], found["tokens_per_step"]) == (2, 1, TOKENS)
+    assert run["memory_before_bytes"] > 2 * 100e6  # of both
+    assert "time_ratio" not in found
+
+
+def test_generation_beside_a_loop_without_a_cache(command: Any, overrides: tuple[str, ...]) -> None:
+    result = command("bench", "--sampling", "--json", *overrides, "--against", "loop", "--steps", "5", "--rounds", "2")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert finite(found)
+    assert (found["prompt_tokens"], found["new_tokens"]) == (8, 5)
+    assert list(found["batches"]) == ["1", "16"]
+    for each in found["batches"].values():
+        for name in ("gptlab", "loop"):
+            assert 0 < each[name]["min"] <= each[name]["tokens_per_sec"] <= each[name]["max"]
+        assert each["gptlab"]["prefill_seconds"] > 0
+        assert each["time_ratio"]["min"] <= each["time_ratio"]["median"] <= each["time_ratio"]["max"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=gpt99"], ["model/gpt99", "gpt10m"]),
+        (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),
+        (["resume=outputs/x"], ["resume: bench measures one run, which is not kept: leave it out"]),
+        (["hydra.run.dir=x"], ["hydra.run.dir: bench measures one run"]),
+        (["sweep=lr"], ["sweep: bench measures one run"]),
+        (["--sampling", "--against", "bare"], ["--against bare is for training", "--against loop"]),
+        (["--json", "none/found.json"], ["--json none/found.json: there is no folder", "make it first"]),
+    ],
+)
+def test_what_is_refused_at_once(command: Any, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    assert_refused(command("bench", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torchrun_has_started_is_refused(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(command("bench"), "bench starts its processes itself: leave out torchrun")
+
+
+@pytest.mark.parametrize("flags", [("--steps", "0"), ("--rounds", "x"), ("--against", "him"), ("--stps", "3")])
+def test_flags_are_checked(command: Any, flags: tuple[str, ...]) -> None:
+    result = command("bench", *flags)
+    assert result.returncode == 2
+    assert flags[0] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optim.lr=-1"], ["optim.lr=-1.0: must be above 0"]),
+        (["--sampling", "trainer.accelerator=gpu"], ["needs a CUDA GPU, none is visible"]),
+        (
+            ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "--against", "bare"],
+            ["--against bare is a loop in one process: use trainer.devices=1, or --against loop"],
+        ),
+    ],
+)
+def test_what_a_side_refuses_is_one_message(
+    command: Any, overrides: tuple[str, ...], arguments: list[str], words: list[str]
+) -> None:
+    assert not torch.cuda.is_available()
+    assert_refused(command("bench", *overrides, *arguments), *words)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_processes(shell: Any, overrides: tuple[str, ...], number: int, code: int) -> None:
+    process = shell("-m", "gptlab.bench", *overrides, "--against", "loop", "--steps", "1000000")
+    said = ""
+    while "round 1" not in said:
+        assert (line := process.stderr.readline()), said
+        said += line
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_side_that_dies_is_named_with_its_last_words(
+    command: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = ["-c", "import sys; sys.exit('no more memory')"]
+    monkeypatch.setattr(bench, "side", lambda name, _, folder: bench.Side(name, [bench.sys.executable, *dying], folder))
+    assert_refused(command("bench", *overrides), "the process of gptlab has ended, with exit code 1", "no more memory")
+
+
+# The plain loop
+
+
+@pytest.fixture
+def config() -> GPTConfig:
+    return GPTConfig(vocab_size=29, block_size=13, n_layer=2, n_head=3, n_embd=33, dropout=0.0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pos": "rope", "n_kv_head": 1}, {"attention": "manual", "parallel": True}])
+def test_the_plain_model_is_ours(config: GPTConfig, changes: dict[str, Any]) -> None:
+    config = GPTConfig(**asdict(config) | changes)
+    torch.manual_seed(0)
+    ours, theirs = GPT(config), plainloop.PlainGPT(config)
+    theirs.load_state_dict(ours.state_dict())
+    idx = torch.randint(29, (5, 11))
+    torch.testing.assert_close(theirs(idx), ours(idx))
+    dropping = plainloop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 0.5}))
+    dropping.load_state_dict(ours.state_dict())
+    assert not torch.equal(dropping(idx), dropping(idx))
+    torch.testing.assert_close(dropping.eval()(idx), ours(idx))
+
+
+def test_the_plain_dropout_is_in_every_place(config: GPTConfig) -> None:
+    """All of it: what is left are the biases, and zeros without them."""
+    model = plainloop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 1.0 - 1e-7, "bias": False}))
+    features = model.features(torch.randint(29, (5, 11)))
+    assert features.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_plain_loop_learns(config: GPTConfig, tmp_path: Path, accumulation: int) -> None:
+    np.tile(np.arange(29, dtype=np.uint16), 101).tofile(tmp_path / "ids.bin")
+    optim = dict(zip(OPTIM, (1e-2, 0.1, 0.9, 0.99, 1.0), strict=True))
+    loop = plainloop.PlainLoop(
+        model=models.to_dict(config),
+        ids=str(tmp_path / "ids.bin"),
+        id_type="uint16",
+        batch_size=6,
+        accumulation=accumulation,
+        optim=optim,
+        schedule={"name": "cosine", "warmup_steps": 2, "decay_steps": 31, "min_ratio": 0.1},
+        seed=7,
+        device="cpu",
+    )
+
+    def loss() -> float:
+        idx, targets = loop.batch()
+        assert idx.shape == targets.shape == (6 // accumulation, 13)
+        assert torch.equal(idx[:, 1:], targets[:, :-1])
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(loop.model(idx).flatten(0, 1), targets.flatten()))
+
+    before = loss()
+    for _ in range(31):
+        loop.step()
+    assert loss() < before / 3
+
+
+def test_the_plain_generation_continues(config: GPTConfig) -> None:
+    idx = torch.randint(29, (3, 7))
+    text = plainloop.continued(plainloop.PlainGPT(config).eval(), idx, 17)
+    assert text.shape == (3, 7 + 17)
+    assert torch.equal(text[:, :7], idx)
+
+
+# All of a GPU
+
+
+def test_what_is_measured_of_a_gpu_is_in_one_file(
+    overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_bench, "GOAL", 99.0)
+    chosen = {
+        "sampling": Measurement("bench", (*overrides, "--sampling", "--steps", "2", "--rounds", "1"), 100),
+        "training": Measurement("train", (*overrides, "trainer.max_steps=2", "trainer.sample_tokens=0"), 100),
+        "refused": Measurement("bench", (*overrides, "optim.lr=-1"), 100),
+        "endless": Measurement("bench", (*overrides, "--steps", "1000000"), 0.1),
+    }
+    assert not gpu_bench.run(chosen, tmp_path / "new" / "found.json")
+    found = json.loads((tmp_path / "new" / "found.json").read_text())
+    assert list(found) == list(chosen)
+    assert found["sampling"]["batches"]["1"]["gptlab"]["tokens_per_sec"] > 0
+    assert found["training"]["seconds"] >= 0
+    assert found["training"]["val/loss"] > 0
+    assert "optim.lr=-1.0: must be above 0" in found["refused"]["error"]
+    assert "none within 0.1 seconds" in found["endless"]["error"]
+    assert "training: measured" in capsys.readouterr().out
+
+
+def test_all_of_a_gpu_takes_at_most_ten_minutes_and_composes() -> None:
+    for memory in (16e9, 140e9):
+        chosen = gpu_bench.measurements(memory)
+        assert sum(measurement.limit for measurement in chosen.values()) <= 600
+        for measurement in chosen.values():
+            args = bench.parser().parse_intermixed_args([*measurement.words])
+            bench.check(args)
+            assert bench.train.compose(args.overrides)["model"]["n_embd"] > 0
+
+
+def test_without_a_gpu_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_bench"])
+    with pytest.raises(SystemExit, match=r"error: no CUDA GPU is visible.*make bench"):
+        gpu_bench.main()

@@ -65,11 +65,11 @@ def count(text: str) -> int:
     return int(text)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Whether flags and overrides are those of one run that can be measured.
+def checked(args: argparse.Namespace) -> dict[str, Any]:
+    """The composed config of the run that is to be measured.
 
     Raises:
-        UserError: they are not.
+        UserError: flags and overrides are not those of one run, or it cannot be measured so.
     """
     if args.sampling and args.against == BARE:
         raise UserError("--against bare is for training: use --against loop with --sampling, or leave --sampling out")
@@ -78,16 +78,28 @@ def check(args: argparse.Namespace) -> None:
     for word in args.overrides:
         if (key := word.lstrip("+~").partition("=")[0]).split(".")[0] in ("resume", "sweep", "hydra"):
             raise UserError(f"{key}: bench measures one run, which is not kept: leave it out")
+    if args.json not in (None, "-") and not (folder := Path(args.json).absolute().parent).is_dir():
+        raise UserError(f"--json {args.json}: there is no folder {folder}; make it first")
+    with train.refusals():
+        config = train.compose(args.overrides)
+    if (args.against == BARE or args.sampling) and config["precision"]["name"] == "fp16":
+        what = "--sampling" if args.sampling else "--against bare"
+        raise UserError(f"precision=fp16: {what} scales no gradients or logits; use precision=bf16 or precision=fp32")
+    if args.against == BARE and (devices := config["trainer"]["devices"]) != 1:
+        raise UserError(f"trainer.devices={devices}: --against bare is one process; use 1, or --against loop")
+    if args.against == BARE and config["data"]["micro_batch_size"] == "auto":
+        raise UserError("data.micro_batch_size=auto: --against bare does not try; give a number, or null for all")
+    return config
 
 
 # What is measured
 
 
-def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, console: Console) -> dict[str, Any]:
+def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, notes: Console) -> dict[str, Any]:
     steps = args.steps or STEPS
     with ExitStack() as stack:
         run = stack.enter_context(side(RUN, args.overrides, folder))
-        console.print("preparing")
+        notes.print("preparing")
         about = run.hear()
         sides, said = [run], {RUN: about}
         if args.against == BARE:
@@ -102,7 +114,7 @@ def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, con
             each.ask(steps=WARMUP - 1)
         rounds: dict[str, list[Any]] = {each.name: [] for each in sides}
         for number in range(args.rounds):
-            console.print(f"round {number + 1} of {args.rounds}")
+            notes.print(f"round {number + 1} of {args.rounds}")
             for each in sides:
                 rounds[each.name].append(each.ask(steps=steps))
         shares = run.ask(steps=steps, shares=True)["shares"]
@@ -180,10 +192,10 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
-def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, console: Console) -> dict[str, Any]:
+def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, notes: Console) -> dict[str, Any]:
     with ExitStack() as stack:
         ours = stack.enter_context(side(SAMPLING, args.overrides, folder))
-        console.print("preparing")
+        notes.print("preparing")
         about = ours.hear()
         sides, said = {RUN: ours}, {RUN: about}
         if args.against == LOOP:
@@ -202,7 +214,7 @@ def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, con
         for batch in BATCHES:
             rounds[batch] = {name: [] for name in sides}
             for number in range(args.rounds + 1):  # the first to warm up
-                console.print(f"batch {batch}, round {number} of {args.rounds}")
+                notes.print(f"batch {batch}, round {number} of {args.rounds}")
                 for name, each in sides.items():
                     rounds[batch][name].append(each.ask(batch=batch, prompt=prompt, steps=tokens))
     found["sides"] = {name: of_process(said[name], rounds[BATCHES[-1]][name][-1]["memory"]) for name in sides}
@@ -345,16 +357,13 @@ def child(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    check(args)
-    with train.refusals():
-        config = train.compose(args.overrides)
-    if args.json not in (None, "-") and not (parent := Path(args.json).absolute().parent).is_dir():
-        raise UserError(f"--json {args.json}: there is no folder {parent}; make it first")
+    config = checked(args)
+    notes = Console(stderr=True, highlight=False, style="dim", quiet=not sys.stderr.isatty())
     measure = sampling if args.sampling else training
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the other processes are ended
     try:
         with tempfile.TemporaryDirectory(prefix="gptlab-bench-", ignore_cleanup_errors=True) as folder:
-            found = measure(args, config, Path(folder), Console(stderr=True, highlight=False, style="dim"))
+            found = measure(args, config, Path(folder), notes)
     finally:
         signal.signal(signal.SIGTERM, handler)
     found = {"format": FORMAT, "machine": machine(found["device"], found.get("data_sha256")), **found}

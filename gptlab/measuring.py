@@ -20,8 +20,7 @@ from gptlab import fit, metrics, models
 from gptlab.config import Settings
 from gptlab.datamodule import LMDataModule
 from gptlab.dataset import Share, TrainBatches
-from gptlab.devices import device_type, devices_here
-from gptlab.errors import UserError
+from gptlab.devices import device_type
 from gptlab.module import LMModule
 from gptlab.optim import lr_scale
 from gptlab.sampling import Context, Sampling, generate
@@ -213,19 +212,8 @@ def train(settings: Settings, config: dict[str, Any], run_dir: Path, turn: Turn 
 
 
 def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
-    """The same model, compiled alike, the same optimizer and batches, in a loop of a dozen lines of Python.
-
-    Raises:
-        UserError: the run cannot be had so.
-    """
-    precision = settings.precision.name
-    if devices_here(settings) > 1:
-        raise UserError("--against bare is a loop in one process: use trainer.devices=1, or --against loop")
-    if precision == "fp16":
-        raise UserError("--against bare scales no gradients: use precision=bf16 or fp32 instead of precision=fp16")
-    if settings.data.micro_batch_size == "auto":
-        raise UserError("--against bare does not try out data.micro_batch_size=auto: give a number, or null")
-    kind = device_type(settings)
+    """The same model, compiled alike, the same optimizer and batches, in a loop of a dozen lines of Python."""
+    precision, kind = settings.precision.name, device_type(settings)
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
     data, model, tokenizer, config = fit.load(settings, config)
     module = fit.assemble(settings, config, data, model, tokenizer)
@@ -267,15 +255,8 @@ def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
 
 
 def sample(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
-    """Answer orders of `batch` texts with `prompt` tokens each, to which `steps` are added.
-
-    Raises:
-        UserError: see `fit.load`; precision=fp16.
-    """
-    precision = settings.precision.name
-    if precision == "fp16":
-        raise UserError("--sampling: use precision=bf16 or fp32 instead of precision=fp16")
-    kind = device_type(settings)
+    """Answer orders of `batch` texts with `prompt` tokens each, to which `steps` are added."""
+    precision, kind = settings.precision.name, device_type(settings)
     device = torch.device(kind)
     _, model, tokenizer, config = fit.load(settings, config)
     L.seed_everything(settings.seed, verbose=False)

@@ -39,9 +39,10 @@ RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m gptlab.bench",
-        description="How fast a run is, and what its time goes into. Takes what python -m gptlab.train takes.",
+        description="How fast a run is, and what its time goes into; "
+        "python -m gptlab.train --help shows the groups and keys that a run has.",
     )
-    p.add_argument("overrides", metavar="key=value", nargs="*", help="as of gptlab.train")
+    p.add_argument("overrides", metavar="key=value", nargs="*", help="or group=choice, as of gptlab.train")
     p.add_argument(
         "--against",
         choices=(LOOP, BARE),

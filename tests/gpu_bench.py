@@ -41,12 +41,12 @@ def measurements(memory: float) -> dict[str, Measurement]:
     at_once = f"data.micro_batch_size={32 if memory > 60e9 else 8}"
     few = ("--steps", "2", "--rounds", "3")
     found = {
-        "gpt10m against loop": Measurement("bench", (*gpt10m, *fast, "--against", "loop"), 90),
-        "gpt10m against bare": Measurement("bench", (*gpt10m, *fast, "--against", "bare"), 90),
-        "gpt124m": Measurement("bench", (*gpt124m, *fast, at_once, *few), 120),
-        "gpt10m sampling": Measurement("bench", (*gpt10m, "precision=bf16", "--sampling", "--against", "loop"), 60),
-        "gpt10m sampling compiled": Measurement("bench", (*gpt10m, *fast, "--sampling"), 60),
-        "gpt124m sampling": Measurement("bench", (*gpt124m, "precision=bf16", "--sampling", "--against", "loop"), 60),
+        "gpt10m against loop": Measurement("bench", (*gpt10m, *fast, "--against", "loop"), 80),
+        "gpt10m against bare": Measurement("bench", (*gpt10m, *fast, "--against", "bare"), 110),
+        "gpt124m": Measurement("bench", (*gpt124m, *fast, at_once, *few), 140),
+        "gpt10m sampling": Measurement("bench", (*gpt10m, "precision=bf16", "--sampling", "--against", "loop"), 35),
+        "gpt10m sampling compiled": Measurement("bench", (*gpt10m, *fast, "--sampling"), 90),
+        "gpt124m sampling": Measurement("bench", (*gpt124m, "precision=bf16", "--sampling", "--against", "loop"), 35),
     }
     if (train.CONF / "experiment" / "speedrun.yaml").exists():
         found[f"gpt10m to val/loss {GOAL}"] = Measurement("train", ("experiment=speedrun",), 110)

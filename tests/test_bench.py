@@ -268,8 +268,8 @@ def test_what_is_measured_of_a_gpu_is_in_one_file(
     overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = {
-        "sampling": Measurement("bench", (*overrides, "--sampling", "--steps", "2", "--rounds", "1"), 100),
-        "refused": Measurement("bench", ("model.n_layr=3",), 100),
+        "sampling": Measurement("bench", (*overrides, "--sampling", "--steps", "2", "--rounds", "1"), 500),
+        "refused": Measurement("bench", ("model.n_layr=3",), 500),
         "endless": Measurement("bench", (*overrides, "--steps", "1000000"), 0.1),
     }
     assert not gpu_bench.run(chosen, tmp_path / "new" / "found.json")

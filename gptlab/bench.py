@@ -274,8 +274,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         if "time_ratio" in each:
             r = each["time_ratio"]
             console.print(
-                f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} ({r['min']:.3f} to {r['max']:.3f} in "
-                f"{found['rounds']} rounds), {1 / r['median']:.2f} times as fast"
+                f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} (rounds: {found['rounds']}, from "
+                f"{r['min']:.3f} to {r['max']:.3f}), {1 / r['median']:.2f} times as fast"
             )
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab import devices, init_from, metrics, models, processes, runs, sharding, strategies
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -56,12 +56,18 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             gradients are not finite, too little memory.
         SystemExit: stopped by a signal, after the step was finished and saved.
     """
+    kind = device_type(settings)
+    settings = replace(settings, precision=devices.precision(settings))
     world_size = devices_here(settings) * processes.machines()
     share = settings.data.batch_size // world_size
     auto = settings.data.micro_batch_size == "auto"
-    if auto and world_size > 1:
+    if auto and world_size > 1 and kind != "cpu":
         raise UserError(f"data.micro_batch_size=auto is for one process, and there are {world_size}: give a number")
     sizes = [share] if auto else [settings.data.micro_batch_size]
+    if kind == "cpu":
+        devices.keep_memory()
+        if auto and share:
+            sizes = [devices.cached_rows(share, settings.model.get("block_size") or 1024)]
     while True:
         micro = sizes[-1]
         at_once = micro or share
@@ -71,7 +77,7 @@ def fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool 
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
             smaller = [size for size in range(1, at_once) if share % size == 0 and 2 * size <= at_once]
-            if not (auto and smaller):
+            if not (auto and smaller and world_size == 1):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {at_once} sequences at once: try {way_out}, "
@@ -106,8 +112,8 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     if given:
         init_from.check_tokenizer(prepared.tokenizer, given)
     config = {**config, "data": {**config["data"], "name": prepared.name}}  # what "auto" has chosen
-    devices = devices_here(settings)
-    world_size = devices * processes.machines()
+    processes_here = devices_here(settings)
+    world_size = processes_here * processes.machines()
     strategy = strategies.build(settings.trainer.strategy, world_size)
     accumulation = data.config.accumulation(world_size)
 
@@ -120,16 +126,18 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
     model = model or models.build(settings.model_config(tokenizer.vocab_size))
+    compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
-        # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
-        how_to = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
+        # Shapes are fixed: one graph for training, one for validation.
+        compile = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
         if isinstance(strategy, strategies.FullySharded):
-            sharding.compile_blocks(model, **how_to)
-        else:
-            model.compile(**how_to)
+            sharding.compile_blocks(model, **compile)
+            compile = None
     fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
     skip = settings.trainer.nonfinite == "skip"
-    module = LMModule(model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, fused, skip)
+    module = LMModule(
+        model, tokenizer, settings.optim, settings.schedule, config, prepared.sha256, compile, fused, skip
+    )
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     log.info("run directory: %s", os.path.relpath(run_dir))
@@ -186,7 +194,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
 
     arguments: dict[str, Any] = {
         "accelerator": settings.trainer.accelerator,
-        "devices": devices,
+        "devices": processes_here,
         "num_nodes": processes.machines(),
         "strategy": strategy,
         "precision": PRECISIONS[settings.precision.name],
@@ -195,7 +203,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         "accumulate_grad_batches": accumulation,
         "val_check_interval": settings.trainer.val_every * accumulation,  # counted in micro-batches
         "check_val_every_n_epoch": None,
-        "num_sanity_val_steps": -1,  # the whole split, before the first step
+        "num_sanity_val_steps": -1 if settings.trainer.val_first else 0,  # the whole split, or nothing
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO(content), strategies.environment()],

@@ -88,8 +88,6 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"precision=fp16: {what} scales no gradients or logits; use precision=bf16 or precision=fp32")
     if args.against == BARE and (devices := config["trainer"]["devices"]) != 1:
         raise UserError(f"trainer.devices={devices}: --against bare is one process; use 1, or --against loop")
-    if args.against == BARE and config["data"]["micro_batch_size"] == "auto":
-        raise UserError("data.micro_batch_size=auto: --against bare does not try; give a number, or null for all")
     return config
 
 
@@ -123,7 +121,7 @@ def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, not
     found: dict[str, Any] = {
         "what": "training",
         **names(config),
-        **{key: about[key] for key in ("device", "data", "data_sha256", "parameters")},
+        **{key: about[key] for key in ("device", "precision", "data", "data_sha256", "parameters")},
         **{key: about[key] for key in ("tokens_per_step", "flops_per_token")},
         **{key: peaks[key] for key in ("measured_peak_flops", "listed_peak_flops")},
         "steps": steps,
@@ -145,7 +143,7 @@ def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, not
 
 
 def names(config: dict[str, Any]) -> dict[str, Any]:
-    return {"name": config["name"], **{group: config[group]["name"] for group in ("precision", "compile")}}
+    return {"name": config["name"], "compile": config["compile"]["name"]}
 
 
 def side(name: str, overrides: list[str], folder: Path) -> Side:
@@ -208,7 +206,7 @@ def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, not
         found: dict[str, Any] = {
             "what": "sampling",
             **names(config),
-            **{key: about[key] for key in ("device", "parameters")},
+            **{key: about[key] for key in ("device", "precision", "parameters")},
             **{"prompt_tokens": prompt, "new_tokens": tokens, "rounds": args.rounds},
         }
         rounds: dict[int, dict[str, list[Any]]] = {}

@@ -62,6 +62,11 @@ class Curves(L.Callback):
             self.train_seconds += time.perf_counter() - self._since
             self._since = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is None:  # a resumed run has written them
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.hparams)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         assert isinstance(pl_module, LMModule)
@@ -112,10 +117,6 @@ class Curves(L.Callback):
         seen = {"tokens": trainer.global_step * self.tokens_per_step, "seconds": round(self.train_seconds, 3)}
         for logger in trainer.loggers:
             logger.log_metrics(seen | values, trainer.global_step)
-
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for logger in trainer.loggers:  # a resumed run has no sanity check, and has written them
-            logger.log_hyperparams(self.hparams)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()

@@ -27,6 +27,7 @@ class TrainerConfig:
     devices: Any
     """Of this machine: a number, or "auto"."""
     max_steps: int
+    val_first: bool
     val_every: int
     log_every: int
     checkpoint_every: int
@@ -70,8 +71,8 @@ class PrecisionConfig:
     matmul: str
 
     def __post_init__(self) -> None:
-        if self.name not in PRECISIONS:
-            raise UserError(f"precision.name={self.name}: must be one of {', '.join(PRECISIONS)}")
+        if self.name not in (*PRECISIONS, "auto"):
+            raise UserError(f"precision.name={self.name}: must be one of {', '.join(PRECISIONS)}, auto")
         if self.matmul not in ("highest", "high", "medium"):
             raise UserError(f"precision.matmul={self.matmul}: must be one of highest, high, medium")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
+from dataclasses import replace
 
 import torch
 
 from gptlab import processes
-from gptlab.config import Settings
+from gptlab.config import PrecisionConfig, Settings
 from gptlab.errors import UserError
 
 
@@ -58,3 +61,32 @@ def devices_here(settings: Settings) -> int:
     """How many devices of this machine the run takes; raises as `device_type`."""
     visible = torch.cuda.device_count() if device_type(settings) == "cuda" else 1
     return processes.devices(settings.trainer.devices, visible)
+
+
+def precision(settings: Settings) -> PrecisionConfig:
+    """That of the run; for `auto`, bf16 where this device multiplies it faster than fp32; raises as `device_type`."""
+    if settings.precision.name != "auto":
+        return settings.precision
+    kind = device_type(settings)
+    if kind == "cuda":
+        fast = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        fast = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return replace(settings.precision, name="bf16" if fast else "fp32")
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed: by default it gives large tensors back at once, and each new one is slow at first.
+
+    Elsewhere than on Linux with glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max, gigabytes = -1, -4, (1 << 31) - 1
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, gigabytes)
+
+
+def cached_rows(rows: int, block_size: int) -> int:
+    """How many of `rows` sequences a CPU best computes at once: what stays in its caches, about 1024 tokens."""
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size * block_size <= 1024 or size == 1))

@@ -19,8 +19,9 @@ from torch.nn.utils import get_total_norm
 from gptlab.dataset import IGNORED, EvalBatches, Ids, Share
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
+from gptlab.models.attention import attention_weights
 from gptlab.models.gpt import GPT
-from gptlab.models.layers import CausalSelfAttention, attention_weights
+from gptlab.models.layers import CausalSelfAttention
 from gptlab.module import LMModule
 from gptlab.sharding import full, whole
 from gptlab.tokenizers import Tokenizer

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab import devices, init_from, metrics, models, processes, runs, sharding, strategies
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -67,9 +67,10 @@ def fit(
     world_size = devices_here(settings) * processes.machines()
     share = settings.data.batch_size // world_size
     auto = settings.data.micro_batch_size == "auto"
-    if auto and world_size > 1:
+    if auto and world_size > 1 and device_type(settings) != "cpu":
         raise UserError(f"data.micro_batch_size=auto is for one process, and there are {world_size}: give a number")
-    sizes = [share] if auto else [settings.data.micro_batch_size]
+    settings = begun(settings, share)
+    sizes = [settings.data.micro_batch_size]
     while True:
         micro = sizes[-1]
         at_once = micro or share
@@ -80,7 +81,7 @@ def fit(
             if not (is_oom_error(error) or isinstance(error, MemoryError)):
                 raise
             smaller = [size for size in range(1, at_once) if share % size == 0 and 2 * size <= at_once]
-            if not (auto and smaller):
+            if not (auto and smaller and world_size == 1):
                 way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {at_once} sequences at once: try {way_out}, "
@@ -92,6 +93,23 @@ def fit(
         resume = resume or (run_dir / "config.yaml").exists()
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def begun(settings: Settings, share: int) -> Settings:
+    """What this machine begins with where the precision or the micro-batches are `auto`; on a CPU memory is now kept.
+
+    Args:
+        share: a process's part of the batch.
+    """
+    micro = settings.data.micro_batch_size
+    if micro == "auto":
+        micro = share
+    if device_type(settings) == "cpu":
+        devices.keep_memory()
+        if settings.data.micro_batch_size == "auto" and share:
+            micro = devices.cached_rows(share, settings.model.get("block_size") or 1024)
+    data = replace(settings.data, micro_batch_size=micro)
+    return replace(settings, precision=devices.precision(settings), data=data)
 
 
 def load(
@@ -137,16 +155,17 @@ def assemble(
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
     model = model or models.build(settings.model_config(tokenizer.vocab_size))
+    compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
-        # In place, so that parameters keep their names. Shapes are fixed: one graph for training, one for validation.
-        how_to = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
+        # Shapes are fixed: one graph for training, one for validation.
+        compile = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
         if in_blocks:
-            sharding.compile_blocks(model, **how_to)
-        else:
-            model.compile(**how_to)
+            sharding.compile_blocks(model, **compile)
+            compile = None
     fused = settings.precision.name != "fp16"  # Lightning does not unscale gradients for a fused optimizer
     skip = settings.trainer.nonfinite == "skip"
-    return LMModule(model, tokenizer, settings.optim, settings.schedule, config, data.prepared.sha256, fused, skip)
+    sha256 = data.prepared.sha256
+    return LMModule(model, tokenizer, settings.optim, settings.schedule, config, sha256, compile, fused, skip)
 
 
 def _fit(
@@ -161,8 +180,8 @@ def _fit(
     last, content = found or (None, None)
     data, given, tokenizer, config = load(settings, config, last)
     prepared = data.prepared
-    devices = devices_here(settings)
-    world_size = devices * processes.machines()
+    processes_here = devices_here(settings)
+    world_size = processes_here * processes.machines()
     strategy = strategies.build(settings.trainer.strategy, world_size)
     accumulation = data.config.accumulation(world_size)
 
@@ -232,7 +251,7 @@ def _fit(
 
     arguments: dict[str, Any] = {
         "accelerator": settings.trainer.accelerator,
-        "devices": devices,
+        "devices": processes_here,
         "num_nodes": processes.machines(),
         "strategy": strategy,
         "precision": PRECISIONS[settings.precision.name],
@@ -241,7 +260,7 @@ def _fit(
         "accumulate_grad_batches": accumulation,
         "val_check_interval": settings.trainer.val_every * accumulation,  # counted in micro-batches
         "check_val_every_n_epoch": None,
-        "num_sanity_val_steps": -1,  # the whole split, before the first step
+        "num_sanity_val_steps": -1 if settings.trainer.val_first else 0,  # the whole split, or nothing
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO(content), strategies.environment()],

@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from gptlab import fit, metrics, models
+from gptlab import devices, fit, metrics, models
 from gptlab.config import Settings
 from gptlab.datamodule import LMDataModule
 from gptlab.dataset import Share, TrainBatches
@@ -111,7 +111,6 @@ class Turns(L.Callback):
         self.left = self.step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        trainer.num_sanity_val_steps = 0
         self.device = trainer.strategy.root_device
         trainer.profiler = self.shares = Shares(self.device)  # type: ignore[attr-defined]
 
@@ -154,7 +153,7 @@ class Turns(L.Callback):
             if "steps" in order:
                 self._begin(order)
                 return
-            precision, processes = self.settings.precision.name, trainer.world_size
+            precision, processes = devices.precision(self.settings).name, trainer.world_size
             # After the memory, which it needs some of; all processes at once, as in a step.
             answer: dict[str, Any] = {"memory": self._memory(trainer)}
             peaks = [metrics.peak_flops(self.device, precision, measured=True) for _ in range(5)]
@@ -180,6 +179,7 @@ class Turns(L.Callback):
         here = about_here(self.device) | {"memory_before": self._memory(trainer), "processes": trainer.world_size}
         return here | {
             "device": torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
+            "precision": devices.precision(s).name,
             "data": data.prepared.name,
             "data_sha256": data.prepared.sha256,
             "parameters": module.model.num_parameters(),
@@ -205,14 +205,20 @@ class Turns(L.Callback):
 
 def train(settings: Settings, config: dict[str, Any], run_dir: Path, turn: Turn | None) -> None:
     """Train as a user's run does, steps at a time; see `fit.fit`, which raises what this does."""
-    trainer = replace(
-        settings.trainer, max_steps=ENDLESS, val_every=ENDLESS, checkpoint_minutes=None, sample_tokens=0, patience=None
-    )
+    others = {
+        "val_first": False,
+        "val_every": ENDLESS,
+        "checkpoint_minutes": None,
+        "sample_tokens": 0,
+        "patience": None,
+    }
+    trainer = replace(settings.trainer, max_steps=ENDLESS, **others)
     fit.fit(replace(settings, trainer=trainer), config, run_dir, callbacks=[Turns(settings, turn)])
 
 
 def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
     """The same model, compiled alike, the same optimizer and batches, in a loop of a dozen lines of Python."""
+    settings = fit.begun(settings, settings.data.batch_size)
     precision, kind = settings.precision.name, device_type(settings)
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
     data, model, tokenizer, config = fit.load(settings, config)
@@ -242,7 +248,7 @@ def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
         for _ in range(accumulation):
             idx, targets, noise = next(batches)
             with autocast:
-                loss = module.cross_entropy(idx, targets, "mean", noise) / accumulation
+                loss = module.cross_entropy(module.model, idx, targets, "mean", noise) / accumulation
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.optim.grad_clip or float("inf"))
         optimizer.step()
@@ -256,7 +262,7 @@ def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
 
 def sample(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
     """Answer orders of `batch` texts with `prompt` tokens each, to which `steps` are added."""
-    precision, kind = settings.precision.name, device_type(settings)
+    precision, kind = devices.precision(settings).name, device_type(settings)
     device = torch.device(kind)
     _, model, tokenizer, config = fit.load(settings, config)
     L.seed_everything(settings.seed, verbose=False)
@@ -266,6 +272,7 @@ def sample(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
     turn.tell(
         **about_here(device),
         device=torch.cuda.get_device_name() if kind == "cuda" else kind,
+        precision=precision,
         parameters=model.num_parameters(),
         block_size=model.config.block_size,
         plain={"model": models.to_dict(model.config), "device": str(device)},

@@ -23,6 +23,12 @@ from gptlab.tokenizers import Tokenizer
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
 
 
+def cross_entropy(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
+    """Nats per token, or their sum; compiled as one graph, the logits need not be kept in fp32."""
+    logits = model(idx, noise=noise)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
 class LMModule(L.LightningModule):
     """Trains `model` on batches (idx, targets, noise): (B, T) int64 twice, and (B,) int32 for dropout.
 
@@ -31,6 +37,7 @@ class LMModule(L.LightningModule):
     Args:
         config: the run's resolved config as a plain dict; it travels in the checkpoint, as
         data_sha256: that of the raw text.
+        compile: what to give torch.compile, for model and loss as one graph; None: eager.
         fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
         skip: leave out steps whose gradients are not finite, and go on; else such a step is the last, see `bad_step`.
     """
@@ -43,11 +50,13 @@ class LMModule(L.LightningModule):
         schedule: ScheduleConfig,
         config: dict[str, Any],
         data_sha256: str,
+        compile: dict[str, Any] | None = None,
         fused: bool = True,
         skip: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.cross_entropy = cross_entropy if compile is None else torch.compile(cross_entropy, **compile)
         self.tokenizer = tokenizer
         self.optim = optim
         self.schedule = schedule
@@ -69,18 +78,12 @@ class LMModule(L.LightningModule):
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self._sums: list[Tensor] = []
 
-    def cross_entropy(self, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
-        logits = self.model(idx, noise=noise)  # (B, T, V)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction
-        )
-
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         idx, targets, noise = batch
         if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout
             number = batch_idx * self.trainer.world_size + self.trainer.global_rank
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
-        loss = self.cross_entropy(idx, targets, "mean", noise)
+        loss = self.cross_entropy(self.model, idx, targets, "mean", noise)
         counted = loss.detach()
         rows: Tensor | int = len(idx)  # what losses are weighed by: micro-batches may be others when a run goes on
         if self.skip:
@@ -133,7 +136,7 @@ class LMModule(L.LightningModule):
         counted = targets != IGNORED
         self.token_bytes = self.token_bytes.to(targets.device)
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
-        self._sums.append(torch.stack((self.cross_entropy(*batch, "sum"), counted.sum(), text_bytes)))
+        self._sums.append(torch.stack((self.cross_entropy(self.model, *batch, "sum"), counted.sum(), text_bytes)))
 
     test_step = validation_step
 

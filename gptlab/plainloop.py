@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from gptlab import models
 from gptlab.models import Model, ModelConfig
+from gptlab.models.attention import sdpa_attention
 from gptlab.models.dropout import Drop
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.layers import CausalSelfAttention, Places, sdpa_attention
+from gptlab.models.layers import CausalSelfAttention, Places
 from gptlab.optim import ScheduleConfig, lr_scale, parameter_groups
 from gptlab.turns import Stopwatch, Turn, about_here, make_steps, memory
 

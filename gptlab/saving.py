@@ -169,7 +169,7 @@ class Checkpoints(Checkpoint):
         self._last_step = content["global_step"] if self._whole else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._listen()  # a resumed run has no sanity check
+        self._listen()  # where there was no validation before
         trainer.should_stop = trainer.should_stop or self._out_of_patience  # which Lightning does not keep
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

@@ -64,7 +64,7 @@ def test_a_row_has_its_mask_whatever_stands_beside_it() -> None:
     x = torch.randn(3, 11, 7)
     whole = Drop(P, noise)(x)
     assert torch.equal(torch.cat([Drop(P, noise[i : i + 1])(x[i : i + 1]) for i in range(3)]), whole)
-    parts = [Drop(P, noise).after(7 * i)(x[:, i]) for i in range(11)]
+    parts = [Drop(P, noise).at((11, 7), slice(i, i + 1))(x[:, i : i + 1])[:, 0] for i in range(11)]
     assert torch.equal(torch.stack(parts, dim=1), whole)
 
 

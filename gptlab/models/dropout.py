@@ -6,6 +6,7 @@ number of devices, eager or compiled, and when a run goes on. On a CPU it is sev
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,19 +17,20 @@ class Drop(NamedTuple):
     p: float = 0.0
     noise: Tensor | None = None
     """(B,) int32, random; None only for p = 0."""
-    first: int = 0
-    """The number of a row's first element."""
+    whole: tuple[int, ...] | None = None
+    part: tuple[slice, ...] = ()
 
-    def after(self, first: int) -> Drop:
-        """That of what stands behind so many elements of each row."""
-        return self._replace(first=self.first + first)
+    def at(self, whole: tuple[int, ...], *part: slice) -> Drop:
+        """That of a part of rows which are of shape `whole`: what falls out of the part is what would of the whole."""
+        return self._replace(whole=whole, part=part)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, ...), a share p of it zero and the rest scaled up."""
         if self.noise is None:
             return x
-        i = torch.arange(self.first, self.first + x[0].numel(), dtype=torch.int32, device=x.device)
-        fate = mixed(i ^ self.noise[:, None]).view_as(x)
+        whole = self.whole or x.shape[1:]
+        i = torch.arange(math.prod(whole), dtype=torch.int32, device=x.device).view(whole)[self.part]
+        fate = mixed(i ^ self.noise.view(-1, *[1] * i.dim()))
         return torch.where(fate >= int(self.p * 2**32) - 2**31, x * (1 / (1 - self.p)), 0.0)
 
 

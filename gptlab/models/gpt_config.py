@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptlab.errors import UserError
-from gptlab.models.layers import ACTIVATIONS, ATTENTIONS, GATED, NORMS, POSITIONS
+from gptlab.models.attention import ATTENTIONS
+from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS
 
 CHOICES = {
     "norm": NORMS,

@@ -205,7 +205,7 @@ class Turns(L.Callback):
 
 def train(settings: Settings, config: dict[str, Any], run_dir: Path, turn: Turn | None) -> None:
     """Train as a user's run does, steps at a time; see `fit.fit`, which raises what this does."""
-    others = {
+    others: dict[str, Any] = {
         "val_first": False,
         "val_every": ENDLESS,
         "checkpoint_minutes": None,

@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
+from gptlab import upgrades
 from gptlab.errors import UserError
 from gptlab.files import plain, read_bytes, read_json, unsealed
 from gptlab.files import write_json as write_json  # what a run directory's JSON is written with
@@ -63,7 +64,8 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
     what["data"] = data | {"sha256": data_sha256}
-    what["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in KEPT}
+    known = config.get("trainer", {}).items() - upgrades.TRAINER.items()  # a run of before had the same name
+    what["trainer"] = {k: v for k, v in known if k not in KEPT}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

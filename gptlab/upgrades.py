@@ -10,6 +10,7 @@ DATA = {
     **{"text_key": "text", "subset": None, "revision": None, "max_documents": None},
     **{"split": "position", "test_fraction": 0.0},
 }
+TRAINER = {"ema": 0.0}
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:

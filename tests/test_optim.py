@@ -75,7 +75,7 @@ def test_the_schedule_at_its_ends(fields: dict[str, Any], step: int, scale: floa
 @pytest.mark.parametrize("tied", [True, False])
 def test_matrices_decay_and_nothing_else_does(tied: bool) -> None:
     model = GPT(GPTConfig(101, 23, 2, 3, n_embd=33, tied=tied, head_bias=True))
-    groups = parameter_groups(model, 0.07)
+    groups = parameter_groups(model, OptimConfig(**{**ADAMW, "weight_decay": 0.07}), {})
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == sum(len(group["params"]) for group in groups)  # a tied head is in one group, once
     for name, parameter in model.named_parameters():
@@ -86,11 +86,17 @@ def test_matrices_decay_and_nothing_else_does(tied: bool) -> None:
 def test_frozen_parameters_are_not_optimized() -> None:
     model = GPT(GPTConfig(101, 23, 2, 3, n_embd=33))
     model.wpe.requires_grad_(False)
-    assert all(p is not model.wpe.weight for group in parameter_groups(model, 0.1) for p in group["params"])
+    assert all(
+        p is not model.wpe.weight
+        for group in parameter_groups(model, OptimConfig(**ADAMW), {})
+        for p in group["params"]
+    )
 
 
 def test_a_model_of_matrices_has_one_group() -> None:
-    assert [group["name"] for group in parameter_groups(Bigram(BigramConfig(101)), 0.1)] == ["decay"]
+    assert [group["name"] for group in parameter_groups(Bigram(BigramConfig(101)), OptimConfig(**ADAMW), {})] == [
+        "decay"
+    ]
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -103,7 +109,7 @@ def test_a_step_is_adamws(fused: bool) -> None:
         parameter.grad = torch.rand_like(parameter) + 0.1
     before = [p.detach().clone() for p in model.parameters()]
     config = OptimConfig(**{**ADAMW, "lr": 0.01, "eps": 0.05, "weight_decay": 0.3})
-    build_optimizer(model, config, fused=fused).step()
+    build_optimizer(model, config, {}, fused=fused).step()
     for old, new in zip(before, model.parameters(), strict=True):
         decayed = old * (1 - 0.01 * (0.3 if old.dim() >= 2 else 0.0))
         assert new.grad is not None
@@ -111,12 +117,12 @@ def test_a_step_is_adamws(fused: bool) -> None:
 
 
 def test_betas_reach_the_optimizer() -> None:
-    optimizer = build_optimizer(Bigram(BigramConfig(101)), OptimConfig(**{**ADAMW, "beta1": 0.8}), fused=False)
+    optimizer = build_optimizer(Bigram(BigramConfig(101)), OptimConfig(**{**ADAMW, "beta1": 0.8}), {}, fused=False)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
 
 
 def test_the_groups_are_described_in_numbers() -> None:
-    groups = parameter_groups(GPT(GPTConfig(101, 23, 2, 3, n_embd=33, bias=False)), 0.1)
+    groups = parameter_groups(GPT(GPTConfig(101, 23, 2, 3, n_embd=33, bias=False)), OptimConfig(**ADAMW), {})
     matrices = (101 + 23) * 33 + 2 * 12 * 33**2
     assert describe_groups(groups) == (
         f"10 tensors with {matrices:,} parameters at weight decay 0.1; 5 tensors with 165 parameters at weight decay 0"
@@ -126,7 +132,7 @@ def test_the_groups_are_described_in_numbers() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "sgd"}, r"optim.name=sgd: no such optimizer; there is adamw"),
+        ({"name": "sgd"}, r"optim.name=sgd: no such optimizer; there are adamw, muon"),
         ({"lr": 0.0}, r"optim.lr=0.0: must be above 0"),
         ({"lr": math.nan}, r"optim.lr=nan: must be above 0"),
         ({"eps": -1e-8}, r"optim.eps=-1e-08: must be above 0"),
@@ -144,7 +150,7 @@ def test_an_impossible_optimizer_names_key_and_value(fields: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "linear"}, r"schedule.name=linear: must be one of constant, cosine"),
+        ({"name": "step"}, r"schedule.name=step: must be one of constant, cosine, linear, wsd"),
         ({"warmup_steps": -1}, r"schedule.warmup_steps=-1: must be at least 0"),
         ({"min_ratio": 1.5}, r"schedule.min_ratio=1.5: must be between 0 and 1"),
         ({"min_ratio": -0.1}, r"schedule.min_ratio=-0.1: must be between 0 and 1"),

@@ -64,8 +64,8 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
     what["data"] = data | {"sha256": data_sha256}
-    known = config.get("trainer", {}).items() - upgrades.TRAINER.items()  # a run of before had the same name
-    what["trainer"] = {k: v for k, v in known if k not in KEPT}
+    new = upgrades.TRAINER.items()  # what older versions did is no other run
+    what["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in KEPT and (k, v) not in new}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

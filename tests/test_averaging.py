@@ -84,6 +84,9 @@ def test_the_test_part_is_measured_with_the_average(run: Any, tmp_path: Path, co
     result = command("evaluate", last, "--split", "test", "--json", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["nats_per_token"] == pytest.approx(summary["test/loss"], abs=1e-6)
+    (tmp_path / "run" / "summary.json").unlink()  # killed when all but that was done
+    again = run(tmp_path / "run", "trainer.ema=0.9", "data.test_fraction=0.1", resume=True)
+    assert (again["val/loss"], again["test/loss"]) == (summary["val/loss"], summary["test/loss"])
 
 
 @pytest.mark.parametrize(("before", "after"), [("0.9", "0"), ("0", "0.9"), ("0.5", "0.9")])

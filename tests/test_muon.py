@@ -215,6 +215,27 @@ def test_a_step_that_is_found_bad_changes_nothing(where: type[Tensor], first: bo
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
 
 
+def test_the_scaling_of_fp16_goes_with_it() -> None:
+    ours, theirs = small(), small()
+    theirs.load_state_dict(ours.state_dict())
+    mine, other = optimizer(ours, fused=False), optimizer(theirs, fused=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))  # it begins with the first loss
+    for bad in (False, True, False):
+        before = copy.deepcopy(ours)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradient = torch.randn_like(a)
+            a.grad, b.grad = 1024 * gradient if not bad else gradient / 0, gradient
+        scaler.step(mine)
+        scaler.update(1024.0)
+        if bad:
+            assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), before.parameters(), strict=True))
+        else:
+            other.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
 def test_the_losses_of_twenty_steps_are_golden(run: Any, tmp_path: Any) -> None:
     words = ("optim=muon", "schedule=wsd", "model.n_kv_head=1", "model.mlp=swiglu")
     run(tmp_path, *words, "trainer.max_steps=20", "trainer.val_every=20", "trainer.sample_tokens=0")

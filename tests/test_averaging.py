@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from gptlab import checkpoint, runs
+from gptlab.averaging import Averaging
 from gptlab.errors import UserError
 from tests.runs_compared import rows
 from tests.test_faults import Spoil
+from tests.test_muon import Elsewhere, optimizer, small
 from tests.test_resume import Kill, interrupt
 from tests.test_training import curve
 
@@ -115,6 +117,25 @@ def test_steps_that_are_left_out_do_not_move_it(
         here, before = weights(tmp_path, left_out), weights(tmp_path, 3)
         assert all(torch.equal(tensor, before[name]) for name, tensor in here.items())
     assert not torch.equal(weights(tmp_path, 6)["model.wte.weight"], weights(tmp_path, 5)["model.wte.weight"])
+
+
+def test_no_gpu_is_waited_for() -> None:
+    """And there, too, a step that is found bad moves nothing."""
+    model = small()
+    mine: Any = optimizer(model)
+    mine.step()
+    averaging = Averaging(0.9)
+    averaging._follow(mine, 0)  # begins with these weights
+    weight = model.h[1].mlp.c_fc.weight
+    average, before = mine.state[weight]["average"], weight.detach().clone()
+    with torch.no_grad():
+        weight += 1.0
+    mine.found_inf = torch.ones(()).as_subclass(Elsewhere)
+    averaging._follow(mine, 1)
+    assert torch.equal(average, before)
+    mine.found_inf = torch.zeros(()).as_subclass(Elsewhere)
+    averaging._follow(mine, 2)
+    torch.testing.assert_close(average, before + 1 - 3 / 12)
 
 
 def test_a_run_without_one_is_named_as_before_there_was_a_choice(compose: Any) -> None:

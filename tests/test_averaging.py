@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab import checkpoint, runs
+from gptlab import checkpoint, runs, train
 from gptlab.averaging import Averaging
+from gptlab.config import to_yaml
 from gptlab.errors import UserError
+from gptlab.files import sealed
 from tests.runs_compared import rows
 from tests.test_faults import Spoil
 from tests.test_muon import Elsewhere, optimizer, small
@@ -138,9 +140,11 @@ def test_no_gpu_is_waited_for() -> None:
     torch.testing.assert_close(average, before + 1 - 3 / 12)
 
 
-def test_a_run_without_one_is_named_as_before_there_was_a_choice(compose: Any) -> None:
+def test_a_run_without_one_is_as_before_there_was_a_choice(compose: Any, tmp_path: Path) -> None:
     _, config = compose()
     older = {**config, "trainer": {key: value for key, value in config["trainer"].items() if key != "ema"}}
+    (tmp_path / "config.yaml").write_text(sealed(to_yaml(older)))
+    assert train.differing(train.stored(tmp_path), config, ()) == []  # resume=auto finds it
     assert runs.config_hash(older, "0") == runs.config_hash(config, "0")
     assert runs.config_hash(compose("trainer.ema=0.9")[1], "0") != runs.config_hash(config, "0")
 

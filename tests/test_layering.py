@@ -36,19 +36,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "matplotlib": {"plots"},
     "optuna": {"plans"},
     "submitit": {"launchers"},
-    "torch": {
-        "models",
-        "muon",
-        "optim",
-        "averaging",
-        "metrics",
-        "dataset",
-        "checkpoint",
-        "sampling",
-        "module",
-        "datamodule",
-        "loggers",
-    }
+    "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
     | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"}
     | {"resuming", "devices", "muon", "averaging"},

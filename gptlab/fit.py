@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import devices, init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -126,6 +127,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)
     model = model or models.build(settings.model_config(tokenizer.vocab_size))
+    groups = parameter_groups(model, settings.optim, models.matrices(model))
     compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
         # Shapes are fixed: one graph for training, one for validation.
@@ -151,7 +153,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
     )
     if content is not None:
         log.info("going on after step %d", content["global_step"])
-    log.info("%s: %s", settings.optim.name, describe_groups(parameter_groups(model, settings.optim.weight_decay)))
+    log.info("%s: %s", settings.optim.name, describe_groups(groups))
     if rank == 0:
         with writing(run_dir):
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -186,7 +188,7 @@ def _fit(settings: Settings, config: dict[str, Any], run_dir: Path, resume: bool
         settings.seed,
     )
     progress = Progress(curves)
-    callbacks: list[L.Callback] = [curves, samples, keeper, progress, Lengths(run_dir)]
+    callbacks: list[L.Callback] = [curves, samples, keeper, progress, Lengths(run_dir), Averaging(settings.trainer.ema)]
     if settings.trainer.diagnose_every:
         callbacks.append(Diagnostics(settings.trainer.diagnose_every, prepared.ids("val"), data.block_size, board))
     if settings.trainer.patience is not None:

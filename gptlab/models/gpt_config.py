@@ -154,3 +154,10 @@ class GPTConfig:
         if not self.mlp_proj:
             return self.n_embd
         return max(round(self.n_embd / 3), 1) * 8 if self.mlp in GATED else 4 * self.n_embd
+
+    @property
+    def stacked(self) -> dict[str, tuple[int, ...]]:
+        """The layers that make several projections in one product, by name, and the rows of each."""
+        D = self.n_embd // self.n_head
+        qkv = {"c_attn": (self.n_head * D, self.kv_heads * D, self.kv_heads * D)}
+        return qkv | ({"c_fc": (self.hidden, self.hidden)} if self.mlp in GATED else {})

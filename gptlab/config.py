@@ -40,6 +40,8 @@ class TrainerConfig:
     sample_tokens: int
     sample_temperature: float
     strategy: str = "auto"
+    ema: float = 0.0
+    """Decay per optimizer step of an average of the weights; 0: none."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
@@ -61,6 +63,8 @@ class TrainerConfig:
             raise UserError(f"trainer.nonfinite={self.nonfinite}: must be one of stop, skip")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"trainer.ema={self.ema}: must be at least 0 (for no average) and below 1, e.g. 0.999")
         if self.sample_tokens < 0 or not self.sample_temperature >= 0:
             raise UserError("trainer.sample_tokens and trainer.sample_temperature must be at least 0")
 
@@ -187,7 +191,7 @@ def settings(cfg: DictConfig) -> Settings:
             f"init_from={source}: must name a run directory, a checkpoint or a model of the Hugging Face hub; or null"
         )
     build(RecipeConfig, plain.recipe, "recipe")
-    return Settings(
+    found = Settings(
         name=plain.name,
         seed=seed,
         deterministic=plain.deterministic,
@@ -201,6 +205,12 @@ def settings(cfg: DictConfig) -> Settings:
         precision=build(PrecisionConfig, plain.precision, "precision"),
         compile=build(CompileConfig, plain.compile, "compile"),
     )
+    if found.trainer.ema and found.precision.name == "bf16_true":
+        raise UserError(
+            f"trainer.ema={found.trainer.ema}: an average in bf16 would be rounded away; use precision=bf16, or "
+            f"trainer.ema=0"
+        )
+    return found
 
 
 def _model(node: DictConfig, source: str | None) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def device_type(settings: Settings) -> str:
         raise UserError(f"trainer.devices={devices}: there are {visible} GPUs here")
     if trainer.strategy == "fsdp" and precision == "fp16":
         raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
+    if trainer.strategy == "fsdp" and settings.optim.name == "muon":
+        raise UserError(
+            "optim=muon needs whole matrices, which trainer.strategy=fsdp spreads over the processes: use trainer=ddp, "
+            "or optim=adamw"
+        )
     if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
         raise UserError(
             f"compile.mode={settings.compile.mode} records CUDA graphs, which do not go with trainer.strategy=fsdp: "

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab import devices, init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
@@ -194,6 +195,7 @@ def _fit(
     in_blocks = isinstance(strategy, strategies.FullySharded)
     module = assemble(settings, config, data, given, tokenizer, in_blocks)
     model = module.model
+    groups = parameter_groups(model, settings.optim, models.matrices(model))
 
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     log.info("run directory: %s", os.path.relpath(run_dir))
@@ -207,7 +209,7 @@ def _fit(
     )
     if content is not None:
         log.info("going on after step %d", content["global_step"])
-    log.info("%s: %s", settings.optim.name, describe_groups(parameter_groups(model, settings.optim.weight_decay)))
+    log.info("%s: %s", settings.optim.name, describe_groups(groups))
     if rank == 0:
         with writing(run_dir):
             (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -242,7 +244,7 @@ def _fit(
         settings.seed,
     )
     progress = Progress(curves)
-    callbacks: list[L.Callback] = [curves, samples, keeper, progress, Lengths(run_dir)]
+    callbacks: list[L.Callback] = [curves, samples, keeper, progress, Lengths(run_dir), Averaging(settings.trainer.ema)]
     if settings.trainer.diagnose_every:
         callbacks.append(Diagnostics(settings.trainer.diagnose_every, prepared.ids("val"), data.block_size, board))
     if settings.trainer.patience is not None:

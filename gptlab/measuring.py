@@ -191,7 +191,7 @@ class Turns(L.Callback):
                 "id_type": id_type(module.tokenizer.vocab_size).__name__,
                 "batch_size": s.data.batch_size,
                 "accumulation": data.config.accumulation(1),
-                "optim": {field: getattr(s.optim, field) for field in OPTIM},
+                "optim": {field: getattr(s.optim, field) for field in OPTIM} | {"lr": s.optim.adam_lr or s.optim.lr},
                 "schedule": asdict(s.schedule),
                 "seed": s.seed,
                 "device": str(self.device),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from gptlab import checkpoint, metrics
+from gptlab import checkpoint, metrics, models
 from gptlab.dataset import IGNORED, Batch, TrainBatch
 from gptlab.errors import UserError
 from gptlab.models import Model
@@ -165,7 +165,7 @@ class LMModule(L.LightningModule):
         self.log("val/loss", loss, logger=False, sync_dist=True)  # for early stopping
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = build_optimizer(self.model, self.optim, self.fused)
+        optimizer = build_optimizer(self.model, self.optim, models.matrices(self.model), self.fused)
         scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, self.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from gptlab.errors import UserError
+from gptlab.muon import Muon
+
+OPTIMIZERS = ("adamw", "muon")
+MUONS = ("adam_lr", "momentum", "ns_steps")
+SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     name: str
+    """adamw, or muon: for the matrices of the blocks, and AdamW for the rest."""
     lr: float
-    """Peak learning rate."""
+    """Peak learning rate; with muon that of the blocks' matrices."""
     weight_decay: float
     """Decoupled decay, on matrices only (embeddings among them, as in nanoGPT)."""
     beta1: float
@@ -23,79 +31,129 @@ class OptimConfig:
     eps: float
     grad_clip: float
     """Gradients are scaled down to this global norm; 0: never."""
+    adam_lr: float | None = None
+    """Peak learning rate of what is AdamW's beside Muon, as the betas and eps are."""
+    momentum: float | None = None
+    ns_steps: int | None = None
+    """Newton-Schulz iterations, see `muon.orthogonalized`."""
 
     def __post_init__(self) -> None:
-        if self.name != "adamw":
-            raise UserError(f"optim.name={self.name}: no such optimizer; there is adamw")
-        for field in ("lr", "eps"):
-            if not getattr(self, field) > 0:
-                raise UserError(f"optim.{field}={getattr(self, field)}: must be above 0")
+        if self.name not in OPTIMIZERS:
+            raise UserError(f"optim.name={self.name}: no such optimizer; there are {', '.join(OPTIMIZERS)}")
+        for field in MUONS:
+            value = getattr(self, field)
+            if self.name == "muon" and value is None:
+                raise UserError(f"optim.{field}: is missing; optim=muon has it")
+            if self.name != "muon" and value is not None:
+                raise UserError(f"optim.{field}={value}: is optim=muon's; leave it out of optim={self.name}")
+        for field in ("lr", "eps", "adam_lr"):
+            if (value := getattr(self, field)) is not None and not value > 0:
+                raise UserError(f"optim.{field}={value}: must be above 0")
         for field in ("weight_decay", "grad_clip"):
             if not getattr(self, field) >= 0:
                 raise UserError(f"optim.{field}={getattr(self, field)}: must be at least 0")
-        for field in ("beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"optim.{field}={getattr(self, field)}: must be at least 0 and below 1")
+        for field in ("beta1", "beta2", "momentum"):
+            if (value := getattr(self, field)) is not None and not 0 <= value < 1:
+                raise UserError(f"optim.{field}={value}: must be at least 0 and below 1")
+        if self.ns_steps is not None and self.ns_steps < 1:
+            raise UserError(f"optim.ns_steps={self.ns_steps}: must be at least 1")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     name: str
+    """constant, cosine, linear or wsd (warmup, stable, decay)."""
     warmup_steps: int
     """Linear warmup to the peak."""
     decay_steps: int
     """Step at which the decay has reached its end; later steps stay there."""
     min_ratio: float
     """Learning rate at the end, as a share of the peak."""
+    decay_fraction: float = 0.2
+    """Of wsd: the share of decay_steps at their end in which it decays."""
 
     def __post_init__(self) -> None:
-        if self.name not in ("constant", "cosine"):
-            raise UserError(f"schedule.name={self.name}: must be one of constant, cosine")
+        if self.name not in SCHEDULES:
+            raise UserError(f"schedule.name={self.name}: must be one of {', '.join(SCHEDULES)}")
         for field in ("warmup_steps", "decay_steps"):
             if getattr(self, field) < 0:
                 raise UserError(f"schedule.{field}={getattr(self, field)}: must be at least 0")
         if not 0 <= self.min_ratio <= 1:
             raise UserError(f"schedule.min_ratio={self.min_ratio}: must be between 0 and 1")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(f"schedule.decay_fraction={self.decay_fraction}: must be above 0 and at most 1")
 
 
 def lr_scale(step: int, config: ScheduleConfig) -> float:
-    """The learning rate of step 0, 1, 2, ... as a share of its peak; nanoGPT's formula for the cosine."""
+    """The learning rate of step 0, 1, 2, ... as a share of its peak.
+
+    After a linear warmup the cosine is nanoGPT's formula; wsd stays at the peak and then goes down in a straight line
+    (Hu et al. 2024, https://arxiv.org/abs/2404.06395; Hägele et al. 2024, https://arxiv.org/abs/2405.18392).
+    """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.name == "constant":
         return 1.0
     if step >= config.decay_steps:
         return config.min_ratio
-    progress = (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps)
-    return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    stable = config.decay_steps * (1 - config.decay_fraction) if config.name == "wsd" else 0
+    start = max(config.warmup_steps, stable)
+    progress = max(step - start, 0) / (config.decay_steps - start)
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.name == "cosine" else 1 - progress
+    return config.min_ratio + (1 - config.min_ratio) * share
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, "decay" (two dimensions and more) and "no_decay" (biases and norm weights)."""
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, matrices: Mapping[nn.Parameter, Sequence[int]]
+) -> list[dict[str, Any]]:
+    """What is optimized alike: "decay" (matrices) and "no_decay" (biases, norm weights, convolutions).
+
+    Before them, with muon, "matrices": the given ones, those of the model's blocks.
+
+    Raises:
+        UserError: muon, and there are none.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"name": "decay", "params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"name": "no_decay", "params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"name": "decay", "params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
+        {"name": "no_decay", "params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0},
     ]
+    if config.name == "muon":
+        if not matrices:
+            raise UserError(
+                f"optim=muon is for the matrices of a model's blocks, and a {type(model).__name__} has none: "
+                f"use optim=adamw"
+            )
+        groups[0]["params"] = [p for p in groups[0]["params"] if p not in matrices]
+        groups = [{**group, "lr": config.adam_lr} for group in groups]
+        ours = {"lr": config.lr, "momentum": config.momentum, "ns_steps": config.ns_steps}
+        turned = [p for p in parameters if p in matrices]
+        groups.insert(0, {"name": "matrices", "params": turned, "weight_decay": config.weight_decay, **ours})
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101); `fused`: one kernel a step."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=fused,
-    )
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, matrices: Mapping[nn.Parameter, Sequence[int]], fused: bool
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), or Muon with it.
+
+    Args:
+        matrices: those of the blocks, and of each the rows of the projections that are stacked in it.
+        fused: one kernel a step, for what is AdamW's.
+    """
+    groups = parameter_groups(model, config, matrices)
+    betas = (config.beta1, config.beta2)
+    if config.name == "muon":
+        return Muon(groups, matrices, betas, config.eps, fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 
 
-def describe_groups(groups: list[dict]) -> str:
-    """One line: how many tensors and parameters each group holds, and its decay."""
+def describe_groups(groups: list[dict[str, Any]]) -> str:
+    """One line: how many tensors and parameters each group holds, its decay, its learning rate if it has its own."""
     parts = [
-        f"{len(group['params'])} tensors with {sum(p.numel() for p in group['params']):,} parameters "
-        f"at weight decay {group['weight_decay']:g}"
+        f"{len(group['params'])} {'matrices' if 'momentum' in group else 'tensors'} with "
+        f"{sum(p.numel() for p in group['params']):,} parameters at weight decay {group['weight_decay']:g}"
+        + (f" and learning rate {group['lr']:g}" if "lr" in group else "")
         for group in groups
     ]
     return "; ".join(parts)

@@ -25,7 +25,7 @@ from gptlab.models.dropout import Drop
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.layers import CausalSelfAttention, Places
-from gptlab.optim import ScheduleConfig, lr_scale, parameter_groups
+from gptlab.optim import ScheduleConfig, lr_scale
 from gptlab.turns import Stopwatch, Turn, about_here, make_steps, memory
 
 LOG_EVERY = 10
@@ -105,8 +105,10 @@ class PlainLoop:
         self.block_size = config.block_size
         self.model = plain(config).to(self.device)
         self.optim, self.schedule = optim, ScheduleConfig(**schedule)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, optim["weight_decay"]),
+            [{"params": matrices, "weight_decay": optim["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}],
             betas=(optim["beta1"], optim["beta2"]),
             fused=True if on_gpu else None,
         )

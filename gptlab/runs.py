@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
+from gptlab import upgrades
 from gptlab.errors import UserError
 from gptlab.files import plain, read_bytes, read_json, unsealed
 from gptlab.files import write_json as write_json  # what a run directory's JSON is written with
@@ -63,7 +64,9 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
     what["data"] = data | {"sha256": data_sha256}
-    what["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in KEPT}
+    for group, new in (("model", upgrades.MODEL), ("trainer", upgrades.TRAINER)):  # what older versions did
+        values = config.get(group, {}).items()
+        what[group] = {k: v for k, v in values if k not in KEPT and (k, v) not in new.items()}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

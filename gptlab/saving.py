@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab import checkpoint
+from gptlab.averaging import averaged
 from gptlab.faults import check_finite
 from gptlab.files import sync, writing
 from gptlab.module import LMModule
@@ -145,7 +146,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and self.keep > 1 and self._last_step is not None:
             with writing(self.folder):
                 _name_also(last, checkpoint.step_file(self.folder, self._last_step))
-        trainer.save_checkpoint(last)
+        with averaged(trainer):
+            trainer.save_checkpoint(last)
         if trainer.is_global_zero:  # now that the new one is there
             before = [path for number, path in checkpoint.kept(self.folder) if number < step]
             for _, path in checkpoint.kept(self.folder):
@@ -198,7 +200,8 @@ class Checkpoints(Checkpoint):
         self._out_of_patience = trainer.should_stop and trainer.global_step < trainer.max_steps
         if loss < self.best_val_loss:
             self.best_val_loss, self.best_step = loss, trainer.global_step
-            trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
+            with averaged(trainer):
+                trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
         self._save(trainer)
         going_on = trainer.global_step < trainer.max_steps and not trainer.should_stop  # else the run is done anyway
         if going_on and self._any(trainer, self._signal is not None):

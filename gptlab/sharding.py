@@ -51,8 +51,14 @@ def whole(model: Model) -> Iterator[Model]:
         twin.load_state_dict(dict(model.named_parameters(remove_duplicate=False)), assign=True)
         yield twin.train(model.training)
     finally:
-        for group in groups:
-            group.reshard()
+        reshard(model)
+
+
+def reshard(model: Model) -> None:
+    """Forget the whole weights that a forward pass has gathered: the parts have changed."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def full(tensor: Tensor) -> Tensor:

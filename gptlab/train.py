@@ -24,7 +24,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from, processes
+from gptlab import init_from, processes, upgrades
 from gptlab.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def stored(run_dir: Path) -> dict[str, Any]:
         config = runs.read_config(run_dir / "config.yaml")
         if not all(isinstance(config.get(group), dict) for group in ("model", "data", "trainer")):
             raise UserError("config.yaml is not that of a run")
-        return config
+        return {**config, "trainer": upgrades.TRAINER | config["trainer"]}
     except UserError as error:
         quieten_lightning()
         from gptlab import checkpoint, resuming

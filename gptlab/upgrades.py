@@ -10,6 +10,8 @@ DATA = {
     **{"text_key": "text", "subset": None, "revision": None, "max_documents": None},
     **{"split": "position", "test_fraction": 0.0},
 }
+MODEL = {"conv": None}
+TRAINER = {"ema": 0.0, "val_first": True}
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,14 @@ def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], t
 
 def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, ...]) -> None:
     result = command(
-        "bench", *overrides, "data.micro_batch_size=auto", "compile.backend=aot_eager", "--against", "bare", *QUICK
+        "bench",
+        *overrides,
+        "optim=muon",
+        "data.micro_batch_size=auto",
+        "compile.backend=aot_eager",
+        "--against",
+        "bare",
+        *QUICK,
     )
     assert result.returncode == 0, result.stderr
     rows = {line[:40].strip(): line[40:].split() for line in result.stdout.splitlines() if line.strip()}

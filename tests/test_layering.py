@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "gptlab"
 # From the bottom up; a module may import from lower rows only, models from their own row's files.
 ROWS = [
     {"errors"},
-    {"files", "texts", "schema", "upgrades", "processes"},
+    {"files", "texts", "schema", "upgrades", "processes", "muon"},
     {"tokenizers", "corpora", "shards", "models", "optim", "metrics"},
     {"prepare", "dataset", "checkpoint", "sampling", "hf_tokenizers", "ngrams", "streams", "sharding"},
     {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},
     {"loading"},
     {"init_from"},
-    {"config", "runs", "faults", "diagnostics", "references", "strategies"},
+    {"config", "runs", "faults", "diagnostics", "references", "strategies", "averaging"},
     {"resuming", "devices", "turns"},
     {"saving"},
     {"callbacks", "plainloop"},
@@ -29,7 +29,7 @@ ROWS = [
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
     "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"}
-    | {"faults", "saving", "strategies", "measuring"},
+    | {"faults", "saving", "strategies", "averaging", "measuring"},
     "hydra": {"train", "multirun"},
     "omegaconf": {"config", "schema", "train", "multirun", "bench"},
     "pandas": {"records", "results", "tables", "plots"},
@@ -40,7 +40,7 @@ LIBRARIES = {  # who may import the heavy or characteristic ones
     "torch": {"models", "optim", "metrics", "dataset", "checkpoint", "sampling", "module", "datamodule", "loggers"}
     | {"config", "callbacks", "diagnostics", "fit", "generate", "pretrained", "evaluation", "memorisation", "evaluate"}
     | {"export", "loading", "faults", "saving", "processes", "sharding", "strategies"}
-    | {"resuming", "devices", "turns", "plainloop", "measuring"},
+    | {"resuming", "devices", "muon", "averaging", "turns", "plainloop", "measuring"},
     "safetensors": {"pretrained", "export"},
     "huggingface_hub": {"pretrained"},
     "tensorflow": {"pretrained"},

@@ -213,6 +213,7 @@ def test_devices_that_contradict_what_was_started_are_an_error(environment: Any)
         (["trainer.devices=0"], "trainer.devices=0: must be at least 1, or auto"),
         (["trainer.devices=all"], "trainer.devices=all: must be at least 1, or auto"),
         (["trainer=fsdp", "precision=fp16"], "precision=fp16 does not go with trainer.strategy=fsdp"),
+        (["trainer=fsdp", "optim=muon"], "optim=muon needs whole matrices, which trainer.strategy=fsdp spreads"),
         (["trainer=fsdp", "compile=max_autotune"], "CUDA graphs, which do not go with trainer.strategy=fsdp"),
     ],
 )
@@ -250,6 +251,31 @@ def test_checkpoints_move_between_one_process_ddp_and_fsdp(
         run(tmp_path / f"{x}-one", *HARD, resume=True)
         for y in names:
             assert_same_run(tmp_path / f"{x}-{y}", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_average_and_turn_as_one(
+    torchrun: Any, run: Any, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """And a run moves from one process to FSDP and back with its average."""
+    ways = {"ema": ("trainer.ema=0.9",), "muon": ("trainer.ema=0.9", "optim=muon")}
+    for name, words in ways.items():
+        run(tmp_path / name, *HARD, *words)
+    run(tmp_path / "one-fsdp", *HARD, *HALF, *ways["ema"])
+    code, _, stderr = torchrun(
+        [0, *arguments, *ways["ema"], "trainer=ddp", "hydra.run.dir=ema-ddp"],
+        [0, *arguments, *ways["muon"], "trainer=ddp", "hydra.run.dir=muon-ddp"],
+        [0, *arguments, *ways["ema"], "trainer=fsdp", "trainer.sample_tokens=0", "hydra.run.dir=ema-fsdp"],
+        [0, *arguments, *ways["ema"], *HALF, "trainer=fsdp", "hydra.run.dir=fsdp-one"],
+        [0, "resume=one-fsdp", *ON, "trainer.strategy=fsdp"],
+    )
+    assert code == 0, stderr
+    run(tmp_path / "fsdp-one", *HARD, *ways["ema"], resume=True)
+    for name in ("ema-ddp", "one-fsdp", "fsdp-one"):
+        assert_same_run(tmp_path / name, tmp_path / "ema")
+    assert_same_run(tmp_path / "muon-ddp", tmp_path / "muon")
+    for key in ("train/loss", "val/loss", "grad_norm"):
+        assert curve(tmp_path / "ema-fsdp", key) == pytest.approx(curve(tmp_path / "ema", key), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -75,6 +75,10 @@ VARIANTS = {
     "constant": ("schedule=constant", "optim.grad_clip=0", "model.attention=per_head"),
     "deterministic": ("deterministic=true", "arch=llama", "model.n_embd=36"),
     "overfit": ("data.overfit_batches=2",),
+    "muon": ("optim=muon", "schedule=wsd"),
+    "muon in bf16": ("optim=muon", "precision=bf16_true", "arch=llama", "model.n_embd=36", "model.n_kv_head=1"),
+    "averaged": ("trainer.ema=0.9", "schedule=linear", "data.test_fraction=0.1"),
+    "muon averaged": ("optim=muon", "trainer.ema=0.9", "precision=bf16", "trainer.checkpoint_every=1"),
     "one at a time": ("data.micro_batch_size=1", "trainer.checkpoint_every=1"),
 }
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.errors import UserError
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.layers import alibi_slopes, attention_bias, places, rotary_table, rotate, sinusoids
+from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, places, rotary_table, rotate, sinusoids
 from gptlab.sampling import Context
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60
@@ -39,6 +39,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "qk_norm": (False, True),
     "window": (None, 5),
     "residual": (True, False),
+    "conv": (None, 4),
     "parallel": (False, True),
     "logit_softcap": (None, 3.0),
     "init": ("gpt2", "torch"),
@@ -198,6 +199,7 @@ def parameters(
     attn_proj: bool,
     n_kv_head: int | None,
     qk_norm: bool,
+    conv: int | None,
     parallel: bool,
     tied: bool,
     head_bias: bool,
@@ -209,10 +211,10 @@ def parameters(
     one_norm = {"layernorm": (1 + bias) * norm_weight, "rmsnorm": norm_weight, "none": 0}[norm] * C
     qkv = (H + 2 * (n_kv_head or H)) * D
     attend = C * qkv + (bias if qkv_bias is None else qkv_bias) * qkv
-    attend += attn_proj * (C * C + bias * C) + qk_norm * norm_weight * 2 * D
+    attend += C * (conv or 0) + attn_proj * (C * C + bias * C) + qk_norm * norm_weight * 2 * D
     gated = mlp in ("swiglu", "geglu")
     hidden = n_inner or (C if not mlp_proj else 160 if gated else 4 * C)
-    feed = (1 + gated) * (C * hidden + bias * hidden) + mlp_proj * (hidden * C + bias * C)
+    feed = (1 + gated) * (C * hidden + bias * hidden) + mlp_proj * (hidden * C + bias * C) + C * (conv or 0)
     block = (attention != "none") * (one_norm + attend) + (mlp != "none") * ((not parallel) * one_norm + feed)
     ends = (pos == "learned") * T * C + (norm_place == "pre") * one_norm + head_bias * V
     return V * C * (1 if tied else 2) + L * block + ends
@@ -637,3 +639,19 @@ def test_positions_are_exact_whatever_the_default_type(pos: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_convolution_adds_the_weighted_inputs_of_the_positions_before() -> None:
+    conv = CausalConv(GPTConfig(**SIZES, conv=3), "attn")
+    x = torch.randn(B, T, C)
+    assert torch.equal(conv(x, places(GPTConfig(**SIZES), T, CPU)), x)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape))
+    expected = x + F.conv1d(F.pad(x.mT, (2, 0)), conv.weight, groups=C).mT
+    torch.testing.assert_close(conv(x, places(GPTConfig(**SIZES), T, CPU)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, T + 1])
+def test_a_convolution_is_as_wide_as_there_are_positions(width: int) -> None:
+    with pytest.raises(UserError, match=rf"model.conv={width}: must be at least 2 and at most block_size={T}, or null"):
+        GPTConfig(**SIZES, conv=width)

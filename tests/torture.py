@@ -53,6 +53,7 @@ VARIANTS = {
     "compiled": (*GPT, "compile.backend=aot_eager"),
     "llama": ("arch=llama", *GPT, "schedule=constant"),
     "bigram": (*BIGRAM, "schedule=constant"),
+    "muon": (*GPT, "optim=muon", "schedule=wsd", "trainer.ema=0.9"),
     "bpe": (*GPT, "tokenizer=bpe", "tokenizer.vocab_size=270"),
 }
 HARD = (

@@ -14,6 +14,8 @@ import dataclasses
 import math
 from typing import Any
 
+from torch import nn
+
 from gptlab.errors import UserError, did_you_mean
 from gptlab.models.bigram import Bigram, BigramConfig
 from gptlab.models.gpt import GPT
@@ -30,6 +32,17 @@ CONFIGS: dict[str, type[GPTConfig] | type[BigramConfig]] = {"gpt": GPTConfig, "b
 def build(config: ModelConfig) -> Model:
     """A freshly initialised model; what is random comes from torch's generator."""
     return GPT(config) if isinstance(config, GPTConfig) else Bigram(config)
+
+
+def matrices(model: Model) -> dict[nn.Parameter, tuple[int, ...]]:
+    """The weight matrices of a model's blocks; of each, the rows of the projections that are stacked in it."""
+    if not isinstance(model, GPT):
+        return {}
+    return {
+        each.weight: model.config.stacked.get(name.split(".")[-1], (each.out_features,))  # type: ignore[misc]
+        for name, each in model.h.named_modules()
+        if isinstance(each, nn.Linear)
+    }
 
 
 def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:

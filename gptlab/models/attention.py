@@ -67,7 +67,7 @@ def halved_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
     H, T, half = q.shape[1], q.shape[2], q.shape[2] // 2
     parts = []
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
+        q, k, v = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
         for begin, end in ((0, half), (half, T)):
             its_bias = None if bias is None else bias[..., begin:end, :end]
             its_drop = drop.at((H, T, T), slice(None), slice(begin, end), slice(end))

@@ -24,7 +24,7 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef uint16_t bfloat16;  // the upper half of a float
 
-enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD };
+enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE };
 enum { GELU, GELU_EXACT, RELU, RELU2, SILU };
 
 // few_tokens.py fills these; what a step does not use is 0.
@@ -328,6 +328,23 @@ static void add(const Step *s, long rows) {
     for (long i = 0; i < rows * s->n; i++) s->y[i] = s->how ? s->y[i] + s->x[i] : s->x[i];
 }
 
+// y (rows, n) = x plus the weighted sum of the last m inputs, channel by channel; w: (n, m); v: those inputs, (B, columns, n).
+static void convolve(const Step *s, const long *sequence, const long *position, long rows) {
+    const float *w = s->w;
+    float *read = (float *)s->v;
+#pragma omp for schedule(static) nowait
+    for (long c = 0; c < s->n; c++)
+        for (long r = 0; r < rows; r++) {
+            float *ring = read + sequence[r] * s->columns * s->n + c, x = s->x[r * s->n + c], sum = x;
+            ring[position[r] % s->columns * s->n] = x;
+            for (long tap = 0; tap < s->m; tap++) {
+                long at = position[r] - (s->m - 1) + tap;
+                if (at >= 0) sum += w[c * s->m + tap] * ring[at % s->columns * s->n];
+            }
+            s->y[r * s->n + c] = sum;
+        }
+}
+
 // scratch: for each row as many floats as the widest input, and n_head * (columns + LANES).
 // together: whether all threads take part.
 void few_tokens(const Step *steps, long count, const long *sequence, const long *position, float *scratch, long rows,
@@ -344,6 +361,7 @@ void few_tokens(const Step *steps, long count, const long *sequence, const long 
                 case ATTEND: attend(s, &team, threads, sequence, position, scratch, rows); break;
                 case ACTIVATE: activate(s, rows); break;
                 case ADD: add(s, rows); break;
+                case CONVOLVE: convolve(s, sequence, position, rows); break;
             }
             meet(&team, threads);
         }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptlab.files import user_folder
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import GATED, CausalSelfAttention, sees
+from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, sees
 
 if TYPE_CHECKING:
     from gptlab.models.gpt import GPT
@@ -36,7 +36,7 @@ MOST = 16  # rows up to which reading the weights is what takes time
 ALONE = 1 << 21  # weights up to which one thread is faster than threads that wait for each other
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
-NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD = range(6)
+NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(7)
 ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_exact": 1, "relu": 2, "relu2": 3, "swiglu": 4}
 LANES = 16  # of the widest registers
 
@@ -64,7 +64,7 @@ class FewTokens:
         self.kept: list[Tensor] = []  # what the steps point to
         self.steps: list[Step] = []
         H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
-        self.x, self.h, self.y = (self._buffer(c.n_embd) for _ in range(3))
+        self.x, self.h, self.y, self.mixed = (self._buffer(c.n_embd) for _ in range(4))
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
         width = max(c.n_embd, c.hidden)
@@ -150,7 +150,7 @@ class FewTokens:
             if source is self.x:  # which attention changes before the mlp reads it
                 self._add(ADD, self.x, self.h, n=c.n_embd)
             self._attend(i, block.attn, self.h, c.residual)
-            self._mlp(block.mlp, self.h, add=True)
+            self._mlp(i, block.mlp, self.h, add=True)
             if not pre:
                 self._norm(block.ln_1, self.x, self.x)
             return
@@ -159,14 +159,14 @@ class FewTokens:
             if not pre:
                 self._norm(block.ln_1, self.x, self.x)
         if c.has_mlp:
-            self._mlp(block.mlp, self._norm(block.ln_2, self.x, self.h) if pre else self.x, c.residual)
+            self._mlp(i, block.mlp, self._norm(block.ln_2, self.x, self.h) if pre else self.x, c.residual)
             if not pre:
                 self._norm(block.ln_2, self.x, self.x)
 
     def _attend(self, i: int, attn: CausalSelfAttention, x: Tensor, add: bool) -> None:
         c = self.config
         H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
-        self._linear(attn.c_attn, x, self.qkv)
+        self._linear(attn.c_attn, self._conv(i, attn.conv, x), self.qkv)
         keys = self.qkv[:, H * D :]
         self._norm(attn.q_norm, self.qkv, self.qkv, groups=H)
         self._norm(attn.k_norm, keys, keys, groups=K)
@@ -190,8 +190,17 @@ class FewTokens:
         )
         self._linear(attn.c_proj, self.y, self.x, add)
 
-    def _mlp(self, mlp: Any, x: Tensor, add: bool) -> None:
-        self._linear(mlp.c_fc, x, self.fc)
+    def _conv(self, i: int, conv: CausalConv | None, x: Tensor) -> Tensor:
+        """What it makes of x, or x itself where there is none."""
+        if conv is None:
+            return x
+        read, weight = self.cache.read[i, conv.name], conv.weight[:, 0]
+        w, v = self._wide(weight), self._pointer(read)
+        self._add(CONVOLVE, x, self.mixed, n=read.shape[2], m=weight.shape[1], columns=read.shape[1], w=w, v=v)
+        return self.mixed
+
+    def _mlp(self, i: int, mlp: Any, x: Tensor, add: bool) -> None:
+        self._linear(mlp.c_fc, self._conv(i, mlp.conv, x), self.fc)
         how, groups = ACTIVATIONS[self.config.mlp], 2 if mlp.gated else 1
         self._add(
             ACTIVATE, self.fc, self.hidden, how=how, n=self.config.hidden, groups=groups, stride=self.fc.stride(0)

@@ -79,7 +79,7 @@ class GPT(nn.Module):
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):
             if cache is not None and span is not None:
-                where = where._replace(keep=cache.keep(i, span))
+                where = where._replace(keep=cache.keep(i, span), behind=cache.behind(i, span))
             where = where._replace(drops=tuple(masks[3 * i : 3 * i + 3]))
             x = checkpoint(block, x, where, use_reentrant=False) if recompute else block(x, where)  # (B, T, C)
         return x

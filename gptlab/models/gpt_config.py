@@ -63,6 +63,8 @@ class GPTConfig:
     """RMSNorm of each head's queries and keys."""
     window: int | None = None
     """A position sees itself and the window - 1 before it; None: all before it."""
+    conv: int | None = None
+    """What attention and mlp read is mixed with the conv - 1 positions before by a causal depthwise convolution."""
     residual: bool = True
     parallel: bool = False
     """Attention and mlp side by side on one norm."""
@@ -87,6 +89,10 @@ class GPTConfig:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise UserError(f"model.{field}={value}: must be above 0")
+        if self.conv is not None and not 2 <= self.conv <= self.block_size:
+            raise UserError(
+                f"model.conv={self.conv}: must be at least 2 and at most block_size={self.block_size}, or null"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
         if self.n_embd % self.n_head:
@@ -148,3 +154,10 @@ class GPTConfig:
         if not self.mlp_proj:
             return self.n_embd
         return max(round(self.n_embd / 3), 1) * 8 if self.mlp in GATED else 4 * self.n_embd
+
+    @property
+    def stacked(self) -> dict[str, tuple[int, ...]]:
+        """The layers that make several projections in one product, by name, and the rows of each."""
+        D = self.n_embd // self.n_head
+        qkv = {"c_attn": (self.n_head * D, self.kv_heads * D, self.kv_heads * D)}
+        return qkv | ({"c_fc": (self.hidden, self.hidden)} if self.mlp in GATED else {})

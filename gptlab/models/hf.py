@@ -48,6 +48,7 @@ FIXED: dict[str, Any] = {
     "attn_proj": True,
     "qk_norm": False,
     "residual": True,
+    "conv": None,
     "parallel": False,
     "logit_softcap": None,
 }

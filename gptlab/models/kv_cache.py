@@ -56,13 +56,20 @@ class KVCache:
         self.now: Tensor | None = None
         shape = (batch_size, config.kv_heads, columns, config.n_embd // config.n_head)
         self.k, self.v = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)] for _ in "kv")
+        # What the convolutions have read, in columns of its own.
+        ring = columns + (config.conv or 1) - 1
+        self.read = {
+            (block, name): torch.zeros(batch_size, ring, config.n_embd, dtype=dtype, device=device)
+            for block in range(config.n_layer if config.conv else 0)
+            for name in ("attn", "mlp")
+        }
         self.slopes = alibi_slopes(config.n_head, self.device) if config.pos == "alibi" else None
 
     def fixed(self) -> Tensor:
         """The rows' lengths as a tensor, (B,) int64, from which passes read them from now on, so that shapes depend
         on T alone: what a compiled pass needs."""
         self.now = torch.tensor(self.lengths, device=self.device)
-        for static in (self.now, *self.k, *self.v):
+        for static in (self.now, *self.k, *self.v, *self.read.values()):
             torch._dynamo.mark_static_address(static)
         return self.now
 
@@ -133,3 +140,17 @@ class KVCache:
             return kept[0][:, :, : span.used], kept[1][:, :, : span.used]
 
         return keep
+
+    def behind(self, block: int, span: Span) -> Callable[[str, Tensor, int], Tensor]:
+        """What `Places.behind` is for a block."""
+
+        def behind(name: str, x: Tensor, n: int) -> Tensor:
+            read = self.read[block, name]
+            B, T, C = x.shape
+            first = span.t.view(-1, T)[:, :1]  # (1 or B, 1)
+            t = (first + torch.arange(-n, T, device=self.device)).expand(B, -1)  # (B, n + T)
+            columns = (t % read.shape[1])[:, :, None].expand(-1, -1, C)
+            read.scatter_(1, columns[:, n:], x.to(read.dtype))
+            return read.gather(1, columns).masked_fill(t[:, :, None] < 0, 0).type_as(x)
+
+        return behind

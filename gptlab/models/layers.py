@@ -54,6 +54,8 @@ class Places(NamedTuple):
     """Adds these tokens' keys and values, (B, K, T, D), to a block's cache and returns all, (B, K, S, D)."""
     drops: tuple[Drop, ...] = (KEEP, KEEP, KEEP)
     """Of attention weights, of the attention's branch, of the mlp's."""
+    behind: Callable[[str, Tensor, int], Tensor] | None = None
+    """Adds what a block's attn or mlp reads, (B, T, C), to a cache and returns (B, n + T, C): the n before, too."""
 
 
 def places(config: GPTConfig, T: int, device: torch.device) -> Places:
@@ -145,9 +147,43 @@ def norm(config: GPTConfig) -> nn.Module:
     return nn.Identity()
 
 
+class CausalConv(nn.Module):
+    """x and a weighted sum of it and the `conv` - 1 positions before, channel by channel; it begins as x alone.
+
+    In front of attention and mlp, so that tokens know their neighbours without attention: Canon layers A and C of
+    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (https://arxiv.org/abs/2512.17351).
+
+    Args:
+        name: attn or mlp.
+    """
+
+    def __init__(self, config: GPTConfig, name: str) -> None:
+        super().__init__()
+        assert config.conv is not None
+        self.name, self.before = name, config.conv - 1
+        self.weight = nn.Parameter(
+            torch.zeros(config.n_embd, 1, config.conv)
+        )  # as nn.Conv1d's; the last is the token's own
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        # nn.Conv1d is several times slower on a CPU, where inductor makes one kernel of this.
+        n, T = self.before, x.shape[1]
+        seen = F.pad(x, (0, 0, n, 0)) if places.behind is None else places.behind(self.name, x, n)  # (B, n + T, C)
+        wide = torch.promote_types(x.dtype, torch.float32)  # so that bf16 is rounded once
+        y = x.to(wide)
+        for tap, weight in enumerate(self.weight.to(wide).unbind(-1)):  # (C, 1)
+            y = y + seen[:, tap : tap + T] * weight[:, 0]
+        return y.type_as(x)  # (B, T, C)
+
+
+def conv(config: GPTConfig, name: str) -> CausalConv | None:
+    return CausalConv(config, name) if config.conv else None
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.conv = conv(config, "attn")
         H, K, D = config.n_head, config.kv_heads, config.n_embd // config.n_head
         self.heads = (H, K, K)
         self.scale = D**-0.5 if config.attn_scale else 1.0
@@ -161,6 +197,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         B, T, C = x.shape
+        x = x if self.conv is None else self.conv(x, places)
         qkv = self.c_attn(x).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split(self.heads, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -176,12 +213,14 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.conv = conv(config, "mlp")
         self.gated = config.mlp in GATED
         self.activation = ACTIVATIONS[config.mlp]
         self.c_fc = nn.Linear(config.n_embd, config.hidden * (2 if self.gated else 1), bias=config.bias)
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias) if config.mlp_proj else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        x = x if self.conv is None else self.conv(x, places)
         if self.gated:
             gate, x = self.c_fc(x).chunk(2, dim=-1)  # (B, T, hidden) each
             x = self.activation(gate) * x
@@ -210,11 +249,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, places: Places) -> Tensor:
         _, attn, mlp = places.drops
         if self.config.parallel:
-            return self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)) + mlp(self.mlp(h)))  # (B, T, C)
+            return self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)) + mlp(self.mlp(h, places)))  # (B, T, C)
         if self.config.has_attention:
             x = self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)))  # (B, T, C)
         if self.config.has_mlp:
-            x = self.add(x, self.ln_2, lambda h: mlp(self.mlp(h)))  # (B, T, C)
+            x = self.add(x, self.ln_2, lambda h: mlp(self.mlp(h, places)))  # (B, T, C)
         return x
 
     def add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:

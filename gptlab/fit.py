@@ -28,6 +28,7 @@ from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import sealed, write_atomically, writing
+from gptlab.hooks import NoProfiler, sparing
 from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
 from gptlab.module import LMModule
@@ -264,7 +265,8 @@ def _fit(
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": -1 if settings.trainer.val_first else 0,  # the whole split, or nothing
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
-        "callbacks": callbacks,
+        "callbacks": sparing(callbacks),
+        "profiler": NoProfiler(),
         "plugins": [AtomicCheckpointIO(content), strategies.environment()],
         "deterministic": settings.deterministic,
         "default_root_dir": run_dir,

@@ -78,6 +78,12 @@ class LMModule(L.LightningModule):
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self._sums: list[Tensor] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning's, forty times a step, for which nn.Module's way is slow
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         idx, targets, noise = batch
         if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = 1
-WARMUP = 10  # steps before the first round
+WARMUP = 10  # steps at most before the first round
 BATCHES, PROMPT = (1, 16), 32  # of --sampling: texts at once, and tokens that they begin with
 STEPS, TOKENS, ROUNDS = 20, 32, 5
 RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
@@ -110,7 +110,7 @@ def training(args: argparse.Namespace, config: dict[str, Any], folder: Path, not
             said[other.name] = other.hear()
         first = {each.name: each.ask(steps=1) for each in sides}
         for each in sides:
-            each.ask(steps=WARMUP - 1)
+            each.ask(steps=min(WARMUP - 1, steps))
         rounds: dict[str, list[Any]] = {each.name: [] for each in sides}
         for number in range(args.rounds):
             notes.print(f"round {number + 1} of {args.rounds}")

@@ -15,7 +15,7 @@ ROWS = [
     {"module", "datamodule", "loggers", "page", "pretrained", "evaluation", "sources", "memorisation"},
     {"loading"},
     {"init_from"},
-    {"config", "runs", "faults", "diagnostics", "references", "strategies", "averaging"},
+    {"config", "runs", "faults", "diagnostics", "references", "strategies", "averaging", "hooks"},
     {"resuming", "devices", "turns"},
     {"saving"},
     {"callbacks", "plainloop"},
@@ -29,7 +29,7 @@ ROWS = [
 ]
 LIBRARIES = {  # who may import the heavy or characteristic ones
     "lightning": {"module", "datamodule", "loggers", "callbacks", "diagnostics", "fit", "config", "train"}
-    | {"faults", "saving", "strategies", "averaging", "measuring"},
+    | {"faults", "saving", "strategies", "averaging", "measuring", "hooks"},
     "hydra": {"train", "multirun"},
     "omegaconf": {"config", "schema", "train", "multirun", "bench"},
     "pandas": {"records", "results", "tables", "plots"},

@@ -267,7 +267,7 @@ def test_half_precision_is_about_right(row: Row, autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         half = (model if autocast else model.bfloat16())(tokens(B, T))
     assert half.dtype == torch.bfloat16
-    assert (half - exact).norm() < 0.05 * exact.norm()
+    assert (half - exact).norm() < 0.08 * exact.norm()
 
 
 @each(ROWS)

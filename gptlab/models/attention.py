@@ -78,7 +78,8 @@ def halved_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
     """torch's fused kernels; arguments and numbers as in `manual_attention`, but a GPU draws its own dropout."""
     T, S = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and T == S > 1 and (drop.p or torch.compiler.is_compiling()):
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if q.device.type == "cpu" and T == S > 1 and (drop.p or compiled):
         return halved_attention(q, k, v, bias, scale, drop)
     if drop.p and (not q.is_cuda or torch.are_deterministic_algorithms_enabled()):
         return manual_attention(q, k, v, bias, scale, drop)  # no fused kernel takes a mask

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def gelu(x: Tensor) -> Tensor:
     """GPT-2's, with the tanh (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return F.gelu(x, approximate="tanh")
     # (1 + tanh(y)) / 2 = sigmoid(2 y), which inductor computes in half the time on a CPU.
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
@@ -56,6 +56,9 @@ class Places(NamedTuple):
     """Of attention weights, of the attention's branch, of the mlp's."""
     behind: Callable[[str, Tensor, int], Tensor] | None = None
     """Adds what a block's attn or mlp reads, (B, T, C), to a cache and returns (B, n + T, C): the n before, too."""
+
+
+FIRST = Places(None, None)
 
 
 def places(config: GPTConfig, T: int, device: torch.device) -> Places:
@@ -219,7 +222,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, config.hidden * (2 if self.gated else 1), bias=config.bias)
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias) if config.mlp_proj else nn.Identity()
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
+    def forward(self, x: Tensor, places: Places = FIRST) -> Tensor:
         x = x if self.conv is None else self.conv(x, places)
         if self.gated:
             gate, x = self.c_fc(x).chunk(2, dim=-1)  # (B, T, hidden) each

@@ -101,7 +101,7 @@ def _computes(config: ModelConfig) -> dict[str, Any]:
     from gptlab.models.gpt_config import GPTConfig
 
     plain = models.to_dict(config)
-    for key in ("block_size", "dropout", "gradient_checkpointing", "init", "zero_init"):
+    for key in ("block_size", "dropout", "attn_dropout", "gradient_checkpointing", "init", "zero_init"):
         plain.pop(key, None)
     if isinstance(config, GPTConfig):
         plain |= {"n_kv_head": config.kv_heads, "n_inner": config.hidden, "qkv_bias": config.has_qkv_bias}

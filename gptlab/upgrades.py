@@ -10,7 +10,7 @@ DATA = {
     **{"text_key": "text", "subset": None, "revision": None, "max_documents": None},
     **{"split": "position", "test_fraction": 0.0},
 }
-MODEL = {"conv": None}
+MODEL = {"conv": None, "attn_dropout": None}
 TRAINER = {"ema": 0.0, "val_first": True}
 
 

@@ -21,7 +21,7 @@ def masks(steps: int = 20, rows: int = 12, places: int = 13, size: int = 64 * 32
     for step in range(steps):
         noise = torch.from_numpy(row_noise(1337, step, rows))
         found.append(
-            torch.stack([drop(torch.ones(rows, size)) != 0 for drop in drops(P, noise, places, noise[:, None])])
+            torch.stack([drop(torch.ones(rows, size)) != 0 for drop in drops([P] * places, noise, noise[:, None])])
         )
     return torch.stack(found)
 
@@ -109,3 +109,18 @@ def test_noise_is_that_of_seed_and_step() -> None:
     assert row_noise(1337, 0, 3).tolist() == [-821117741, 537847279, 1642220281]
     assert np.array_equal(row_noise(1337, 0, 7)[:3], row_noise(1337, 0, 3))
     assert len({int(x) for seed in (0, 1, 2**32 - 1) for step in range(50) for x in row_noise(seed, step, 7)}) == 1050
+
+
+def test_attention_weights_may_have_a_rate_of_their_own() -> None:
+    torch.manual_seed(0)
+    idx, noise = torch.randint(29, (4, 17)), torch.from_numpy(row_noise(1, 2, 4))
+
+    def logits(**fields: float) -> Tensor:
+        torch.manual_seed(0)
+        return GPT(GPTConfig(29, **SMALL | fields)).train()(idx, noise=noise)
+
+    assert torch.equal(logits(attn_dropout=0.3), logits())
+    assert not torch.equal(logits(attn_dropout=0.0), logits())
+    only, none = logits(dropout=0.0, attn_dropout=0.3), logits(dropout=0.0)
+    assert not torch.equal(only, none)
+    assert torch.equal(logits(dropout=0.0, attn_dropout=0.0), none)

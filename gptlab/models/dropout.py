@@ -7,6 +7,7 @@ number of devices, eager or compiled, and when a run goes on. On a CPU it is sev
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,16 +47,16 @@ def mixed(x: Tensor) -> Tensor:
     return (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
 
 
-def drops(p: float, noise: Tensor | None, count: int, idx: Tensor) -> list[Drop]:
-    """Dropout in `count` places of a pass over idx (B, T).
+def drops(rates: Sequence[float], noise: Tensor | None, idx: Tensor) -> list[Drop]:
+    """Dropout in the places of a pass over idx (B, T), with the rate of each.
 
     Args:
         noise: a random number for each row, (B,) int32; None: from torch's generator.
     """
-    if p == 0:
-        return [KEEP] * count
+    if not any(rates):
+        return [KEEP] * len(rates)
     if noise is None:
         noise = torch.randint(-(2**31), 2**31, (len(idx),), dtype=torch.int32, device=idx.device)
-    places = torch.arange(1, count + 1, dtype=torch.int32, device=idx.device)
+    places = torch.arange(1, len(rates) + 1, dtype=torch.int32, device=idx.device)
     keys = mixed(mixed(noise + places[:, None] * (0x9E3779B9 - 2**32)) ^ noise)  # (count, B)
-    return [Drop(p, key) for key in keys]
+    return [Drop(p, key) if p else KEEP for p, key in zip(rates, keys, strict=True)]

@@ -74,7 +74,7 @@ class GPT(nn.Module):
             span, where = None, places(c, T, idx.device)
         else:
             span, where = cache.places(T)
-        embedded, *masks = drops(c.dropout if self.training else 0.0, noise, 1 + 3 * c.n_layer, idx)
+        embedded, *masks = drops(c.drop_rates if self.training else [0.0] * len(c.drop_rates), noise, idx)
         x = embedded(self.embed(idx, span.t if span else None))
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):

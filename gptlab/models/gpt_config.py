@@ -32,6 +32,8 @@ class GPTConfig:
     """Width of the mlp's hidden layer; None: see `hidden`."""
     dropout: float = 0.0
     """Probability in the three places of GPT-2: embeddings, attention weights, residual branches."""
+    attn_dropout: float | None = None
+    """Of attention weights; None: as `dropout`. On a CPU what it costs grows with block_size squared."""
     bias: bool = True
     """Bias in the linear layers and LayerNorms of the blocks."""
     qkv_bias: bool | None = None
@@ -93,8 +95,10 @@ class GPTConfig:
             raise UserError(
                 f"model.conv={self.conv}: must be at least 2 and at most block_size={self.block_size}, or null"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout={self.dropout}: must be at least 0 and below 1")
+        for field in ("dropout", "attn_dropout"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"model.{field}={value}: must be at least 0 and below 1")
         if self.n_embd % self.n_head:
             raise UserError(
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
@@ -138,6 +142,12 @@ class GPTConfig:
     @property
     def has_mlp(self) -> bool:
         return self.mlp != "none"
+
+    @property
+    def drop_rates(self) -> list[float]:
+        """Of each place: embeddings, and then of each block attention weights and its two branches."""
+        attn = self.dropout if self.attn_dropout is None else self.attn_dropout
+        return [self.dropout, *[attn, self.dropout, self.dropout] * self.n_layer]
 
     @property
     def kv_heads(self) -> int:

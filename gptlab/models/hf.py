@@ -225,7 +225,8 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"architectures": [family.architecture], "model_type": name, "dtype": "float32"}
     result |= {field: ours[own] for field, own in family.fields.items()}
     if family is GPT2:
-        return result | {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
+        embeddings, attention = config.drop_rates[:2]
+        return result | {"embd_pdrop": embeddings, "attn_pdrop": attention}
     if family is LLAMA:
         bias = config.bias or config.has_qkv_bias
         result |= {"attention_bias": bias, "mlp_bias": bias}

@@ -49,24 +49,25 @@ class PlainGPT(GPT):
     """GPT with torch's own dropout."""
 
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__(replace(config, dropout=0.0))
-        self.p = config.dropout
+        super().__init__(replace(config, dropout=0.0, attn_dropout=None))
+        self.rates = config.drop_rates
         for block in self.h:
             block.register_forward_pre_hook(self.given)
         for module in self.modules():
             if isinstance(module, CausalSelfAttention) and module.attention is sdpa_attention:
                 module.attention = attend
 
-    def drop(self) -> Drop:
-        return TorchDrop(self.p if self.training else 0.0)
+    def drops(self) -> list[Drop]:
+        """Of the embeddings, and then of each block's three places, which are alike in all blocks."""
+        return [TorchDrop(p if self.training else 0.0) for p in self.rates[:4]]
 
     def embed(self, idx: Tensor, t: Tensor | None = None) -> Tensor:
-        return self.drop()(super().embed(idx, t))
+        return self.drops()[0](super().embed(idx, t))
 
     def given(self, block: nn.Module, inputs: tuple[Tensor, Places]) -> tuple[Tensor, Places]:
         """What a block is called with: features (B, T, C), and places with torch's dropout."""
         x, places = inputs
-        return x, places._replace(drops=(self.drop(),) * 3)
+        return x, places._replace(drops=tuple(self.drops()[1:]))
 
 
 def plain(config: ModelConfig) -> Model:

@@ -10,7 +10,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptlab import train
-from gptlab.devices import device_type
 from gptlab.errors import UserError
 
 CHOICES = sorted(
@@ -105,42 +104,6 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
 def test_mistakes_name_key_value_and_way_out(compose: Any, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compose(*overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["trainer=a100"], "trainer=a100 needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu"),
-        (["trainer=mps"], "trainer=mps needs an Apple GPU"),
-        (["precision=fp16", "trainer=cpu"], "precision=fp16 needs a CUDA GPU, this run is on cpu: use precision=bf16"),
-    ],
-)
-def test_a_device_that_is_not_there_is_refused(
-    compose: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    with pytest.raises(UserError, match=message):
-        device_type(compose(*overrides)[0])
-
-
-def test_bf16_is_refused_where_the_gpu_only_emulates_it(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
-    with pytest.raises(UserError, match=r"Tesla T4 has 7.5: use precision=fp16 or precision=fp32"):
-        device_type(compose("trainer=a100")[0])
-    assert device_type(compose("trainer=t4")[0]) == "cuda"
-    with pytest.raises(UserError, match=r"trainer.devices=2: there are 1 GPUs here"):
-        device_type(compose("trainer=t4", "trainer.devices=2")[0])
-
-
-def test_compiling_on_a_cpu_needs_a_compiler(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"compile=inductor needs a C\+\+ compiler"):
-        device_type(compose("compile=inductor", "trainer=cpu")[0])
 
 
 def test_no_choice_is_a_word_that_yaml_reads_as_a_boolean() -> None:

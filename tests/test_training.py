@@ -125,6 +125,14 @@ def test_tensorboard_shows_curves_samples_and_hyperparameters(trained: Path) -> 
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
+def test_validation_before_the_first_step_can_be_left_out(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "with")
+    run(tmp_path / "without", "trainer.val_first=false")
+    assert curve(tmp_path / "without", "val/loss") == curve(tmp_path / "with", "val/loss")[1:]
+    assert curve(tmp_path / "without") == curve(tmp_path / "with")
+    assert (tmp_path / "without" / "samples.txt").read_text().count("--- step") == 3
+
+
 def test_logged_learning_rates_are_those_of_the_steps(trained: Path) -> None:
     peak, end, warmup, steps = 1e-3, 1e-4, 2, 7
     expected = [peak * (i + 1) / (warmup + 1) for i in range(warmup)]

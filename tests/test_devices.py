@@ -1,0 +1,84 @@
+"""Where a run will be, in what precision, and how much of a batch at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptlab.devices import cached_rows, device_type, precision
+from gptlab.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer=a100"], "trainer=a100 needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu"),
+        (["trainer=mps"], "trainer=mps needs an Apple GPU"),
+        (["precision=fp16", "trainer=cpu"], "precision=fp16 needs a CUDA GPU, this run is on cpu: use precision=bf16"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    compose: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        device_type(compose(*overrides)[0])
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
+
+
+def a_cpu(monkeypatch: pytest.MonkeyPatch, avx512_bf16: bool = False, amx: bool = False) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+
+
+def test_bf16_is_refused_where_the_gpu_only_emulates_it(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_gpu(monkeypatch, (7, 5), "Tesla T4")
+    with pytest.raises(UserError, match=r"Tesla T4 has 7.5: use precision=fp16 or precision=fp32"):
+        device_type(compose("trainer=a100")[0])
+    assert device_type(compose("trainer=t4")[0]) == "cuda"
+    with pytest.raises(UserError, match=r"trainer.devices=2: there are 1 GPUs here"):
+        device_type(compose("trainer=t4", "trainer.devices=2")[0])
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"compile=inductor needs a C\+\+ compiler"):
+        device_type(compose("compile=inductor", "trainer=cpu")[0])
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_automatic_precision_is_bf16_where_a_gpu_has_it(
+    compose: Any, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str
+) -> None:
+    a_gpu(monkeypatch, capability, "some GPU")
+    a_cpu(monkeypatch)
+    assert precision(compose("precision=auto")[0]).name == name
+    assert precision(compose("precision=auto", "trainer=cpu")[0]).name == "fp32"
+    assert precision(compose("precision=fp32")[0]).name == "fp32"
+
+
+@pytest.mark.parametrize(("here", "name"), [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx": True}, "bf16")])
+def test_a_run_of_automatic_precision_says_what_it_took(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: dict[str, bool], name: str
+) -> None:
+    a_cpu(monkeypatch, **here)
+    summary = run(tmp_path, "precision=auto", "trainer.max_steps=1", "trainer.sample_tokens=0")
+    assert summary["precision"] == name
+
+
+@pytest.mark.parametrize(
+    ("rows", "block_size", "at_once"),
+    [(64, 256, 4), (12, 64, 12), (12, 256, 4), (7, 256, 1), (16, 2048, 1), (1, 64, 1), (2048, 1, 1024)],
+)
+def test_a_cpu_takes_what_divides_the_batch_and_stays_in_its_caches(rows: int, block_size: int, at_once: int) -> None:
+    assert cached_rows(rows, block_size) == at_once

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from gptlab import corpora
-from gptlab.dataset import EvalBatches, Share, TrainBatches, eval_batch_size
+from gptlab.dataset import ORDERS, EvalBatches, Share, TrainBatches, eval_batch_size
 from gptlab.errors import UserError, quoted
 from gptlab.files import user_folder
 from gptlab.prepare import Prepared, Split, prepare
@@ -38,6 +38,8 @@ class DataConfig:
     """A number; None: the whole share of a device; "auto": the most that fits into memory, see `fit`."""
     val_batch_size: int | None
     overfit_batches: int
+    order: str
+    """random or epochs, see `TrainBatches`."""
 
     def __post_init__(self) -> None:
         Split(self.split, self.val_fraction, self.test_fraction)  # which checks them
@@ -54,6 +56,8 @@ class DataConfig:
             raise UserError(f"data.val_batch_size={self.val_batch_size}: must be at least 1, or null to choose it")
         if self.overfit_batches < 0:
             raise UserError(f"data.overfit_batches={self.overfit_batches}: must be at least 0")
+        if self.order not in ORDERS:
+            raise UserError(f"data.order={self.order}: must be one of {', '.join(ORDERS)}")
 
     @property
     def paths(self) -> list[str]:
@@ -159,6 +163,7 @@ class LMDataModule(L.LightningDataModule):
             share=self._share(),
             device=trainer.strategy.root_device,
             distinct=self.config.overfit_batches,
+            order=self.config.order,
             start=lambda: trainer.global_step,
         )
 

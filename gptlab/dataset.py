@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor
 IGNORED = -100  # a target that counts for nothing: cross entropy's own default
 EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logits are half a gigabyte
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
+
+ORDERS = ("random", "epochs")
 
 Batch = tuple[Tensor, Tensor]
 TrainBatch = tuple[Tensor, Tensor, Tensor]
@@ -34,6 +37,17 @@ def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
     """
     raw = np.random.Philox(key=[seed, step]).random_raw(count)
     return (raw % np.uint64(positions)).astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def epoch_starts(seed: int, epoch: int, count: int, length: int, positions: int) -> np.ndarray:
+    """Where the crops of an epoch begin, (count,) int64 in [0, positions): in random order, but side by side.
+
+    They are `length` apart, from a random first place on, so that texts are cut elsewhere in each epoch.
+    """
+    raw = np.random.Philox(key=[seed + (2 << 32), epoch]).random_raw(1 + count)
+    first = int(raw[0]) % (positions - (count - 1) * length)
+    return first + np.argsort(raw[1:], kind="stable") * length
 
 
 def row_noise(seed: int, step: int, count: int) -> np.ndarray:
@@ -68,13 +82,15 @@ class Share:
 
 
 class TrainBatches:
-    """Random crops: optimizer step i takes the same `batch_size` crops whatever the share, in the same order.
+    """Crops at random: optimizer step i takes the same `batch_size` crops whatever the share, in the same order.
 
     Iterating yields micro-batches (idx, targets, noise) without end: (b, T) int64 twice, with targets one position
     ahead, and a random number for each row, (b,) int32.
 
     Args:
         ids: the training part, (n,).
+        order: random, each crop from anywhere, as in nanoGPT; or epochs: all of the text once, but for less
+            than a block at either end, before any of it a second time.
         distinct: cycle through that many steps' batches; 0: never repeat.
         start: asked at each iteration for the step to begin with, so that a resumed run goes on where it stopped.
     """
@@ -88,13 +104,28 @@ class TrainBatches:
         block_size: int,
         share: Share,
         device: torch.device,
+        order: str = "random",
         distinct: int = 0,
         start: Callable[[], int] = lambda: 0,
     ) -> None:
         self.ids = resident(ids, device)
         self.positions = len(ids) - block_size  # the last crop's last target is the last id
         self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
-        self.share, self.device, self.distinct, self.start = share, device, distinct, start
+        self.share, self.device, self.order, self.distinct, self.start = share, device, order, distinct, start
+
+    def starts(self, step: int) -> np.ndarray:
+        """Where the crops of optimizer step `step` begin, (batch_size,) int64."""
+        if self.order == "random":
+            return crop_starts(self.seed, step, self.batch_size, self.positions)
+        count, length = max(self.positions // self.block_size, 1), self.block_size
+        epoch, crop = divmod(step * self.batch_size, count)
+        starts = np.empty(0, dtype=np.int64)
+        while len(starts) < self.batch_size:
+            missing = self.batch_size - len(starts)
+            order = epoch_starts(self.seed, epoch, count, length, self.positions)
+            starts = np.concatenate((starts, order[crop : crop + missing]))
+            epoch, crop = epoch + 1, 0
+        return starts
 
     def batch(self, step: int, micro: int) -> TrainBatch:
         """Micro-batch `micro` of this process in optimizer step `step`."""
@@ -102,7 +133,7 @@ class TrainBatches:
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
         first = (micro * self.share.world_size + self.share.rank) * size
         rows = slice(first, first + size)
-        starts = crop_starts(self.seed, number, self.batch_size, self.positions)[rows]
+        starts = self.starts(number)[rows]
         noise = torch.from_numpy(row_noise(self.seed, step, self.batch_size)[rows])
         x = windows(self.ids, starts, self.block_size + 1, self.device)
         # One layout, whatever the batch: compiled once.

@@ -237,6 +237,7 @@ def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
             share=Share(0, 1, accumulation),
             device=device,
             distinct=settings.data.overfit_batches,
+            order=settings.data.order,
         )
     )
     number = 0

@@ -52,12 +52,15 @@ class Muon(torch.optim.Optimizer):
 
     So a step changes the output of a matrix as much whatever its shape is, and one learning rate suits all. (The other
     convention, 0.2 sqrt(max(rows, columns)) of Liu et al. 2025, https://arxiv.org/abs/2502.16982, has AdamW's rates.)
-    Weight decay is decoupled. Matrices of one shape, or its transpose, are stacked and turned by batched products.
+    Weight decay is decoupled. Matrices of one shape are stacked and turned by batched products.
+
+    With "nor_beta" above 0, as a memory, the rows of a step are made about as large as each other, over time, and the
+    step as large as before: NorMuon (Li et al. 2025, https://arxiv.org/abs/2510.05491).
 
     The attribute `found_inf`, where there is one, is 1 if a step is to change nothing; no GPU is waited for to know.
 
     Args:
-        groups: those with a "momentum" (and "ns_steps") are Muon's, all of 2 dimensions; the others AdamW's.
+        groups: those with a "momentum" (and "ns_steps" and "nor_beta") are Muon's, all of 2 dimensions; others AdamW's.
         parts: of a matrix in which several projections are stacked the rows of each, which are turned by themselves.
         fused: AdamW in one kernel.
     """
@@ -102,7 +105,7 @@ class Muon(torch.optim.Optimizer):
         gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
         for p in weights:
             if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                self.state[p] |= {"momentum_buffer": torch.zeros_like(p), "row_squares": p.new_zeros(len(p), 1)}
         buffers = [self.state[p]["momentum_buffer"] for p in weights]
         made: Any = 1.0
         if bad is not None:
@@ -111,14 +114,30 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * made)
-        alike = defaultdict(list)  # by shape: what to change, and by the direction of what
+        alike = defaultdict(list)  # by shape
         for p, update in zip(weights, updates, strict=True):
             rows = self.parts.get(p, (len(p),))
-            for part, direction in zip(p.split(rows), update.split(rows), strict=True):
-                alike[tuple(sorted(part.shape))].append((part, direction))
-        for pairs in alike.values():
-            x = torch.stack([u if u.shape[0] <= u.shape[1] else u.mT for _, u in pairs])  # (N, r, c), r <= c
-            x = orthogonalized(x.to(products_in(x.device)), group["ns_steps"]) * made
-            for (part, _), o in zip(pairs, x, strict=True):
-                scale = math.sqrt(max(1, part.shape[0] / part.shape[1]))
-                part.sub_(o if part.shape[0] <= part.shape[1] else o.mT, alpha=group["lr"] * scale)
+            stacked = (t.split(rows) for t in (p, update, self.state[p]["row_squares"]))
+            for part, direction, squares in zip(*stacked, strict=True):
+                alike[tuple(part.shape)].append((part, direction, squares))
+        for (r, c), triples in alike.items():
+            parts, directions, row_squares = zip(*triples, strict=True)
+            x = torch.stack(directions)  # (N, r, c)
+            x = (x if r <= c else x.mT).to(products_in(x.device))
+            x = orthogonalized(x, group["ns_steps"])
+            x = (x if r <= c else x.mT).to(parts[0].dtype)
+            if group["nor_beta"]:
+                x = _even(x, row_squares, (1 - group["nor_beta"]) * made)
+            torch._foreach_sub_(parts, (x * made).unbind(), alpha=group["lr"] * math.sqrt(max(1, r / c)))
+
+
+def _even(x: Tensor, squares: tuple[Tensor, ...], weight: Any) -> Tensor:
+    """x (N, r, c), rows over the roots of their mean squares, of which `squares` (r, 1) each are a running average.
+
+    Each matrix stays as large as it was.
+    """
+    mean = x.float().square().mean(-1, keepdim=True)  # (N, r, 1)
+    running = torch.stack(squares).float().lerp_(mean, weight)
+    torch._foreach_copy_(squares, running.unbind())
+    even = x * (running + EPS**2).rsqrt().to(x.dtype)
+    return even * (x.norm(dim=(-2, -1), keepdim=True) / even.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS))

@@ -14,7 +14,7 @@ from gptlab.errors import UserError
 from gptlab.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
-MUONS = ("adam_lr", "momentum", "ns_steps")
+MUONS = ("adam_lr", "momentum", "ns_steps", "nor_beta")
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 
@@ -36,6 +36,8 @@ class OptimConfig:
     momentum: float | None = None
     ns_steps: int | None = None
     """Newton-Schulz iterations, see `muon.orthogonalized`."""
+    nor_beta: float | None = None
+    """Memory of NorMuon's row norms, see `muon.Muon`; 0: plain Muon."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -52,7 +54,7 @@ class OptimConfig:
         for field in ("weight_decay", "grad_clip"):
             if not getattr(self, field) >= 0:
                 raise UserError(f"optim.{field}={getattr(self, field)}: must be at least 0")
-        for field in ("beta1", "beta2", "momentum"):
+        for field in ("beta1", "beta2", "momentum", "nor_beta"):
             if (value := getattr(self, field)) is not None and not 0 <= value < 1:
                 raise UserError(f"optim.{field}={value}: must be at least 0 and below 1")
         if self.ns_steps is not None and self.ns_steps < 1:
@@ -126,7 +128,7 @@ def parameter_groups(
             )
         groups[0]["params"] = [p for p in groups[0]["params"] if p not in matrices]
         groups = [{**group, "lr": config.adam_lr} for group in groups]
-        ours = {"lr": config.lr, "momentum": config.momentum, "ns_steps": config.ns_steps}
+        ours = {field: getattr(config, field) for field in ("lr", "momentum", "ns_steps", "nor_beta")}
         turned = [p for p in parameters if p in matrices]
         groups.insert(0, {"name": "matrices", "params": turned, "weight_decay": config.weight_decay, **ours})
     return [group for group in groups if group["params"]]

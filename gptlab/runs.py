@@ -64,8 +64,8 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
     what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
     what["data"] = data | {"sha256": data_sha256}
-    for group, new in (("model", upgrades.MODEL), ("trainer", upgrades.TRAINER)):  # what older versions did
-        values = config.get(group, {}).items()
+    for group, new in upgrades.NEW.items():  # what older versions did
+        values = what.get(group, {}).items()
         what[group] = {k: v for k, v in values if k not in KEPT and (k, v) not in new.items()}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -206,7 +206,7 @@ def stored(run_dir: Path) -> dict[str, Any]:
         config = runs.read_config(run_dir / "config.yaml")
         if not all(isinstance(config.get(group), dict) for group in ("model", "data", "trainer")):
             raise UserError("config.yaml is not that of a run")
-        return {**config, "trainer": upgrades.TRAINER | config["trainer"]}
+        return upgrades.completed(config)
     except UserError as error:
         quieten_lightning()
         from gptlab import checkpoint, resuming
@@ -214,7 +214,7 @@ def stored(run_dir: Path) -> dict[str, Any]:
         if (found := resuming.newest(run_dir)) is None:
             raise UserError(f"{run_dir}: {error}") from error
         log.warning("%s: %s. The config in %s is taken", run_dir, error, found[0])
-        return found[1][checkpoint.KEY]["config"]
+        return upgrades.completed(found[1][checkpoint.KEY]["config"])
 
 
 def resumed(config_file: Path, overrides: list[str]) -> DictConfig:

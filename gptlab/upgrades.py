@@ -10,8 +10,18 @@ DATA = {
     **{"text_key": "text", "subset": None, "revision": None, "max_documents": None},
     **{"split": "position", "test_fraction": 0.0},
 }
-MODEL = {"conv": None, "attn_dropout": None}
-TRAINER = {"ema": 0.0, "val_first": True}
+NEW: dict[str, dict[str, Any]] = {
+    "model": {"conv": None, "attn_dropout": None, "embed_norm": False},
+    "data": {"order": "random"},
+    "trainer": {"ema": 0.0, "val_first": True},
+}
+"""Likewise, of a run that is gone on with; a config that says it has the hash of one that does not."""
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, with what is `NEW`."""
+    groups = [group for group in NEW if group != "model" or "norm" in config["model"]]  # a bigram has no such switches
+    return {**config, **{group: NEW[group] | config[group] for group in groups}}
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,13 @@ GOLDEN = {
 }
 
 
+# Of steps 0 and 3136, in which the second epoch begins.
+EPOCHS = {
+    0: [646604, 231372, 541132, 245580, 615628, 241036, 993548, 599500, 63884, 27908],
+    4294967295: [586016, 743904, 95136, 577248, 538144, 679200, 177824, 933344, 483808, 439981],
+}
+
+
 @pytest.mark.parametrize(("seed", "step"), GOLDEN)
 def test_crops_begin_where_they_always_began(seed: int, step: int) -> None:
     assert crop_starts(seed, step, 7, 1_003_598).tolist() == GOLDEN[seed, step]
@@ -102,6 +109,37 @@ def test_iteration_goes_on_from_the_step_that_training_has_reached(ids: Shards) 
         for step in (reached, reached + 1, reached + 2):
             for micro in (0, 1):
                 assert same(next(iterator), batches.batch(step, micro))
+
+
+def test_an_epoch_is_all_of_the_text_cut_elsewhere_each_time(ids: Shards) -> None:
+    crops = (1009 - 13) // 13  # 76: a batch of 7 ends one epoch and begins the next
+    batches = train_batches(ids, batch_size=7, order="epochs")
+    starts = np.concatenate([batches.starts(step) for step in range(crops)]).reshape(7, crops)
+    firsts = []
+    for epoch in starts:
+        places = np.sort(epoch)
+        assert set(np.diff(places)) == {13}  # side by side
+        assert 0 <= places[0] < 26 > 1009 - 13 - places[-1]
+        assert not np.array_equal(places, epoch)
+        firsts.append(int(places[0]))
+    assert len(set(firsts)) > 3
+    assert not np.array_equal(np.argsort(starts[0]), np.argsort(starts[1]))
+    x, *_ = batches.batch(11, 0)
+    assert x[:, 0].tolist() == batches.starts(11).tolist()
+
+
+@pytest.mark.parametrize("spare", [1, 2, 12, 13, 14, 26])
+def test_an_epoch_reaches_every_id_of_a_short_text(spare: int) -> None:
+    batches = train_batches(np.arange(13 + spare, dtype=np.uint16), batch_size=5, order="epochs")
+    seen = [batches.batch(step, 0) for step in range(97)]
+    assert {int(i) for _, ys, _ in seen for i in ys.flatten()} == set(range(1, 13 + spare))
+    assert {int(i) for xs, *_ in seen for i in xs.flatten()} == set(range(12 + spare))
+
+
+@pytest.mark.parametrize("seed", EPOCHS)
+def test_epochs_have_the_order_that_they_always_had(seed: int) -> None:
+    batches = train_batches(np.zeros(1_003_854, dtype=np.uint8), seed=seed, block_size=64, batch_size=5, order="epochs")
+    assert batches.starts(0).tolist() + batches.starts(3136).tolist() == EPOCHS[seed]
 
 
 def test_overfitting_cycles_through_the_same_batches(ids: Shards) -> None:

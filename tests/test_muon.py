@@ -97,7 +97,7 @@ def test_steps_are_torchs_muons_and_adamws(fused: bool) -> None:
     """Where no projections are stacked: without attention, and with an ungated mlp."""
     ours = small(attention="none", bias=True)
     theirs = copy.deepcopy(ours)
-    mine = optimizer(ours, fused)
+    mine = optimizer(ours, fused, nor_beta=0.0)
     matrices = [p for p in theirs.h.parameters() if p.dim() == 2]
     rest = [p for p in theirs.parameters() if all(p is not m for m in matrices)]
     groups = [{"params": [p for p in rest if p.dim() == d], "weight_decay": 0.1 * (d == 2)} for d in (1, 2)]
@@ -131,7 +131,7 @@ def test_what_is_stacked_in_a_matrix_is_turned_by_itself(name: str, switches: An
     weight = model.h[1].get_submodule(name).weight
     before = weight.detach().clone()
     assert models.matrices(model)[weight] == sizes
-    optimizer(model, weight_decay=0.0).step()
+    optimizer(model, weight_decay=0.0, nor_beta=0.0).step()
     assert weight.grad is not None
     for change, gradient in zip((before - weight).split(sizes), weight.grad.split(sizes), strict=True):
         wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.mT
@@ -141,6 +141,33 @@ def test_what_is_stacked_in_a_matrix_is_turned_by_itself(name: str, switches: An
         torch.testing.assert_close(change, 0.02 * scale * turned, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["attn.c_attn", "mlp.c_fc", "mlp.c_proj"])
+def test_normuon_evens_out_the_rows_of_a_step(name: str) -> None:
+    """Li et al. 2025, algorithm 1, with the norm of plain Muon's step."""
+    model = small()
+    weight = model.h[0].get_submodule(name).weight
+    parts = models.matrices(model)[weight]
+    plain, normed = (optimizer(model, weight_decay=0.0, nor_beta=beta) for beta in (0.0, 0.9))
+    squares = torch.zeros(len(weight), 1)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        changes = []
+        for each in (plain, normed):
+            before = [p.detach().clone() for p in model.parameters()]
+            old = weight.detach().clone()
+            each.step()
+            changes.append(old - weight.detach())
+            with torch.no_grad():
+                for p, value in zip(model.parameters(), before, strict=True):
+                    p.copy_(value)
+        turned = changes[0] / max(1, parts[0] / weight.shape[1]) ** 0.5 / 0.02
+        squares = 0.9 * squares + 0.1 * turned.square().mean(1, keepdim=True)
+        for was, now, root in zip(*(t.split(parts) for t in (*changes, squares.sqrt())), strict=True):
+            expected = was / root
+            torch.testing.assert_close(now, expected * was.norm() / expected.norm(), atol=2e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_state_goes_through_a_checkpoint(fused: bool) -> None:
     ours = small(mlp="swiglu")
@@ -148,7 +175,7 @@ def test_a_state_goes_through_a_checkpoint(fused: bool) -> None:
     mine.step()
     state = mine.state_dict()
     assert {frozenset(values) for values in state["state"].values()} == {
-        frozenset({"momentum_buffer"}),
+        frozenset({"momentum_buffer", "row_squares"}),
         frozenset({"step", "exp_avg", "exp_avg_sq"}),
     }
     theirs = copy.deepcopy(ours)
@@ -237,7 +264,7 @@ def test_the_scaling_of_fp16_goes_with_it() -> None:
 
 
 def test_the_losses_of_twenty_steps_are_golden(run: Any, tmp_path: Any) -> None:
-    words = ("optim=muon", "schedule=wsd", "model.n_kv_head=1", "model.mlp=swiglu")
+    words = ("optim=muon", "optim.nor_beta=0", "schedule=wsd", "model.n_kv_head=1", "model.mlp=swiglu")
     run(tmp_path, *words, "trainer.max_steps=20", "trainer.val_every=20", "trainer.sample_tokens=0")
     assert curve(tmp_path) == pytest.approx(GOLDEN, abs=1e-3)  # what is turned is sensitive to rounding
 

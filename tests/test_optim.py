@@ -23,7 +23,7 @@ ADAMW = {
     "eps": 1e-8,
     "grad_clip": 1.0,
 }
-MUON = {**ADAMW, "name": "muon", "lr": 0.02, "adam_lr": 0.004, "momentum": 0.95, "ns_steps": 5}
+MUON = {**ADAMW, "name": "muon", "lr": 0.02, "adam_lr": 0.004, "momentum": 0.95, "ns_steps": 5, "nor_beta": 0.9}
 COSINE = {"name": "cosine", "warmup_steps": 5, "decay_steps": 31, "min_ratio": 0.1}
 
 

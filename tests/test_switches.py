@@ -28,6 +28,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm": ("layernorm", "rmsnorm", "none"),
     "norm_place": ("pre", "post"),
     "norm_weight": (True, False),
+    "embed_norm": (False, True),
     "pos": ("learned", "sinusoidal", "rope", "alibi", "none"),
     "mlp": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu", "none"),
     "mlp_proj": (True, False),
@@ -54,7 +55,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
 OWNED = {
     "attention": {"attn_proj", "attn_scale", "n_kv_head", "qk_norm", "window", "qkv_bias"},
     "mlp": {"mlp_proj", "n_inner"},
-    "norm": {"norm_weight"},
+    "norm": {"norm_weight", "embed_norm"},
 }
 Row = dict[str, Any]
 Pair = frozenset[tuple[str, Any]]
@@ -192,6 +193,7 @@ def parameters(
     norm: str,
     norm_place: str,
     norm_weight: bool,
+    embed_norm: bool,
     pos: str,
     mlp: str,
     mlp_proj: bool,
@@ -217,7 +219,7 @@ def parameters(
     hidden = n_inner or (C if not mlp_proj else 160 if gated else 4 * C)
     feed = (1 + gated) * (C * hidden + bias * hidden) + mlp_proj * (hidden * C + bias * C) + C * (conv or 0)
     block = (attention != "none") * (one_norm + attend) + (mlp != "none") * ((not parallel) * one_norm + feed)
-    ends = (pos == "learned") * T * C + (norm_place == "pre") * one_norm + head_bias * V
+    ends = (pos == "learned") * T * C + ((norm_place == "pre") + embed_norm) * one_norm + head_bias * V
     return V * C * (1 if tied else 2) + L * block + ends
 
 

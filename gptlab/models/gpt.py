@@ -27,6 +27,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
+        self.ln_e = norm(config) if config.embed_norm else nn.Identity()
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = norm(config) if config.norm_place == "pre" else nn.Identity()
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -88,11 +89,11 @@ class GPT(nn.Module):
         """(..., C) of tokens idx (...) at positions t, which broadcast with idx; None: 0, 1, ... on the last axis."""
         c, x = self.config, self.wte(idx)
         if self.wpe is not None:
-            return x + (self.wpe.weight[: idx.shape[-1]] if t is None else F.embedding(t, self.wpe.weight))
+            x = x + (self.wpe.weight[: idx.shape[-1]] if t is None else F.embedding(t, self.wpe.weight))
         if c.pos == "sinusoidal":
             t = torch.arange(idx.shape[-1], device=idx.device) if t is None else t
-            return x * math.sqrt(c.n_embd) + sinusoids(t, c.n_embd).to(x.dtype)
-        return x
+            x = x * math.sqrt(c.n_embd) + sinusoids(t, c.n_embd).to(x.dtype)
+        return self.ln_e(x)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of features (..., C)."""

@@ -48,6 +48,8 @@ class GPTConfig:
     norm_weight: bool = True
     """Learned scales in the norms."""
     norm_eps: float = 1e-5
+    embed_norm: bool = False
+    """A norm of the embeddings, too, as in BLOOM (https://arxiv.org/abs/2211.05100)."""
     pos: str = "learned"
     """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
     rope_base: float = 10_000.0

@@ -43,6 +43,7 @@ class Family:
 LAYER = "layers.{}."
 FIXED: dict[str, Any] = {
     "norm_place": "pre",
+    "embed_norm": False,
     "head_bias": False,
     "mlp_proj": True,
     "attn_proj": True,

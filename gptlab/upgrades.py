@@ -21,7 +21,7 @@ NEW: dict[str, dict[str, Any]] = {
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run, with what is `NEW`."""
     groups = [group for group in NEW if group != "model" or "norm" in config["model"]]  # a bigram has no such switches
-    return {**config, **{group: NEW[group] | config[group] for group in groups}}
+    return {**config, **{group: config[group] | NEW[group] | config[group] for group in groups}}  # in its order
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:

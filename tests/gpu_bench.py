@@ -36,16 +36,18 @@ class Measurement:
 def measurements(memory: float) -> dict[str, Measurement]:
     """All of them by their names, for a GPU with `memory` bytes; the limits are ten minutes together."""
     fast = ("compile=inductor", "precision=bf16")
+    graphs = ("compile=reduce_overhead", "precision=bf16")
     gpt10m = ("model=gpt10m", "data=shakespeare_char")
     gpt124m = ("model=gpt124m", "data=shakespeare_char", "tokenizer=gpt2")
     at_once = f"data.micro_batch_size={32 if memory > 60e9 else 8}"
     few = ("--steps", "2", "--rounds", "3")
     found = {
         "gpt10m against loop": Measurement("bench", (*gpt10m, *fast, "--against", "loop"), 80),
-        "gpt10m against bare": Measurement("bench", (*gpt10m, *fast, "--against", "bare"), 110),
+        "gpt10m against bare": Measurement("bench", (*gpt10m, *fast, "--against", "bare"), 90),
+        "gpt10m by CUDA graphs": Measurement("bench", (*gpt10m, *graphs), 50),
         "gpt124m": Measurement("bench", (*gpt124m, *fast, at_once, *few), 140),
         "gpt10m sampling": Measurement("bench", (*gpt10m, "precision=bf16", "--sampling", "--against", "loop"), 35),
-        "gpt10m sampling compiled": Measurement("bench", (*gpt10m, *fast, "--sampling"), 90),
+        "gpt10m sampling compiled": Measurement("bench", (*gpt10m, *fast, "--sampling"), 60),
         "gpt124m sampling": Measurement("bench", (*gpt124m, "precision=bf16", "--sampling", "--against", "loop"), 35),
     }
     if (train.CONF / "experiment" / "speedrun.yaml").exists():

@@ -162,6 +162,8 @@ def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_fi
         f"experiment={experiment}",
         *smaller.get(experiment, ()),
         "data=text",
+        "compile=eager",
+        "precision=fp32",
         "data.batch_size=2",
         "data.val_fraction=0.01",
         "data.val_batch_size=1",

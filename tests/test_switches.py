@@ -650,7 +650,7 @@ def test_a_convolution_adds_the_weighted_inputs_of_the_positions_before() -> Non
     assert torch.equal(conv(x, places(GPTConfig(**SIZES), T, CPU)), x)
     with torch.no_grad():
         conv.weight.copy_(torch.randn(conv.weight.shape))
-    expected = x + F.conv1d(F.pad(x.mT, (2, 0)), conv.weight, groups=C).mT
+    expected = x + F.conv1d(F.pad(x.mT, (2, 0)), conv.weight.permute(2, 1, 0), groups=C).mT
     torch.testing.assert_close(conv(x, places(GPTConfig(**SIZES), T, CPU)), expected, atol=1e-5, rtol=1e-5)
 
 

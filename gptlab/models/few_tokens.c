@@ -328,7 +328,7 @@ static void add(const Step *s, long rows) {
     for (long i = 0; i < rows * s->n; i++) s->y[i] = s->how ? s->y[i] + s->x[i] : s->x[i];
 }
 
-// y (rows, n) = x plus the weighted sum of the last m inputs, channel by channel; w: (n, m); v: those inputs, (B, columns, n).
+// y (rows, n) = x plus the weighted sum of the last m inputs, channel by channel; w: (m, n); v: those inputs, (B, columns, n).
 static void convolve(const Step *s, const long *sequence, const long *position, long rows) {
     const float *w = s->w;
     float *read = (float *)s->v;
@@ -339,7 +339,7 @@ static void convolve(const Step *s, const long *sequence, const long *position, 
             ring[position[r] % s->columns * s->n] = x;
             for (long tap = 0; tap < s->m; tap++) {
                 long at = position[r] - (s->m - 1) + tap;
-                if (at >= 0) sum += w[c * s->m + tap] * ring[at % s->columns * s->n];
+                if (at >= 0) sum += w[tap * s->n + c] * ring[at % s->columns * s->n];
             }
             s->y[r * s->n + c] = sum;
         }

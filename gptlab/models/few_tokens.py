@@ -196,7 +196,7 @@ class FewTokens:
             return x
         read, weight = self.cache.read[i, conv.name], conv.weight[:, 0]
         w, v = self._wide(weight), self._pointer(read)
-        self._add(CONVOLVE, x, self.mixed, n=read.shape[2], m=weight.shape[1], columns=read.shape[1], w=w, v=v)
+        self._add(CONVOLVE, x, self.mixed, n=read.shape[2], m=len(weight), columns=read.shape[1], w=w, v=v)
         return self.mixed
 
     def _mlp(self, i: int, mlp: Any, x: Tensor, add: bool) -> None:

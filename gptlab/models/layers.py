@@ -164,9 +164,8 @@ class CausalConv(nn.Module):
         super().__init__()
         assert config.conv is not None
         self.name, self.before = name, config.conv - 1
-        self.weight = nn.Parameter(
-            torch.zeros(config.n_embd, 1, config.conv)
-        )  # as nn.Conv1d's; the last is the token's own
+        # nn.Conv1d's, turned round, since a kernel for a CPU reads channels side by side; the last is the token's own.
+        self.weight = nn.Parameter(torch.zeros(config.conv, 1, config.n_embd))
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         # nn.Conv1d is several times slower on a CPU, where inductor makes one kernel of this.
@@ -174,8 +173,8 @@ class CausalConv(nn.Module):
         seen = F.pad(x, (0, 0, n, 0)) if places.behind is None else places.behind(self.name, x, n)  # (B, n + T, C)
         wide = torch.promote_types(x.dtype, torch.float32)  # so that bf16 is rounded once
         y = x.to(wide)
-        for tap, weight in enumerate(self.weight.to(wide).unbind(-1)):  # (C, 1)
-            y = y + seen[:, tap : tap + T] * weight[:, 0]
+        for tap, weight in enumerate(self.weight.to(wide)):  # (1, C)
+            y = y + seen[:, tap : tap + T] * weight
         return y.type_as(x)  # (B, T, C)
 
 

@@ -190,7 +190,8 @@ class Turns(L.Callback):
                 "ids": str(shard(data.prepared.folder, "train", 0)),
                 "id_type": id_type(module.tokenizer.vocab_size).__name__,
                 "batch_size": s.data.batch_size,
-                "accumulation": data.config.accumulation(1),
+                # What `auto` chooses is ours: a plain loop takes the batch whole, unless a number is given.
+                "accumulation": 1 if s.data.micro_batch_size == "auto" else data.config.accumulation(1),
                 "optim": {field: getattr(s.optim, field) for field in OPTIM} | {"lr": s.optim.adam_lr or s.optim.lr},
                 "schedule": asdict(s.schedule),
                 "seed": s.seed,

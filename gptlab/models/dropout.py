@@ -32,7 +32,8 @@ class Drop(NamedTuple):
         whole = self.whole or x.shape[1:]
         i = torch.arange(math.prod(whole), dtype=torch.int32, device=x.device).view(whole)[self.part]
         fate = mixed(i ^ self.noise.view(-1, *[1] * i.dim()))
-        return torch.where(fate >= int(self.p * 2**32) - 2**31, x * (1 / (1 - self.p)), 0.0)
+        kept = torch.where(fate >= int(self.p * 2**32) - 2**31, 1 / (1 - self.p), 0.0)
+        return x * kept.to(x.dtype)
 
 
 KEEP = Drop()

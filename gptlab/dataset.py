@@ -117,15 +117,13 @@ class TrainBatches:
         """Where the crops of optimizer step `step` begin, (batch_size,) int64."""
         if self.order == "random":
             return crop_starts(self.seed, step, self.batch_size, self.positions)
-        count, length = max(self.positions // self.block_size, 1), self.block_size
-        epoch, crop = divmod(step * self.batch_size, count)
-        starts = np.empty(0, dtype=np.int64)
-        while len(starts) < self.batch_size:
-            missing = self.batch_size - len(starts)
-            order = epoch_starts(self.seed, epoch, count, length, self.positions)
-            starts = np.concatenate((starts, order[crop : crop + missing]))
-            epoch, crop = epoch + 1, 0
-        return starts
+        count = max(self.positions // self.block_size, 1)  # crops of an epoch
+        epochs, crops = np.divmod(step * self.batch_size + np.arange(self.batch_size), count)
+        parts = [
+            epoch_starts(self.seed, epoch, count, self.block_size, self.positions)[crops[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+        return np.concatenate(parts)
 
     def batch(self, step: int, micro: int) -> TrainBatch:
         """Micro-batch `micro` of this process in optimizer step `step`."""

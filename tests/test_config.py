@@ -85,6 +85,7 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
         (["trainer.patience=0"], "trainer.patience=0: must be at least 1, or null"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: must be one of auto, cpu, gpu, mps"),
         (["precision.name=fp8"], "precision.name=fp8: must be one of fp32, bf16, fp16, bf16_true"),
+        (["data.order=shuffled"], "data.order=shuffled: must be one of random, epochs"),
         (["compile.mode=fast"], "compile.mode=fast: must be one of default, reduce-overhead, max-autotune"),
         (["schedule.decay_steps=-1"], "schedule.decay_steps=-1: must be at least 0"),
         (["+model.vocab_size=777"], "model.vocab_size=777: the tokenizer decides it"),

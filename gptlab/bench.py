@@ -338,7 +338,9 @@ def child(args: argparse.Namespace) -> None:
         with train.refusals():
             composed = train.compose(args.overrides)
             logging.basicConfig(level=logging.INFO, format="%(message)s")
-            train.quieten_lightning()
+            from gptlab import lightly
+
+            lightly.import_lightning()
             from gptlab import config, measuring
 
             settings = config.settings(OmegaConf.create(composed))

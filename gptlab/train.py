@@ -182,7 +182,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         composed = with_defaults(plain(changed), composed)
     elif runs.has_checkpoint(run_dir):
         raise UserError(f"{run_dir} holds a run: go on with it by resume={run_dir}, or choose another folder")
-    quieten_lightning()
+    from gptlab import lightly
+
+    lightly.import_lightning()
     from gptlab import config, fit
 
     return fit.fit(config.settings(OmegaConf.create(composed)), composed, run_dir, resume)
@@ -208,7 +210,9 @@ def stored(run_dir: Path) -> dict[str, Any]:
             raise UserError("config.yaml is not that of a run")
         return upgrades.completed(config)
     except UserError as error:
-        quieten_lightning()
+        from gptlab import lightly
+
+        lightly.import_lightning()
         from gptlab import checkpoint, resuming
 
         if (found := resuming.newest(run_dir)) is None:
@@ -236,17 +240,6 @@ def resumed(config_file: Path, overrides: list[str]) -> DictConfig:
             raise UserError(f"{override.input_line}: would make it another run; start a new one without resume=")
         OmegaConf.update(cfg, key, override.value(), force_add=True)
     return cfg
-
-
-def quieten_lightning() -> None:
-    """Let Lightning's messages go through Hydra's logging, once each, without its advertisements."""
-    import lightning  # noqa: F401
-
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(logging.WARNING)
 
 
 def asked_for_sweep(arguments: list[str]) -> argparse.Namespace | None:

@@ -18,11 +18,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptlab import train
+from gptlab import lightly
 
-train.quieten_lightning()
+lightly.import_lightning()
 
-from gptlab import config  # noqa: E402 (imports Lightning, which is to be quiet)
+from gptlab import config, train  # noqa: E402
 from gptlab.fit import fit  # noqa: E402
 
 torch.set_num_threads(1)  # for models this small more threads are slower

@@ -35,11 +35,11 @@ import torch
 
 torch.set_num_threads(1)  # before any operation: a process with threads cannot be forked
 
-from gptlab import train  # noqa: E402
+from gptlab import lightly  # noqa: E402
 
-train.quieten_lightning()
+lightly.import_lightning()
 
-from gptlab import checkpoint, config, fit  # noqa: E402, F401 (what a forked run would import)
+from gptlab import checkpoint, config, fit, train  # noqa: E402, F401 (what a forked run would import)
 from gptlab.errors import UserError  # noqa: E402
 from tests.dying import Aim, arm, shared_marks, watch  # noqa: E402
 from tests.runs_compared import differences  # noqa: E402

@@ -13,7 +13,7 @@ DATA = {
 NEW: dict[str, dict[str, Any]] = {
     "model": {"conv": None, "attn_dropout": None, "embed_norm": False},
     "data": {"order": "random"},
-    "trainer": {"ema": 0.0, "val_first": True},
+    "trainer": {"ema": 0, "val_first": True},
 }
 """Likewise, of a run that is gone on with; a config that says it has the hash of one that does not."""
 

@@ -13,11 +13,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
-from gptlab import checkpoint, saving
+from gptlab import checkpoint, runs, saving
 from gptlab import fit as fit_module
 from gptlab.errors import UserError
+from gptlab.upgrades import NEW
 from tests.conftest import HARD, TINY
 from tests.runs_compared import assert_same_run, rows
 
@@ -289,6 +291,31 @@ def test_a_run_of_an_older_version_is_opened_and_not_gone_on_with(run: Any, tmp_
     checkpoint.load(tmp_path)
     with pytest.raises(UserError, match=r"which this version opens but does not go on from; begin .* init_from="):
         run(tmp_path, "trainer.max_steps=9", resume=True)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Path, damaged: bool) -> None:
+    words = (*TINY, f"data.path='{text_file}'", "data.cache_dir=cache", "hydra.run.dir=run")
+    assert command("train", *words).returncode == 0
+    shutil.copytree("run", "whole")
+
+    def of_old(config: dict[str, Any]) -> dict[str, Any]:
+        return config | {group: {k: v for k, v in config[group].items() if k not in NEW[group]} for group in NEW}
+
+    old = of_old(runs.read_config(Path("run/config.yaml")))
+    Path("run/config.yaml").write_text(f"# sha256 of what follows: {'0' * 64}\n" if damaged else yaml.safe_dump(old))
+    for path in Path("run/checkpoints").iterdir():
+        content = checkpoint.read(path, mapped=False)
+        content["gptlab"]["config"] = of_old(content["gptlab"]["config"])
+        checkpoint.save(content, path)
+
+    for folder in ("run", "whole"):
+        further = command("train", f"resume={folder}", "trainer.max_steps=9")
+        assert further.returncode == 0, further.stderr
+        assert ("config in" in further.stdout + further.stderr) is (damaged and folder == "run")
+    assert_same_run(Path("run"), Path("whole"))
+    hashes = {runs.read_summary(Path(folder))["config_hash"] for folder in ("run", "whole")}
+    assert len(hashes) == 1
 
 
 COMMAND = (*TINY, "name=here", "data.cache_dir=cache", "hydra.job_logging.root.level=INFO")

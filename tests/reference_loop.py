@@ -1,15 +1,15 @@
-"""The plain PyTorch loop that a nanoGPT user has, as a reference for speed and for the loss that it reaches.
+"""Seconds to a loss: `experiment=speedrun_cpu` against the plain loop that a nanoGPT user has.
 
-Eager, with nanoGPT's data loading (random crops out of a memory map), optimizer (AdamW, not fused on a CPU),
-schedule, clipping and logging, on our model, whose mathematics is the same. Run by itself it times both in turn,
-A B A B, each in a fresh process: python -m tests.reference_loop
+Both from the start of their process, in turn, A B A B: the loop makes nanoGPT's CPU run, eager, and evaluates once, at
+its end; ours has no compiled kernels and no prepared text to begin with. The losses are of the whole validation split.
+
+python -m tests.reference_loop                                      to nanoGPT's loss
+python -m tests.reference_loop --lr 4e-3 trainer.max_steps=...      to that of the loop at its best learning rate
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import math
 import os
 import statistics
 import subprocess
@@ -20,102 +20,102 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from gptlab.models import GPT, GPTConfig
+from gptlab import models
+from gptlab.files import read_json
+from gptlab.models.gpt import GPT
+from gptlab.models.gpt_config import GPTConfig
+from gptlab.plainloop import PlainLoop
 
-BATCH, BLOCK, LR, MIN_LR, WARMUP, DECAY, LOG = 12, 64, 1e-3, 1e-4, 100, 2000, 10
+BATCH, BLOCK, STEPS, SEED = 12, 64, 2000, 1337
+RATE = 1e-3
 
 
-def train(text: str, steps: int, seed: int = 1337) -> tuple[GPT, list[float], np.ndarray]:
-    """The model after `steps`, seconds of each step, and the validation ids."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    chars = sorted(set(text))
-    index = {character: i for i, character in enumerate(chars)}
+def train(text: str, folder: Path, lr: float) -> float:
+    """Nats per token over the whole validation split after nanoGPT's CPU run, whose ids are written into `folder`."""
+    index = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = np.array([index[character] for character in text], dtype=np.uint16)
-    data, val = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    model = GPT(GPTConfig(len(chars), BLOCK, n_layer=4, n_head=4, n_embd=128, bias=False))
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99))
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        starts = torch.randint(len(data) - BLOCK, (BATCH,))
-        x = torch.stack([torch.from_numpy(data[i : i + BLOCK].astype(np.int64)) for i in starts])
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + BLOCK].astype(np.int64)) for i in starts])
-        return x, y
-
-    seconds = []
-    x, y = batch()
-    for step in range(steps):
-        start = time.perf_counter()
-        if step < WARMUP:
-            lr = LR * (step + 1) / (WARMUP + 1)
-        else:
-            lr = MIN_LR + 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (DECAY - WARMUP))) * (LR - MIN_LR)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = F.cross_entropy(model(x).view(-1, len(chars)), y.reshape(-1))
-        x, y = batch()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % LOG == 0:
-            loss.item()
-        seconds.append(time.perf_counter() - start)
-    return model, seconds, val
-
-
-def whole_split_loss(model: GPT, val: np.ndarray) -> float:
-    """Nats per token over the whole split, non-overlapping windows in order."""
-    ids = torch.from_numpy(val.astype(np.int64))
-    nats = 0.0
-    with torch.no_grad():
-        for start in range(0, len(ids) - 1, BLOCK):
-            y = ids[start + 1 : start + BLOCK + 1]
-            logits = model(ids[None, start : start + len(y)])[0]
-            nats += F.cross_entropy(logits, y, reduction="sum").item()
-    return nats / (len(ids) - 1)
-
-
-def reference_step(data_dir: Path, steps: int) -> float:
-    """Median seconds of the reference's steps, measured in a process of its own."""
-    code = (
-        "import sys, pathlib, statistics; from tests import reference_loop as r;"
-        f"print(statistics.median(r.train(pathlib.Path(sys.argv[1]).read_text(), {steps})[1][{LOG}:]))"
+    cut = int(0.9 * len(ids))
+    ids[:cut].tofile(folder / "train.bin")
+    loop = PlainLoop(
+        models.to_dict(GPTConfig(len(index), BLOCK, n_layer=4, n_head=4, n_embd=128, bias=False)),
+        ids=str(folder / "train.bin"),
+        id_type="uint16",
+        batch_size=BATCH,
+        accumulation=1,
+        optim={"lr": lr, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "grad_clip": 1.0},
+        schedule={"name": "cosine", "warmup_steps": 100, "decay_steps": STEPS, "min_ratio": 0.1},
+        seed=SEED,
+        device="cpu",
     )
-    command = [sys.executable, "-c", code, str(data_dir / "tinyshakespeare.txt")]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    for _ in range(STEPS):
+        loop.step()
+    assert isinstance(loop.model, GPT)
+    return whole_split_loss(loop.model, torch.from_numpy(ids[cut:].astype(np.int64)))
 
 
-def gptlab_step(data_dir: Path, steps: int, *overrides: str) -> float:
-    """Median seconds of gptlab's steps, from the speed that the run itself logs every 10 steps."""
+@torch.no_grad()
+def whole_split_loss(model: GPT, ids: Tensor) -> float:
+    """Nats per token in windows that follow each other."""
+    windows = [ids[i : i + BLOCK + 1] for i in range(0, len(ids) - 1, BLOCK)]  # the last may be shorter
+    batches = (*torch.stack(windows[:-1]).split(64), windows[-1][None])
+    nats = [F.cross_entropy(model(x[:, :-1]).mT, x[:, 1:], reduction="sum").item() for x in batches]
+    return sum(nats) / (len(ids) - 1)
+
+
+def reference(lr: float) -> tuple[float, float]:
+    """Seconds and loss of the plain loop in a process of its own."""
+    command = [sys.executable, "-m", "tests.reference_loop", "--alone", f"--lr={lr}"]
+    start = time.perf_counter()
+    shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return time.perf_counter() - start, float(shown.split()[-1])
+
+
+def ours(*overrides: str) -> tuple[float, float]:
+    """Seconds and loss of gptlab.train likewise."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gptlab.train", "experiment=nanogpt_char_cpu", *overrides]
-        command += [f"hydra.run.dir={folder}", f"data.dir={data_dir}", f"data.cache_dir={folder}/cache"]
-        command += [f"trainer.max_steps={steps}", f"trainer.val_every={steps}", "trainer.sample_tokens=0"]
-        subprocess.run(command, check=True, capture_output=True)
-        with (Path(folder) / "metrics.csv").open(newline="") as file:
-            speeds = [float(row["tokens_per_sec"]) for row in csv.DictReader(file) if row["tokens_per_sec"]]
-    return BATCH * BLOCK / statistics.median(speeds[1:])
+        command = [sys.executable, "-m", "gptlab.train", "experiment=speedrun_cpu", *overrides]
+        command += [f"hydra.run.dir={folder}/run", f"data.cache_dir={folder}/cache"]
+        start = time.perf_counter()
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        return time.perf_counter() - start, read_json(Path(folder) / "run" / "summary.json")["val/loss"]
+
+
+def race(lr: float, rounds: int, *overrides: str) -> list[tuple[float, float, float]]:
+    """Of each round the ratio of times, ours / the loop's, and both losses."""
+    found = []
+    for number in range(1, rounds + 1):
+        theirs, their_loss = reference(lr)
+        seconds, loss = ours(f"seed={number}", *overrides)
+        found.append((seconds / theirs, loss, their_loss))
+        print(
+            f"plain loop {theirs:.1f} s to {their_loss:.4f}, gptlab {seconds:.1f} s to {loss:.4f}: "
+            f"1/{theirs / seconds:.2f}",
+            flush=True,
+        )
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, default=RATE, help="of the plain loop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help="one run of the plain loop, and its loss")
     parser.add_argument("overrides", nargs="*", help="of gptlab.train")
     args = parser.parse_args()
-    data_dir = Path(os.environ["GPTLAB_DATA"])
-    ratios = []
-    for _ in range(args.pairs):
-        reference, ours = reference_step(data_dir, args.steps), gptlab_step(data_dir, args.steps, *args.overrides)
-        ratios.append(ours / reference)
-        print(f"plain loop {reference * 1e3:.2f} ms, gptlab {ours * 1e3:.2f} ms, ratio {ratios[-1]:.3f}", flush=True)
-    print(f"gptlab / plain loop: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+    if args.alone:
+        with tempfile.TemporaryDirectory() as folder:
+            text = (Path(os.environ["GPTLAB_DATA"]) / "tinyshakespeare.txt").read_text()
+            print(train(text, Path(folder), args.lr))
+        return
+    ratios, losses, theirs = zip(*race(args.lr, args.rounds, *args.overrides), strict=True)
+    print(
+        f"gptlab / plain loop: median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}; "
+        f"mean loss {statistics.mean(losses):.4f}, the loop's {statistics.mean(theirs):.4f}"
+    )
 
 
 if __name__ == "__main__":

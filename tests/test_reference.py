@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from tests import reference_loop
 pytestmark = pytest.mark.slow
 
 
-def test_a_step_costs_no_more_than_in_the_plain_loop(data_dir: Path) -> None:
-    pairs = [
-        (reference_loop.reference_step(data_dir, 200), reference_loop.gptlab_step(data_dir, 200)) for _ in range(3)
-    ]
-    assert statistics.median(ours / reference for reference, ours in pairs) <= 1.05
+def test_a_step_costs_no_more_than_in_the_plain_loop(command: Any, data_dir: Path) -> None:
+    result = command("bench", "experiment=nanogpt_char_cpu", f"data.dir={data_dir}", "--against", "loop", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["time_ratio"]["median"] <= 1.05
 
 
 def test_nanogpts_cpu_run_reaches_its_loss(command: Any, data_dir: Path, tmp_path: Path) -> None:
@@ -27,3 +25,10 @@ def test_nanogpts_cpu_run_reaches_its_loss(command: Any, data_dir: Path, tmp_pat
     )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["val/loss"] <= 1.92
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_speedrun_is_there_in_a_third_of_the_loops_time() -> None:
+    ((ratio, loss, reference),) = reference_loop.race(reference_loop.RATE, 1)
+    assert loss <= reference <= 1.93
+    assert ratio <= 1 / 3

@@ -14,6 +14,8 @@ from gptlab import processes
 from gptlab.config import PrecisionConfig, Settings
 from gptlab.errors import UserError
 
+GRAPHS = ("reduce-overhead", "max-autotune")  # the compile.mode that record CUDA graphs
+
 
 def device_type(settings: Settings) -> str:
     """cuda, mps or cpu: where this run will be.
@@ -40,7 +42,7 @@ def device_type(settings: Settings) -> str:
             "optim=muon needs whole matrices, which trainer.strategy=fsdp spreads over the processes: use trainer=ddp, "
             "or optim=adamw"
         )
-    if trainer.strategy == "fsdp" and settings.compile.mode not in (None, "default", "max-autotune-no-cudagraphs"):
+    if trainer.strategy == "fsdp" and settings.compile.mode in GRAPHS:
         raise UserError(
             f"compile.mode={settings.compile.mode} records CUDA graphs, which do not go with trainer.strategy=fsdp: "
             f"use compile=inductor"
@@ -60,6 +62,19 @@ def device_type(settings: Settings) -> str:
             f"install one or use compile=eager"
         )
     return kind
+
+
+def check_graphs(settings: Settings, kind: str, accumulation: int) -> None:
+    """Refuse to record of a GPU's steps what is computed in several parts: a replay overwrites their gradients.
+
+    Raises:
+        UserError: `accumulation` is above 1.
+    """
+    if kind == "cuda" and accumulation > 1 and settings.compile.mode in GRAPHS:
+        raise UserError(
+            f"compile.mode={settings.compile.mode} records CUDA graphs of a batch as a whole, and this one is computed "
+            f"in {accumulation} parts: use compile=inductor, or data.micro_batch_size=null"
+        )
 
 
 def devices_here(settings: Settings) -> int:

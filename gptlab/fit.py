@@ -84,7 +84,8 @@ def fit(
                 raise
             smaller = [size for size in range(1, at_once) if share % size == 0 and 2 * size <= at_once]
             if not (auto and smaller and world_size == 1):
-                way_out = f"data.micro_batch_size={smaller[-1]}, or auto" if smaller else "a smaller model.block_size"
+                other = "" if auto else ", or auto"
+                way_out = f"data.micro_batch_size={smaller[-1]}{other}" if smaller else "a smaller model.block_size"
                 raise UserError(
                     f"out of memory with {at_once} sequences at once: try {way_out}, "
                     f"model.gradient_checkpointing=true, or data.val_batch_size=1 if it was in a validation"
@@ -186,6 +187,7 @@ def _fit(
     world_size = processes_here * processes.machines()
     strategy = strategies.build(settings.trainer.strategy, world_size)
     accumulation = data.config.accumulation(world_size)
+    devices.check_graphs(settings, kind, accumulation)
 
     if content is not None:
         check_resumable(run_dir, content, settings, prepared)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 
-from gptlab.devices import cached_rows, device_type, precision
+from gptlab import devices
+from gptlab.devices import cached_rows, check_graphs, device_type, precision
 from gptlab.errors import UserError
+from gptlab.fit import fit
+from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -82,3 +87,32 @@ def test_a_run_of_automatic_precision_says_what_it_took(
 )
 def test_a_cpu_takes_what_divides_the_batch_and_stays_in_its_caches(rows: int, block_size: int, at_once: int) -> None:
     assert cached_rows(rows, block_size) == at_once
+
+
+def test_on_a_cpu_automatic_micro_batches_are_those_that_stay_in_its_caches(
+    compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, int]] = []
+    libc = SimpleNamespace(mallopt=lambda *words: taken.append(words))
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    seen: list[int] = []
+
+    class Sizes(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *args: Any) -> None:
+            seen.append(len(batch[0]))
+
+    sizes = ("model.block_size=256", "data.batch_size=8", "data.micro_batch_size=auto", "trainer.sample_tokens=0")
+    fit(*compose(*TINY, *sizes, "trainer.max_steps=2"), tmp_path, callbacks=[Sizes()])
+    assert seen == [4, 4, 4, 4]
+    assert taken == [(-4, 0), (-1, 2**31 - 1)]  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
+
+
+@pytest.mark.parametrize("choice", ["reduce_overhead", "max_autotune"])
+def test_cuda_graphs_are_of_a_batch_as_a_whole(compose: Any, choice: str) -> None:
+    settings = compose(f"compile={choice}")[0]
+    with pytest.raises(UserError, match=rf"compile.mode={settings.compile.mode} records CUDA graphs.* in 3 parts: use"):
+        check_graphs(settings, "cuda", 3)
+    check_graphs(settings, "cuda", 1)
+    check_graphs(settings, "cpu", 3)
+    check_graphs(compose("compile=inductor")[0], "cuda", 3)

@@ -210,6 +210,12 @@ def settings(cfg: DictConfig) -> Settings:
             f"trainer.ema={found.trainer.ema}: an average in bf16 would be rounded away; use precision=bf16, or "
             f"trainer.ema=0"
         )
+    steps, schedule = found.trainer.max_steps, found.schedule
+    if schedule.name != "constant" and schedule.min_ratio == 0 and schedule.decay_steps < steps:
+        raise UserError(
+            f"trainer.max_steps={steps}: with schedule.min_ratio=0 nothing is learned from step "
+            f"schedule.decay_steps={schedule.decay_steps} on; add schedule.decay_steps={steps}"
+        )
     return found
 
 

@@ -212,6 +212,7 @@ def closing_words(summary: dict[str, Any]) -> str:
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
     test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
+    further = 2 * summary["steps"]
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
@@ -221,4 +222,4 @@ def closing_words(summary: dict[str, Any]) -> str:
 next:
   python -m gptlab.generate {run_dir} "To be" --max-new-tokens 300
   tensorboard --logdir {Path(run_dir).parent.parent}
-  python -m gptlab.train resume={run_dir} trainer.max_steps={2 * summary["steps"]}"""
+  python -m gptlab.train resume={run_dir} trainer.max_steps={further} schedule.decay_steps={further}"""

@@ -88,6 +88,7 @@ def test_a_gpu_preset_chooses_precision_and_compile_and_the_command_line_wins(co
         (["data.order=shuffled"], "data.order=shuffled: must be one of random, epochs"),
         (["compile.mode=fast"], "compile.mode=fast: must be one of default, reduce-overhead, max-autotune"),
         (["schedule.decay_steps=-1"], "schedule.decay_steps=-1: must be at least 0"),
+        (["schedule=linear", "schedule.decay_steps=6"], "trainer.max_steps=2000: with schedule.min_ratio=0 nothing"),
         (["+model.vocab_size=777"], "model.vocab_size=777: the tokenizer decides it"),
         (["compile.backend=nope"], "compile.backend=nope: must be one of .*inductor"),
         (["seed=-1"], "seed=-1: must be an integer from 0 to 4294967295"),

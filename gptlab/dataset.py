@@ -66,10 +66,14 @@ def resident(ids: Ids, device: torch.device) -> Ids | Tensor:
 def windows(ids: Ids | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
     """The stretches of `length` ids that begin at `starts`, (len(starts), length) int64 on `device`."""
     if isinstance(ids, Tensor):
-        index = torch.from_numpy(starts[:, None] + np.arange(length))
-        return ids[index.to(device, non_blocking=True)].long()
-    stretches = np.stack([ids[start : start + length] for start in starts.tolist()])
-    return torch.from_numpy(stretches.astype(np.int64)).to(device, non_blocking=True)
+        return ids[sent(starts, device)[:, None] + torch.arange(length, device=device)].long()
+    return sent(np.stack([ids[start : start + length] for start in starts.tolist()]).astype(np.int64), device)
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """`values` on `device`; a GPU goes on with what it is at."""
+    there = torch.from_numpy(values)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there.to(device)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class TrainBatches:
     Args:
         ids: the training part, (n,).
         order: random, each crop from anywhere, as in nanoGPT; or epochs: all of the text once, but for less
-            than a block at either end, before any of it a second time.
+            than two blocks at its ends, before any of it a second time.
         distinct: cycle through that many steps' batches; 0: never repeat.
         start: asked at each iteration for the step to begin with, so that a resumed run goes on where it stopped.
     """
@@ -132,10 +136,10 @@ class TrainBatches:
         first = (micro * self.share.world_size + self.share.rank) * size
         rows = slice(first, first + size)
         starts = self.starts(number)[rows]
-        noise = torch.from_numpy(row_noise(self.seed, step, self.batch_size)[rows])
+        noise = sent(row_noise(self.seed, step, self.batch_size)[rows], self.device)
         x = windows(self.ids, starts, self.block_size + 1, self.device)
         # One layout, whatever the batch: compiled once.
-        return x[:, :-1].contiguous(), x[:, 1:].contiguous(), noise.to(self.device, non_blocking=True)
+        return x[:, :-1].contiguous(), x[:, 1:].contiguous(), noise
 
     def __iter__(self) -> Iterator[TrainBatch]:
         for step in itertools.count(self.start()):

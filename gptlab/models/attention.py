@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from gptlab.models.dropout import Drop
 
+MOST_WRITTEN = 2048
+"""So many positions a compiled pass on a CPU takes with the weights written out; beyond, they would fill the memory."""
+
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k^T + bias), (B, H, T, S): how much each position takes from each; see `manual_attention`."""
@@ -34,7 +37,7 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
     Args:
         q: (B, H, T, D).
         k, v: (B, K, S, D), K dividing H; the queries are the last T of S positions.
-        bias: as in `Places`; None only for T = S or T = 1.
+        bias: as in `Places`; None: causal.
         scale, drop: 1 / sqrt(D), or 1; of attention weights.
 
     Returns:
@@ -78,7 +81,7 @@ def halved_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
     """torch's fused kernels; arguments and numbers as in `manual_attention`, but a GPU draws its own dropout."""
     T, S = q.shape[2], k.shape[2]
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and T <= MOST_WRITTEN
     if q.device.type == "cpu" and T == S > 1 and (drop.p or compiled):
         return halved_attention(q, k, v, bias, scale, drop)
     if drop.p and (not q.is_cuda or torch.are_deterministic_algorithms_enabled()):

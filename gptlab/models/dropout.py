@@ -19,6 +19,7 @@ class Drop(NamedTuple):
     noise: Tensor | None = None
     """(B,) int32, random; None only for p = 0."""
     whole: tuple[int, ...] | None = None
+    """Of a row, of which only `part` is dropped from, see `at`; None: all of it."""
     part: tuple[slice, ...] = ()
 
     def at(self, whole: tuple[int, ...], *part: slice) -> Drop:

@@ -173,6 +173,8 @@ OLD_LLAMA = {  # of transformers 4
 
 def test_configs_of_older_versions_are_read() -> None:
     assert hf.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
+    assert hf.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(50257, dropout=0.1, attn_dropout=0.0)
+    assert hf.config_from_hf({k: v for k, v in OPENAI.items() if k != "attn_pdrop"}) == GPTConfig(50257, dropout=0.1)
     expected = GPTConfig(**(SIZES | ROTARY), n_inner=53, norm_eps=1e-6, rope_base=500000.0)
     assert hf.config_from_hf(OLD_LLAMA) == expected
     mistral = OLD_LLAMA | {"model_type": "mistral"}

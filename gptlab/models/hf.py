@@ -208,6 +208,8 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
         raise UserError(f"this {hf['model_type']} is none of gptlab's models: {'; '.join(wrong)}")
     bias = family is GPT2 or bool(given.get("attention_bias") or given.get("mlp_bias"))
     fields |= {"bias": bias, "mlp": activation, "rope_base": float(given.get("rope_theta", 10_000.0))}
+    if family is GPT2 and given.get("attn_pdrop") != fields["dropout"]:
+        fields["attn_dropout"] = given.get("attn_pdrop")
     config = models.from_dict({"name": "gpt", **fields, **family.fixed})
     assert isinstance(config, GPTConfig)
     return config

@@ -86,6 +86,8 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
     if (args.against == BARE or args.sampling) and config["precision"]["name"] == "fp16":
         what = "--sampling" if args.sampling else "--against bare"
         raise UserError(f"precision=fp16: {what} scales no gradients or logits; use precision=bf16 or precision=fp32")
+    if args.against == BARE and (ema := config["trainer"]["ema"]):
+        raise UserError(f"trainer.ema={ema}: --against bare keeps no average; use trainer.ema=0, or --against loop")
     if args.against == BARE and (devices := config["trainer"]["devices"]) != 1:
         raise UserError(f"trainer.devices={devices}: --against bare is one process; use 1, or --against loop")
     return config
@@ -260,6 +262,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("gptlab", "torch", "lightning"))
     console.print(f"{here['device']}; {here['processor']}, {here['cores']} cores; {versions}", markup=False)
     names = list(found["sides"])
+    console.print(measured(found), markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in names:
@@ -275,6 +278,14 @@ def show(found: dict[str, Any], console: Console) -> None:
                 f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} (rounds: {found['rounds']}, from "
                 f"{r['min']:.3f} to {r['max']:.3f}), {1 / r['median']:.2f} times as fast"
             )
+
+
+def measured(found: dict[str, Any]) -> str:
+    """What was measured, in a line."""
+    tokens = f", {found['tokens_per_step']:,} tokens a step" if "tokens_per_step" in found else ""
+    text = f" of {found['data']}" if "data" in found else ""
+    how = f"precision={found['precision']} compile={found['compile']}"
+    return f"{found['name']}, {found['parameters']:,} parameters{tokens}{text}; {how}"
 
 
 Rows = list[tuple[str, list[str]]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -218,7 +219,12 @@ def train(settings: Settings, config: dict[str, Any], run_dir: Path, turn: Turn 
 
 
 def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
-    """The same model, compiled alike, the same optimizer and batches, in a loop of a dozen lines of Python."""
+    module, step = bare_step(settings, config)
+    make_steps(turn, step, module.device)
+
+
+def bare_step(settings: Settings, config: dict[str, Any]) -> tuple[LMModule, Callable[[], None]]:
+    """The same model, compiled alike, with the same optimizer and batches, and what makes a step in plain Python."""
     settings = fit.begun(settings, settings.data.batch_size)
     precision, kind = settings.precision.name, device_type(settings)
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
@@ -259,7 +265,7 @@ def bare(settings: Settings, config: dict[str, Any], turn: Turn) -> None:
         if number % settings.trainer.log_every == 0:
             print(f"step {number}: loss {loss.item() * accumulation:.4f}")
 
-    make_steps(turn, step, device)
+    return module, step
 
 
 def sample(settings: Settings, config: dict[str, Any], turn: Turn) -> None:

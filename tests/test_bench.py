@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptlab import bench, models, plainloop
+from gptlab import bench, checkpoint, measuring, models, plainloop
 from gptlab.measuring import OPTIM, PARTS
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
@@ -91,6 +91,16 @@ def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, .
     compiled = rows["of it compiling, from an empty cache"]
     assert [unit for unit in compiled if unit == "s"] == ["s", "s"]
     assert "time of gptlab / bare: " in result.stdout
+
+
+def test_a_bare_loop_is_the_runs_own_training(run: Any, compose: Any, tmp_path: Path) -> None:
+    words = ("optim=muon", "data.micro_batch_size=3", "data.order=epochs", "model.dropout=0.1", "optim.grad_clip=0.1")
+    run(tmp_path, *words)
+    module, step = measuring.bare_step(*compose(*TINY, *words))
+    for _ in range(7):
+        step()
+    for name, weight in checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")[0].named_parameters():
+        torch.testing.assert_close(module.model.get_parameter(name), weight, atol=0, rtol=0)
 
 
 def test_several_processes_are_one_run(command: Any, overrides: tuple[str, ...]) -> None:

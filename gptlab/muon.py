@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = ((3.4445, -4.7750, 2.0315),)
-"""(a, b, c) of a x + b x^3 + c x^5, one for each step of `orthogonalized`; the last serves all further ones."""
+A, B, C = 3.4445, -4.7750, 2.0315  # of a x + b x^3 + c x^5, a step of `orthogonalized`
 EPS = 1e-7  # the least norm that a matrix is divided by
 
 
@@ -19,7 +18,7 @@ def orthogonalized(x: Tensor, steps: int) -> Tensor:
     """Matrices (N, r, c), r <= c, with singular values of about 1 (0.7 to 1.2 after 5 steps) in place of their own.
 
     Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/): x becomes P(x x^T) x with the
-    polynomial P(g) = a + b g + c g^2, again and again. All these products are polynomials in the first g = x x^T, so
+    polynomial P(g) = A + B g + C g^2, again and again. All these products are polynomials in the first g = x x^T, so
     that for wide matrices only (r, r) products are made and x is multiplied once, at the end: from 1.5 times as wide
     that is fewer operations, and in fp32 the same to rounding. In bf16 it would not be, for g has the squares of the
     singular values.
@@ -28,15 +27,14 @@ def orthogonalized(x: Tensor, steps: int) -> Tensor:
     short = x.dtype == torch.float32 and 2 * x.shape[2] > 3 * x.shape[1]
     q, g = None, torch.bmm(x, x.mT)  # (N, r, r)
     for step in range(steps):
-        a, b, c = COEFFICIENTS[min(step, len(COEFFICIENTS) - 1)]
-        p = torch.baddbmm(g, g, g, beta=b, alpha=c)  # P(g) - a
+        p = torch.baddbmm(g, g, g, beta=B, alpha=C)  # P(g) - a
         last = step + 1 == steps
         if short:
-            p.diagonal(dim1=-2, dim2=-1).add_(a)
+            p.diagonal(dim1=-2, dim2=-1).add_(A)
             q = p if q is None else torch.bmm(p, q)
             g = g if last else torch.bmm(p, torch.bmm(p, g))
         else:
-            x = torch.baddbmm(x, p, x, beta=a)
+            x = torch.baddbmm(x, p, x, beta=A)
             g = g if last else torch.bmm(x, x.mT)
     return x if q is None else torch.bmm(q, x)
 

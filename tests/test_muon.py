@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptlab import models, muon
+from gptlab import models
 from gptlab.errors import UserError
 from gptlab.fit import fit
 from gptlab.models import GPT, GPTConfig
@@ -64,16 +64,6 @@ def test_the_short_way_of_wide_matrices_is_the_iteration(shape: tuple[int, int, 
         g = expected @ expected.mT
         expected = 3.4445 * expected + (-4.7750 * g + 2.0315 * g @ g) @ expected
     torch.testing.assert_close(orthogonalized(x.float(), steps).double(), expected, atol=3e-4, rtol=0)
-
-
-def test_a_step_may_have_coefficients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "COEFFICIENTS", ((2.0, 0.0, 0.0), (1.0, -0.5, 0.0)))
-    for shape in ((1, 3, 3), (1, 3, 7)):
-        x = torch.randn(shape)
-        y = 2 * x / x.norm()
-        for _ in range(2):
-            y = y - 0.5 * y @ y.mT @ y
-        torch.testing.assert_close(orthogonalized(x, 3), y)
 
 
 def test_a_batch_is_its_matrices_one_by_one_and_nothing_stays_nothing() -> None:

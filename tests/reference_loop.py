@@ -106,10 +106,12 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="one run of the plain loop, and its loss")
     parser.add_argument("overrides", nargs="*", help="of gptlab.train")
     args = parser.parse_args()
+    text = Path(os.environ.get("GPTLAB_DATA", "")) / "tinyshakespeare.txt"
+    if not text.is_file():
+        parser.error("GPTLAB_DATA must name a folder with tinyshakespeare.txt")
     if args.alone:
         with tempfile.TemporaryDirectory() as folder:
-            text = (Path(os.environ["GPTLAB_DATA"]) / "tinyshakespeare.txt").read_text()
-            print(train(text, Path(folder), args.lr))
+            print(train(text.read_text(), Path(folder), args.lr))
         return
     ratios, losses, theirs = zip(*race(args.lr, args.rounds, *args.overrides), strict=True)
     print(

@@ -15,7 +15,7 @@ NEW: dict[str, dict[str, Any]] = {
     "data": {"order": "random"},
     "trainer": {"ema": 0, "val_first": True},
 }
-"""Likewise, of a run that is gone on with; a config that says it has the hash of one that does not."""
+"""Keys that configs of this format have got since, with what runs did before; they do not change `runs.config_hash`."""
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gptlab.files import write_json
+from gptlab.files import read_json, write_json
 
 GOAL = 1.4697  # val/loss of gpt10m, to which the time is taken
 LAST_LINES = 8
@@ -80,7 +79,7 @@ def measured(measurement: Measurement, folder: Path) -> dict[str, Any]:
         return {**found, "error": "\n".join([f"exit code: {code}", *lines[-LAST_LINES:]])}
     if measurement.verb == "train":
         return {**found, **reached(folder / "run")}
-    return {**found, **json.loads((folder / "found.json").read_text())}
+    return {**found, **read_json(folder / "found.json")}
 
 
 def reached(run_dir: Path) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def reached(run_dir: Path) -> dict[str, Any]:
     seconds = [float(row["seconds"]) for row in rows if row["val/loss"] and float(row["val/loss"]) <= GOAL]
     points = [float(row["seconds"]) for row in rows if row["train/loss"]]
     usual = statistics.median(b - a for a, b in itertools.pairwise(points))
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = read_json(run_dir / "summary.json")
     kept = ("val/loss", "best_val_loss", "train_seconds", "total_seconds", "tokens_per_sec", "mfu", "device")
     return {"what": "training to a loss", "goal": GOAL, "seconds": min(seconds, default=None)} | {
         "compile_seconds": points[0] - usual,

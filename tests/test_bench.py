@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from gptlab import bench, checkpoint, measuring, models, plainloop
+from gptlab.files import read_json
 from gptlab.measuring import OPTIM, PARTS
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
@@ -300,7 +301,7 @@ def test_what_is_measured_of_a_gpu_is_in_one_file(
         "endless": Measurement("bench", (*overrides, "--steps", "1000000"), 0.1),
     }
     assert not gpu_bench.run(chosen, tmp_path / "new" / "found.json")
-    found = json.loads((tmp_path / "new" / "found.json").read_text())
+    found = read_json(tmp_path / "new" / "found.json")
     assert list(found) == list(chosen)
     assert found["sampling"]["batches"]["1"]["gptlab"]["tokens_per_sec"] > 0
     assert "error: model.n_layr: there is no such key here" in found["refused"]["error"]

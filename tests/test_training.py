@@ -175,7 +175,7 @@ def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_fi
     )
     summary = fit(settings, plain, tmp_path)
     assert summary["steps"] == 2
-    assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.1)
+    assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.2)
 
 
 @pytest.mark.parametrize("size", ["bigram", "gpt300k", "gpt800k", "gpt1m", "gpt3m"])

@@ -35,8 +35,7 @@ class DataConfig:
     test_fraction: float
     batch_size: int
     micro_batch_size: Any
-    """A number; None: the whole share of a device; "auto": the most
-    that fits into a GPU's memory, on a CPU about 1024 tokens, see `fit`."""
+    """A number; None: the whole share of a device; "auto": what fits a GPU's memory or a CPU's caches, see `fit`."""
     val_batch_size: int | None
     overfit_batches: int
     order: str

@@ -171,11 +171,12 @@ def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_fi
         "data.val_batch_size=1",
         "trainer.accelerator=cpu",
         "trainer.max_steps=2",
+        "schedule.warmup_steps=1000",  # two steps at a preset's own rates may learn much
         "trainer.sample_tokens=2",
     )
     summary = fit(settings, plain, tmp_path)
     assert summary["steps"] == 2
-    assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.2)
+    assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.1)
 
 
 @pytest.mark.parametrize("size", ["bigram", "gpt300k", "gpt800k", "gpt1m", "gpt3m"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from gptlab import processes, runs, train
+from gptlab import lightly, processes, runs, train
 from gptlab.errors import UserError, command_line
 from gptlab.files import write_json
 from gptlab.turns import Side, Turn
@@ -349,8 +349,6 @@ def child(args: argparse.Namespace) -> None:
         with train.refusals():
             composed = train.compose(args.overrides)
             logging.basicConfig(level=logging.INFO, format="%(message)s")
-            from gptlab import lightly
-
             lightly.import_lightning()
             from gptlab import config, measuring
 

@@ -24,7 +24,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from, processes, upgrades
+from gptlab import init_from, lightly, processes, upgrades
 from gptlab.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -182,8 +182,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         composed = with_defaults(plain(changed), composed)
     elif runs.has_checkpoint(run_dir):
         raise UserError(f"{run_dir} holds a run: go on with it by resume={run_dir}, or choose another folder")
-    from gptlab import lightly
-
     lightly.import_lightning()
     from gptlab import config, fit
 
@@ -210,8 +208,6 @@ def stored(run_dir: Path) -> dict[str, Any]:
             raise UserError("config.yaml is not that of a run")
         return upgrades.completed(config)
     except UserError as error:
-        from gptlab import lightly
-
         lightly.import_lightning()
         from gptlab import checkpoint, resuming
 

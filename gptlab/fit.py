@@ -28,7 +28,7 @@ from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
 from gptlab.errors import UserError
 from gptlab.files import sealed, write_atomically, writing
-from gptlab.hooks import NoProfiler, sparing
+from gptlab.hooks import NoProfiler, spare
 from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
 from gptlab.module import LMModule
@@ -267,7 +267,7 @@ def _fit(
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": -1 if settings.trainer.val_first else 0,  # the whole split, or nothing
         "logger": [board, CSVLogger(run_dir / "metrics.csv")],
-        "callbacks": sparing(callbacks),
+        "callbacks": callbacks,
         "profiler": NoProfiler(),
         "plugins": [AtomicCheckpointIO(content), strategies.environment()],
         "deterministic": settings.deterministic,
@@ -279,6 +279,7 @@ def _fit(
     found = content = None  # its memory is the Trainer's from now on
     trainer = L.Trainer(**arguments)
     del arguments
+    spare(trainer, module)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()

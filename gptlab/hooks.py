@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -21,10 +23,17 @@ class NoProfiler(PassThroughProfiler):
         return NOTHING
 
 
-def sparing(callbacks: list[L.Callback]) -> list[L.Callback]:
-    """The callbacks, which Lightning now passes over in the hooks of a step that they leave empty."""
-    for callback in callbacks:
+def spare(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Let Lightning pass over what does nothing in its steps: empty hooks, and sending batches that are there already."""
+    for owner, base in ((module, L.LightningModule), *((callback, L.Callback) for callback in trainer.callbacks)):
         for hook in OF_A_STEP:
-            if getattr(type(callback), hook) is getattr(L.Callback, hook):
-                setattr(callback, hook, None)
-    return callbacks
+            if getattr(type(owner), hook) is getattr(base, hook):
+                setattr(owner, hook, None)
+    trainer.strategy.batch_to_device = there  # type: ignore[method-assign]
+    step = type(module).training_step
+    step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]  # which is asked for at each step
+
+
+def there(batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Our loaders make batches on the device."""
+    return batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -187,10 +188,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Ours / theirs by rounds: the median, the least and the most."""
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Ours / theirs by rounds: the median with its 95% interval (None: of less than six), the least and the most."""
+    from scipy.stats import quantile_test
+
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+    low, high = map(float, quantile_test(each, p=0.5).confidence_interval(0.95))
+    interval = [low, high] if math.isfinite(low + high) else None
+    return {"median": statistics.median(each), "interval": interval, "min": min(each), "max": max(each)}
 
 
 def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, notes: Console) -> dict[str, Any]:
@@ -274,8 +279,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     for what, each in ratios.items():
         if "time_ratio" in each:
             r = each["time_ratio"]
+            interval = "95% interval {:.3f} to {:.3f}; ".format(*r["interval"]) if r["interval"] else ""
             console.print(
-                f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} (rounds: {found['rounds']}, from "
+                f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} ({interval}rounds: {found['rounds']}, from "
                 f"{r['min']:.3f} to {r['max']:.3f}), {1 / r['median']:.2f} times as fast"
             )
 

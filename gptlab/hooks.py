@@ -24,7 +24,7 @@ class NoProfiler(PassThroughProfiler):
 
 
 def spare(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Let Lightning pass over what does nothing in its steps: empty hooks, and sending batches that are there already."""
+    """Let Lightning pass over what does nothing in a step: empty hooks, and sending batches that are there already."""
     for owner, base in ((module, L.LightningModule), *((callback, L.Callback) for callback in trainer.callbacks)):
         for hook in OF_A_STEP:
             if getattr(type(owner), hook) is getattr(base, hook):

@@ -74,6 +74,16 @@ def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], t
     assert found["sides"]["loop"]["memory_before_bytes"] < found["sides"]["gptlab"]["memory_before_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("rounds", "interval"),
+    [(5, None), (6, [1, 6]), (21, [6, 16])],  # of 21 coins 5 or fewer show heads once in 75 times, 6 in 26
+)
+def test_a_ratio_and_what_is_known_of_it(rounds: int, interval: list[float] | None) -> None:
+    ours = [2.0 * (1 + i) for i in range(rounds)]
+    found = bench.ratio(ours[::-1], [2.0] * rounds)
+    assert found == {"median": (1 + rounds) / 2, "interval": interval, "min": 1, "max": rounds}
+
+
 def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, ...]) -> None:
     result = command(
         "bench",

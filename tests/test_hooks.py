@@ -14,7 +14,6 @@ from gptlab.hooks import OF_A_STEP
 from gptlab.module import LMModule
 from tests.conftest import TINY
 
-
 QUICK = (*TINY, "trainer.max_steps=3", "trainer.val_every=3", "trainer.sample_tokens=0")
 
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from gptlab import config, train  # noqa: E402
 from gptlab.fit import fit  # noqa: E402
 
 torch.set_num_threads(1)  # for models this small more threads are slower
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whatever a shell starts by "&" would ignore
 ROOT = Path(__file__).resolve().parent.parent
 # Distinct primes where the model allows it, so that a swapped axis fails.
 TINY = (

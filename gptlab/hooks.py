@@ -25,7 +25,8 @@ class NoProfiler(PassThroughProfiler):
 
 def spare(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Let Lightning pass over what does nothing in a step: empty hooks, and sending batches that are there already."""
-    for owner, base in ((module, L.LightningModule), *((callback, L.Callback) for callback in trainer.callbacks)):
+    callbacks = [(callback, L.Callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    for owner, base in ((module, L.LightningModule), *callbacks):
         for hook in OF_A_STEP:
             if getattr(type(owner), hook) is getattr(base, hook):
                 setattr(owner, hook, None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import platform
 import signal
@@ -189,13 +188,12 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Ours / theirs by rounds: the median with its 95% interval (None: of less than six), the least and the most."""
-    from scipy.stats import quantile_test
+    """Ours / theirs by rounds: the median with its 95% interval, if that is known, the least and the most."""
+    from gptlab.results import median_interval
 
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, high = map(float, quantile_test(each, p=0.5).confidence_interval(0.95))
-    interval = [low, high] if math.isfinite(low + high) else None
-    return {"median": statistics.median(each), "interval": interval, "min": min(each), "max": max(each)}
+    known = {"median": statistics.median(each), "interval": median_interval(each)}
+    return {**known, "min": min(each), "max": max(each)}
 
 
 def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, notes: Console) -> dict[str, Any]:

@@ -196,6 +196,12 @@ def half_width(values: np.ndarray) -> np.ndarray:
     return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% interval of the median, by the ranks of a sign test; None, unknown, for less than six values."""
+    low, high = map(float, stats.quantile_test(values, p=0.5).confidence_interval(CONFIDENCE))
+    return (low, high) if math.isfinite(low + high) else None
+
+
 def compare(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
     """Our mean less theirs, of losses by seed: by a paired t-test if the seeds of one, at least two, are among those of
     the other, else by Welch's.

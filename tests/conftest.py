@@ -27,7 +27,9 @@ from gptlab import config, train  # noqa: E402
 from gptlab.fit import fit  # noqa: E402
 
 torch.set_num_threads(1)  # for models this small more threads are slower
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which whatever a shell starts by "&" would ignore
+# As in a terminal: what a shell's "&" and nohup have ignored here would be ignored by our commands, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parent.parent
 # Distinct primes where the model allows it, so that a swapped axis fails.
 TINY = (

@@ -182,7 +182,14 @@ def test_norms_are_those_of_the_step(run: Any, tmp_path: Path, micro: str) -> No
     assert math.sqrt(sum(norm**2 for norm in norms)) == pytest.approx(unclipped, rel=1e-5)
 
 
-@pytest.mark.parametrize("extra", [(), ("compile=inductor", "compile.backend=aot_eager"), ("precision=bf16",)])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("compile=inductor", "compile.backend=aot_eager"),
+        pytest.param(("precision=bf16",), marks=pytest.mark.slow),  # where the processor has none
+    ],
+)
 def test_looking_changes_no_bit_of_the_run(run: Any, tmp_path: Path, extra: tuple[str, ...]) -> None:
     graphs = {}
     for every in (0, 2):

@@ -606,3 +606,11 @@ def test_a_real_run_is_read(trained: Path) -> None:
     assert report.groups["mean"].to_list() == [summary["val/loss"]]
     assert report.runs["steps"].to_list() == [7]
     assert records.metrics(trained)["val/loss"].dropna().iloc[-1] == pytest.approx(summary["val/loss"])
+
+
+@pytest.mark.parametrize(
+    ("count", "interval"),
+    [(5, None), (6, (1, 6)), (21, (6, 16))],  # of 21 coins 5 or fewer show heads once in 75 times, 6 once in 26
+)
+def test_the_interval_of_a_median(count: int, interval: tuple[float, float] | None) -> None:
+    assert results.median_interval(range(count, 0, -1)) == interval

@@ -20,7 +20,7 @@ install: $(READY) ## set up .venv with the pinned versions
 train: $(READY) ## train the default model on real text (ARGS="..." for more)
 	$(BIN)/python -m gptlab.train $(ARGS)
 
-test: $(READY) ## the tests, about nine minutes on two cores
+test: $(READY) ## the tests, about ten minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-all: $(READY) ## the slow tests too

@@ -192,8 +192,8 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
     from gptlab.results import median_interval
 
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    known = {"median": statistics.median(each), "interval": median_interval(each)}
-    return {**known, "min": min(each), "max": max(each)}
+    middle = {"median": statistics.median(each), "interval": median_interval(each)}
+    return middle | {"min": min(each), "max": max(each)}
 
 
 def sampling(args: argparse.Namespace, config: dict[str, Any], folder: Path, notes: Console) -> dict[str, Any]:

@@ -8,22 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from gptlab import lightly, processes, runs, train
-from gptlab.errors import UserError, command_line
-from gptlab.files import write_json
+from gptlab.system.errors import UserError, command_line
+from gptlab.system.files import write_json
+from gptlab.system.machine import cores, processor_name
 from gptlab.turns import Side, Turn
 
 if TYPE_CHECKING:
@@ -244,12 +243,8 @@ def of_batch(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
 
 def machine(device: str, data_sha256: str | None) -> dict[str, Any]:
     """What the figures hold for: the processor, versions, commit, command."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores, **runs.environment(device, data_sha256 or "")}
+    here = {"processor": processor_name(), "cores": cores()}
+    return here | runs.environment(device, data_sha256 or "")
 
 
 # How it is shown

@@ -12,16 +12,16 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from gptlab.errors import quoted
 from gptlab.faults import check_finite
-from gptlab.files import writing
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.saving import Checkpoints
 from gptlab.sharding import whole
-from gptlab.texts import harmless
+from gptlab.system.errors import quoted
+from gptlab.system.files import writing
+from gptlab.system.terminal import harmless
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from gptlab import __version__, models, tokenizers, upgrades
-from gptlab.errors import UserError
-from gptlab.files import plain as plain_values
-from gptlab.files import write_atomically
 from gptlab.models import Model, weights
+from gptlab.system.errors import UserError
+from gptlab.system.files import plain as plain_values
+from gptlab.system.files import write_atomically
 from gptlab.tokenizers import Tokenizer
 
 FORMAT = 2

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptlab.errors import UserError, did_you_mean
-from gptlab.files import expanded, write_atomically
+from gptlab.system.errors import UserError, did_you_mean
+from gptlab.system.files import expanded, write_atomically
 from gptlab.texts import LINES, TABLES, Piece, documents, extra, find, kind, pieces
 
 log = logging.getLogger(__name__)

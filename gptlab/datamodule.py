@@ -11,9 +11,9 @@ import lightning as L
 
 from gptlab import corpora
 from gptlab.dataset import ORDERS, EvalBatches, Share, TrainBatches, eval_batch_size
-from gptlab.errors import UserError, quoted
-from gptlab.files import user_folder
 from gptlab.prepare import Prepared, Split, prepare
+from gptlab.system.errors import UserError, quoted
+from gptlab.system.files import user_folder
 from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
 log = logging.getLogger(__name__)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
 from dataclasses import replace
 
 import torch
 
 from gptlab import processes
 from gptlab.config import PrecisionConfig, Settings
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 GRAPHS = ("reduce-overhead", "max-autotune")  # the compile.mode that record CUDA graphs
 
@@ -93,20 +91,3 @@ def precision(settings: Settings) -> PrecisionConfig:
     else:
         fast = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return replace(settings.precision, name="bf16" if fast else "fp32")
-
-
-def keep_memory() -> None:
-    """Let glibc keep what is freed: by default it gives large tensors back at once, and each new one is slow at first.
-
-    Elsewhere than on Linux with glibc this does nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_max, gigabytes = -1, -4, (1 << 31) - 1
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, gigabytes)
-
-
-def cached_rows(rows: int, block_size: int) -> int:
-    """How many of `rows` sequences a CPU best computes at once: what stays in its caches, about 1024 tokens."""
-    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size * block_size <= 1024 or size == 1))

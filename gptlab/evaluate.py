@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.errors import UserError, command_line, quoted
+from gptlab.system.errors import UserError, command_line, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -276,7 +276,7 @@ def windows_of(args: argparse.Namespace, each: Candidate) -> Windows | None:
 
 
 def show_measured(content: dict[str, Any], console: Console) -> None:
-    from gptlab import tables
+    from gptlab.system import terminal
 
     models = {"A": content, "B": content["compare"]} if "compare" in content else {"": content}
     for letter, each in models.items():
@@ -294,10 +294,10 @@ def show_measured(content: dict[str, Any], console: Console) -> None:
     }
     columns = {"": [name.replace("_", " ") for name in rows]}
     columns |= {letter or "value": [form(each[name]) for name, form in rows.items()] for letter, each in models.items()}
-    console.print(tables.table(columns))
+    console.print(terminal.table(columns))
     if places := by_context(models):
         say(console, "nats per token by how many tokens the window had shown:")
-        console.print(tables.table(places))
+        console.print(terminal.table(places))
     if "difference" in content:
         say(console, content["difference"]["words"])
         say(console, content["difference"]["method"])
@@ -388,8 +388,8 @@ def shares(found: Copies) -> dict[str, Any]:
 
 
 def show_memorised(content: dict[str, Any], console: Console) -> None:
-    from gptlab import tables
-    from gptlab.texts import harmless
+    from gptlab.system import terminal
+    from gptlab.system.terminal import harmless
 
     say(console, f"model: {content['model']}")
     say_text(content, console)
@@ -403,7 +403,7 @@ def show_memorised(content: dict[str, Any], console: Console) -> None:
     }
     for length in content["sample"]["share_in_copies"]:
         columns[f"in {length}+"] = [f"{row['share_in_copies'][length]:.1%}" for row in rows.values()]
-    console.print(tables.table(columns))
+    console.print(terminal.table(columns))
     least = ", ".join(content["sample"]["share_in_copies"])
     say(console, f"in N+: how much of the text lies in copies of {least} characters and more from the train part")
     say(console, f"{part}: held-out text of the same length, to judge the sample by")
@@ -421,13 +421,13 @@ def run(args: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
-    from gptlab import loading, tables
+    from gptlab.system import accelerator, terminal
 
     for flag, least in (("batch_size", 1), ("seed", 0)):
         value = getattr(args, flag)
         if value is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
-    where = loading.device(args.device)
+    where = accelerator.device(args.device)
     names = [args.model] if args.compare is None else [args.model, args.compare]
     orders = {name: n for name in names if (n := order(name)) is not None}
     if args.memorised and args.model in orders and not args.sample:
@@ -450,7 +450,7 @@ def run(args: argparse.Namespace) -> None:
         candidates = [models.get(name) or table(name, orders[name], chosen, tokenizer) for name in names]
         content, show = measured(args, candidates, chosen, where), show_measured
     if args.json:
-        print(tables.as_json(content), end="")
+        print(terminal.as_json(content), end="")
     else:
         show(content, Console(highlight=False))
 

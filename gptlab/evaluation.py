@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from gptlab import metrics
 from gptlab.dataset import IGNORED, Batch, Ids, eval_batch_size
-from gptlab.errors import UserError
 from gptlab.models import Model
 from gptlab.ngrams import NGrams
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import Tokenizer
 
 RESAMPLES, LEVEL = 10_000, 0.95

@@ -6,16 +6,13 @@ import argparse
 import importlib
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.errors import UserError, command_line
-from gptlab.files import writing
+from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from gptlab.checkpoint import Info
     from gptlab.models import Model
     from gptlab.tokenizers import Tokenizer
+from gptlab.system.files import whole_folder
 
 TOLERANCE = 1e-3  # of a logit, between ONNX's runtime and ours
 
@@ -71,30 +69,6 @@ def refuse_taken(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
     raise UserError(f"{folder} is there already; choose another name, or remove it first")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which gets its name once the block has ended well.
-
-    Raises:
-        UserError: the disk is full or the place cannot be written to; nothing is left then.
-    """
-    folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    lacking = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        with writing(folder.parent):
-            temporary.mkdir(parents=True)
-            yield temporary
-            if folder.exists():
-                folder.rmdir()
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in lacking:
-            with suppress(OSError):  # it is not empty: all went well
-                parent.rmdir()
 
 
 def in_words(size: float) -> str:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from gptlab import checkpoint
 from gptlab.dataset import Share, TrainBatch
-from gptlab.errors import UserError
 from gptlab.module import LMModule
 from gptlab.sharding import whole
+from gptlab.system.errors import UserError
 
 
 def check_finite(trainer: L.Trainer, module: LMModule) -> None:

@@ -19,15 +19,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import devices, init_from, metrics, models, processes, runs, sharding, strategies
+from gptlab import devices, init_from, models, processes, runs, sharding, strategies
 from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
 from gptlab.datamodule import LMDataModule
 from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
-from gptlab.errors import UserError
-from gptlab.files import sealed, write_atomically, writing
 from gptlab.hooks import NoProfiler, spare
 from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model
@@ -35,6 +33,9 @@ from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
 from gptlab.resuming import check_resumable, clear, cut, newest
 from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, Patience
+from gptlab.system import accelerator, machine
+from gptlab.system.errors import UserError
+from gptlab.system.files import sealed, write_atomically, write_json, writing
 from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ def begun(settings: Settings, share: int) -> Settings:
     if micro == "auto":
         micro = share
     if device_type(settings) == "cpu":
-        devices.keep_memory()
+        machine.keep_memory()
         if settings.data.micro_batch_size == "auto" and share:
-            micro = devices.cached_rows(share, settings.model.get("block_size") or 1024)
+            micro = machine.cached_rows(share, settings.model.get("block_size") or 1024)
     data = replace(settings.data, micro_batch_size=micro)
     return replace(settings, precision=devices.precision(settings), data=data)
 
@@ -221,10 +222,10 @@ def _fit(
             cut(run_dir, lengths)
         write_atomically(run_dir / "config.yaml", lambda file: file.write(sealed(to_yaml(config)).encode()))
         if content is None:
-            runs.write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
+            write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
 
     tokens_per_step = settings.data.batch_size * data.block_size
-    peak = metrics.peak_flops(torch.device(kind), settings.precision.name) * world_size
+    peak = accelerator.peak_flops(torch.device(kind), settings.precision.name) * world_size
     hparams = {key: value for key, value in runs.flatten(config).items() if not key.startswith(NOT_COMPARED)}
     hparams["parameters"] = model.num_parameters()
     board = TensorBoard(run_dir)
@@ -327,7 +328,7 @@ def _fit(
         "total_seconds": time.perf_counter() - start,
         "tokens_per_sec": tokens / seconds,
         "mfu": flops / seconds / peak if flops else None,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if kind == "cuda" else runs.peak_memory_bytes(),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if kind == "cuda" else machine.peak_memory_bytes(),
         "device": name,
         "devices": world_size,
         "precision": settings.precision.name,
@@ -343,5 +344,5 @@ def _fit(
         "run_dir": str(run_dir),
     }
     if rank == 0:
-        runs.write_json(run_dir / "summary.json", summary)
+        write_json(run_dir / "summary.json", summary)
     return summary

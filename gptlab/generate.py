@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.errors import UserError, command_line, quoted
+from gptlab.system.errors import UserError, command_line, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -378,7 +378,7 @@ def beside(voices: list[Voice], asked: list[list[Answer]], page: Page) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from gptlab.texts import harmless
+    from gptlab.system.terminal import harmless
 
     several = len({answer.seed for answer in asked[0]}) > 1
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
@@ -462,9 +462,9 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from gptlab.loading import device
     from gptlab.page import Page
     from gptlab.sampling import Sampling
+    from gptlab.system.accelerator import device
 
     check(args)
     texts = prompts(args)

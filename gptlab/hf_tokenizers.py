@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import (
     BYTES,
     CL100K_PATTERN,

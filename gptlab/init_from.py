@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
     from gptlab.models import Model, ModelConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import runs
-from gptlab.files import writing
+from gptlab.system.files import write_json, writing
 
 Point = dict[str, str]  # what a job varies: the key of an override -> its value, as typed
 LOG = "job.log"  # what the child prints, to be read when it has failed
@@ -82,7 +82,7 @@ class Job:
         self.describe(about)
 
     def describe(self, about: dict[str, Any]) -> None:
-        runs.write_json(self.dir / "job.json", {**about, "overrides": self.point})
+        write_json(self.dir / "job.json", {**about, "overrides": self.point})
 
     def rows(self) -> list[dict[str, str]]:
         """The curves so far; a row that is being written is left out."""

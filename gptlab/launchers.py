@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptlab.errors import UserError
 from gptlab.jobs import Job
+from gptlab.system.errors import UserError
+from gptlab.system.machine import cores, gpus
 
 
 class Handle(Protocol):
@@ -22,22 +23,6 @@ class Handle(Protocol):
 
     def stop(self, number: int) -> None:
         """Send it a signal."""
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus() -> list[str]:
-    """The names by which CUDA_VISIBLE_DEVICES chooses the GPUs that this process may use; asked without torch."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        return []
 
 
 class LocalHandle:

@@ -7,13 +7,11 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from gptlab import checkpoint, pretrained
 from gptlab.checkpoint import Info
-from gptlab.errors import UserError, did_you_mean
-from gptlab.files import user_folder
 from gptlab.models import Model
+from gptlab.system.errors import UserError, did_you_mean
+from gptlab.system.files import user_folder
 from gptlab.tokenizers import Tokenizer
 
 EXPORT = "model.safetensors"
@@ -51,20 +49,6 @@ def load(name: str | Path, *, raw_dir: Path | None = None) -> tuple[Model, Token
             f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), pretrained.NAMES)}"
         )
     return checkpoint.load(path)
-
-
-def device(name: str) -> torch.device:
-    """The device that --device names; for "auto", the best one here.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        raise UserError(f"--device {name}: there is none here; use --device cpu")
-    return torch.device(name)
 
 
 def _file(path: Path, raw_dir: Path) -> tuple[Model, Tokenizer, Info]:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from gptlab.files import write_atomically, writing
+from gptlab.system.files import write_atomically, writing
 
 FIELDS = (
     *("step", "tokens", "seconds", "train/loss", "val/loss", "val/bpb", "val/ppl", "val/gap"),

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from gptlab import devices, fit, metrics, models
+from gptlab import devices, fit, models
 from gptlab.config import Settings
 from gptlab.datamodule import LMDataModule
 from gptlab.dataset import Share, TrainBatches
@@ -26,6 +26,7 @@ from gptlab.module import LMModule
 from gptlab.optim import lr_scale
 from gptlab.sampling import Context, Sampling, generate
 from gptlab.shards import id_type, shard
+from gptlab.system import accelerator
 from gptlab.turns import Stopwatch, Turn, about_here, make_steps, memory, wait_for
 
 PARTS = ("loader", "forward", "backward", "optimizer", "logging", "lightning")
@@ -157,9 +158,9 @@ class Turns(L.Callback):
             precision, processes = devices.precision(self.settings).name, trainer.world_size
             # After the memory, which it needs some of; all processes at once, as in a step.
             answer: dict[str, Any] = {"memory": self._memory(trainer)}
-            peaks = [metrics.peak_flops(self.device, precision, measured=True) for _ in range(5)]
+            peaks = [accelerator.peak_flops(self.device, precision, measured=True) for _ in range(5)]
             answer["measured_peak_flops"] = max(peaks) * processes
-            listed = metrics.listed_peak_flops(self.device)
+            listed = accelerator.listed_peak_flops(self.device)
             answer["listed_peak_flops"] = listed and listed * processes
             self._tell(trainer, **answer)
 

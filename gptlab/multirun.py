@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import init_from, plans, runs, schema
-from gptlab.errors import UserError
 from gptlab.jobs import Job, Point, folder
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
 from gptlab.sweeps import Sweep, SweepConfig, closing_words, report_command
+from gptlab.system.errors import UserError
 
 
 def axis(override: Override) -> Axis:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptlab.errors import UserError
 from gptlab.muon import Muon
+from gptlab.system.errors import UserError
 
 OPTIMIZERS = ("adamw", "muon")
 MUONS = ("adam_lr", "momentum", "ns_steps", "nor_beta")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gptlab.streams import Piece
-from gptlab.texts import harmless
+from gptlab.system.terminal import harmless
 
 SCALE = {0: 120, 1: 156, 2: 193, 4: 228, 6: 222, 8: 216, 10: 210}  # bits of surprisal: the colour from there on
 

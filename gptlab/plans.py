@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.errors import UserError
 from gptlab.jobs import Job, Point
+from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
     import optuna

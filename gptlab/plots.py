@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from gptlab.files import write_atomically
 from gptlab.records import metrics
 from gptlab.results import Report, compact, half_width, known
+from gptlab.system.files import write_atomically
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text

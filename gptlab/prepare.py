@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,9 +24,10 @@ from tqdm import tqdm
 
 from gptlab import tokenizers
 from gptlab.corpora import Corpus
-from gptlab.errors import UserError, quoted
-from gptlab.files import digest, read_json, write_json, writing
 from gptlab.shards import Shards, Writer, id_type, shard, verify
+from gptlab.system import machine
+from gptlab.system.errors import UserError, quoted
+from gptlab.system.files import digest, read_json, write_json, writing
 from gptlab.texts import PIECE, Piece
 from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
@@ -385,9 +385,8 @@ def _in_parallel(
     Threads do: tiktoken and numpy let go of Python's lock.
     """
     end_of_text = tokenizer.end_of_text if documents else None
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     under_way: deque[tuple[Future[Encoded], int]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         try:
             for number, unit in enumerate(units(parts)):
                 size = sum(len(text) for _, text, _ in unit)
@@ -395,7 +394,7 @@ def _in_parallel(
                     bar.update(size)
                     continue
                 under_way.append((pool.submit(encode, tokenizer, unit, end_of_text), size))
-                if len(under_way) > 2 * threads:
+                if len(under_way) > 2 * machine.cores():
                     yield _finished(under_way, bar)
             while under_way:
                 yield _finished(under_way, bar)

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 PATIENCE = timedelta(minutes=10)  # until all processes of a run must have come
 

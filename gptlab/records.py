@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from gptlab import runs
-from gptlab.errors import UserError
-from gptlab.files import plain, read_bytes, read_json
 from gptlab.runs import flatten
-from gptlab.texts import harmless
+from gptlab.system.errors import UserError
+from gptlab.system.files import plain, read_bytes, read_json
+from gptlab.system.terminal import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gptlab.errors import UserError, did_you_mean
+from gptlab.system.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptlab.errors import command_line
+from gptlab.system.errors import command_line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,18 +39,19 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gptlab import records, results, tables
+    from gptlab.system import terminal
 
     console = Console(highlight=False)
     if args.diff:
         found = results.diff(*args.diff)
         if args.json:
-            print(tables.as_json(found), end="")
+            print(terminal.as_json(found), end="")
         else:
             tables.show_diff(found, args.diff[0], args.diff[1], console)
         return
     report = results.collect(args.paths, args.metric, args.baseline, args.sort, args.reference)
     if args.json:
-        print(tables.as_json(tables.content(report)), end="")
+        print(terminal.as_json(tables.content(report)), end="")
     else:
         tables.show(report, console)
     out = args.out

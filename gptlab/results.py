@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import stats
 
 from gptlab import references
-from gptlab.errors import UserError, did_you_mean
 from gptlab.records import LeftOut, Run, computes, find, is_run, read, value
 from gptlab.runs import flatten, short_names
+from gptlab.system.errors import UserError, did_you_mean
 
 SECTIONS = ("experiment", "model", "arch", "optim", "schedule", "data", "tokenizer", "trainer")
 DEFAULT = "(default)"  # the value of what a config does not name; nothing that can be typed

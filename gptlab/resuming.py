@@ -12,8 +12,8 @@ import torch
 
 from gptlab import checkpoint
 from gptlab.config import Settings
-from gptlab.errors import UserError
 from gptlab.prepare import Prepared
+from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 

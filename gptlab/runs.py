@@ -18,9 +18,9 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from gptlab import upgrades
-from gptlab.errors import UserError
-from gptlab.files import plain, read_bytes, read_json, unsealed
-from gptlab.files import write_json as write_json  # what a run directory's JSON is written with
+from gptlab.system.errors import UserError
+from gptlab.system.files import plain, read_bytes, read_json, unsealed
+from gptlab.system.terminal import duration
 
 PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 SUMMARY_FORMAT = 1
@@ -47,16 +47,6 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
     ends = {key: short(key) for key in keys}
     return {key: end if list(ends.values()).count(end) == 1 else key.lstrip("+") for key, end in ends.items()}
-
-
-def duration(seconds: float) -> str:
-    """12.3s, 4m 10s, 1h 05m; - if it is not known."""
-    if seconds != seconds:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h {minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m {rest:02d}s"
 
 
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
@@ -118,19 +108,6 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def peak_memory_bytes() -> int | None:
-    """The largest resident memory that this process has had; None where the system does not tell."""
-    with suppress(OSError, StopIteration):  # Linux counts into ru_maxrss what the process that started this one had
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager

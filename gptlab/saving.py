@@ -18,9 +18,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from gptlab import checkpoint
 from gptlab.averaging import averaged
 from gptlab.faults import check_finite
-from gptlab.files import sync, writing
 from gptlab.module import LMModule
 from gptlab.resuming import appended, machine
+from gptlab.system.files import sync, writing
 
 log = logging.getLogger(__name__)
 

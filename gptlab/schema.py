@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from gptlab.errors import UserError, did_you_mean
+from gptlab.system.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.errors import UserError
-from gptlab.files import digest, read_json, write_json
+from gptlab.system.errors import UserError
+from gptlab.system.files import digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from gptlab import corpora, prepare
 from gptlab.corpora import Corpus
-from gptlab.errors import UserError
-from gptlab.files import user_folder
 from gptlab.prepare import Prepared, Split
+from gptlab.system.errors import UserError
+from gptlab.system.files import user_folder
 from gptlab.texts import Piece
 from gptlab.tokenizers import Tokenizer, TokenizerConfig
 

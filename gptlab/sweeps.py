@@ -19,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab import runs
-from gptlab.errors import UserError
 from gptlab.jobs import LOG, Job
 from gptlab.launchers import Handle, Local, Slurm
 from gptlab.plans import Listed, Search
+from gptlab.system import terminal
+from gptlab.system.errors import UserError
 
 METHODS = ("grid", "one_at_a_time", "optuna")
 POLL_SECONDS = 0.25
@@ -275,7 +276,7 @@ class View:
         if sweep.signal is not None:
             line += " · stopping: jobs finish their step and save" if sweep.running() else " · stopped"
         elif left is not None:
-            line += f" · {runs.duration(left)} left"
+            line += f" · {terminal.duration(left)} left"
         room = max(3, self.console.size.height - 6)
         jobs = list(sweep.progress)
         first = [job for job in jobs if sweep.progress[job].state in ("running", "failed")][-room:]
@@ -296,7 +297,7 @@ class View:
                 f"{p.step:,}/{job.max_steps:,}",
                 "" if p.val_loss is None else f"{p.val_loss:.4f}",
                 "" if p.best is None else f"{p.best:.4f}",
-                runs.duration(p.seconds) if p.handle else "",
+                terminal.duration(p.seconds) if p.handle else "",
             )
         yield Text(line, style="bold", no_wrap=True, overflow="ellipsis")
         yield table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gptlab.files import write_atomically
 from gptlab.results import Report, compact, known
-from gptlab.runs import duration
+from gptlab.system.files import write_atomically
+from gptlab.system.terminal import as_json, duration, print_table, table, width
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 FORMAT = 1  # of report.json
 MOST_LEFT_OUT = 10  # on the terminal; the files name all
@@ -90,7 +88,7 @@ def show(report: Report, console: Console) -> None:
     narrow = console.is_terminal and width(table(columns), console) > console.width
     parts = [{heading: columns[heading] for heading in first}, {"": columns[""], **rest}] if narrow else [columns]
     for part in parts:
-        _print(table(part), console)
+        print_table(table(part), console)
     lines = sentences(report)
     if report.left_out:
         lines.append(f"left out, {len(report.left_out)}:")
@@ -99,31 +97,6 @@ def show(report: Report, console: Console) -> None:
             lines.append(f"  ... and {len(report.left_out) - MOST_LEFT_OUT} more, in the report's files and --json")
     for line in lines:
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
-
-
-def table(columns: dict[str, list[str]], title: str | None = None) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in columns:
-        fold = not heading or heading in ("A", "B")
-        shown.add_column(Text(heading), justify="right" if heading else "left", no_wrap=not fold, overflow="fold")
-    for row in zip(*columns.values(), strict=True):
-        shown.add_row(*map(Text, row))
-    return shown
-
-
-def width(shown: Table, console: Console) -> int:
-    """Columns of a terminal that the table needs if nothing is folded."""
-    return console.measure(shown, options=console.options.update(width=10_000)).maximum
-
-
-def _print(shown: Table, console: Console) -> None:
-    if not console.is_terminal:  # nothing is folded in a file or a pipe
-        console.width = max(console.width, width(shown, console))
-    console.print(shown)
 
 
 def markdown(report: Report, plots: list[str]) -> str:
@@ -167,21 +140,6 @@ def latex(report: Report) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def as_json(content: Any) -> str:
-    return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
-
-
-def plain(content: Any) -> Any:
-    """What JSON can hold: unknown numbers are null."""
-    if isinstance(content, dict):
-        return {key: plain(each) for key, each in content.items()}
-    if isinstance(content, list | tuple):
-        return [plain(each) for each in content]
-    if isinstance(content, Path):
-        return str(content)
-    return None if content is pd.NA or content != content else content
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -241,7 +199,7 @@ def show_diff(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: Path, co
         if what == "results":
             columns["B - A"] = [f"{y - x:+.6g}" if known(x) and known(y) else "-" for _, x, y in rows]
         if rows:
-            _print(table(columns, what), console)
+            print_table(table(columns, what), console)
 
 
 def word(value: Any) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 PIECE = 1 << 20  # characters
 LINE = 1 << 27  # the most in a line of .jsonl: packed, a small file can hold one without end
@@ -192,8 +192,3 @@ def find(paths: list[Path]) -> tuple[Path, ...]:
 
 def _is_text(path: Path) -> bool:
     return kind(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)
-
-
-def harmless(text: str) -> str:
-    """`text` with U+FFFD for control characters, which a byte model draws and a terminal would obey."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.errors import UserError, command_line
+from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +84,7 @@ def shown(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
     """The tokens' texts, each in a colour of its own; where there are no colours, with bars between them."""
     from rich.text import Text
 
-    from gptlab.texts import harmless
+    from gptlab.system.terminal import harmless
 
     text = Text()
     for i, token in enumerate(ids):
@@ -129,7 +129,7 @@ def comparison(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], 
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gptlab.files import user_folder
+    from gptlab.system.files import user_folder
 
     raw_dir = user_folder(args.data_dir or os.environ.get("GPTLAB_DATA"))
     pieces = read(args.text)

@@ -25,7 +25,7 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
-from gptlab.errors import UserError, did_you_mean
+from gptlab.system.errors import UserError, did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import init_from, lightly, processes, upgrades
-from gptlab.errors import UserError, did_you_mean
+from gptlab.system.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab import runs
-from gptlab.errors import UserError
+from gptlab.system import machine
+from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +148,7 @@ def memory(device: torch.device) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return runs.peak_memory_bytes()
+    return machine.peak_memory_bytes()
 
 
 def about_here(device: torch.device) -> Answer:

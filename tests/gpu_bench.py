@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gptlab.files import read_json, write_json
+from gptlab.system.files import read_json, write_json
 
 GOAL = 1.4697  # val/loss of gpt10m, to which the time is taken
 LAST_LINES = 8

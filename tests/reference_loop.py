@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlab import models
-from gptlab.files import read_json
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.plainloop import PlainLoop
+from gptlab.system.files import read_json
 
 BATCH, BLOCK, STEPS, SEED = 12, 64, 2000, 1337
 RATE = 1e-3

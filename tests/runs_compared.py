@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptlab.files import read_json
+from gptlab.system.files import read_json
 
 VOLATILE = {"seconds", "tokens_per_sec", "mfu"}
 TIMES = VOLATILE | {"train_seconds", "total_seconds", "peak_memory_bytes", "run_dir"}

@@ -14,8 +14,8 @@ from torch import Tensor
 from gptlab import checkpoint, runs, train
 from gptlab.averaging import Averaging
 from gptlab.config import to_yaml
-from gptlab.errors import UserError
-from gptlab.files import sealed
+from gptlab.system.errors import UserError
+from gptlab.system.files import sealed
 from tests.runs_compared import rows
 from tests.test_faults import Spoil
 from tests.test_muon import Elsewhere, optimizer, small

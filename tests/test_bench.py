@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from gptlab import bench, checkpoint, measuring, models, plainloop
-from gptlab.files import read_json
 from gptlab.measuring import OPTIM, PARTS
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.system.files import read_json
 from tests import gpu_bench
 from tests.conftest import TINY
 from tests.gpu_bench import Measurement

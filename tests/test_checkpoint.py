@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from gptlab import checkpoint, corpora
 from gptlab.dataset import EvalBatches, Share
-from gptlab.errors import UserError
 from gptlab.models import GPTConfig
 from gptlab.prepare import Split, prepare
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import TokenizerConfig
 
 BEST = Path("checkpoints") / "best.ckpt"

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptlab import train
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 CHOICES = sorted(
     (path.parent.name, path.stem)

@@ -22,7 +22,7 @@ import pytest
 
 from gptlab import corpora
 from gptlab.corpora import Corpus
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"

@@ -10,9 +10,10 @@ import lightning as L
 import pytest
 
 from gptlab import devices
-from gptlab.devices import cached_rows, check_graphs, device_type, precision
-from gptlab.errors import UserError
+from gptlab.devices import check_graphs, device_type, precision
 from gptlab.fit import fit
+from gptlab.system.errors import UserError
+from gptlab.system.machine import cached_rows
 from tests.conftest import TINY
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from gptlab import models
 from gptlab.dataset import IGNORED
 from gptlab.diagnostics import blocks, labels, look_inside
-from gptlab.errors import UserError
 from gptlab.models import Bigram, GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.layers import alibi_slopes
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import BPETokenizer, CharTokenizer
 from tests.runs_compared import points, rows
 

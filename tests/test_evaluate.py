@@ -144,7 +144,7 @@ def test_a_stream_of_the_hub_is_not_read_again(
 def test_bf16_measures_what_a_bf16_run_has_measured(
     run: Any, evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptlab.metrics.peak_flops", lambda *arguments: 1e12)  # which takes long in bf16
+    monkeypatch.setattr("gptlab.system.accelerator.peak_flops", lambda *arguments: 1e12)  # which takes long in bf16
     run(tmp_path / "run", *QUICK, "precision=bf16")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert_is_the_runs_own(evaluate(last, "--precision", "bf16"), tmp_path / "run")

@@ -205,6 +205,6 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(fresh: Path) -> N
 def test_another_processor_has_a_library_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = set()
     for flags in ("flags: sse2", "flags: sse2 avx2"):
-        monkeypatch.setattr(few_tokens, "processor", lambda flags=flags: flags)
+        monkeypatch.setattr(few_tokens, "processor_features", lambda flags=flags: flags)
         names.add(few_tokens.built("cc" if shutil.which("cc") else "gcc").name)
     assert len(names) == 2

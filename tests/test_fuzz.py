@@ -37,23 +37,22 @@ from gptlab import (
     checkpoint,
     corpora,
     export,
-    files,
     hf_tokenizers,
     models,
     prepare,
     pretrained,
     records,
-    runs,
     texts,
     tokenizers,
 )
 from gptlab.cards import card
-from gptlab.errors import UserError
 from gptlab.models import hf
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.prepare import Split
 from gptlab.shards import Writer
+from gptlab.system import files
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import CharTokenizer, TokenizerConfig
 from tests.test_results import fake_run
 
@@ -298,13 +297,13 @@ def make_run(folder: Path) -> None:
     (path / "environment.json").unlink()
     text, summary = (path / "config.yaml").read_text(), json.loads((path / "summary.json").read_text())
     (path / "config.yaml").write_text(files.sealed(text))
-    runs.write_json(path / "summary.json", summary)
+    files.write_json(path / "summary.json", summary)
 
 
 def make_around(folder: Path) -> None:
     """What a report can do without."""
     path = fake_run(folder / "run", 1.25)
-    runs.write_json(path / "job.json", {"overrides": {"model.n_head": "4"}, "baseline": {}})
+    files.write_json(path / "job.json", {"overrides": {"model.n_head": "4"}, "baseline": {}})
     for name in ("config.yaml", "summary.json"):
         (path / name).rename(folder / name)
 

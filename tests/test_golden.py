@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptlab import checkpoint, loading, upgrades
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 ANSWERS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "answers.json").read_text())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.models import GPT, GPTConfig, hf
 from gptlab.models.weights import check, cropped, empty, filled, parameters
+from gptlab.system.errors import UserError
 from tests.test_parity import GPT2, LLAMA, D, T, V
 
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from gptlab import hf_tokenizers, tokenizers
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import (
     BYTES,
     CL100K_PATTERN,

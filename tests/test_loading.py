@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptlab import checkpoint, hf_tokenizers, loading, models
-from gptlab.errors import UserError
 from gptlab.models import GPTConfig, hf
 from gptlab.models.weights import parameters
+from gptlab.system.errors import UserError
 
 SHA = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 

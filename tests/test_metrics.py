@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gptlab import metrics
 from gptlab.models import Bigram, BigramConfig
+from gptlab.system import accelerator
 
 
 def test_who_knows_nothing_needs_eight_bits_for_a_byte() -> None:
@@ -40,7 +41,7 @@ def test_a_loss_that_is_no_number_has_no_perplexity() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_cpus_peak_is_measured_without_touching_the_random_state(precision: str) -> None:
     before = torch.get_rng_state()
-    peak = metrics.peak_flops(torch.device("cpu"), precision)
+    peak = accelerator.peak_flops(torch.device("cpu"), precision)
     assert 1e7 < peak < 1e15
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -48,7 +49,7 @@ def test_a_cpus_peak_is_measured_without_touching_the_random_state(precision: st
 def test_a_measured_peak_counts_a_multiplication_and_an_addition_for_each_term(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.accumulate(itertools.cycle([0.5, 0.25, 0.125, 0.25, 1]))  # the fastest takes 0.125 seconds
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    assert metrics.measured_peak_flops(torch.device("cpu"), torch.float32, size=7, seconds=5) == 2 * 7**3 / 0.125
+    assert accelerator.measured_peak_flops(torch.device("cpu"), torch.float32, size=7, seconds=5) == 2 * 7**3 / 0.125
 
 
 @pytest.mark.parametrize(
@@ -75,5 +76,5 @@ def test_a_measured_peak_counts_a_multiplication_and_an_addition_for_each_term(m
 )
 def test_a_gpus_peak_is_that_of_its_data_sheet(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(metrics, "measured_peak_flops", lambda device, dtype, size: 7.0)
-    assert metrics.peak_flops(torch.device("cuda"), "bf16") == peak
+    monkeypatch.setattr(accelerator, "measured_peak_flops", lambda device, dtype, size: 7.0)
+    assert accelerator.peak_flops(torch.device("cuda"), "bf16") == peak

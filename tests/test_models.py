@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.models.dropout import KEEP, Drop
 from gptlab.models.layers import CausalSelfAttention, Places
+from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
 V, T, B = 101, 23, 5

@@ -18,8 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptlab import config, multirun, runs, train
-from gptlab.errors import UserError
-from gptlab.files import read_json
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json
 from tests.conftest import ROOT, TINY
 from tests.test_cli import RUN, assert_refused
 

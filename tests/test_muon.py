@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.fit import fit
 from gptlab.models import GPT, GPTConfig
 from gptlab.muon import orthogonalized
 from gptlab.optim import OptimConfig, build_optimizer
+from gptlab.system.errors import UserError
 from tests.test_optim import MUON
 from tests.test_training import curve
 

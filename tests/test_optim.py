@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, describe_groups, lr_scale, parameter_groups
+from gptlab.system.errors import UserError
 
 ADAMW = {
     "name": "adamw",

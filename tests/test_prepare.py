@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from gptlab import corpora, prepare, shards, texts
 from gptlab.corpora import Corpus
-from gptlab.errors import UserError
 from gptlab.prepare import Prepared, Split
+from gptlab.system.errors import UserError
 from gptlab.texts import Piece, pieces
 from gptlab.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from tests.conftest import ROOT

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gptlab import checkpoint, processes
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from tests.conftest import ROOT, TINY
 
 HARD = ("model.dropout=0.2", "trainer.diagnose_every=2", "trainer.patience=50", "trainer.accelerator=cpu")

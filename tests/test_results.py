@@ -15,7 +15,7 @@ import yaml
 from scipy import stats
 
 from gptlab import plots, records, results
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 CONFIG: dict[str, Any] = {
     "name": "gpt3m",

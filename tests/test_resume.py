@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from gptlab import checkpoint, runs, saving
 from gptlab import fit as fit_module
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from gptlab.upgrades import NEW
 from tests.conftest import HARD, TINY
 from tests.runs_compared import assert_same_run, rows

@@ -17,12 +17,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from gptlab import jobs, launchers, plans, runs, train
-from gptlab.errors import UserError
-from gptlab.files import read_json
 from gptlab.jobs import Job
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
 from gptlab.sweeps import Standing, Sweep, View, closing_words
+from gptlab.system import machine
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json
 from tests.fakes import Fake, fake, sweep
 
 
@@ -167,7 +168,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 
 def test_cores_are_shared_out_and_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers, "cores", lambda: 11)
+    monkeypatch.setattr(machine, "cores", lambda: 11)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     four = Local(None, 1, on_gpu=True)

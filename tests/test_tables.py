@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from gptlab import results, runs, tables
+from gptlab import results, tables
+from gptlab.system import terminal
 from tests.test_results import fake_run, heads_sweep
 
 ODD = "a_b & 50% | `c` $x$ #1 ^~\\{}<ü>[red]"
@@ -146,4 +147,4 @@ def test_numbers_for_people(number: float, words: str) -> None:
     [(0.04, "0.0s"), (12.34, "12.3s"), (250, "4m 10s"), (3599.6, "1h 00m"), (3900, "1h 05m"), (math.nan, "-")],
 )
 def test_times_for_people(seconds: float, words: str) -> None:
-    assert runs.duration(seconds) == words
+    assert terminal.duration(seconds) == words

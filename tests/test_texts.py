@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab import texts
-from gptlab.errors import UserError
-from gptlab.texts import Piece, characters, documents, find, harmless, pieces
+from gptlab.system.errors import UserError
+from gptlab.system.terminal import harmless
+from gptlab.texts import Piece, characters, documents, find, pieces
 from gptlab.tokenizers import CL100K_PATTERN, END_OF_TEXT, BPETokenizer, WordTokenizer
 from tests.conftest import ROOT
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from gptlab import texts, tokenizers
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import (
     CL100K_PATTERN,
     CL100K_SPECIAL,

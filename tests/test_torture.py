@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab.files import read_json, write_json
+from gptlab.system.files import read_json, write_json
 from tests.runs_compared import differences
 
 

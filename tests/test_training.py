@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptlab import checkpoint, models
 from gptlab.dataset import EvalBatches, Share
-from gptlab.errors import UserError
-from gptlab.files import read_json
 from gptlab.fit import fit
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json
 from tests.conftest import TINY
 from tests.test_resume import interrupt
 

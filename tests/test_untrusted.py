@@ -19,7 +19,6 @@ from gptlab import (
     corpora,
     evaluate,
     export,
-    files,
     hf_tokenizers,
     models,
     prepare,
@@ -32,10 +31,11 @@ from gptlab import (
     tokenizers,
 )
 from gptlab.checkpoint import Info
-from gptlab.errors import UserError
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import filled, parameters
 from gptlab.prepare import Split
+from gptlab.system import files
+from gptlab.system.errors import UserError
 from gptlab.tokenizers import CharTokenizer, TokenizerConfig
 from tests.test_results import fake_run
 
@@ -382,7 +382,7 @@ def test_a_broken_download_of_the_hub_is_noticed(tmp_path: Path, monkeypatch: py
 def sealed(tmp_path: Path) -> Path:
     run = fake_run(tmp_path / "run", 1.25)
     (run / "config.yaml").write_text(files.sealed((run / "config.yaml").read_text()))
-    runs.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()))
+    files.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()))
     return run
 
 

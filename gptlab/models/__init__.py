@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from gptlab.errors import UserError, did_you_mean
 from gptlab.models.bigram import Bigram, BigramConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.system.errors import UserError, did_you_mean
 
 Model = GPT | Bigram
 ModelConfig = GPTConfig | BigramConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
 
 
 @dataclass(frozen=True)

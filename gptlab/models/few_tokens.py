@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gptlab.files import user_folder
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, sees
+from gptlab.system.files import user_folder
+from gptlab.system.machine import processor_features
 
 if TYPE_CHECKING:
     from gptlab.models.gpt import GPT
@@ -226,8 +227,8 @@ def library() -> Any:
 
 
 def built(compiler: str) -> Path:
-    """The library's file, made unless it is there; its name carries what it depends on."""
-    recipe = "\n".join((SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor()))
+    """The library's file, made unless it is there; machines that share a folder have one each."""
+    recipe = "\n".join((SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor_features()))
     name = f"few_tokens-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     folder = user_folder(None)
     if not (folder / name).is_file():
@@ -247,12 +248,3 @@ def built(compiler: str) -> Path:
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=60)
             Path(work, name).replace(folder / name)
     return folder / name
-
-
-def processor() -> str:
-    """What the processor can do: a cache folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.node()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptlab.errors import UserError
 from gptlab.models.attention import ATTENTIONS
 from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS
+from gptlab.system.errors import UserError
 
 CHOICES = {
     "norm": NORMS,

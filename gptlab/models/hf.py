@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import check, empty, parameters, sound
+from gptlab.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptlab import models
-from gptlab.errors import UserError
 from gptlab.models import Model, ModelConfig
+from gptlab.system.errors import UserError
 
 MOST = 10  # misfits that a message lists
 DESCRIPTION = 1 << 28  # bytes

@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import platformdirs
 
-from gptlab.errors import UserError
+from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
 
 LARGEST = 1 << 28  # bytes of a file that is read at once
 SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')
@@ -193,3 +198,27 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path}: there is no such user") from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which gets its name once the block has ended well.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written to; nothing is left then.
+    """
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    lacking = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with writing(folder.parent):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                folder.rmdir()
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in lacking:
+            with suppress(OSError):  # it is not empty: all went well
+                parent.rmdir()

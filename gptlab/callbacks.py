@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.faults import check_finite
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
@@ -22,7 +23,6 @@ from gptlab.sharding import whole
 from gptlab.system.errors import quoted
 from gptlab.system.files import writing
 from gptlab.system.terminal import harmless
-from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab import __version__, models
 from gptlab.checkpoint import Info
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import Windows
 from gptlab.models import Model
 from gptlab.runs import PLACES, flatten
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
-from gptlab.tokenizers import Tokenizer
 
 LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime")

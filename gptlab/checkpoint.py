@@ -13,12 +13,13 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from gptlab import __version__, models, tokenizers, upgrades
+from gptlab import __version__, models, upgrades
+from gptlab.data import tokenizers
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model, weights
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain as plain_values
 from gptlab.system.files import write_atomically
-from gptlab.tokenizers import Tokenizer
 
 FORMAT = 2
 SEAL = b"sha256:"  # begins the zip's comment, which names the hash of all that stands before it

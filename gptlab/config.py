@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import init_from, models
-from gptlab.datamodule import DataConfig
+from gptlab.data.config import DataConfig
+from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.models import ModelConfig
 from gptlab.optim import OptimConfig, ScheduleConfig
 from gptlab.schema import build
 from gptlab.system.errors import UserError, did_you_mean
-from gptlab.tokenizers import TokenizerConfig
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptlab.checkpoint import Info
+    from gptlab.data.tokenizers import Tokenizer
     from gptlab.evaluation import Measured, Windows
     from gptlab.memorisation import Copies
     from gptlab.models import Model
     from gptlab.ngrams import NGrams
     from gptlab.sources import Source
-    from gptlab.tokenizers import Tokenizer
 
 FORMAT = 1  # of --json
 HIGHEST = 6  # order of ngram:N
@@ -191,7 +191,8 @@ def table(name: str, n: int, text: Text, tokenizer: Tokenizer | str) -> Candidat
     """
     import numpy as np
 
-    from gptlab import sources, tokenizers
+    from gptlab import sources
+    from gptlab.data import tokenizers
     from gptlab.ngrams import NGrams
 
     train = text.source.pieces("train")
@@ -341,7 +342,8 @@ def memorised(args: argparse.Namespace, model: Candidate | None, text: Text, whe
     Args:
         model: None: --sample names a text.
     """
-    from gptlab import memorisation, texts
+    from gptlab import memorisation
+    from gptlab.data import text_files
     from gptlab.ngrams import NGrams
 
     if text.part not in ("val", "test"):
@@ -350,7 +352,7 @@ def memorised(args: argparse.Namespace, model: Candidate | None, text: Text, whe
     if args.sample:
         if not args.sample.is_file():
             raise UserError(f"--sample {args.sample}: no such file")
-        sample, origin = "".join(texts.characters(args.sample)), str(args.sample)
+        sample, origin = "".join(text_files.characters(args.sample)), str(args.sample)
         if len(sample) > LONGEST_SAMPLE:
             notes.append(f"of the sample's {len(sample):,} characters the first {LONGEST_SAMPLE:,} are read")
             sample = sample[:LONGEST_SAMPLE]

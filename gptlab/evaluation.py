@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gptlab import metrics
-from gptlab.dataset import IGNORED, Batch, Ids, eval_batch_size
+from gptlab.data.batches import IGNORED, Batch, Ids, eval_batch_size
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.ngrams import NGrams
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import Tokenizer
 
 RESAMPLES, LEVEL = 10_000, 0.95
 BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptlab.checkpoint import Info
+    from gptlab.data.tokenizers import Tokenizer
     from gptlab.models import Model
-    from gptlab.tokenizers import Tokenizer
 from gptlab.system.files import whole_folder
 
 TOLERANCE = 1e-3  # of a logit, between ONNX's runtime and ours

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptlab import checkpoint
-from gptlab.dataset import Share, TrainBatch
+from gptlab.data.batches import Share, TrainBatch
 from gptlab.module import LMModule
 from gptlab.sharding import whole
 from gptlab.system.errors import UserError

@@ -23,6 +23,7 @@ from gptlab import devices, init_from, models, processes, runs, sharding, strate
 from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.datamodule import LMDataModule
 from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
@@ -36,7 +37,6 @@ from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, Patience
 from gptlab.system import accelerator, machine
 from gptlab.system.errors import UserError
 from gptlab.system.files import sealed, write_atomically, write_json, writing
-from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

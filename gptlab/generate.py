@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gptlab.checkpoint import Info
+    from gptlab.data.tokenizers import Tokenizer
     from gptlab.models import Model
     from gptlab.page import Page
     from gptlab.sampling import Sampling, Step
     from gptlab.streams import Piece, Stream
-    from gptlab.tokenizers import Tokenizer
 
 ROWS = 64  # texts that are drawn at once
 AHEAD = 4

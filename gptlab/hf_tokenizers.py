@@ -13,8 +13,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.system.errors import UserError
-from gptlab.tokenizers import (
+from gptlab.data.tokenizers import (
     BYTES,
     CL100K_PATTERN,
     END_OF_TEXT,
@@ -27,6 +26,7 @@ from gptlab.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
+from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
+    from gptlab.data.tokenizers import Tokenizer
     from gptlab.models import Model, ModelConfig
-    from gptlab.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

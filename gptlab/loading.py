@@ -9,10 +9,10 @@ from pathlib import Path
 
 from gptlab import checkpoint, pretrained
 from gptlab.checkpoint import Info
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
-from gptlab.tokenizers import Tokenizer
 
 EXPORT = "model.safetensors"
 WORD = re.compile(r"[\w.-]{1,99}")

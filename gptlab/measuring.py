@@ -19,13 +19,13 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from gptlab import devices, fit, models
 from gptlab.config import Settings
+from gptlab.data.batches import Share, TrainBatches
+from gptlab.data.shards import id_type, shard
 from gptlab.datamodule import LMDataModule
-from gptlab.dataset import Share, TrainBatches
 from gptlab.devices import device_type
 from gptlab.module import LMModule
 from gptlab.optim import lr_scale
 from gptlab.sampling import Context, Sampling, generate
-from gptlab.shards import id_type, shard
 from gptlab.system import accelerator
 from gptlab.turns import Stopwatch, Turn, about_here, make_steps, memory, wait_for
 

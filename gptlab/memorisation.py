@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
-from gptlab.tokenizers import Tokenizer
 
 ROWS = 10  # texts of a sample, drawn at once
 LENGTHS = (10, 20, 30, 50)  # characters: how much of a text lies in copies of at least so many

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import checkpoint, metrics, models
-from gptlab.dataset import IGNORED, Batch, TrainBatch
+from gptlab.data.batches import IGNORED, Batch, TrainBatch
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
 from gptlab.sharding import full
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import Tokenizer
 
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from gptlab import checkpoint, hf_tokenizers, models
 from gptlab.checkpoint import Info
+from gptlab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from gptlab.models import Model, hf, weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import digest, read_bytes
-from gptlab.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 
 Loaded = tuple[Model, Tokenizer, Info]
 

@@ -12,7 +12,7 @@ import torch
 
 from gptlab import checkpoint
 from gptlab.config import Settings
-from gptlab.prepare import Prepared
+from gptlab.data.prepared import Prepared
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.models.few_tokens import MOST, FewTokens
 from gptlab.models.gpt import GPT
@@ -16,7 +17,6 @@ from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import sees
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import Tokenizer
 
 
 def _check(best: Tensor) -> None:

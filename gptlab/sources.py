@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from gptlab import corpora, prepare
-from gptlab.corpora import Corpus
-from gptlab.prepare import Prepared, Split
+from gptlab.data import corpora, prepare
+from gptlab.data import prepared as prepared_module
+from gptlab.data.corpora import Corpus
+from gptlab.data.prepared import Prepared
+from gptlab.data.split import Split, assigned
+from gptlab.data.text_files import Piece
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import user_folder
-from gptlab.texts import Piece
-from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
 NAMED = ("auto", "shakespeare_char", "shakespeare_bpe", "pydoc_char", "verdict")
 
@@ -50,7 +52,7 @@ class Source:
             return _documents(self.prepared, part)
         if part == "all":
             return list(self.corpus.read())
-        parts = prepare.assigned(self.corpus.read(), self.split, self.characters)
+        parts = assigned(self.corpus.read(), self.split, self.characters)
         return [Piece(text, last) for where, text, last in parts if where == part]
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
@@ -176,5 +178,7 @@ def own(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
 def _prepared(corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path) -> Prepared | None:
     """What the run has prepared itself, if that is still there; nothing is written."""
     with suppress(UserError):
-        return prepare.opened(corpus.name, prepare.place(corpus, split, how, corpus.origin, cache_dir), remember=False)
+        return prepared_module.opened(
+            corpus.name, prepared_module.place(corpus, split, how, corpus.origin, cache_dir), remember=False
+        )
     return None

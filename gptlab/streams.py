@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gptlab.tokenizers import Tokenizer
+from gptlab.data.tokenizers import Tokenizer
 
 
 class Piece(NamedTuple):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from gptlab.tokenizers import Tokenizer
+    from gptlab.data.tokenizers import Tokenizer
 
 COLOURS = tuple(f"#000000 on color({number})" for number in (117, 221, 114, 212, 252))  # pale ones
 
@@ -44,15 +44,15 @@ def read(argument: str) -> list[str]:
     Raises:
         UserError: the file cannot be read, or there is no text.
     """
-    from gptlab import texts
+    from gptlab.data import text_files
 
     if argument == "-":
         chunks: Iterator[str] = iter([sys.stdin.read()])
     elif len(argument) < 4096 and Path(argument).is_file():
-        chunks = texts.characters(Path(argument))
+        chunks = text_files.characters(Path(argument))
     else:
         chunks = iter([argument])
-    pieces = [piece.text for piece in texts.pieces(chunks)]
+    pieces = [piece.text for piece in text_files.pieces(chunks)]
     if not pieces:
         raise UserError("the text is empty")
     return pieces
@@ -64,7 +64,7 @@ def build(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -
     Raises:
         UserError: there is none of that name, or its vocabulary cannot be had.
     """
-    from gptlab import tokenizers
+    from gptlab.data import tokenizers
 
     if name not in tokenizers.NAMES and Path(name).exists():
         from gptlab import checkpoint

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab import checkpoint, corpora
-from gptlab.dataset import EvalBatches, Share
+from gptlab import checkpoint
+from gptlab.data import corpora
+from gptlab.data.batches import EvalBatches, Share
+from gptlab.data.prepare import prepare
+from gptlab.data.split import Split
+from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.models import GPTConfig
-from gptlab.prepare import Split, prepare
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import TokenizerConfig
 
 BEST = Path("checkpoints") / "best.ckpt"
 LAST = Path("checkpoints") / "last.ckpt"

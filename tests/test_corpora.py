@@ -20,8 +20,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gptlab import corpora
-from gptlab.corpora import Corpus
+from gptlab.data import corpora
+from gptlab.data.corpora import Corpus
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -100,7 +100,7 @@ def test_the_text_is_read_from_the_key(tmp_path: Path) -> None:
 def test_the_first_documents_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, found: list[str]
 ) -> None:
-    monkeypatch.setattr("gptlab.texts.PIECE", 4)
+    monkeypatch.setattr("gptlab.data.text_files.PIECE", 4)
     found = [name * 7 + " b" * 7 for name in found]  # in many pieces
     path = write_lines(tmp_path / "my.jsonl", [{"text": name * 7 + " b" * 7} for name in "abc"])
     corpus = load("text", path, max_documents=count)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab import dataset
-from gptlab.dataset import IGNORED, EvalBatches, Ids, Share, TrainBatches, crop_starts, eval_batch_size
-from gptlab.shards import Shards, id_type, shard
+from gptlab.data import batches as batches_module
+from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share, TrainBatches, crop_starts, eval_batch_size
+from gptlab.data.shards import Shards, id_type, shard
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 1, 1)
@@ -166,7 +166,7 @@ def test_a_text_too_large_for_memory_gives_the_same_batches(
     ids = stored(tmp_path, (np.arange(1009) * 97 % vocab_size)[::-1], vocab_size, *cuts)
     small = train_batches(ids)
     assert isinstance(small.ids, Tensor)
-    monkeypatch.setattr(dataset, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(batches_module, "RESIDENT_BYTES", 0)
     large = train_batches(ids)
     assert large.ids is ids
     for step in range(7):

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from gptlab import models
-from gptlab.dataset import IGNORED
+from gptlab.data.batches import IGNORED
+from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.diagnostics import blocks, labels, look_inside
 from gptlab.models import Bigram, GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.layers import alibi_slopes
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import BPETokenizer, CharTokenizer
 from tests.runs_compared import points, rows
 
 V, T, B, C = 29, 13, 5, 33

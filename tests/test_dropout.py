@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gptlab.dataset import row_noise
+from gptlab.data.batches import row_noise
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.dropout import Drop, drops, mixed
 

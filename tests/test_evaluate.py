@@ -134,7 +134,7 @@ def test_a_stream_of_the_hub_is_not_read_again(
     fineweb_edu(tmp_path / "set")
     place = f"data.path={tmp_path / 'set'}"
     run(tmp_path / "run", *QUICK, "data=hub", place, "data.val_fraction=0.4", "tokenizer=byte", "model.block_size=5")
-    monkeypatch.setattr("gptlab.prepare._build", None)
+    monkeypatch.setattr("gptlab.data.prepare._build", None)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert_is_the_runs_own(evaluate(last), tmp_path / "run")
     assert evaluate(last, "--compare", "uniform")["compare"]["bits_per_byte"] > 8  # the mark of an end has no bytes

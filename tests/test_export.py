@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from gptlab import cards, checkpoint, export, loading, models
+from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
 from gptlab.models import BigramConfig, GPTConfig
-from gptlab.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
 from tests.conftest import ROOT
 from tests.test_cli import assert_refused
 

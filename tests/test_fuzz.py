@@ -33,27 +33,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlab import (
-    checkpoint,
-    corpora,
-    export,
-    hf_tokenizers,
-    models,
-    prepare,
-    pretrained,
-    records,
-    texts,
-    tokenizers,
-)
+from gptlab import checkpoint, export, hf_tokenizers, models, pretrained, records
 from gptlab.cards import card
+from gptlab.data import corpora, prepare, text_files, tokenizers
+from gptlab.data.shards import Writer
+from gptlab.data.split import Split
+from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.models import hf
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
-from gptlab.prepare import Split
-from gptlab.shards import Writer
 from gptlab.system import files
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import CharTokenizer, TokenizerConfig
 from tests.test_results import fake_run
 
 LONGEST = 5  # seconds for a case
@@ -373,7 +363,7 @@ def make_text(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def read_text(folder: Path) -> str:
     file = next(folder.iterdir())
-    return "".join(piece.text for piece in corpora.from_files("text", texts.find([file]), "text").read())
+    return "".join(piece.text for piece in corpora.from_files("text", text_files.find([file]), "text").read())
 
 
 def gz(text: str) -> bytes:

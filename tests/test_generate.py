@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 
 from gptlab import checkpoint, hf_tokenizers, models, sampling
+from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from gptlab.models import GPTConfig, hf
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.weights import parameters
 from gptlab.streams import Stream
-from gptlab.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from tests.test_cli import assert_refused
 
 ABC = CharTokenizer("\n abcdefghijk")
@@ -608,7 +608,7 @@ def test_bf16_says_nearly_the_same(objects: Any, model: str) -> None:
 
 
 def test_a_word_model_talks(command: Any, typed: Any, tmp_path: Path) -> None:
-    from gptlab.tokenizers import WordTokenizer
+    from gptlab.data.tokenizers import WordTokenizer
 
     tokenizer = WordTokenizer(["to", "be", "or", "not"])
     saying(tmp_path / "m.ckpt", tokenizer, [1, 2, 3, 4])

@@ -13,9 +13,9 @@ import tokenizers as huggingface
 from hypothesis import example, given
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from gptlab import hf_tokenizers, tokenizers
-from gptlab.system.errors import UserError
-from gptlab.tokenizers import (
+from gptlab import hf_tokenizers
+from gptlab.data import tokenizers
+from gptlab.data.tokenizers import (
     BYTES,
     CL100K_PATTERN,
     CL100K_SPECIAL,
@@ -27,6 +27,7 @@ from gptlab.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
+from gptlab.system.errors import UserError
 from tests.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
 transformers = pytest.importorskip("transformers")

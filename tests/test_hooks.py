@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 
 from gptlab import fit
-from gptlab.dataset import TrainBatches
+from gptlab.data.batches import TrainBatches
 from gptlab.hooks import OF_A_STEP
 from gptlab.module import LMModule
 from tests.conftest import TINY

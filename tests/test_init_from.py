@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from gptlab import checkpoint, init_from, models, runs, train
+from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.fit import fit
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import BPETokenizer, CharTokenizer
 from tests.runs_compared import assert_same_run
 from tests.test_cli import assert_refused
 from tests.test_multirun import planned

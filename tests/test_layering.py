@@ -83,7 +83,7 @@ def test_a_room_imports_the_rooms_below_it_only(path: Path) -> None:
 
 
 def test_libraries_stay_where_they_belong() -> None:
-    for path in FILES:
+    for path in (path for path in FILES if room(path)):
         used = {name.split(".")[0] for name in imports(path)}
         for library, allowed in LIBRARIES.items():
             there = {room(path), str(path.relative_to(PACKAGE))}

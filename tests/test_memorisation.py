@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptlab.data.tokenizers import CharTokenizer
 from gptlab.memorisation import ROWS, SEAM, copies, sample
 from gptlab.models import GPT, GPTConfig
-from gptlab.tokenizers import CharTokenizer
 
 
 def by_hand(text: str, source: str) -> list[tuple[int, int]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptlab.data.tokenizers import CharTokenizer
 from gptlab.ngrams import NGrams, discounts
-from gptlab.tokenizers import CharTokenizer
 
 V = 7
 

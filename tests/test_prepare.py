@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from gptlab import corpora, prepare, shards, texts
-from gptlab.corpora import Corpus
-from gptlab.prepare import Prepared, Split
+from gptlab.data import corpora, prepare, shards, text_files
+from gptlab.data.corpora import Corpus
+from gptlab.data.prepared import Prepared
+from gptlab.data.split import Split, assigned
+from gptlab.data.text_files import Piece, pieces
+from gptlab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
-from gptlab.texts import Piece, pieces
-from gptlab.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from tests.conftest import ROOT
 
 TEXT = "To be, or not to be: that is the question.\n" * 31
@@ -88,7 +89,7 @@ def raw(request: pytest.FixtureRequest, config: TokenizerConfig, tmp_path: Path)
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of about 64 characters, and a new file after every 500 ids."""
-    for module in (texts, prepare):
+    for module in (text_files, prepare):
         monkeypatch.setattr(module, "PIECE", 64)
     monkeypatch.setattr(shards, "SHARD", 500)
 
@@ -570,7 +571,7 @@ def split(corpus: Corpus) -> Split:
 
 def units(corpus: Corpus, split: Split) -> list[Any]:
     characters = sum(len(text) for text, _ in corpus.read())
-    return list(prepare.units(prepare.assigned(corpus.read(), split, characters)))
+    return list(prepare.units(assigned(corpus.read(), split, characters)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -660,7 +661,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from gptlab import corpora, prepare, shards, texts
-from gptlab.tokenizers import TokenizerConfig
+from gptlab.data.tokenizers import TokenizerConfig
 
 texts.PIECE = prepare.PIECE = 64
 shards.SAVE_EVERY, shards.SHARD = 3, 500

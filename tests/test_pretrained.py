@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptlab import hf_tokenizers, models, pretrained
+from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.models import GPT, GPTConfig, hf
 from gptlab.models.weights import empty, filled, parameters
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import ByteTokenizer, CharTokenizer
 from tests.test_hf import shaken
 
 transformers = pytest.importorskip("transformers")

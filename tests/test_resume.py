@@ -17,7 +17,6 @@ import yaml
 from omegaconf import OmegaConf
 
 from gptlab import checkpoint, runs, saving
-from gptlab import fit as fit_module
 from gptlab.system.errors import UserError
 from gptlab.upgrades import NEW
 from tests.conftest import HARD, TINY
@@ -43,7 +42,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, callback: L.Callback) -> None:
     def trainer(**arguments: Any) -> L.Trainer:
         return real(**{**arguments, "callbacks": [*arguments["callbacks"], callback]})
 
-    monkeypatch.setattr(fit_module.L, "Trainer", trainer)
+    monkeypatch.setattr(L, "Trainer", trainer)
 
 
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that
@@ -334,7 +333,7 @@ def test_auto_starts_goes_on_and_starts_again(command: Any, text_file: Path, mon
     first = command("train", *words)
     assert first.returncode == 143
     assert "resume=auto: nothing to go on with, a new run" in first.stdout + first.stderr
-    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+    monkeypatch.setattr(L, "Trainer", L.Trainer)
 
     other = command("train", *words, "seed=5", "trainer.max_steps=1")
     assert "resume=auto: nothing to go on with" in other.stdout + other.stderr
@@ -361,7 +360,7 @@ def test_auto_in_a_folder_of_one_s_own(command: Any, text_file: Path, monkeypatc
     words = (*COMMAND, f"data.path='{text_file}'", "resume=auto", "hydra.run.dir=mine")
     interrupt(monkeypatch, Kill(4, signal.SIGTERM))
     assert command("train", *words).returncode == 143
-    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+    monkeypatch.setattr(L, "Trainer", L.Trainer)
     other = command("train", *words, "seed=5", "optim.lr=0.01")
     assert other.returncode == 1
     assert "mine is another run, which does not have seed=5, optim.lr=0.01: choose another folder" in other.stderr
@@ -381,7 +380,7 @@ def test_a_config_that_was_changed_does_not_count(
     words = (*COMMAND, f"data.path='{text_file}'", "hydra.run.dir=mine")
     interrupt(monkeypatch, Kill(4, signal.SIGTERM))
     assert command("train", *words).returncode == 143
-    monkeypatch.setattr(fit_module.L, "Trainer", L.Trainer)
+    monkeypatch.setattr(L, "Trainer", L.Trainer)
     config = Path("mine/config.yaml")
     whole = config.read_text()
     assert "\n  lr: 0.001\n" in whole

@@ -15,10 +15,10 @@ import transformers
 from scipy.stats import chi2
 from torch import Tensor, nn
 
+from gptlab.data.tokenizers import CharTokenizer
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.sampling import Context, Sampling, generate, inverted, prompt_ids, speculate
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import CharTokenizer
 
 V, T, B = 11, 13, 7
 

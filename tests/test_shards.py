@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptlab import shards
-from gptlab.shards import Shards, Writer, id_type, shard
+from gptlab.data import shards
+from gptlab.data.shards import Shards, Writer, id_type, shard
 
 often = settings(
     deadline=None,

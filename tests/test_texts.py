@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlab import texts
+from gptlab.data import text_files
+from gptlab.data.text_files import Piece, characters, documents, find, pieces
+from gptlab.data.tokenizers import CL100K_PATTERN, END_OF_TEXT, BPETokenizer, WordTokenizer
 from gptlab.system.errors import UserError
 from gptlab.system.terminal import harmless
-from gptlab.texts import Piece, characters, documents, find, pieces
-from gptlab.tokenizers import CL100K_PATTERN, END_OF_TEXT, BPETokenizer, WordTokenizer
 from tests.conftest import ROOT
 
 DOCUMENTS = ["First one.\r\nIts second line.", "z\u00fc\u4e2d\U0001f600 \u2028 x", " ", "\nfour\n\n", "a" * 41]
@@ -36,7 +36,7 @@ def read(path: Path, key: str = "text") -> list[str]:
 def small(piece: int) -> Iterator[None]:
     """Pieces of about so many characters, and files read in chunks of so many bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "PIECE", piece)
+        patch.setattr(text_files, "PIECE", piece)
         yield
 
 

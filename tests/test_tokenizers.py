@@ -20,9 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gptlab import texts, tokenizers
-from gptlab.system.errors import UserError
-from gptlab.tokenizers import (
+from gptlab.data import text_files, tokenizers
+from gptlab.data.tokenizers import (
     CL100K_PATTERN,
     CL100K_SPECIAL,
     END_OF_TEXT,
@@ -35,6 +34,7 @@ from gptlab.tokenizers import (
     TokenizerConfig,
     WordTokenizer,
 )
+from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
 ASTRAL = "\U0001f600\U0001d11e"
@@ -314,8 +314,8 @@ def test_a_text_without_more_pairs_gives_a_smaller_vocabulary(texts: list[str], 
 def test_learning_is_the_same_each_time_and_needs_no_whole_text(
     bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(texts, "PIECE", piece)
-    again = BPETokenizer.fit((text for text, _ in texts.pieces([ENGLISH])), 601)
+    monkeypatch.setattr(text_files, "PIECE", piece)
+    again = BPETokenizer.fit((text for text, _ in text_files.pieces([ENGLISH])), 601)
     assert again.to_dict() == bpe.to_dict()
 
 

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptlab import checkpoint, models
-from gptlab.dataset import EvalBatches, Share
+from gptlab.data.batches import EvalBatches, Share
 from gptlab.fit import fit
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json

@@ -14,29 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptlab import (
-    checkpoint,
-    corpora,
-    evaluate,
-    export,
-    hf_tokenizers,
-    models,
-    prepare,
-    pretrained,
-    records,
-    results,
-    runs,
-    sources,
-    texts,
-    tokenizers,
-)
+from gptlab import checkpoint, evaluate, export, hf_tokenizers, models, pretrained, records, results, runs, sources
 from gptlab.checkpoint import Info
+from gptlab.data import corpora, prepare, text_files, tokenizers
+from gptlab.data.split import Split
+from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import filled, parameters
-from gptlab.prepare import Split
 from gptlab.system import files
 from gptlab.system.errors import UserError
-from gptlab.tokenizers import CharTokenizer, TokenizerConfig
 from tests.test_results import fake_run
 
 TINY = GPTConfig(5, block_size=7, n_layer=1, n_head=2, n_embd=4)
@@ -227,8 +213,8 @@ def test_a_meta_pkl_is_dicts_and_letters_only(tmp_path: Path, operations: bytes)
 
 def test_a_packed_text_is_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * (1 << 23)))
-    assert max(map(len, texts.characters(tmp_path / "a.txt.gz"))) <= texts.PIECE
-    monkeypatch.setattr(texts, "LINE", 1 << 21)
+    assert max(map(len, text_files.characters(tmp_path / "a.txt.gz"))) <= text_files.PIECE
+    monkeypatch.setattr(text_files, "LINE", 1 << 21)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a " * (1 << 23)))
     with pytest.raises(UserError, match=r"has a line of more than 2,097,152 characters"):
         list(corpora.load("text", [str(tmp_path / "a.jsonl.gz")], tmp_path, tmp_path).read())
@@ -238,8 +224,8 @@ def test_lines_of_any_length_are_put_together(tmp_path: Path, monkeypatch: pytes
     lines = ["x" * n for n in (0, 1, 5, 17, 0, 4, 3)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     for size in (1, 2, 3, 7, 100):
-        monkeypatch.setattr(texts, "PIECE", size)
-        found = ["".join(chunks) for chunks in texts.documents(tmp_path / "a.jsonl", "text")]
+        monkeypatch.setattr(text_files, "PIECE", size)
+        found = ["".join(chunks) for chunks in text_files.documents(tmp_path / "a.jsonl", "text")]
         assert found == lines
 
 
@@ -273,7 +259,7 @@ def test_a_stream_is_opened_where_the_run_has_prepared_it_and_written_elsewhere(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("GPTLAB_DATA", raising=False)
-    pieces = [texts.Piece(f"{i} abcde", True) for i in range(99)]
+    pieces = [text_files.Piece(f"{i} abcde", True) for i in range(99)]
     corpus = corpora.Corpus("hub", lambda: iter(pieces), True, "here", None)
     monkeypatch.setattr(corpora, "load", lambda *_, **__: corpus)
     info = strangers(tmp_path, name="hub", split="document", val_fraction=0.3)

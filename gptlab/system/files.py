@@ -10,15 +10,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import platformdirs
 
 from gptlab.system.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 LARGEST = 1 << 28  # bytes of a file that is read at once
 SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')

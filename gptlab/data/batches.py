@@ -16,8 +16,6 @@ IGNORED = -100  # a target that counts for nothing: cross entropy's own default
 EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logits are half a gigabyte
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
 
-ORDERS = ("random", "epochs")
-
 Batch = tuple[Tensor, Tensor]
 TrainBatch = tuple[Tensor, Tensor, Tensor]
 

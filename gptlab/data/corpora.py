@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gptlab.data.text_files import LINES, TABLES, Piece, documents, extra, find, kind, pieces
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import expanded, write_atomically
-from gptlab.texts import LINES, TABLES, Piece, documents, extra, find, kind, pieces
 
 log = logging.getLogger(__name__)
 

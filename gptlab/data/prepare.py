@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,69 +20,22 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gptlab import tokenizers
-from gptlab.corpora import Corpus
-from gptlab.shards import Shards, Writer, id_type, shard, verify
+from gptlab.data import tokenizers
+from gptlab.data.corpora import Corpus
+from gptlab.data.prepared import Prepared, opened, place
+from gptlab.data.shards import Writer, id_type
+from gptlab.data.split import SPLITS, Part, Split, assigned
+from gptlab.data.text_files import PIECE, Piece
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system import machine
 from gptlab.system.errors import UserError, quoted
 from gptlab.system.files import digest, read_json, write_json, writing
-from gptlab.texts import PIECE, Piece
-from gptlab.tokenizers import Tokenizer, TokenizerConfig
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the prepared files; part of their folder's name
-SPLITS = ("train", "val", "test")
+
 LEFT_OUT = 0.01  # of the text's beginning: the share of its characters that a given tokenizer may lack
 LARGE = 1 << 26  # bytes of text from which what was read is remembered, and progress shown
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which part of a text is held out."""
-
-    by: str
-    """position: the last parts of the text; document: each document as its hash decides."""
-    val_fraction: float
-    test_fraction: float
-
-    def __post_init__(self) -> None:
-        if self.by not in ("position", "document"):
-            raise UserError(f"data.split={self.by}: must be one of position, document")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction}: must be above 0 and below 1")
-        if not 0 <= self.test_fraction < 1 - self.val_fraction:
-            raise UserError(
-                f"data.test_fraction={self.test_fraction}: must be at least 0, and leave something to train on beside "
-                f"data.val_fraction={self.val_fraction}"
-            )
-
-    @property
-    def held_out(self) -> float:
-        return self.val_fraction + self.test_fraction
-
-    def ends(self, characters: int) -> tuple[int, int, int]:
-        """Where train, val and test end in a text that is split by position."""
-        return int(characters * (1 - self.held_out)), int(characters * (1 - self.test_fraction)), characters
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A corpus as ids on disk."""
-
-    name: str
-    sha256: str
-    """Of the raw text, UTF-8; after each document, where there are several, the byte 0xFF."""
-    tokenizer: Tokenizer
-    folder: Path
-    counts: dict[str, list[int]]
-    """Ids in each file of each split."""
-    unknown: list[str]
-    """Characters that the tokenizer left out; of a tokenizer that the text has made, of the held-out parts only."""
-
-    def ids(self, split: str) -> Shards:
-        """Ids of "train", "val" or, if there is one, "test"."""
-        return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
 
 
 def prepare(
@@ -130,21 +81,6 @@ def prepare(
     return prepared
 
 
-def place(corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, identity: str, cache_dir: Path) -> Path:
-    """The folder of a text's ids.
-
-    Args:
-        identity: the sha256 of the text; of a stream, its origin.
-    """
-    chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
-    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
-    return cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-
-
-def _digest(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Hold a lock, which ends with its process, however that ends; wait while another process holds it."""
@@ -158,32 +94,6 @@ def _alone(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def opened(name: str, folder: Path, remember: bool = True) -> Prepared | None:
-    """What lies in `folder`; None if there is no such folder.
-
-    Args:
-        remember: see `shards.verify`.
-
-    Raises:
-        UserError: a file of it is not there, or not as it was written.
-    """
-    if not folder.is_dir():
-        return None
-    try:
-        index = read_json(folder / "index.json")
-        files = {shard(folder, split, i).name for split, counts in index["counts"].items() for i in range(len(counts))}
-        if index["files"].keys() != {"tokenizer.json", *files}:
-            raise UserError("index.json is damaged: it names other files than it counts")
-        verify(folder, index["files"], remember)
-        tokenizer = tokenizers.from_dict(read_json(folder / "tokenizer.json"))
-        prepared = Prepared(name, index["sha256"], tokenizer, folder, index["counts"], index["unknown"])
-        if any(len(prepared.ids(split)) != sum(counts) for split, counts in prepared.counts.items()):
-            raise UserError("index.json is damaged: it counts other ids than there are")
-        return prepared
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"prepared data is damaged, {folder}: {error}") from error
 
 
 def hashed(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
@@ -219,38 +129,6 @@ def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
         with suppress(UserError):  # a cache that cannot be written may hold the ids all the same
             write_json(remembered, about)
     return about
-
-
-Part = tuple[str, str, bool]
-"""Split, text, and whether its document ends with it."""
-
-
-def assigned(pieces: Iterable[Piece], split: Split, characters: int) -> Iterator[Part]:
-    """Each piece with the split that it belongs to; by position, the one at a border is cut in two."""
-    if split.by == "document":
-        yield from _by_document(pieces, split)
-        return
-    ends = split.ends(characters)
-    position = 0
-    for text, last in pieces:
-        begin = 0
-        for name, end in zip(SPLITS, ends, strict=True):
-            stop = min(end - position, len(text))
-            if stop > begin:
-                yield name, text[begin:stop], last and stop == len(text)
-                begin = stop
-        position += len(text)
-
-
-def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
-    """The hash of its first piece decides on a document: copies go together, and the order does not matter."""
-    name, begins = "train", True
-    for text, last in pieces:
-        if begins:
-            place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
-            name = "val" if place < split.val_fraction else "test" if place < split.held_out else "train"
-        yield name, text, last
-        begins = last
 
 
 def _build(

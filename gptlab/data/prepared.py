@@ -1,0 +1,78 @@
+"""Prepared data: the ids of a text on disk, and the folder that they lie in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gptlab.data import tokenizers
+from gptlab.data.corpora import Corpus
+from gptlab.data.shards import Shards, shard, verify
+from gptlab.data.split import Split
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json
+
+FORMAT = 3  # of the prepared files; part of their folder's name
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus as ids on disk."""
+
+    name: str
+    sha256: str
+    """Of the raw text, UTF-8; after each document, where there are several, the byte 0xFF."""
+    tokenizer: Tokenizer
+    folder: Path
+    counts: dict[str, list[int]]
+    """Ids in each file of each split."""
+    unknown: list[str]
+    """Characters that the tokenizer left out; of a tokenizer that the text has made, of the held-out parts only."""
+
+    def ids(self, split: str) -> Shards:
+        """Ids of "train", "val" or, if there is one, "test"."""
+        return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
+
+
+def place(corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, identity: str, cache_dir: Path) -> Path:
+    """The folder of a text's ids.
+
+    Args:
+        identity: the sha256 of the text; of a stream, its origin.
+    """
+    chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
+    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
+    return cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def opened(name: str, folder: Path, remember: bool = True) -> Prepared | None:
+    """What lies in `folder`; None if there is no such folder.
+
+    Args:
+        remember: see `shards.verify`.
+
+    Raises:
+        UserError: a file of it is not there, or not as it was written.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        index = read_json(folder / "index.json")
+        files = {shard(folder, split, i).name for split, counts in index["counts"].items() for i in range(len(counts))}
+        if index["files"].keys() != {"tokenizer.json", *files}:
+            raise UserError("index.json is damaged: it names other files than it counts")
+        verify(folder, index["files"], remember)
+        tokenizer = tokenizers.from_dict(read_json(folder / "tokenizer.json"))
+        prepared = Prepared(name, index["sha256"], tokenizer, folder, index["counts"], index["unknown"])
+        if any(len(prepared.ids(split)) != sum(counts) for split, counts in prepared.counts.items()):
+            raise UserError("index.json is damaged: it counts other ids than there are")
+        return prepared
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"prepared data is damaged, {folder}: {error}") from error

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from gptlab import lightly, processes, runs, train
+from gptlab import lightly, processes, train
+from gptlab.runs import directory, environment
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_json
 from gptlab.system.machine import cores, processor_name
@@ -244,7 +245,7 @@ def of_batch(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
 def machine(device: str, data_sha256: str | None) -> dict[str, Any]:
     """What the figures hold for: the processor, versions, commit, command."""
     here = {"processor": processor_name(), "cores": cores()}
-    return here | runs.environment(device, data_sha256 or "")
+    return here | environment.environment(device, data_sha256 or "")
 
 
 # How it is shown
@@ -343,7 +344,7 @@ def megabytes(count: int) -> str:
 
 def child(args: argparse.Namespace) -> None:
     """One side: what it refuses is told to the parent."""
-    turn = Turn() if runs.first_process() else None
+    turn = Turn() if directory.first_process() else None
     try:
         with train.refusals():
             composed = train.compose(args.overrides)

@@ -16,7 +16,7 @@ from gptlab.checkpoint import Info
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import Windows
 from gptlab.models import Model
-from gptlab.runs import PLACES, flatten
+from gptlab.runs.identity import PLACES, flatten
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration

@@ -13,10 +13,11 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from gptlab import __version__, models, upgrades
+from gptlab import __version__, models
 from gptlab.data import tokenizers
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model, weights
+from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain as plain_values
 from gptlab.system.files import write_atomically

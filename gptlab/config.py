@@ -14,7 +14,7 @@ from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.models import ModelConfig
 from gptlab.optim import OptimConfig, ScheduleConfig
-from gptlab.schema import build
+from gptlab.runs.schema import build
 from gptlab.system.errors import UserError, did_you_mean
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}

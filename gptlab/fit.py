@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import devices, init_from, models, processes, runs, sharding, strategies
+from gptlab import devices, init_from, models, processes, sharding, strategies
 from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
@@ -33,6 +33,7 @@ from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.optim import describe_groups, parameter_groups
 from gptlab.resuming import check_resumable, clear, cut, newest
+from gptlab.runs import directory, environment, identity
 from gptlab.saving import AtomicCheckpointIO, Checkpoints, Lengths, Patience
 from gptlab.system import accelerator, machine
 from gptlab.system.errors import UserError
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # Keys that are no columns of the HParams tab: they decide nothing that runs are compared by, or stand twice.
 NOT_COMPARED = (
-    *("name", "resume", "recipe.", *runs.PLACES, "data.val_batch_size"),
+    *("name", "resume", "recipe.", *identity.PLACES, "data.val_batch_size"),
     *("trainer.sample_", "trainer.log_every", "trainer.diagnose_every", "trainer.checkpoint_"),
     "trainer.keep_checkpoints",
 )
@@ -222,11 +223,11 @@ def _fit(
             cut(run_dir, lengths)
         write_atomically(run_dir / "config.yaml", lambda file: file.write(sealed(to_yaml(config)).encode()))
         if content is None:
-            write_json(run_dir / "environment.json", runs.environment(name, prepared.sha256))
+            write_json(run_dir / "environment.json", environment.environment(name, prepared.sha256))
 
     tokens_per_step = settings.data.batch_size * data.block_size
     peak = accelerator.peak_flops(torch.device(kind), settings.precision.name) * world_size
-    hparams = {key: value for key, value in runs.flatten(config).items() if not key.startswith(NOT_COMPARED)}
+    hparams = {key: value for key, value in identity.flatten(config).items() if not key.startswith(NOT_COMPARED)}
     hparams["parameters"] = model.num_parameters()
     board = TensorBoard(run_dir)
     curves = Curves(settings.trainer.log_every, tokens_per_step, model.flops_per_token(), peak, hparams)
@@ -312,7 +313,7 @@ def _fit(
     seconds, tokens = curves.train_seconds, trainer.global_step * tokens_per_step
     flops = tokens * model.flops_per_token()
     summary = {
-        "format": runs.SUMMARY_FORMAT,
+        "format": directory.SUMMARY_FORMAT,
         "status": "stopped_early" if trainer.global_step < settings.trainer.max_steps else "finished",
         **module.val_metrics,
         **module.test_metrics,
@@ -340,7 +341,7 @@ def _fit(
             "tokenizer": tokenizer.name,
             "vocab_size": tokenizer.vocab_size,
         },
-        "config_hash": runs.config_hash(config, prepared.sha256),
+        "config_hash": identity.config_hash(config, prepared.sha256),
         "run_dir": str(run_dir),
     }
     if rank == 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab import runs
+from gptlab.runs import directory
 from gptlab.system.files import write_json, writing
 
 Point = dict[str, str]  # what a job varies: the key of an override -> its value, as typed
@@ -51,12 +51,12 @@ class Job:
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run says of itself; None if it has not finished."""
-        return runs.read_summary(self.dir)
+        return directory.read_summary(self.dir)
 
     def command(self) -> list[str]:
         """Goes on where the job was cut off, if it had come to a checkpoint."""
         place = "'" + str(self.dir).replace("\\", "\\\\").replace("'", "\\'") + "'"
-        if runs.has_checkpoint(self.dir):
+        if directory.has_checkpoint(self.dir):
             moved = [word for word in self.words if word.lstrip("+").startswith(("data.dir=", "data.cache_dir="))]
             words = [f"resume={place}", *moved]
         else:
@@ -71,12 +71,12 @@ class Job:
         """
         with writing(self.dir):
             self.dir.mkdir(parents=True, exist_ok=True)
-        with runs.locked(self.dir), writing(self.dir):
-            if not runs.has_checkpoint(self.dir):  # the beginning of a run that cannot go on
+        with directory.locked(self.dir), writing(self.dir):
+            if not directory.has_checkpoint(self.dir):  # the beginning of a run that cannot go on
                 for path in self.dir.iterdir():
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
-                    elif path.name != runs.LOCK:
+                    elif path.name != directory.LOCK:
                         path.unlink()
             (self.dir / "summary.json").unlink(missing_ok=True)  # a broken one
         self.describe(about)

@@ -16,10 +16,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from, plans, runs, schema
+from gptlab import init_from, plans
 from gptlab.jobs import Job, Point, folder
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
+from gptlab.runs import identity, schema
 from gptlab.sweeps import Sweep, SweepConfig, closing_words, report_command
 from gptlab.system.errors import UserError
 
@@ -98,7 +99,7 @@ class Command:
                 )
             raise UserError(f"{each.key}: there are no values, nothing matches")
         self.root = Path(self.config.dir)
-        self.names = runs.short_names([each.key for each in self.axes])
+        self.names = identity.short_names([each.key for each in self.axes])
 
     @staticmethod
     def parse(words: list[str]) -> list[Override]:
@@ -138,7 +139,7 @@ class Command:
 
     def job(self, point: Point) -> Job:
         config = self.config_of(point)
-        name = runs.config_hash(config, str(config["data"]["path"]))[:8]  # the text itself is not read yet
+        name = identity.config_hash(config, str(config["data"]["path"]))[:8]  # the text itself is not read yet
         words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
         steps = config["trainer"]["max_steps"]  # to show how far it is; the job itself will refuse what is wrong
         return Job(point, words, folder(self.root, point, self.names, name), steps if isinstance(steps, int) else 0)
@@ -154,7 +155,7 @@ class Command:
         config = self.config
         if config.method == "optuna":
             fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
-            name = runs.config_hash(fixed, str(fixed["data"]["path"]))
+            name = identity.config_hash(fixed, str(fixed["data"]["path"]))
             if not isinstance(seed := fixed["seed"], int):
                 raise UserError(f"seed={seed}: must be an integer")
             return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job)

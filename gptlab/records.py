@@ -13,15 +13,15 @@ from typing import Any
 
 import pandas as pd
 
-from gptlab import runs
-from gptlab.runs import flatten
+from gptlab.runs import directory, identity
+from gptlab.runs.identity import flatten
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain, read_bytes, read_json
 from gptlab.system.terminal import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
-APART = {"name", "seed", "resume", *runs.PLACES}  # the seed, and what changes nothing that a run computes
+APART = {"name", "seed", "resume", *identity.PLACES}  # the seed, and what changes nothing that a run computes
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def read(path: Path) -> Run:
     """
     if not (path / "config.yaml").is_file():
         raise UserError("has not begun: there is no config.yaml")
-    config = flatten(runs.read_config(path / "config.yaml"))
+    config = flatten(directory.read_config(path / "config.yaml"))
     if not (path / "summary.json").is_file():
         raise UserError(_unfinished(path, config))
     summary = flatten(plain(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
     made = summary.get("format", 1)
-    if not isinstance(made, int) or made > runs.SUMMARY_FORMAT:
+    if not isinstance(made, int) or made > directory.SUMMARY_FORMAT:
         raise UserError(
-            f"was written by a newer gptlab (summary format {made}, this one reads {runs.SUMMARY_FORMAT}): "
+            f"was written by a newer gptlab (summary format {made}, this one reads {directory.SUMMARY_FORMAT}): "
             f"update gptlab"
         )
     lacking = [key for key in (*NEEDED, "data.sha256") if key not in summary]
@@ -119,7 +119,9 @@ def _unfinished(path: Path, config: dict[str, Any]) -> str:
     where = f"at step {curve.index[-1]} of {config.get('trainer.max_steps', '?')}" if len(curve) else "no step yet"
     if (path / "job.json").is_file():
         return f"has not finished ({where}): the same sweep goes on with it"
-    return f"has not finished ({where}): {f'resume={path} goes on' if runs.has_checkpoint(path) else 'start it anew'}"
+    return (
+        f"has not finished ({where}): {f'resume={path} goes on' if directory.has_checkpoint(path) else 'start it anew'}"
+    )
 
 
 def metrics(path: Path) -> pd.DataFrame:

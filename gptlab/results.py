@@ -16,7 +16,7 @@ from scipy import stats
 
 from gptlab import references
 from gptlab.records import LeftOut, Run, computes, find, is_run, read, value
-from gptlab.runs import flatten, short_names
+from gptlab.runs.identity import flatten, short_names
 from gptlab.system.errors import UserError, did_you_mean
 
 SECTIONS = ("experiment", "model", "arch", "optim", "schedule", "data", "tokenizer", "trainer")

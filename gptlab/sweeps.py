@@ -18,10 +18,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gptlab import runs
 from gptlab.jobs import LOG, Job
 from gptlab.launchers import Handle, Local, Slurm
 from gptlab.plans import Listed, Search
+from gptlab.runs import directory
 from gptlab.system import terminal
 from gptlab.system.errors import UserError
 
@@ -58,7 +58,7 @@ class Elsewhere:
         self.job = job
 
     def poll(self) -> int | None:
-        return None if runs.in_use(self.job.dir) else 0
+        return None if directory.in_use(self.job.dir) else 0
 
     def stop(self, number: int) -> None:
         """It is not ours to stop."""
@@ -137,7 +137,7 @@ class Sweep:
             job.prepare(self.about)
             progress.handle = self.launcher.start(job, job.dir / LOG)
         except UserError:
-            if not runs.in_use(job.dir):
+            if not directory.in_use(job.dir):
                 raise
             progress.handle = Elsewhere(job)
         if self.signal is not None:  # it came while the job was being started
@@ -174,7 +174,7 @@ class Sweep:
             progress.state = "stopped"
         elif progress.hopeless:
             self.end(job, "pruned")
-        elif elsewhere or runs.in_use(job.dir):
+        elif elsewhere or directory.in_use(job.dir):
             self.start(job)  # it was cut off there, or is run by somebody who came between
         else:
             progress.code = code

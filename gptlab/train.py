@@ -24,7 +24,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from, lightly, processes, upgrades
+from gptlab import init_from, lightly, processes
+from gptlab.runs import upgrades
 from gptlab.system.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,10 @@ def choose_run_dir(resume: str | None, fresh: str, *, _root_: DictConfig) -> str
 
 def unfinished(folder: Path, config: dict[str, Any]) -> str | None:
     """The latest run in `folder` of this config that has not finished, and that no process works at."""
-    from gptlab import runs
+    from gptlab.runs import directory
 
     for run_dir in sorted((path.parent for path in folder.glob("*/config.yaml")), reverse=True):
-        if (run_dir / "summary.json").exists() or runs.in_use(run_dir):
+        if (run_dir / "summary.json").exists() or directory.in_use(run_dir):
             continue
         with suppress(UserError):
             if not differing(stored(run_dir), config, MOVED):
@@ -104,14 +105,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def differing(past: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]) -> list[str]:
     """What is not the same in two configs, as key=value, but for `free` keys; recommendations are not looked at."""
-    from gptlab import runs
+    from gptlab.runs import identity
 
     if now["data"]["name"] == "auto":  # which the run has written the choice of
         now = {**now, "data": {**now["data"], "name": past["data"]["name"]}}
     if now["model"].get("name") == init_from.PRETRAINED:  # likewise
         chosen = {key: now["model"][key] for key in init_from.FREE if now["model"][key] is not None}
         now = {**now, "model": {**past["model"], **chosen}}
-    flat_past, flat_now = runs.flatten(past), runs.flatten(now)
+    flat_past, flat_now = identity.flatten(past), identity.flatten(now)
     return [
         f"{key}={flat_now.get(key)}"
         for key in flat_past | flat_now
@@ -129,19 +130,19 @@ def run(cfg: DictConfig) -> None:
     run_dir = Path(hydra_config.runtime.output_dir)
     with read_write(hydra_config):
         hydra_config.run.dir = str(run_dir)  # which Lightning reads again for the processes that it starts
-    from gptlab import runs
+    from gptlab.runs import directory
 
     try:
-        with runs.locked(run_dir) if runs.first_process() else nullcontext():
+        with directory.locked(run_dir) if directory.first_process() else nullcontext():
             summary = train(cfg, run_dir)
     except UserError as error:
         if not (run_dir / "config.yaml").exists():
-            runs.remove_if_empty(run_dir)
+            directory.remove_if_empty(run_dir)
         else:
             keep_in_log(error)
         processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
-    log.info("%s", runs.closing_words(summary))
+    log.info("%s", directory.closing_words(summary))
 
 
 def keep_in_log(error: UserError) -> None:
@@ -156,7 +157,7 @@ def keep_in_log(error: UserError) -> None:
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """The summary of a run that starts, or goes on, in `run_dir`."""
-    from gptlab import runs
+    from gptlab.runs import directory
 
     composed = job(cfg)
     resume = bool(cfg.resume)
@@ -170,7 +171,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                     f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder"
                 )
             ends = ("max_steps", "patience")
-            summary = runs.read_summary(run_dir)
+            summary = directory.read_summary(run_dir)
             if summary and all(past["trainer"][key] == composed["trainer"][key] for key in ends):
                 log.info("resume=auto: nothing to do")
                 return summary
@@ -178,9 +179,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         there = f"going on with {os.path.relpath(run_dir)}"
         log.info("resume=auto: %s", there if resume else "nothing to go on with, a new run")
     elif resume:
-        changed = resumed(runs.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
+        changed = resumed(directory.resumable(Path(cfg.resume)), HydraConfig.get().overrides.task)
         composed = with_defaults(plain(changed), composed)
-    elif runs.has_checkpoint(run_dir):
+    elif directory.has_checkpoint(run_dir):
         raise UserError(f"{run_dir} holds a run: go on with it by resume={run_dir}, or choose another folder")
     lightly.import_lightning()
     from gptlab import config, fit
@@ -200,10 +201,10 @@ def stored(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: it is broken, and there is no checkpoint.
     """
-    from gptlab import runs
+    from gptlab.runs import directory
 
     try:
-        config = runs.read_config(run_dir / "config.yaml")
+        config = directory.read_config(run_dir / "config.yaml")
         if not all(isinstance(config.get(group), dict) for group in ("model", "data", "trainer")):
             raise UserError("config.yaml is not that of a run")
         return upgrades.completed(config)

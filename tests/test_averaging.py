@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab import checkpoint, runs, train
+from gptlab import checkpoint, train
 from gptlab.averaging import Averaging
 from gptlab.config import to_yaml
+from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from gptlab.system.files import sealed
 from tests.runs_compared import rows
@@ -145,8 +146,8 @@ def test_a_run_without_one_is_as_before_there_was_a_choice(compose: Any, tmp_pat
     older = {**config, "trainer": {key: value for key, value in config["trainer"].items() if key != "ema"}}
     (tmp_path / "config.yaml").write_text(sealed(to_yaml(older)))
     assert train.differing(train.stored(tmp_path), config, ()) == []  # resume=auto finds it
-    assert runs.config_hash(older, "0") == runs.config_hash(config, "0")
-    assert runs.config_hash(compose("trainer.ema=0.9")[1], "0") != runs.config_hash(config, "0")
+    assert identity.config_hash(older, "0") == identity.config_hash(config, "0")
+    assert identity.config_hash(compose("trainer.ema=0.9")[1], "0") != identity.config_hash(config, "0")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab import checkpoint, loading, upgrades
+from gptlab import checkpoint, loading
+from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptlab import checkpoint, init_from, models, runs, train
+from gptlab import checkpoint, init_from, models, train
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.fit import fit
+from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from tests.runs_compared import assert_same_run
 from tests.test_cli import assert_refused
@@ -331,8 +332,8 @@ def test_sizes_cannot_be_swept_below_one_checkpoint(command: Any, trained: Path,
 
 def test_without_it_a_run_is_named_as_in_earlier_versions() -> None:
     old = {"name": "a", "data": {"name": "text"}, "model": {"n_kv_head": None}}
-    assert runs.config_hash({**old, "init_from": None}, "0") == runs.config_hash(old, "0")
-    assert runs.config_hash({**old, "init_from": "gpt2"}, "0") != runs.config_hash(old, "0")
+    assert identity.config_hash({**old, "init_from": None}, "0") == identity.config_hash(old, "0")
+    assert identity.config_hash({**old, "init_from": "gpt2"}, "0") != identity.config_hash(old, "0")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from gptlab import config, multirun, runs, train
+from gptlab import config, multirun, train
+from gptlab.runs import directory
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from tests.conftest import ROOT, TINY
@@ -149,7 +150,7 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
     folders = sorted((tmp_path / "outputs" / "sweeps" / "heads").glob("n_head-3*"))
     assert len(folders) == 2
     before = [(path / "summary.json").read_bytes() for path in folders]
-    assert json.loads(before[0])["format"] == runs.SUMMARY_FORMAT
+    assert json.loads(before[0])["format"] == directory.SUMMARY_FORMAT
     assert read_json(folders[1] / "job.json") == {
         "sweep": "heads",
         "baseline": {"model.n_head": "3"},
@@ -200,11 +201,11 @@ def test_a_moved_data_folder_reaches_jobs_that_go_on(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_train_in_one_folder(command: Any, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    with runs.locked(tmp_path / "one"):
+    with directory.locked(tmp_path / "one"):
         result = command("train", *RUN, f"data.path='{text_file}'", "hydra.run.dir=one")
-        assert runs.in_use(tmp_path / "one")  # what the first process has begun is left alone
+        assert directory.in_use(tmp_path / "one")  # what the first process has begun is left alone
     assert_refused(result, "one: another process is training there")
-    assert runs.in_use(tmp_path / "one") is False
+    assert directory.in_use(tmp_path / "one") is False
 
 
 @pytest.mark.slow

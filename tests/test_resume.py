@@ -16,9 +16,10 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from gptlab import checkpoint, runs, saving
+from gptlab import checkpoint, saving
+from gptlab.runs import directory
+from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError
-from gptlab.upgrades import NEW
 from tests.conftest import HARD, TINY
 from tests.runs_compared import assert_same_run, rows
 
@@ -304,7 +305,7 @@ def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Pa
     def of_old(config: dict[str, Any]) -> dict[str, Any]:
         return config | {group: {k: v for k, v in config[group].items() if k not in NEW[group]} for group in NEW}
 
-    old = of_old(runs.read_config(Path("run/config.yaml")))
+    old = of_old(directory.read_config(Path("run/config.yaml")))
     Path("run/config.yaml").write_text(f"# sha256 of what follows: {'0' * 64}\n" if damaged else yaml.safe_dump(old))
     for path in Path("run/checkpoints").iterdir():
         content = checkpoint.read(path, mapped=False)
@@ -316,7 +317,7 @@ def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Pa
         assert further.returncode == 0, further.stderr
         assert ("config in" in further.stdout + further.stderr) is (damaged and folder == "run")
     assert_same_run(Path("run"), Path("whole"))
-    hashes = {runs.read_summary(Path(folder))["config_hash"] for folder in ("run", "whole")}
+    hashes = {directory.read_summary(Path(folder))["config_hash"] for folder in ("run", "whole")}
     assert len(hashes) == 1
 
 

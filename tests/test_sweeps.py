@@ -16,10 +16,11 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from gptlab import jobs, launchers, plans, runs, train
+from gptlab import jobs, launchers, plans, train
 from gptlab.jobs import Job
 from gptlab.launchers import Local, Slurm
 from gptlab.plans import Axis, Listed, Search
+from gptlab.runs import directory, identity
 from gptlab.sweeps import Standing, Sweep, View, closing_words
 from gptlab.system import machine
 from gptlab.system.errors import UserError
@@ -67,7 +68,7 @@ def test_a_job_that_runs_elsewhere_is_waited_for_and_not_started(tmp_path: Path)
     """As after SIGKILL of a sweep, whose jobs run on."""
     folder = tmp_path / "x-0+0"
     folder.mkdir()
-    elsewhere = FileLock(folder / runs.LOCK)
+    elsewhere = FileLock(folder / directory.LOCK)
     elsewhere.acquire()
     swept = sweep(tmp_path, "2.5", "1.5")
     swept.fill()
@@ -84,7 +85,7 @@ def test_a_job_that_runs_elsewhere_is_waited_for_and_not_started(tmp_path: Path)
 def test_a_job_that_was_cut_off_elsewhere_is_taken_over(tmp_path: Path) -> None:
     folder = tmp_path / "x-0+0"
     folder.mkdir()
-    with FileLock(folder / runs.LOCK):
+    with FileLock(folder / directory.LOCK):
         swept = sweep(tmp_path, "2.5")
         swept.fill()
     swept.run()
@@ -247,7 +248,7 @@ def test_a_grid_is_every_combination_and_one_at_a_time_a_baseline_and_each_value
 
 
 def test_folders_read_well_and_a_config_has_one_only(tmp_path: Path) -> None:
-    names = runs.short_names(["model.n_head", "+trainer.x", "data.x", "optim.name", "seed"])
+    names = identity.short_names(["model.n_head", "+trainer.x", "data.x", "optim.name", "seed"])
     assert list(names.values()) == ["n_head", "trainer.x", "data.x", "optim", "seed"]
     point = {"model.n_head": "4", "data.x": "'a b/c,=d'", "seed": "1"}
     path = jobs.folder(tmp_path, point, names, "0123abcd")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptlab import checkpoint, evaluate, export, hf_tokenizers, models, pretrained, records, results, runs, sources
+from gptlab import checkpoint, evaluate, export, hf_tokenizers, models, pretrained, records, results, sources
 from gptlab.checkpoint import Info
 from gptlab.data import corpora, prepare, text_files, tokenizers
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import filled, parameters
+from gptlab.runs import directory
 from gptlab.system import files
 from gptlab.system.errors import UserError
 from tests.test_results import fake_run
@@ -400,7 +401,7 @@ def test_a_run_that_was_changed_is_left_out_with_its_reason(tmp_path: Path, file
     (left,) = results.collect([tmp_path]).left_out
     assert left.path == run
     assert "has changed" in left.why
-    assert file != "summary.json" or runs.read_summary(run) is None
+    assert file != "summary.json" or directory.read_summary(run) is None
 
 
 def test_who_deletes_the_seal_lets_a_change_count(tmp_path: Path) -> None:

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
-from gptlab import upgrades
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain, read_bytes, read_json, unsealed
 from gptlab.system.terminal import duration
 
-PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
 SUMMARY_FORMAT = 1
-KEPT = ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints")  # of the trainer: what is kept, not computed
-PLACES = ("data.path", "data.dir", "data.cache_dir")  # where things lie, which changes nothing that a run computes
 LOCK = ".lock"
 LARGEST = 1 << 20  # bytes of a config
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"n_head": 4}} -> {"model.n_head": 4}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """model.n_head -> n_head, optim.name -> optim, where no two keys become the same."""
-
-    def short(key: str) -> str:
-        head, _, last = key.lstrip("+").rpartition(".")
-        return head if last == "name" and head else last
-
-    ends = {key: short(key) for key in keys}
-    return {key: end if list(ends.values()).count(end) == 1 else key.lstrip("+") for key, end in ends.items()}
-
-
-def config_hash(config: dict[str, Any], data_sha256: str) -> str:
-    """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
-    data = {k: v for k, v in config["data"].items() if f"data.{k}" not in PLACES}
-    what = {k: v for k, v in config.items() if k not in ("name", "resume") and v is not None}
-    what["data"] = data | {"sha256": data_sha256}
-    for group, new in upgrades.NEW.items():  # what older versions did
-        values = what.get(group, {}).items()
-        what[group] = {k: v for k, v in values if k not in KEPT and (k, v) not in new.items()}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -77,37 +37,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path.name} is no config")
     return plain(content, path.name)
-
-
-def environment(device: str, data_sha256: str) -> dict[str, Any]:
-    """Versions, device, git commit, data hash and the command line."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            versions[name] = "not installed"
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "device": device,
-        "git_commit": _git_commit(),
-        "data_sha256": data_sha256,
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "-dirty" where files differ; None outside of one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 @contextmanager

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from gptlab.checkpoint import Info
+    from gptlab.data.batches import Windows
     from gptlab.data.tokenizers import Tokenizer
-    from gptlab.evaluation import Measured, Windows
+    from gptlab.evaluation import Measured
+    from gptlab.formats.checkpoint import Info
     from gptlab.memorisation import Copies
     from gptlab.models import Model
     from gptlab.ngrams import NGrams
@@ -121,9 +122,10 @@ def order(name: str) -> int | None:
 
 
 def loaded(name: str) -> Candidate:
-    from gptlab import loading, sources
+    from gptlab import sources
+    from gptlab.formats import open_model
 
-    return Candidate(name, *loading.load(name, raw_dir=sources.folders({})[0]))
+    return Candidate(name, *open_model.load(name, raw_dir=sources.folders({})[0]))
 
 
 # Which text
@@ -268,7 +270,7 @@ def windows_of(args: argparse.Namespace, each: Candidate) -> Windows | None:
     Raises:
         UserError: the model cannot have them.
     """
-    from gptlab.evaluation import Windows
+    from gptlab.data.batches import Windows
     from gptlab.ngrams import NGrams
 
     if isinstance(each.model, NGrams):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gptlab import metrics
-from gptlab.data.batches import IGNORED, Batch, Ids, eval_batch_size
+from gptlab.data.batches import IGNORED, Ids, Windows, eval_batch_size, whole
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model
 from gptlab.ngrams import NGrams
@@ -21,71 +20,6 @@ from gptlab.system.errors import UserError
 
 RESAMPLES, LEVEL = 10_000, 0.95
 BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Stretches of `context` tokens, each beginning `stride` after the one before it.
-
-    Of the first window all targets count, of the others the last `stride`: each id but the first is a target once, with
-    more than `context - stride` tokens before it. As far apart as they are long, they are those of a run's `val/loss`.
-    """
-
-    context: int
-    stride: int
-
-    @classmethod
-    def of(cls, context: int | None, stride: int | None, block_size: int, name: str = "the model") -> Windows:
-        """What the command line asks of a model; None: as in training.
-
-        Raises:
-            UserError: a length that is out of range.
-        """
-        if context is None:
-            context = block_size
-        if stride is None:
-            stride = context
-        if not 1 <= context <= block_size:
-            raise UserError(f"--context {context}: must be at least 1 and at most {name}'s block_size={block_size}")
-        if not 1 <= stride <= context:
-            raise UserError(
-                f"--stride {stride}: must be at least 1 and at most the context, {context}, or it skips tokens"
-            )
-        return cls(context, stride)
-
-    def protocol(self, part: str) -> str:
-        if self.stride < self.context:
-            return f"context {self.context}, stride {self.stride}"
-        return f"{whole(part)}, windows of {self.context}"
-
-    def positions(self, count: int) -> np.ndarray:
-        """The places in their windows of the first `count` targets, (count,): each sees one token more."""
-        place = np.arange(count)
-        repeated = self.context - self.stride + (place - self.context) % self.stride
-        return np.where(place < self.context, place, repeated)
-
-    def rows(self, count: int) -> int:
-        """How many windows `count` targets need."""
-        return 1 + max(-(-(count - self.context) // self.stride), 0)
-
-    def batches(self, ids: Ids, batch_size: int) -> Iterator[Batch]:
-        """All windows in order as (idx, targets), (b, context) int64; what does not count is masked."""
-        rows = self.rows(len(ids) - 1)
-        for first in range(0, rows, batch_size):
-            begins = np.arange(first, min(first + batch_size, rows)) * self.stride
-            end = int(begins[-1]) + self.context + 1
-            stretch = np.asarray(ids[int(begins[0]) : end], dtype=np.int64)
-            stretch = np.pad(stretch, (0, max(end - len(ids), 0)))
-            both = np.lib.stride_tricks.sliding_window_view(stretch, self.context + 1)[:: self.stride]
-            place = np.arange(self.context)
-            old = (begins[:, None] > 0) & (place < self.context - self.stride)
-            beyond = begins[:, None] + place + 1 >= len(ids)
-            targets = np.where(old | beyond, IGNORED, both[:, 1:])
-            yield torch.from_numpy(both[:, :-1].copy()), torch.from_numpy(targets)
-
-
-def whole(part: str) -> str:
-    return "whole text" if part == "all" else "whole split"
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptlab import checkpoint
 from gptlab.data.batches import Share, TrainBatch
+from gptlab.formats import checkpoint
 from gptlab.module import LMModule
 from gptlab.sharding import whole
 from gptlab.system.errors import UserError

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from gptlab.checkpoint import Info
     from gptlab.data.tokenizers import Tokenizer
+    from gptlab.formats.checkpoint import Info
     from gptlab.models import Model
     from gptlab.page import Page
     from gptlab.sampling import Sampling, Step
@@ -225,9 +225,9 @@ class Voice:
 def opened(name: str, where: torch.device, precision: str) -> Voice:
     import torch
 
-    from gptlab import loading
+    from gptlab.formats import open_model
 
-    model, tokenizer, info = loading.load(name)
+    model, tokenizer, info = open_model.load(name)
     return Voice(name, model.to(where, torch.bfloat16 if precision == "bf16" else torch.float32), tokenizer, info)
 
 

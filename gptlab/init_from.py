@@ -51,10 +51,10 @@ def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model,
     Raises:
         UserError: there is no such model, or it cannot be had in this form; the message lists what does not fit.
     """
-    from gptlab import loading
+    from gptlab.formats import open_model
     from gptlab.models import weights
 
-    source, tokenizer, info = loading.load(name, raw_dir=raw_dir)
+    source, tokenizer, info = open_model.load(name, raw_dir=raw_dir)
     config = fitted(source.config, model, name)
     log.info("weights: %s", info.words)
     return weights.cropped(source, config).train(), tokenizer

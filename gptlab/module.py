@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from gptlab import checkpoint, metrics, models
+from gptlab import metrics, models
 from gptlab.data.batches import IGNORED, Batch, TrainBatch
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats import checkpoint
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
 from gptlab.sharding import full

@@ -16,7 +16,7 @@ import pandas as pd
 from gptlab.runs import directory, identity
 from gptlab.runs.identity import flatten
 from gptlab.system.errors import UserError
-from gptlab.system.files import plain, read_bytes, read_json
+from gptlab.system.files import plain_tree, read_bytes, read_json
 from gptlab.system.terminal import harmless
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
@@ -87,7 +87,7 @@ def read(path: Path) -> Run:
     config = flatten(directory.read_config(path / "config.yaml"))
     if not (path / "summary.json").is_file():
         raise UserError(_unfinished(path, config))
-    summary = flatten(plain(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
+    summary = flatten(plain_tree(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
     made = summary.get("format", 1)
     if not isinstance(made, int) or made > directory.SUMMARY_FORMAT:
         raise UserError(
@@ -109,7 +109,7 @@ def read(path: Path) -> Run:
 def _json(path: Path) -> dict[str, Any]:
     """The content of a file; nothing where there is none or it cannot be read."""
     try:
-        return plain(read_json(path, must_be_sealed=False), path.name)
+        return plain_tree(read_json(path, must_be_sealed=False), path.name)
     except UserError:
         return {}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from gptlab import checkpoint
 from gptlab.config import Settings
 from gptlab.data.prepared import Prepared
+from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from gptlab import checkpoint
 from gptlab.averaging import averaged
 from gptlab.faults import check_finite
+from gptlab.formats import checkpoint
 from gptlab.module import LMModule
 from gptlab.resuming import appended, machine
 from gptlab.system.files import sync, writing

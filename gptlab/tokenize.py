@@ -67,7 +67,7 @@ def build(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -
     from gptlab.data import tokenizers
 
     if name not in tokenizers.NAMES and Path(name).exists():
-        from gptlab import checkpoint
+        from gptlab.formats import checkpoint
 
         content = checkpoint.read(checkpoint.find(Path(name)))
         return tokenizers.from_dict(content[checkpoint.KEY]["tokenizer"])

@@ -210,7 +210,8 @@ def stored(run_dir: Path) -> dict[str, Any]:
         return upgrades.completed(config)
     except UserError as error:
         lightly.import_lightning()
-        from gptlab import checkpoint, resuming
+        from gptlab import resuming
+        from gptlab.formats import checkpoint
 
         if (found := resuming.newest(run_dir)) is None:
             raise UserError(f"{run_dir}: {error}") from error

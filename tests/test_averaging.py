@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab import checkpoint, train
+from gptlab import train
 from gptlab.averaging import Averaging
 from gptlab.config import to_yaml
+from gptlab.formats import checkpoint
 from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from gptlab.system.files import sealed

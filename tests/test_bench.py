@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from gptlab import bench, checkpoint, measuring, models, plainloop
+from gptlab import bench, measuring, models, plainloop
+from gptlab.formats import checkpoint
 from gptlab.measuring import OPTIM, PARTS
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab import checkpoint
 from gptlab.data import corpora
 from gptlab.data.batches import EvalBatches, Share
 from gptlab.data.prepare import prepare
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import TokenizerConfig
+from gptlab.formats import checkpoint
 from gptlab.models import GPTConfig
 from gptlab.system.errors import UserError
 

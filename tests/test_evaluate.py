@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab import checkpoint
+from gptlab.formats import checkpoint
 from tests.conftest import ROOT, Result
 from tests.test_cli import assert_refused
 from tests.test_corpora import fineweb_edu
@@ -372,13 +372,13 @@ def test_a_run_whose_text_has_gone_or_changed_names_the_way_out(
 def test_a_model_without_a_text_of_its_own_needs_one(
     command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptlab import loading
+    from gptlab.formats import open_model
 
     def foreign(name: str, **options: Any) -> Any:
         model, tokenizer, info = checkpoint.load(trained)
         return model, tokenizer, checkpoint.Info(info.path, None, {}, {}, None, "nanoGPT")
 
-    monkeypatch.setattr(loading, "load", foreign)
+    monkeypatch.setattr(open_model, "load", foreign)
     assert_refused(command("evaluate", "gpt2"), "gpt2 brings no text: give one with --data FILE")
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlab import evaluation
-from gptlab.data.batches import IGNORED, EvalBatches, Share
+from gptlab.data.batches import IGNORED, EvalBatches, Share, Windows
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
-from gptlab.evaluation import Measured, Windows, compare, measure, nats
+from gptlab.evaluation import Measured, compare, measure, nats
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.ngrams import NGrams
 from gptlab.system.errors import UserError

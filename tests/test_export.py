@@ -15,8 +15,9 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from gptlab import cards, checkpoint, export, loading, models
+from gptlab import export, models
 from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
+from gptlab.formats import checkpoint, model_card, onnx, open_model
 from gptlab.models import BigramConfig, GPTConfig
 from tests.conftest import ROOT
 from tests.test_cli import assert_refused
@@ -107,7 +108,7 @@ def test_transformers_has_our_logits_ids_and_greedy_text(
     assert text == continued(ours, ours_tokenizer, PROMPT, 13)
     assert len(text) > len(PROMPT)
 
-    model, again, _ = loading.load(folder)
+    model, again, _ = open_model.load(folder)
     torch.testing.assert_close(model(idx), ours(idx), atol=1e-5, rtol=1e-5)
     assert again.to_dict() == ours_tokenizer.to_dict()
 
@@ -138,14 +139,14 @@ def test_safetensors_have_gpt2s_names_and_all_that_we_need(command: Any, tmp_pat
     assert {"wte.weight", "h.0.mlp.c_fc.bias", "ln_f.weight"} <= names
     assert "lm_head.weight" not in names  # tied: the embedding, once
     for path in ("out", "out/model.safetensors"):
-        model, again, info = loading.load(tmp_path / path)
+        model, again, info = open_model.load(tmp_path / path)
         assert torch.equal(model(some_ids(ours)), ours(some_ids(ours)))
         assert again.to_dict() == tokenizer.to_dict()
         assert (info.step, info.metrics["val/loss"], info.config["seed"]) == (29, 2.25, 1337)
     command("export", "out", "twice", "--format", "safetensors")
     first, second = (tmp_path / folder / "model.safetensors" for folder in ("out", "twice"))
     assert first.stat().st_mode & 0o777 == (tmp_path / "out" / "README.md").stat().st_mode & 0o777
-    assert loading.load(second)[2].metrics == loading.load(first)[2].metrics
+    assert open_model.load(second)[2].metrics == open_model.load(first)[2].metrics
 
 
 @pytest.mark.parametrize(
@@ -187,8 +188,8 @@ def test_onnx_that_computes_something_else_is_not_written(
             logits[-1, -1, -1] += off if logits.shape[1] > 1 else 0.0
             return [logits.numpy()]
 
-    monkeypatch.setattr(export, "require_onnx", lambda: None)
-    monkeypatch.setattr(export, "trace", lambda model, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx, "require_onnx", lambda: None)
+    monkeypatch.setattr(onnx, "trace", lambda model, path: path.write_bytes(b""))
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
     assert_refused(command("export", "run", "out", "--format", "onnx"), "logits differ from ours by", "than 1e-03")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -203,7 +204,7 @@ def test_a_model_that_torch_cannot_write_is_one_message(
         except TypeError as error:
             raise torch.onnx.errors.OnnxExporterError("pages of advice") from error
 
-    monkeypatch.setattr(export, "require_onnx", lambda: None)
+    monkeypatch.setattr(onnx, "require_onnx", lambda: None)
     monkeypatch.setattr(torch.onnx, "export", failing)
     a_run(tmp_path / "run", TOKENIZERS["char"]())
     words = ("cannot write this model as ONNX (no such operator); use --format safetensors",)
@@ -275,7 +276,7 @@ def test_what_is_cut_off_leaves_nothing(
         raise stop
 
     a_run(tmp_path / "run", TOKENIZERS["byte"]())
-    monkeypatch.setattr(cards, "card", stopped)
+    monkeypatch.setattr(model_card, "card", stopped)
     result = command("export", "run", "new/out")
     assert result.returncode == code
     assert words in result.stderr
@@ -353,18 +354,18 @@ def test_a_foreign_models_card_says_what_is_known(command: Any, tmp_path: Path) 
     assert "| tokenizer | bpe, 307 ids |" in text
     for unknown in ("val/loss", "Measured", "| step", "| data |", "<details>"):
         assert unknown not in text
-    assert loading.load(tmp_path / "again")[0].config == loading.load(tmp_path / "out")[0].config
+    assert open_model.load(tmp_path / "again")[0].config == open_model.load(tmp_path / "out")[0].config
 
 
 @torch.no_grad()
 def test_a_trained_run_goes_on_the_same_when_it_has_been_out(command: Any, trained: Path, tmp_path: Path) -> None:
-    text = continued(*loading.load(trained)[:2], "the old cat", 6)
+    text = continued(*open_model.load(trained)[:2], "the old cat", 6)
     for form in ("hf", "safetensors"):
         assert command("export", str(trained), form, "--format", form).returncode == 0
-        assert continued(*loading.load(tmp_path / form)[:2], "the old cat", 6) == text
+        assert continued(*open_model.load(tmp_path / form)[:2], "the old cat", 6) == text
     sha256 = json.loads((trained / "summary.json").read_text())["data"]["sha256"]
-    assert [loading.load(path)[2].data_sha256 for path in (trained, tmp_path / "safetensors")] == [sha256] * 2
-    assert loading.load(tmp_path / "hf")[2].data_sha256 is None
+    assert [open_model.load(path)[2].data_sha256 for path in (trained, tmp_path / "safetensors")] == [sha256] * 2
+    assert open_model.load(tmp_path / "hf")[2].data_sha256 is None
     assert f"| sha256 of the text | {sha256} |" in (tmp_path / "hf" / "README.md").read_text()
 
 

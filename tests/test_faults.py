@@ -15,7 +15,7 @@ import lightning as L
 import pytest
 import torch
 
-from gptlab import checkpoint
+from gptlab.formats import checkpoint
 from gptlab.module import LMModule
 from gptlab.system.errors import UserError
 from tests.conftest import HARD, TINY

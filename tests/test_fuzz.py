@@ -33,13 +33,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlab import checkpoint, export, hf_tokenizers, models, pretrained, records
-from gptlab.cards import card
+from gptlab import models, records
 from gptlab.data import corpora, prepare, text_files, tokenizers
 from gptlab.data.shards import Writer
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
-from gptlab.models import hf
+from gptlab.formats import (
+    checkpoint,
+    huggingface,
+    huggingface_names,
+    huggingface_tokenizer,
+    nanogpt,
+    safetensors_file,
+    writing,
+)
+from gptlab.formats.model_card import card
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.system import files
@@ -211,24 +219,24 @@ def content_of_a_checkpoint() -> dict[str, Any]:
 
 def make_export(folder: Path) -> None:
     info = checkpoint.Info(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
-    export.to_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
+    writing.to_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
 
 
 def read_export(folder: Path) -> Any:
-    return seen(*pretrained.exported(folder / "model.safetensors"))
+    return seen(*safetensors_file.open_export(folder / "model.safetensors"))
 
 
 def make_hf(folder: Path) -> None:
-    export.to_hf(gpt(), CharTokenizer(CHARS), checkpoint.Info(folder, None, {}, {}, None, "x"), folder)
+    writing.to_hf(gpt(), CharTokenizer(CHARS), checkpoint.Info(folder, None, {}, {}, None, "x"), folder)
 
 
 def read_hf(folder: Path) -> Any:
-    return seen(*pretrained.hugging_face(folder, folder))
+    return seen(*huggingface.open_folder(folder, folder))
 
 
 def make_bin(folder: Path) -> None:
     make_hf(folder)
-    torch.save(hf.to_hf(parameters(gpt()), GPT2), folder / "pytorch_model.bin")
+    torch.save(huggingface_names.to_hf(parameters(gpt()), GPT2), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
@@ -242,7 +250,7 @@ def make_nanogpt(folder: Path) -> None:
 
 
 def read_nanogpt(folder: Path) -> Any:
-    return seen(*pretrained.nanogpt(folder / "ckpt.pt", folder))
+    return seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder))
 
 
 def make_prepared(folder: Path) -> None:
@@ -313,11 +321,11 @@ def hand_made_run(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    return used(hf_tokenizers.read(folder))
+    return used(huggingface_tokenizer.read(folder))
 
 
 def write_tokenizer(tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
-    return lambda folder: export.write_tokenizer(tokenizer, 7, folder)
+    return lambda folder: writing.write_tokenizer(tokenizer, 7, folder)
 
 
 def bpe() -> tokenizers.BPETokenizer:
@@ -326,7 +334,7 @@ def bpe() -> tokenizers.BPETokenizer:
 
 def make_two_files(folder: Path) -> None:
     """vocab.json and merges.txt."""
-    content = json.loads(hf_tokenizers.files(bpe(), 7)["tokenizer.json"])["model"]
+    content = json.loads(huggingface_tokenizer.files(bpe(), 7)["tokenizer.json"])["model"]
     (folder / "vocab.json").write_text(json.dumps(content["vocab"]))
     merges = (" ".join(merge) if isinstance(merge, list) else merge for merge in content["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
@@ -391,7 +399,7 @@ KINDS = {
         slow=1500,
     ),
     "export": Kind(
-        make_export, lambda folder: seen(*pretrained.exported(folder / "model.safetensors")), True, 250, 1000
+        make_export, lambda folder: seen(*safetensors_file.open_export(folder / "model.safetensors")), True, 250, 1000
     ),
     "prepared": Kind(make_prepared, read_prepared, True, 250, 1000),
     "stopped": Kind(make_stopped, read_stopped, True, 250, 1000),
@@ -405,10 +413,10 @@ KINDS = {
     "hf bpe": Kind(write_tokenizer(bpe()), read_tokenizer, False, 60, 440),
     "hf two files": Kind(make_two_files, read_tokenizer, False, 100, 400),
     "hf foreign": Kind(foreign, read_tokenizer, False, 100, 400),
-    "hf model": Kind(make_hf, lambda folder: seen(*pretrained.hugging_face(folder, folder)), False, 100, 400),
-    "hf pickle": Kind(make_bin, lambda folder: seen(*pretrained.hugging_face(folder, folder)), False, 100, 400),
+    "hf model": Kind(make_hf, lambda folder: seen(*huggingface.open_folder(folder, folder)), False, 100, 400),
+    "hf pickle": Kind(make_bin, lambda folder: seen(*huggingface.open_folder(folder, folder)), False, 100, 400),
     "nanogpt": Kind(
-        make_nanogpt, lambda folder: seen(*pretrained.nanogpt(folder / "ckpt.pt", folder)), False, 100, 400
+        make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
@@ -507,9 +515,9 @@ def strange_dicts(seeds: range, folder: Path) -> None:
     foreign(folder)
     model, content = gpt(), content_of_a_checkpoint()
     about, state = content[checkpoint.KEY], parameters(model)
-    theirs = hf.config_to_hf(GPT2)
+    theirs = huggingface_names.config_to_hf(GPT2)
     llama = GPTConfig(9, n_layer=1, n_head=1, n_embd=4, pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
-    described = [CharTokenizer(CHARS), WORDS, bpe(), tokenizers.ByteTokenizer(), hf_tokenizers.read(folder)]
+    described = [CharTokenizer(CHARS), WORDS, bpe(), tokenizers.ByteTokenizer(), huggingface_tokenizer.read(folder)]
     dicts = [tokenizer.to_dict() for tokenizer in described]
 
     def restored(draw: random.Random) -> None:
@@ -526,9 +534,9 @@ def strange_dicts(seeds: range, folder: Path) -> None:
             models.from_dict(plain)
 
     def foreign_config(draw: random.Random) -> None:
-        config = with_junk(draw.choice((theirs, hf.config_to_hf(llama))), draw)
+        config = with_junk(draw.choice((theirs, huggingface_names.config_to_hf(llama))), draw)
         if isinstance(config, dict):
-            hf.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
+            huggingface_names.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
 
     readers: list[Callable[[random.Random], Any]] = [
         restored,

@@ -23,9 +23,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptlab import checkpoint, hf_tokenizers, models, sampling
+from gptlab import models, sampling
 from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-from gptlab.models import GPTConfig, hf
+from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer
+from gptlab.models import GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.weights import parameters
 from gptlab.streams import Stream
@@ -633,9 +634,11 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     (folder.parents[1] / "refs" / "main").write_text("abc")
     tokenizer = BPETokenizer.fit([f"{LESSON} größer 中文. "] * 9, 300)
     tiny = models.build(GPTConfig(tokenizer.vocab_size, block_size=31, n_layer=2, n_head=3, n_embd=33))
-    (folder / "config.json").write_text(json.dumps(hf.config_to_hf(tiny.config)))
-    save_file(hf.to_hf(parameters(tiny), tiny.config), folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in hf_tokenizers.files(tokenizer, 31).items():
+    (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(tiny.config)))
+    save_file(
+        huggingface_names.to_hf(parameters(tiny), tiny.config), folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    for name, content in huggingface_tokenizer.files(tokenizer, 31).items():
         (folder / name).write_text(content, "utf-8")
     result = command("generate", "gpt2", LESSON, *flags)
     assert result.returncode == 0, result.stderr

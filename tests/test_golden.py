@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab import checkpoint, loading
+from gptlab.formats import checkpoint, open_model
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 
@@ -29,7 +29,7 @@ def test_every_golden_file_has_its_answers_and_its_line() -> None:
 
 @pytest.mark.parametrize("name", sorted(ANSWERS))
 def test_an_older_file_opens_and_says_what_its_own_version_said(name: str) -> None:
-    model, tokenizer, info = loading.load(GOLDEN / name)
+    model, tokenizer, info = open_model.load(GOLDEN / name)
     answer = ANSWERS[name]
     ids = tokenizer.encode(PROMPT).tolist()
     assert ids == answer["ids"]
@@ -65,7 +65,7 @@ def test_an_older_run_is_measured_on_the_text_that_it_names(command: Any, tmp_pa
 def test_an_older_run_is_exported(command: Any, tmp_path: Path, name: str) -> None:
     result = command("export", str(GOLDEN / name), str(tmp_path / "out"), "--format", "safetensors")
     assert result.returncode == 0, result.stderr
-    here, there = loading.load(GOLDEN / name), loading.load(tmp_path / "out")
+    here, there = open_model.load(GOLDEN / name), open_model.load(tmp_path / "out")
     assert here[0].config == there[0].config
     assert all(torch.equal(a, b) for a, b in zip(here[0].parameters(), there[0].parameters(), strict=True))
     assert here[1].to_dict() == there[1].to_dict()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gptlab import models
-from gptlab.models import GPT, GPTConfig, hf
+from gptlab.formats import huggingface_names
+from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import check, cropped, empty, filled, parameters
 from gptlab.system.errors import UserError
 from tests.test_parity import GPT2, LLAMA, D, T, V
@@ -75,15 +76,15 @@ def ours(name: str) -> GPT:
 
 
 def imported(model: Any) -> GPT:
-    config = hf.config_from_hf(json.loads(model.config.to_json_string()))
-    return filled(config, hf.from_hf(model.state_dict(), config))
+    config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
+    return filled(config, huggingface_names.from_hf(model.state_dict(), config))
 
 
 def exported(model: GPT) -> Any:
-    config = hf.config_to_hf(model.config)
+    config = huggingface_names.config_to_hf(model.config)
     model_class = getattr(transformers, config["architectures"][0])
     copy = model_class(model_class.config_class(**json.loads(json.dumps(config)), bos_token_id=0, eos_token_id=None))
-    missing, unexpected = copy.load_state_dict(hf.to_hf(model.state_dict(), model.config), strict=False)
+    missing, unexpected = copy.load_state_dict(huggingface_names.to_hf(model.state_dict(), model.config), strict=False)
     assert unexpected == []
     assert missing == (["lm_head.weight"] if model.config.tied else [])
     return copy.eval()
@@ -121,12 +122,12 @@ def test_a_model_of_ours_is_the_same_in_transformers(name: str) -> None:
 def test_names_go_there_and_back(name: str) -> None:
     model = theirs(name)
     state = model.state_dict()
-    config = hf.config_from_hf(json.loads(model.config.to_json_string()))
+    config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
     if config.tied:
         del state["lm_head.weight"]
-    here = hf.from_hf(state, config)
+    here = huggingface_names.from_hf(state, config)
     check(here, parameters(empty(config)))
-    back = hf.to_hf(here, config)
+    back = huggingface_names.to_hf(here, config)
     for key in back.keys() - state.keys():  # Llama's biases come all or none
         assert not back.pop(key).any()
     assert back.keys() == state.keys()
@@ -139,8 +140,8 @@ def test_weights_of_openai_have_no_prefix_and_no_head_but_buffers() -> None:
     del state["lm_head.weight"]
     for i in range(3):
         state |= {f"h.{i}.attn.bias": torch.ones(1, 1, T, T).tril(), f"h.{i}.attn.masked_bias": torch.tensor(-1e4)}
-    config = hf.config_from_hf(model.config.to_dict())
-    assert_same(filled(config, hf.from_hf(state, config)), model)
+    config = huggingface_names.config_from_hf(model.config.to_dict())
+    assert_same(filled(config, huggingface_names.from_hf(state, config)), model)
 
 
 OPENAI = {  # config.json of the first release, which lacks what later ones have
@@ -172,14 +173,18 @@ OLD_LLAMA = {  # of transformers 4
 
 
 def test_configs_of_older_versions_are_read() -> None:
-    assert hf.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
-    assert hf.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(50257, dropout=0.1, attn_dropout=0.0)
-    assert hf.config_from_hf({k: v for k, v in OPENAI.items() if k != "attn_pdrop"}) == GPTConfig(50257, dropout=0.1)
+    assert huggingface_names.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
+    assert huggingface_names.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(
+        50257, dropout=0.1, attn_dropout=0.0
+    )
+    assert huggingface_names.config_from_hf({k: v for k, v in OPENAI.items() if k != "attn_pdrop"}) == GPTConfig(
+        50257, dropout=0.1
+    )
     expected = GPTConfig(**(SIZES | ROTARY), n_inner=53, norm_eps=1e-6, rope_base=500000.0)
-    assert hf.config_from_hf(OLD_LLAMA) == expected
+    assert huggingface_names.config_from_hf(OLD_LLAMA) == expected
     mistral = OLD_LLAMA | {"model_type": "mistral"}
-    assert hf.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
-    assert hf.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
+    assert huggingface_names.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
+    assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
@@ -221,7 +226,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
 )
 def test_what_a_config_has_that_we_lack_is_named_all_at_once(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        hf.config_from_hf(config)
+        huggingface_names.config_from_hf(config)
 
 
 # What changes neither logits nor weights of a language model, or only in training, or only by rounding.
@@ -231,11 +236,11 @@ HARMLESS |= {f"summary_{name}" for name in ("type", "use_proj", "activation", "p
 READ = {"rope_parameters", "attention_bias", "mlp_bias", "head_dim", "layer_types"}
 
 
-@pytest.mark.parametrize("name", hf.FAMILIES)
+@pytest.mark.parametrize("name", huggingface_names.FAMILIES)
 def test_every_field_of_their_configs_has_been_thought_of(name: str) -> None:
     general = transformers.PretrainedConfig().to_dict()
     fields = transformers.AutoConfig.for_model(name).to_dict().keys() - general.keys()
-    known = READ | HARMLESS | hf.MUST.keys() | hf.FAMILIES[name].fields.keys()
+    known = READ | HARMLESS | huggingface_names.MUST.keys() | huggingface_names.FAMILIES[name].fields.keys()
     assert fields - known - {"sliding_window"} == set()  # which Qwen has only with use_sliding_window
 
 
@@ -259,14 +264,18 @@ def test_an_architecture_that_transformers_lacks_is_refused_with_every_reason(
     changes: dict[str, Any], message: str
 ) -> None:
     config = GPTConfig(**(SIZES | changes))
-    for attempt in (hf.config_to_hf, lambda config: hf.to_hf({}, config), lambda config: hf.from_hf({}, config)):
+    for attempt in (
+        huggingface_names.config_to_hf,
+        lambda config: huggingface_names.to_hf({}, config),
+        lambda config: huggingface_names.from_hf({}, config),
+    ):
         with pytest.raises(UserError, match=message):
             attempt(config)
 
 
 def test_weights_that_do_not_fit_are_listed_in_their_names_with_what_and_why() -> None:
     model = theirs("LlamaForCausalLM grouped")
-    config = hf.config_from_hf(model.config.to_dict())
+    config = huggingface_names.config_from_hf(model.config.to_dict())
     state = model.state_dict()
     state["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(7, 60)
     del state["model.norm.weight"]
@@ -276,7 +285,7 @@ def test_weights_that_do_not_fit_are_listed_in_their_names_with_what_and_why() -
         r"must be \[20, 60\], model.norm.weight is missing, model.layers.3.input_layernorm.weight is unexpected$"
     )
     with pytest.raises(UserError, match=message):
-        hf.from_hf(state, config)
+        huggingface_names.from_hf(state, config)
 
 
 def test_of_many_misfits_the_first_ten_are_listed() -> None:
@@ -291,13 +300,13 @@ def test_of_many_misfits_the_first_ten_are_listed() -> None:
 
 def test_a_bias_that_only_some_blocks_lack_is_missing() -> None:
     model = theirs("Qwen2ForCausalLM")
-    config = hf.config_from_hf(model.config.to_dict())
+    config = huggingface_names.config_from_hf(model.config.to_dict())
     state = model.state_dict()
     del state["model.layers.1.self_attn.v_proj.bias"]
     with pytest.raises(
         UserError, match=r"weights that do not fit .* \(1\): model.layers.1.self_attn.v_proj.bias is missing"
     ):
-        hf.from_hf(state, config)
+        huggingface_names.from_hf(state, config)
 
 
 def test_filling_a_model_draws_nothing_and_leaves_no_weight_without_numbers() -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptlab import checkpoint, init_from, models, train
+from gptlab import init_from, models, train
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.fit import fit
+from gptlab.formats import checkpoint
 from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from tests.runs_compared import assert_same_run
@@ -112,9 +113,9 @@ def test_a_gpt2_of_hugging_face_is_fine_tuned(tune: Any, text_file: Path, tmp_pa
     ids = {"bos_token_id": 292, "eos_token_id": 292}
     source = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, **ids)).eval()
     source.save_pretrained(folder)
-    from gptlab import hf_tokenizers
+    from gptlab.formats import huggingface_tokenizer
 
-    for name, content in hf_tokenizers.files(tokenizer, 23).items():
+    for name, content in huggingface_tokenizer.files(tokenizer, 23).items():
         (folder / name).write_text(content)
     run = tune(f"init_from='{folder}'", "optim.lr=1e-2", "data.val_fraction=0.02", "trainer.max_steps=30")
     model, ours, _ = last(run)

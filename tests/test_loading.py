@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptlab import checkpoint, hf_tokenizers, loading, models
-from gptlab.models import GPTConfig, hf
+from gptlab import models
+from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, open_model
+from gptlab.models import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.system.errors import UserError
 
@@ -31,9 +32,13 @@ def hugging_face(trained: Path, folder: Path) -> Path:
     model, tokenizer, _ = checkpoint.load(trained)
     assert isinstance(model.config, GPTConfig)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(hf.config_to_hf(model.config)))
-    save_file(hf.to_hf(parameters(model), model.config), folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in hf_tokenizers.files(tokenizer, 17).items():
+    (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(model.config)))
+    save_file(
+        huggingface_names.to_hf(parameters(model), model.config),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    for name, content in huggingface_tokenizer.files(tokenizer, 17).items():
         (folder / name).write_text(content, "utf-8")
     return folder
 
@@ -67,31 +72,31 @@ def assert_is(loaded: tuple[Any, Any, checkpoint.Info], trained: Path, origin: s
 
 def test_a_run_and_its_checkpoints_are_loaded(trained: Path) -> None:
     for path in (trained, trained / "checkpoints" / "last.ckpt", str(trained)):
-        assert_is(loading.load(path), trained, "gptlab run")
-    assert loading.load(trained)[2].path == trained / "checkpoints" / "best.ckpt"
+        assert_is(open_model.load(path), trained, "gptlab run")
+    assert open_model.load(trained)[2].path == trained / "checkpoints" / "best.ckpt"
 
 
 def test_a_path_may_begin_at_home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(trained.parent))
-    assert_is(loading.load(f"~/{trained.name}"), trained, "gptlab run")
+    assert_is(open_model.load(f"~/{trained.name}"), trained, "gptlab run")
     with pytest.raises(UserError, match=r"~nobody-here/run: no such run directory"):
-        loading.load("~nobody-here/run")
+        open_model.load("~nobody-here/run")
 
 
 def test_a_hugging_face_folder_and_its_weights_are_loaded(trained: Path, folder: Path) -> None:
     for path in (folder, str(folder), folder / "model.safetensors"):
-        assert_is(loading.load(path), trained, "Hugging Face gpt2")
+        assert_is(open_model.load(path), trained, "Hugging Face gpt2")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert_is(loading.load(folder / "pytorch_model.bin"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load(folder / "pytorch_model.bin"), trained, "Hugging Face gpt2")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "cats.safetensors"])
 def test_an_export_is_loaded_and_so_is_its_folder(trained: Path, tmp_path: Path, name: str) -> None:
     file = safetensors(trained, tmp_path / "out" / name)
-    assert_is(loading.load(file), trained, "gptlab export")
+    assert_is(open_model.load(file), trained, "gptlab export")
     if name == "model.safetensors":
-        assert_is(loading.load(tmp_path / "out"), trained, "gptlab export")
+        assert_is(open_model.load(tmp_path / "out"), trained, "gptlab export")
 
 
 def test_a_checkpoint_of_nanogpt_is_loaded(trained: Path, tmp_path: Path) -> None:
@@ -102,13 +107,13 @@ def test_a_checkpoint_of_nanogpt_is_loaded(trained: Path, tmp_path: Path) -> Non
     torch.save(content, tmp_path / "ckpt.pt")
     characters = {i: tokenizer.decode([i]) for i in range(tokenizer.vocab_size)}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": characters}))
-    assert_is(loading.load(tmp_path / "ckpt.pt"), trained, "nanoGPT")
+    assert_is(open_model.load(tmp_path / "ckpt.pt"), trained, "nanoGPT")
 
 
 def test_openais_folder_is_told_by_its_hparams(tmp_path: Path) -> None:
     (tmp_path / "hparams.json").write_text("{}")
     with pytest.raises(UserError, match=r"hparams.json: this gpt2 is none of gptlab's models: vocab_size is missing"):
-        loading.load(tmp_path)
+        open_model.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_a_name_is_found_in_the_cache_without_a_network(
     hugging_face(trained, place / "snapshots" / SHA)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(SHA)
-    loaded = loading.load(name)
+    loaded = open_model.load(name)
     assert_is(loaded, trained, "Hugging Face gpt2")
     assert loaded[2].path == place / "snapshots" / SHA
 
@@ -146,7 +151,7 @@ def test_of_a_repository_only_what_is_needed_is_downloaded(
         return str(tmp_path / "hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert_is(loading.load("me/cats"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load("me/cats"), trained, "Hugging Face gpt2")
     fetched = {str(file.relative_to(tmp_path / "hub")) for file in (tmp_path / "hub").rglob("*")}
     assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json", weights}
 
@@ -156,7 +161,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     shutil.copytree(folder, "gpt2")
-    assert_is(loading.load("gpt2"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load("gpt2"), trained, "Hugging Face gpt2")
 
 
 @pytest.mark.parametrize(("name", "repo"), [("gpt2", "openai-community/gpt2"), ("me/cats", "me/cats")])
@@ -167,7 +172,7 @@ def test_a_name_that_cannot_be_had_offline_says_the_ways_out(offline: Path, name
         rf"FOLDER` fetches it: copy that folder here and give its path$"
     )
     with pytest.raises(UserError, match=message):
-        loading.load(name)
+        open_model.load(name)
 
 
 @pytest.mark.parametrize(
@@ -193,24 +198,24 @@ def test_a_name_of_nothing_says_so(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match=message):
-        loading.load(name)
+        open_model.load(name)
 
 
 def test_a_file_of_another_kind_says_what_it_is_not(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(7)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x.pt is not a checkpoint of gptlab \(it has no 'gptlab' entry\)"):
-        loading.load(tmp_path / "x.pt")
+        open_model.load(tmp_path / "x.pt")
     (tmp_path / "x.safetensors").write_text("To be, or not to be")
     with pytest.raises(UserError, match=r"x.safetensors is broken or no safetensors file"):
-        loading.load(tmp_path / "x.safetensors")
+        open_model.load(tmp_path / "x.safetensors")
 
 
 def test_vocabularies_are_looked_for_where_gptlab_data_says(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = []
-    monkeypatch.setattr(loading.pretrained, "hugging_face", lambda path, raw_dir: given.append(raw_dir))
+    monkeypatch.setattr(open_model.huggingface, "open_folder", lambda path, raw_dir: given.append(raw_dir))
     monkeypatch.setenv("GPTLAB_DATA", str(tmp_path / "data"))
-    loading.load(folder)
-    loading.load(folder, raw_dir=tmp_path)
+    open_model.load(folder)
+    open_model.load(folder, raw_dir=tmp_path)
     assert given == [tmp_path / "data", tmp_path]

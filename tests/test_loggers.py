@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 
-from gptlab import checkpoint
+from gptlab.formats import checkpoint
 from tests.runs_compared import points
 
 

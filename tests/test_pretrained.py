@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptlab import hf_tokenizers, models, pretrained
+from gptlab import models
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
-from gptlab.models import GPT, GPTConfig, hf
+from gptlab.formats import huggingface, huggingface_names, huggingface_tokenizer, openai_gpt2, safetensors_file
+from gptlab.formats import nanogpt as nanogpt_format
+from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import empty, filled, parameters
 from gptlab.system.errors import UserError
 from tests.test_hf import shaken
@@ -55,7 +57,7 @@ def llama() -> Any:
 def write(model: Any, folder: Path, **options: Any) -> Path:
     """What `save_pretrained` makes of a model, and a tokenizer of 101 characters."""
     model.save_pretrained(folder, **options)
-    for name, content in hf_tokenizers.files(CharTokenizer(CHARS), T).items():
+    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS), T).items():
         (folder / name).write_text(content, "utf-8")
     return folder
 
@@ -85,7 +87,7 @@ def as_bin(folder: Path) -> None:
 
 
 def test_a_hugging_face_folder_gives_model_and_tokenizer(theirs: Any, tmp_path: Path) -> None:
-    model, tokenizer, info = pretrained.hugging_face(write(theirs, tmp_path), NOWHERE)
+    model, tokenizer, info = huggingface.open_folder(write(theirs, tmp_path), NOWHERE)
     assert_same(model, theirs)
     assert not model.training
     assert tokenizer.to_dict() == CharTokenizer(CHARS).to_dict()
@@ -97,12 +99,12 @@ def test_a_hugging_face_folder_gives_model_and_tokenizer(theirs: Any, tmp_path: 
 def test_weights_in_shards_are_put_together(theirs: Any, tmp_path: Path) -> None:
     write(theirs, tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
-    assert_same(pretrained.hugging_face(tmp_path, NOWHERE)[0], theirs)
+    assert_same(huggingface.open_folder(tmp_path, NOWHERE)[0], theirs)
 
 
 def test_weights_as_pickles_are_read(theirs: Any, tmp_path: Path) -> None:
     as_bin(write(theirs, tmp_path))
-    assert_same(pretrained.hugging_face(tmp_path, NOWHERE)[0], theirs)
+    assert_same(huggingface.open_folder(tmp_path, NOWHERE)[0], theirs)
 
 
 def test_pickles_in_shards_and_of_the_old_format_are_read(theirs: Any, tmp_path: Path) -> None:
@@ -113,12 +115,12 @@ def test_pickles_in_shards_and_of_the_old_format_are_read(theirs: Any, tmp_path:
         torch.save({name: weight}, tmp_path / names[name], _use_new_zipfile_serialization=i % 2 == 0)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
     (tmp_path / "model.safetensors").unlink()
-    assert_same(pretrained.hugging_face(tmp_path, NOWHERE)[0], theirs)
+    assert_same(huggingface.open_folder(tmp_path, NOWHERE)[0], theirs)
 
 
 def test_half_precision_comes_as_fp32(tmp_path: Path) -> None:
     theirs = llama().to(torch.bfloat16)
-    model, _, _ = pretrained.hugging_face(write(theirs, tmp_path), NOWHERE)
+    model, _, _ = huggingface.open_folder(write(theirs, tmp_path), NOWHERE)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert_same(model, transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
@@ -126,7 +128,7 @@ def test_half_precision_comes_as_fp32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("convert", [lambda folder: None, as_bin])
 def test_a_loaded_model_needs_its_files_no_longer(folder: Path, convert: Callable[[Path], None]) -> None:
     convert(folder)
-    model, _, _ = pretrained.hugging_face(folder, NOWHERE)
+    model, _, _ = huggingface.open_folder(folder, NOWHERE)
     for file in folder.iterdir():
         os.truncate(file, 0)
     assert_same(model, gpt2())
@@ -134,16 +136,16 @@ def test_a_loaded_model_needs_its_files_no_longer(folder: Path, convert: Callabl
 
 def test_loading_leaves_the_random_state_as_it_was(folder: Path) -> None:
     before = torch.get_rng_state()
-    pretrained.hugging_face(folder, NOWHERE)
+    huggingface.open_folder(folder, NOWHERE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_rows_behind_the_last_token_are_cut_off(tmp_path: Path) -> None:
     theirs = llama()
     write(theirs, tmp_path)
-    for name, content in hf_tokenizers.files(CharTokenizer(CHARS[:97]), T).items():
+    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS[:97]), T).items():
         (tmp_path / name).write_text(content, "utf-8")
-    model, tokenizer, _ = pretrained.hugging_face(tmp_path, NOWHERE)
+    model, tokenizer, _ = huggingface.open_folder(tmp_path, NOWHERE)
     assert model.config.vocab_size == tokenizer.vocab_size == 97
     assert_same(model, theirs, tokens=97)
 
@@ -154,10 +156,10 @@ def test_gpt2_without_a_tokenizer_gets_the_one_of_openai(
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # what other tests have loaded
     sizes = {"vocab_size": 50257, "n_positions": T, "n_layer": 1, "n_head": 1, "n_embd": 8}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path)
-    _, tokenizer, _ = pretrained.hugging_face(tmp_path, data_dir)
+    _, tokenizer, _ = huggingface.open_folder(tmp_path, data_dir)
     assert tokenizer.encode("Every effort moves you").tolist() == [6109, 3626, 6100, 345]
     with pytest.raises(UserError, match=r"tokenizer=gpt2: its vocabulary cannot be read from data.dir=/nowhere"):
-        pretrained.hugging_face(tmp_path, NOWHERE)
+        huggingface.open_folder(tmp_path, NOWHERE)
 
 
 def no_json(folder: Path) -> None:
@@ -251,15 +253,15 @@ def classifier(folder: Path) -> None:
 def test_a_damaged_folder_is_named_with_the_reason(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(UserError, match=message) as refused:
-        pretrained.hugging_face(folder, NOWHERE)
+        huggingface.open_folder(folder, NOWHERE)
     assert str(refused.value).count(str(folder)) == 1
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
-    for name, content in hf_tokenizers.files(ByteTokenizer(), T).items():
+    for name, content in huggingface_tokenizer.files(ByteTokenizer(), T).items():
         (folder / name).write_text(content, "utf-8")
     with pytest.raises(UserError, match=r"gpt2: the tokenizer has 256 tokens and the model 101: they do not belong"):
-        pretrained.hugging_face(folder, NOWHERE)
+        huggingface.open_folder(folder, NOWHERE)
 
 
 class Bomb:
@@ -280,7 +282,7 @@ def test_code_in_weights_is_not_executed(folder: Path, tmp_path: Path, zipped: b
         UserError,
         match=r"pytorch_model.bin is (broken or )?no checkpoint",
     ):
-        pretrained.hugging_face(folder, NOWHERE)
+        huggingface.open_folder(folder, NOWHERE)
     assert not (tmp_path / "struck").exists()
 
 
@@ -296,7 +298,7 @@ def export(model: GPT, file: Path, /, **changes: Any) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_export_of_ours_comes_back(tmp_path: Path, tied: bool) -> None:
     ours = gpt(tied=tied, pos="alibi", head_bias=True)
-    model, tokenizer, info = pretrained.exported(export(ours, tmp_path / "gpt.safetensors"))
+    model, tokenizer, info = safetensors_file.open_export(export(ours, tmp_path / "gpt.safetensors"))
     assert model.config == ours.config
     assert_same(model, ours)
     assert tokenizer.decode(tokenizer.encode(CHARS[7:11]).tolist()) == CHARS[7:11]
@@ -305,18 +307,18 @@ def test_an_export_of_ours_comes_back(tmp_path: Path, tied: bool) -> None:
 
 def test_a_safetensors_file_that_is_no_export_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.safetensors has weights only: .*give the folder, with config.json"):
-        pretrained.exported(folder / "model.safetensors")
+        safetensors_file.open_export(folder / "model.safetensors")
     save_file({"wte.weight": torch.zeros(7)}, tmp_path / "x.safetensors", metadata={"gptlab": "{"})
     with pytest.raises(UserError, match=r"x.safetensors: its header is damaged \(Expecting"):
-        pretrained.exported(tmp_path / "x.safetensors")
+        safetensors_file.open_export(tmp_path / "x.safetensors")
     save_file({"wte.weight": torch.zeros(7)}, tmp_path / "x.safetensors", metadata={"gptlab": "{}"})
     with pytest.raises(UserError, match=r"x.safetensors does not fit together: KeyError"):
-        pretrained.exported(tmp_path / "x.safetensors")
+        safetensors_file.open_export(tmp_path / "x.safetensors")
     other = export(gpt(), tmp_path / "x.safetensors", model=models.to_dict(gpt(n_embd=36).config))
     with pytest.raises(
         UserError, match=r"x.safetensors does not fit together: weights that do not fit .* \(28\).*is \[99\]"
     ):
-        pretrained.exported(other)
+        safetensors_file.open_export(other)
 
 
 def nanogpt(model: GPT, file: Path, prefix: str = "", /, **changes: Any) -> Path:
@@ -349,7 +351,7 @@ def test_a_checkpoint_of_nanogpt_is_read(tmp_path: Path, place: str, prefix: str
     ours = gpt(bias=bias, mlp="gelu_exact")
     meta(tmp_path / place)
     file = nanogpt(ours, tmp_path / "out" / "ckpt.pt", prefix)
-    model, tokenizer, info = pretrained.nanogpt(file, NOWHERE)
+    model, tokenizer, info = nanogpt_format.open_checkpoint(file, NOWHERE)
     assert_same(model, ours)
     assert isinstance(model.config, GPTConfig)
     assert (model.config.dropout, model.config.bias) == (0.2, bias)
@@ -359,7 +361,7 @@ def test_a_checkpoint_of_nanogpt_is_read(tmp_path: Path, place: str, prefix: str
 
 def test_the_padded_rows_of_nanogpt_are_cut_off_and_so_never_drawn(data_dir: Path, tmp_path: Path) -> None:
     ours = gpt(vocab_size=50304, n_embd=9, mlp="gelu_exact")
-    model, tokenizer, _ = pretrained.nanogpt(nanogpt(ours, tmp_path / "ckpt.pt"), data_dir)
+    model, tokenizer, _ = nanogpt_format.open_checkpoint(nanogpt(ours, tmp_path / "ckpt.pt"), data_dir)
     assert model.config.vocab_size == tokenizer.vocab_size == 50257
     assert tokenizer.decode([6109, 3626]) == "Every effort"
     assert_same(model, ours, tokens=50257)
@@ -371,7 +373,7 @@ def test_nanogpt_without_its_characters_says_where_to_put_them(tmp_path: Path) -
         rf"ckpt.pt has 101 tokens, and their meta.pkl is neither beside it nor at {tmp_path}/data/shakespeare_char"
     )
     with pytest.raises(UserError, match=message):
-        pretrained.nanogpt(file, NOWHERE)
+        nanogpt_format.open_checkpoint(file, NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -387,14 +389,14 @@ def test_a_damaged_checkpoint_of_nanogpt_is_named(tmp_path: Path, changes: dict[
     meta(tmp_path / "meta.pkl")
     file = nanogpt(gpt(), tmp_path / "ckpt.pt", **changes)
     with pytest.raises(UserError, match=message) as refused:
-        pretrained.nanogpt(file, NOWHERE)
+        nanogpt_format.open_checkpoint(file, NOWHERE)
     assert str(file) in str(refused.value)
 
 
 def test_code_in_a_checkpoint_of_nanogpt_is_not_executed(tmp_path: Path) -> None:
     file = nanogpt(gpt(), tmp_path / "ckpt.pt", config=Bomb(tmp_path / "struck"))
     with pytest.raises(UserError, match=r"ckpt.pt is (broken or )?no checkpoint"):
-        pretrained.nanogpt(file, NOWHERE)
+        nanogpt_format.open_checkpoint(file, NOWHERE)
     assert not (tmp_path / "struck").exists()
 
 
@@ -415,7 +417,7 @@ def test_a_meta_pkl_that_is_more_or_less_than_characters_is_refused_and_not_exec
     file, struck = nanogpt(gpt(), tmp_path / "ckpt.pt"), tmp_path / "struck"
     (tmp_path / "meta.pkl").write_bytes(content(struck))
     with pytest.raises(UserError, match=message) as refused:
-        pretrained.nanogpt(file, NOWHERE)
+        nanogpt_format.open_checkpoint(file, NOWHERE)
     assert "meta.pkl is no meta.pkl of nanoGPT's characters" in str(refused.value)
     assert not struck.exists()
 
@@ -423,7 +425,7 @@ def test_a_meta_pkl_that_is_more_or_less_than_characters_is_refused_and_not_exec
 def variables(model: GPT) -> dict[str, np.ndarray]:
     """A model's weights under OpenAI's names, matrices as convolutions of width 1."""
     result = {}
-    for name, weight in hf.to_hf(parameters(model), model.config).items():
+    for name, weight in huggingface_names.to_hf(parameters(model), model.config).items():
         *module, kind = name.removeprefix("transformer.").replace("h.", "h", 1).split(".")
         if module[-1] in ("wte", "wpe"):
             result[f"model/{module[0]}"] = weight.numpy()
@@ -438,7 +440,7 @@ def hparams(model: GPT, folder: Path, **changes: Any) -> None:
     c = model.config
     sizes = {"n_vocab": c.vocab_size, "n_ctx": c.block_size, "n_embd": c.n_embd, "n_head": c.n_head}
     (folder / "hparams.json").write_text(json.dumps(sizes | {"n_layer": c.n_layer} | changes))
-    for name, content in hf_tokenizers.files(CharTokenizer(CHARS), T).items():
+    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS), T).items():
         (folder / name).write_text(content, "utf-8")
 
 
@@ -468,7 +470,7 @@ def test_openais_checkpoint_is_read(tensorflow: dict[str, np.ndarray], tmp_path:
     tensorflow |= variables(ours)
     assert tensorflow["model/h1/mlp/c_fc/w"].shape == (1, 33, 132)
     hparams(ours, tmp_path)
-    model, tokenizer, info = pretrained.openai(tmp_path, NOWHERE)
+    model, tokenizer, info = openai_gpt2.open_folder(tmp_path, NOWHERE)
     assert_same(model, ours)
     assert tokenizer.vocab_size == V
     assert (info.path, info.step, info.origin) == (tmp_path, None, "OpenAI TensorFlow")
@@ -477,15 +479,15 @@ def test_openais_checkpoint_is_read(tensorflow: dict[str, np.ndarray], tmp_path:
 def test_openais_checkpoint_that_does_not_fit_is_named(tensorflow: dict[str, np.ndarray], tmp_path: Path) -> None:
     hparams(gpt(), tmp_path)
     with pytest.raises(UserError, match=r"TensorFlow cannot read the checkpoint; are checkpoint and model.ckpt.\* all"):
-        pretrained.openai(tmp_path, NOWHERE)
+        openai_gpt2.open_folder(tmp_path, NOWHERE)
     tensorflow |= variables(gpt(n_layer=1))
     with pytest.raises(
         UserError, match=r"weights that do not fit .* \(12\): transformer.h.1.attn.c_attn.bias is missing"
     ):
-        pretrained.openai(tmp_path, NOWHERE)
+        openai_gpt2.open_folder(tmp_path, NOWHERE)
     hparams(gpt(), tmp_path, n_ctx=None)
     with pytest.raises(UserError, match=r"hparams.json: this gpt2 is none of gptlab's models: n_positions is missing"):
-        pretrained.openai(tmp_path, NOWHERE)
+        openai_gpt2.open_folder(tmp_path, NOWHERE)
 
 
 def test_openais_checkpoint_without_tensorflow_says_how_to_get_it(
@@ -496,7 +498,7 @@ def test_openais_checkpoint_without_tensorflow_says_how_to_get_it(
     with pytest.raises(
         UserError, match=r"TensorFlow is not installed: pip install 'gptlab\[tensorflow\]'; or take the"
     ):
-        pretrained.openai(tmp_path, NOWHERE)
+        openai_gpt2.open_folder(tmp_path, NOWHERE)
 
 
 @pytest.mark.slow
@@ -510,7 +512,7 @@ def test_tensorflow_itself_reads_what_it_has_written(tmp_path: Path) -> None:
             tf.compat.v1.get_variable(name, initializer=value)
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"))
-    assert_same(pretrained.openai(tmp_path, NOWHERE)[0], ours)
+    assert_same(openai_gpt2.open_folder(tmp_path, NOWHERE)[0], ours)
 
 
 def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: Path) -> None:
@@ -520,8 +522,10 @@ def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: P
     state = {name: torch.empty(p.shape).uniform_(-0.05, 0.05, generator=generator) for name, p in shapes.items()}
     ours = filled(config, state)
     assert ours.num_parameters() == 124_439_808
-    (tmp_path / "config.json").write_text(json.dumps(hf.config_to_hf(config)))
-    save_file(hf.to_hf(parameters(ours), config), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(config)))
+    save_file(
+        huggingface_names.to_hf(parameters(ours), config), tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     idx = torch.randint(50257, (1, 17), generator=generator)
     with torch.no_grad():
@@ -530,5 +534,5 @@ def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: P
         for _ in range(5):
             text = torch.cat((text, ours(text)[:, -1:].argmax(-1)), dim=1)
     assert torch.equal(text, theirs.generate(idx, max_new_tokens=5, do_sample=False, pad_token_id=0))
-    back, _, _ = pretrained.hugging_face(tmp_path, data_dir)
+    back, _, _ = huggingface.open_folder(tmp_path, data_dir)
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), ours.parameters(), strict=True))

@@ -16,7 +16,8 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from gptlab import checkpoint, saving
+from gptlab import saving
+from gptlab.formats import checkpoint
 from gptlab.runs import directory
 from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError

@@ -13,9 +13,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptlab import checkpoint, models
+from gptlab import models
 from gptlab.data.batches import EvalBatches, Share
 from gptlab.fit import fit
+from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from tests.conftest import TINY

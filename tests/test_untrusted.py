@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptlab import checkpoint, evaluate, export, hf_tokenizers, models, pretrained, records, results, sources
-from gptlab.checkpoint import Info
+from gptlab import evaluate, models, records, results, sources
 from gptlab.data import corpora, prepare, text_files, tokenizers
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
+from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanogpt, safetensors_file, writing
+from gptlab.formats.checkpoint import Info
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import filled, parameters
 from gptlab.runs import directory
@@ -141,12 +142,12 @@ def test_weights_are_numbers_in_memory(tensor: Any) -> None:
 
 def test_a_foreign_config_is_no_larger_than_its_weights(tmp_path: Path) -> None:
     for field in ("n_layer", "n_embd", "n_positions", "n_head"):
-        export.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+        writing.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
         about = json.loads((tmp_path / "config.json").read_text()) | {field: 1 << 24, "n_inner": 7}
         (tmp_path / "config.json").write_text(json.dumps(about))
         started = time.perf_counter()
         with pytest.raises(UserError):
-            pretrained.hugging_face(tmp_path, tmp_path)
+            huggingface.open_folder(tmp_path, tmp_path)
         assert quick(started)
 
 
@@ -167,7 +168,7 @@ def test_ids_that_no_memory_holds_are_refused(tmp_path: Path, i: int) -> None:
     model = {"type": "WordLevel", "vocab": {"<unk>": 0, "a": i}, "unk_token": "<unk>"}
     (tmp_path / "tokenizer.json").write_text(backend(model=model))
     with pytest.raises(UserError, match="it has the id"):
-        hf_tokenizers.read(tmp_path)
+        huggingface_tokenizer.read(tmp_path)
     state = tokenizers.BPETokenizer.fit(["to be"], 257).to_dict()
     with pytest.raises(UserError, match="have not an id each"):
         tokenizers.from_dict(state | {"special": {tokenizers.END_OF_TEXT: i}})
@@ -179,15 +180,15 @@ def test_steps_that_blow_a_text_up_are_refused(tmp_path: Path) -> None:
     steps = [replaced("a", "aa") for _ in range(60)]
     (tmp_path / "tokenizer.json").write_text(backend(normalizer={"type": "Sequence", "normalizers": steps}))
     with pytest.raises(UserError, match="more than 64 times as long"):
-        hf_tokenizers.read(tmp_path)
+        huggingface_tokenizer.read(tmp_path)
     (tmp_path / "tokenizer.json").write_text(backend(normalizer=replaced(" ", "▁")))
-    assert hf_tokenizers.read(tmp_path).encode("a").tolist() == [1]
+    assert huggingface_tokenizer.read(tmp_path).encode("a").tolist() == [1]
 
 
 def test_a_pattern_that_is_tried_for_ever_is_given_up(tmp_path: Path) -> None:
     cut = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(backend(pre_tokenizer=cut))
-    tokenizer, started = hf_tokenizers.read(tmp_path), time.perf_counter()
+    tokenizer, started = huggingface_tokenizer.read(tmp_path), time.perf_counter()
     with pytest.raises(UserError, match="cannot be applied to the text"):
         tokenizer.encode("a" * 40 + "b")
     assert quick(started)
@@ -208,7 +209,7 @@ def test_a_meta_pkl_is_dicts_and_letters_only(tmp_path: Path, operations: bytes)
     torch.save({"model": {}, "model_args": args}, tmp_path / "ckpt.pt")
     started = time.perf_counter()
     with pytest.raises(UserError, match=r"meta.pkl is no meta.pkl"):
-        pretrained.nanogpt(tmp_path / "ckpt.pt", tmp_path)
+        nanogpt.open_checkpoint(tmp_path / "ckpt.pt", tmp_path)
     assert quick(started)
 
 
@@ -315,11 +316,11 @@ def test_names_lead_nowhere(tmp_path: Path, name: str) -> None:
         TokenizerConfig(name, None)
     with pytest.raises(UserError):
         tokenizers.from_dict({"name": name, "chars": "ab", "end_of_text": False})
-    export.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+    writing.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": f"{name}/x"}}))
     with pytest.raises(UserError, match=r"which is no file of this folder"):
-        pretrained.hugging_face(tmp_path, tmp_path)
+        huggingface.open_folder(tmp_path, tmp_path)
 
 
 # Checksums
@@ -327,26 +328,26 @@ def test_names_lead_nowhere(tmp_path: Path, name: str) -> None:
 
 def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None:
     model, file = models.build(TINY), tmp_path / "model.safetensors"
-    export.to_safetensors(model, CharTokenizer(CHARS), Info(tmp_path, 7, {}, {"name": "a"}, None, ""), tmp_path)
-    torch.testing.assert_close(pretrained.exported(file)[0].state_dict(), model.state_dict(), rtol=0, atol=0)
+    writing.to_safetensors(model, CharTokenizer(CHARS), Info(tmp_path, 7, {}, {"name": "a"}, None, ""), tmp_path)
+    torch.testing.assert_close(safetensors_file.open_export(file)[0].state_dict(), model.state_dict(), rtol=0, atol=0)
     whole = file.read_bytes()
     for place in (-1, whole.index(b'\\"step\\": 7') + len('\\"step\\": 7') - 1):
         changed = bytearray(whole)
         changed[place] ^= 1
         file.write_bytes(changed)
         with pytest.raises(UserError, match="has changed since gptlab wrote it"):
-            pretrained.exported(file)
+            safetensors_file.open_export(file)
     file.write_bytes(whole)
-    state, header = pretrained._safetensors(file)
+    state, header = safetensors_file._safetensors(file)
     save_file(state, file, metadata={checkpoint.KEY: header[checkpoint.KEY], "format": "pt"})
-    assert pretrained.exported(file)[2].step == 7
-    export.to_hf(model, CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+    assert safetensors_file.open_export(file)[2].step == 7
+    writing.to_hf(model, CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
     weights = bytearray(file.read_bytes())
     weights[-1] ^= 1
     file.write_bytes(weights)
     assert load_file(file)  # which nobody else would notice
     with pytest.raises(UserError, match="has changed since gptlab wrote it"):
-        pretrained.hugging_face(tmp_path, tmp_path)
+        huggingface.open_folder(tmp_path, tmp_path)
 
 
 def test_a_broken_download_of_the_hub_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,10 +361,10 @@ def test_a_broken_download_of_the_hub_is_noticed(tmp_path: Path, monkeypatch: py
     name = hashlib.sha256(b"weights").hexdigest()
     (blobs / name).write_bytes(b"weights")
     (snapshot / "model.safetensors").symlink_to(blobs / name)
-    assert pretrained.download("gpt2") == snapshot
+    assert huggingface.download("gpt2") == snapshot
     (blobs / name).write_bytes(b"weightz")
     with pytest.raises(UserError, match=r"is not what openai-community/gpt2 has \(its sha256 differs\)"):
-        pretrained.download("gpt2")
+        huggingface.download("gpt2")
 
 
 def sealed(tmp_path: Path) -> Path:

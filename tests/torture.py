@@ -39,7 +39,8 @@ from gptlab import lightly  # noqa: E402
 
 lightly.import_lightning()
 
-from gptlab import checkpoint, config, fit, train  # noqa: E402, F401 (what a forked run would import)
+from gptlab import config, fit, train  # noqa: E402, F401 (what a forked run would import)
+from gptlab.formats import checkpoint  # noqa: E402
 from gptlab.system.errors import UserError  # noqa: E402
 from tests.dying import Aim, arm, shared_marks, watch  # noqa: E402
 from tests.runs_compared import differences  # noqa: E402

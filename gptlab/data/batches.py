@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptlab.system.errors import UserError
+
 IGNORED = -100  # a target that counts for nothing: cross entropy's own default
 EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logits are half a gigabyte
 RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
@@ -179,3 +181,68 @@ class EvalBatches:
                 torch.from_numpy(idx.reshape(shape)).to(self.device),
                 torch.from_numpy(targets.reshape(shape)).to(self.device),
             )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of `context` tokens, each beginning `stride` after the one before it.
+
+    Of the first window all targets count, of the others the last `stride`: each id but the first is a target once, with
+    more than `context - stride` tokens before it. As far apart as they are long, they are those of a run's `val/loss`.
+    """
+
+    context: int
+    stride: int
+
+    @classmethod
+    def of(cls, context: int | None, stride: int | None, block_size: int, name: str = "the model") -> Windows:
+        """What the command line asks of a model; None: as in training.
+
+        Raises:
+            UserError: a length that is out of range.
+        """
+        if context is None:
+            context = block_size
+        if stride is None:
+            stride = context
+        if not 1 <= context <= block_size:
+            raise UserError(f"--context {context}: must be at least 1 and at most {name}'s block_size={block_size}")
+        if not 1 <= stride <= context:
+            raise UserError(
+                f"--stride {stride}: must be at least 1 and at most the context, {context}, or it skips tokens"
+            )
+        return cls(context, stride)
+
+    def protocol(self, part: str) -> str:
+        if self.stride < self.context:
+            return f"context {self.context}, stride {self.stride}"
+        return f"{whole(part)}, windows of {self.context}"
+
+    def positions(self, count: int) -> np.ndarray:
+        """The places in their windows of the first `count` targets, (count,): each sees one token more."""
+        place = np.arange(count)
+        repeated = self.context - self.stride + (place - self.context) % self.stride
+        return np.where(place < self.context, place, repeated)
+
+    def rows(self, count: int) -> int:
+        """How many windows `count` targets need."""
+        return 1 + max(-(-(count - self.context) // self.stride), 0)
+
+    def batches(self, ids: Ids, batch_size: int) -> Iterator[Batch]:
+        """All windows in order as (idx, targets), (b, context) int64; what does not count is masked."""
+        rows = self.rows(len(ids) - 1)
+        for first in range(0, rows, batch_size):
+            begins = np.arange(first, min(first + batch_size, rows)) * self.stride
+            end = int(begins[-1]) + self.context + 1
+            stretch = np.asarray(ids[int(begins[0]) : end], dtype=np.int64)
+            stretch = np.pad(stretch, (0, max(end - len(ids), 0)))
+            both = np.lib.stride_tricks.sliding_window_view(stretch, self.context + 1)[:: self.stride]
+            place = np.arange(self.context)
+            old = (begins[:, None] > 0) & (place < self.context - self.stride)
+            beyond = begins[:, None] + place + 1 >= len(ids)
+            targets = np.where(old | beyond, IGNORED, both[:, 1:])
+            yield torch.from_numpy(both[:, :-1].copy()), torch.from_numpy(targets)
+
+
+def whole(part: str) -> str:
+    return "whole text" if part == "all" else "whole split"

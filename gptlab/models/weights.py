@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickletools
-import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +15,6 @@ from gptlab.models import Model, ModelConfig
 from gptlab.system.errors import UserError
 
 MOST = 10  # misfits that a message lists
-DESCRIPTION = 1 << 28  # bytes
-CALLS = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL"}
-BUILT = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? (\w+Storage|Size|device)"
-    r"|torch (float|double|half|bfloat16|bool|int|long|short|u?int(8|16|32|64)|float(16|32|64))|_codecs encode"
-)
 BLOCKS = 1000  # built in a second, whatever a file has
 
 
@@ -61,27 +51,6 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         raise UserError(
             f"weights that do not fit the model's config ({len(misfits)}): {', '.join(misfits[:MOST])}{more}"
         )
-
-
-def refuse_calls(path: Path) -> None:
-    """That a file of `torch.save` builds nothing but tensors and plain data.
-
-    torch executes nothing of a stranger's either, but lets a file ask for a bytearray of any length, and more.
-
-    Raises:
-        UserError: it does; or what describes its tensors is larger than any description.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # of the old form, which is read as a stream; torch looks at it
-    with zipfile.ZipFile(path) as content:
-        for entry in content.infolist():
-            if not entry.filename.endswith("/data.pkl"):
-                continue
-            if entry.file_size > DESCRIPTION:
-                raise UserError(f"{path} is no checkpoint: {entry.filename} has {entry.file_size:,} bytes")
-            for operation, argument, _ in pickletools.genops(content.read(entry)):
-                if operation.name in CALLS or (operation.name == "GLOBAL" and not BUILT.fullmatch(str(argument))):
-                    raise UserError(f"{path} is no checkpoint: it would call {str(argument)[:99]}")
 
 
 def sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:

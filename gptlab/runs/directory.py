@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from gptlab.system.errors import UserError
-from gptlab.system.files import plain, read_bytes, read_json, unsealed
+from gptlab.system.files import plain_tree, read_bytes, read_json, unsealed
 from gptlab.system.terminal import duration
 
 SUMMARY_FORMAT = 1
@@ -36,7 +36,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path.name} is no config")
-    return plain(content, path.name)
+    return plain_tree(content, path.name)
 
 
 @contextmanager

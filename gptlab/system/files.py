@@ -141,7 +141,7 @@ def read_json(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
     return content
 
 
-def plain(content: Any, name: str) -> Any:
+def plain_tree(content: Any, name: str) -> Any:
     """`content`, a tree of dicts, lists and plain values of a size that a person could have meant.
 
     Raises:

@@ -12,9 +12,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from gptlab import __version__, models
-from gptlab.checkpoint import Info
+from gptlab.data.batches import Windows
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.evaluation import Windows
+from gptlab.formats.checkpoint import Info
 from gptlab.models import Model
 from gptlab.runs.identity import PLACES, flatten
 from gptlab.system.errors import UserError

@@ -7,9 +7,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from gptlab import checkpoint, pretrained
-from gptlab.checkpoint import Info
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats import checkpoint, huggingface, nanogpt, openai_gpt2, reading, safetensors_file
+from gptlab.formats.checkpoint import Info
 from gptlab.models import Model
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
@@ -36,29 +36,29 @@ def load(name: str | Path, *, raw_dir: Path | None = None) -> tuple[Model, Token
     if _is_file(path):
         return _file(path, raw_dir)
     if _is_file(path / "config.json"):
-        return pretrained.hugging_face(path, raw_dir)
+        return huggingface.open_folder(path, raw_dir)
     if _is_file(path / "hparams.json"):
-        return pretrained.openai(path, raw_dir)
+        return openai_gpt2.open_folder(path, raw_dir)
     if _is_file(path / EXPORT):
-        return pretrained.exported(path / EXPORT)
-    if str(name) in pretrained.NAMES or (HUB.fullmatch(str(name)) and not path.parent.exists()):
-        return pretrained.hugging_face(pretrained.download(str(name)), raw_dir)
+        return safetensors_file.open_export(path / EXPORT)
+    if str(name) in huggingface.NAMES or (HUB.fullmatch(str(name)) and not path.parent.exists()):
+        return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
     if WORD.fullmatch(str(name)) and not path.exists():
         raise UserError(
             f"{name}: no such run directory or checkpoint file (runs lie in outputs/<name>/<time>), and no known model "
-            f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), pretrained.NAMES)}"
+            f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), huggingface.NAMES)}"
         )
     return checkpoint.load(path)
 
 
 def _file(path: Path, raw_dir: Path) -> tuple[Model, Tokenizer, Info]:
-    if path.name in pretrained.WEIGHTS and (path.parent / "config.json").is_file():
-        return pretrained.hugging_face(path.parent, raw_dir)
+    if path.name in huggingface.WEIGHTS and (path.parent / "config.json").is_file():
+        return huggingface.open_folder(path.parent, raw_dir)
     if path.suffix == ".safetensors":
-        return pretrained.exported(path)
-    content = checkpoint.plain(path)
+        return safetensors_file.open_export(path)
+    content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
-        return pretrained.nanogpt(path, raw_dir)
+        return nanogpt.open_checkpoint(path, raw_dir)
     return checkpoint.load(path)
 
 

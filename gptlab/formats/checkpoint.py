@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,11 +14,11 @@ from torch import Tensor
 from gptlab import __version__, models
 from gptlab.data import tokenizers
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats.reading import load_plain
 from gptlab.models import Model, weights
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
-from gptlab.system.files import plain as plain_values
-from gptlab.system.files import write_atomically
+from gptlab.system.files import plain_tree, write_atomically
 
 FORMAT = 2
 SEAL = b"sha256:"  # begins the zip's comment, which names the hash of all that stands before it
@@ -50,6 +48,10 @@ class Info:
         """One line for people."""
         step = "" if self.step is None else f", step {self.step:,}"
         return f"{self.path} ({self.origin}{step})"
+
+
+Loaded = tuple[Model, Tokenizer, Info]
+"""A model on the CPU in evaluation mode, its tokenizer, and what the model says of itself."""
 
 
 def describe(
@@ -153,23 +155,6 @@ def find(path: Path) -> Path:
     )
 
 
-def plain(path: Path, mapped: bool = True) -> Any:
-    """What torch.save has written into a file, its tensors `mapped`, or read; nothing in the file is executed.
-
-    Raises:
-        UserError: the file is broken, or holds more than plain data and tensors.
-    """
-    try:
-        weights.refuse_calls(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
-
-
 def read(path: Path, mapped: bool = True) -> dict[str, Any]:
     """The dict in a checkpoint file of ours, verified; nothing in the file is executed.
 
@@ -183,7 +168,7 @@ def read(path: Path, mapped: bool = True) -> dict[str, Any]:
         sealed = path.stat().st_size > 0 and verify(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    content = plain(path, mapped)
+    content = load_plain(path, mapped)
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
@@ -218,7 +203,7 @@ def kept(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(path.stem[5:]), path) for path in found), reverse=True)
 
 
-def load(path: Path) -> tuple[Model, Tokenizer, Info]:
+def load(path: Path) -> Loaded:
     """Model (on the CPU, in evaluation mode), tokenizer and info from a run directory or a checkpoint file alone.
 
     Raises:
@@ -236,7 +221,7 @@ def load(path: Path) -> tuple[Model, Tokenizer, Info]:
     return restored(content[KEY], state, file, "gptlab run")
 
 
-def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> tuple[Model, Tokenizer, Info]:
+def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> Loaded:
     """What `describe` described, with the weights in `state`, which is used up.
 
     Raises:
@@ -249,7 +234,7 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
         config = models.from_dict(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
         step, data_sha256 = about["step"], about["data_sha256"]
-        metrics, config_ = plain_values(about["metrics"], "metrics"), plain_values(about["config"], "config")
+        metrics, config_ = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
         if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config_, dict)):
             raise UserError("what it says of itself is damaged")
         info = Info(path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin)

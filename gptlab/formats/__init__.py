@@ -1,0 +1,1 @@
+"""A model as a file: ours and the formats of others, in and out."""

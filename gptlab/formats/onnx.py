@@ -1,0 +1,107 @@
+"""A model as an ONNX graph, checked with onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.formats.writing import write_tokenizer
+from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.data.tokenizers import Tokenizer
+    from gptlab.formats.checkpoint import Info
+    from gptlab.models import Model
+
+TOLERANCE = 1e-3  # of a logit, between ONNX's runtime and ours
+
+
+def require_onnx() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(f"--format onnx needs {package}: pip install 'gptlab[onnx]'") from error
+
+
+def to_onnx(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
+    """model.onnx, whose logits are compared with ours, and the tokenizer's files."""
+    write_tokenizer(tokenizer, model.config.block_size, folder)
+    with quiet():
+        trace(model, folder / "model.onnx")
+    difference = compare(model, folder / "model.onnx")
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"onnxruntime's logits differ from ours by {difference:.1e}, more than {TOLERANCE:.0e}: torch exports this "
+            f"architecture wrongly; use --format safetensors, or another version of torch or onnxruntime"
+        )
+    return f"ONNX, logits within {difference:.1e} of ours"
+
+
+def trace(model: Model, path: Path) -> None:
+    """input_ids (B, T) int64 -> logits (B, T, V), for every B and every T up to block_size.
+
+    Raises:
+        UserError: torch cannot express the model.
+    """
+    import torch
+    from torch.onnx.errors import OnnxExporterError
+
+    block_size = model.config.block_size
+    idx = torch.zeros(2, block_size, dtype=torch.int64)  # as long as can be, so that a window is one
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if block_size > 1:
+        axes[1] = torch.export.Dim("time", max=block_size)
+    try:
+        torch.onnx.export(
+            model,
+            (idx,),
+            path,
+            input_names=["input_ids"],
+            output_names=["logits"],
+            dynamic_shapes=(axes,),
+            dynamo=True,
+            verbose=False,
+            external_data=model.num_parameters() * 4 > 2**30,  # one file holds 2 GB at most
+        )
+    except OnnxExporterError as error:
+        raise UserError(
+            f"torch {torch.__version__} cannot write this model as ONNX ({error.__cause__ or error}); "
+            f"use --format safetensors, or another version of torch"
+        ) from error
+
+
+def compare(model: Model, path: Path) -> float:
+    """The largest difference of a logit between onnxruntime and ours, for sequences of several shapes."""
+    import numpy as np
+    import torch
+
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    draw, V, T = np.random.default_rng(0), model.config.vocab_size, model.config.block_size
+    differences = []
+    for shape in ((1, T), (2, T // 3 + 1), (3, 1)):
+        idx = draw.integers(0, V, shape)
+        (logits,) = session.run(["logits"], {"input_ids": idx})
+        with torch.no_grad():
+            differences.append((torch.from_numpy(logits) - model(torch.from_numpy(idx))).abs().max())
+    return float(torch.stack(differences).max())  # nan if one of them is
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporter has to say of libraries that are not there and of its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

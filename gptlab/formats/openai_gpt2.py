@@ -1,0 +1,63 @@
+"""OpenAI's own release of GPT-2: hparams.json and a TensorFlow checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptlab.formats import huggingface_names
+from gptlab.formats.checkpoint import Info, Loaded
+from gptlab.formats.huggingface import read_tokenizer
+from gptlab.formats.reading import error_line, naming_path, read_json_object, sized_to_tokenizer
+from gptlab.models import weights
+from gptlab.system.errors import UserError
+
+
+def open_folder(folder: Path, raw_dir: Path) -> Loaded:
+    """OpenAI's own release of GPT-2 (https://github.com/openai/gpt-2): hparams.json and a TensorFlow checkpoint.
+
+    Raises:
+        UserError: TensorFlow is missing, a file is missing or broken, or the weights do not fit hparams.json.
+    """
+    about = read_json_object(folder / "hparams.json")
+    names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+    with naming_path(folder / "hparams.json"):
+        config = huggingface_names.config_from_hf(
+            {"model_type": "gpt2"} | {names.get(k, k): value for k, value in about.items()}
+        )
+    tokenizer = read_tokenizer(folder, config, raw_dir)
+    with naming_path(folder):
+        model = sized_to_tokenizer(
+            weights.filled(config, huggingface_names.from_hf(_variables(folder), config)), tokenizer
+        )
+    return model, tokenizer, Info(folder, None, {}, {}, None, "OpenAI TensorFlow")
+
+
+def _variables(folder: Path) -> dict[str, Tensor]:
+    """The variables of a TensorFlow checkpoint under the names that `transformers` gave them: model/h0/ln_1/g ..."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no greetings
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            "a TensorFlow checkpoint, and TensorFlow is not installed: pip install 'gptlab[tensorflow]'; or take the "
+            "same weights from Hugging Face: gpt2, gpt2-medium, gpt2-large, gpt2-xl"
+        ) from error
+    try:
+        reader = tf.train.load_checkpoint(str(folder))
+        values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except Exception as error:  # TensorFlow raises what it likes
+        raise UserError(
+            f"TensorFlow cannot read the checkpoint; are checkpoint and model.ckpt.* all there? ({error_line(error)})"
+        ) from error
+    state = {}
+    for name, value in values.items():
+        module = re.sub(r"^model\.|\.[wgb]$", "", re.sub(r"/h(\d+)/", r"/h/\1/", name).replace("/", "."))
+        tensor = torch.from_numpy(value)
+        # A matrix is a convolution of width 1: (1, in, out).
+        state[f"{module}.{'bias' if name.endswith('/b') else 'weight'}"] = tensor[0] if tensor.dim() == 3 else tensor
+    return state

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gptlab.distributed.sharding import reshard
 from gptlab.module import LMModule
-from gptlab.sharding import reshard
 
 KEY = "average"  # of a weight, among what the optimizer knows of it: saved, moved and spread as its moments are
 

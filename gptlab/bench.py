@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from gptlab import lightly, processes, train
+from gptlab import lightly, train
+from gptlab.distributed import processes
 from gptlab.runs import directory, environment
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_json

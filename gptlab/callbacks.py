@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.sharding import whole
 from gptlab.faults import check_finite
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
 from gptlab.module import LMModule
 from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.saving import Checkpoints
-from gptlab.sharding import whole
 from gptlab.system.errors import quoted
 from gptlab.system.files import writing
 from gptlab.system.terminal import harmless

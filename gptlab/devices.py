@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from gptlab import processes
 from gptlab.config import PrecisionConfig, Settings
+from gptlab.distributed import processes
 from gptlab.system.errors import UserError
 
 GRAPHS = ("reduce-overhead", "max-autotune")  # the compile.mode that record CUDA graphs

@@ -18,13 +18,13 @@ from torch.nn.utils import get_total_norm
 
 from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.sharding import full, whole
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
 from gptlab.models.attention import attention_weights
 from gptlab.models.gpt import GPT
 from gptlab.models.layers import CausalSelfAttention
 from gptlab.module import LMModule
-from gptlab.sharding import full, whole
 
 TOKENS = 2048  # of the validation part that the model is looked at with
 EMBEDDED = 1000  # tokens in the projector: of a learned vocabulary the first are the most frequent

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptlab.data.batches import Share, TrainBatch
+from gptlab.distributed.sharding import whole
 from gptlab.formats import checkpoint
 from gptlab.module import LMModule
-from gptlab.sharding import whole
 from gptlab.system.errors import UserError
 
 

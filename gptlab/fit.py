@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gptlab import devices, init_from, models, processes, sharding, strategies
+from gptlab import devices, init_from, models
 from gptlab.averaging import Averaging
 from gptlab.callbacks import Curves, Progress, Samples
 from gptlab.config import PRECISIONS, Settings, to_yaml
@@ -27,6 +27,7 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.datamodule import LMDataModule
 from gptlab.devices import device_type, devices_here
 from gptlab.diagnostics import Diagnostics
+from gptlab.distributed import processes, sharding, strategies
 from gptlab.hooks import NoProfiler, spare
 from gptlab.loggers import CSVLogger, TensorBoard, one_report
 from gptlab.models import Model

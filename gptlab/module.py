@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from gptlab import metrics, models
 from gptlab.data.batches import IGNORED, Batch, TrainBatch
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.sharding import full
 from gptlab.formats import checkpoint
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
-from gptlab.sharding import full
 from gptlab.system.errors import UserError
 
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab.averaging import averaged
+from gptlab.distributed.processes import requeue
 from gptlab.faults import check_finite
 from gptlab.formats import checkpoint
 from gptlab.module import LMModule
@@ -229,18 +229,3 @@ def _name_also(path: Path, name: Path) -> None:
         path.replace(name)
     else:
         new.replace(name)
-
-
-def requeue() -> None:
-    """Have SLURM put this job back into its queue."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ["SLURM_JOB_ID"]
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        problem = done.stderr.strip() if done.returncode else ""
-    except OSError as error:
-        problem = str(error)
-    if problem:
-        log.error("job %s could not be put back into SLURM's queue: %s", job, problem)
-    else:
-        log.warning("job %s is back in SLURM's queue", job)

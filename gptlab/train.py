@@ -24,7 +24,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import init_from, lightly, processes
+from gptlab import init_from, lightly
+from gptlab.distributed import processes
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError, did_you_mean
 

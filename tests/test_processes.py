@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab import processes
+from gptlab.distributed import processes
 from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT, TINY

@@ -9,9 +9,11 @@ launcher does, at the same moment and to the same end.)
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -225,3 +227,21 @@ def _until(done: Callable[[], object]) -> None:
             time.sleep(0.05)
     except RuntimeError:  # the store has ended with the process, or the torchrun, that keeps it
         sys.exit(1)
+
+
+log = logging.getLogger(__name__)
+
+
+def requeue() -> None:
+    """Have SLURM put this job back into its queue."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        log.error("job %s could not be put back into SLURM's queue: %s", job, problem)
+    else:
+        log.warning("job %s is back in SLURM's queue", job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -17,9 +17,9 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from gptlab import processes
-from gptlab.module import LMModule
-from gptlab.sharding import gathered, like, shard
+from gptlab.distributed import processes
+from gptlab.distributed.sharding import gathered, like, shard
+from gptlab.models import Model
 
 
 def build(name: str, world_size: int) -> Strategy | str:
@@ -58,8 +58,7 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         self.accelerator.setup(trainer)
         self.model = module = self.precision_plugin.convert_module(self.model)
-        assert isinstance(module, LMModule)
-        shard(module.model, self.device_mesh["data_parallel"])
+        shard(cast(Model, module.model), self.device_mesh["data_parallel"])
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)

@@ -1,0 +1,1 @@
+"""Several processes as one run: who started them, sharded weights, Lightning's strategies."""

@@ -15,10 +15,12 @@ from tqdm import tqdm
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import whole
 from gptlab.faults import check_finite
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.sampling import Sampling
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
 from gptlab.module import LMModule
-from gptlab.sampling import Context, Sampling, generate, prompt_ids
 from gptlab.saving import Checkpoints
 from gptlab.system.errors import quoted
 from gptlab.system.files import writing

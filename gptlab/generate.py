@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.system.errors import UserError, command_line, quoted
+from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    import torch
-    from rich.table import Table
-
-    from gptlab.data.tokenizers import Tokenizer
-    from gptlab.formats.checkpoint import Info
+    from gptlab.formats.open_model import OpenedModel
+    from gptlab.generation.sampling import Sampling
     from gptlab.models import Model
-    from gptlab.page import Page
-    from gptlab.sampling import Sampling, Step
-    from gptlab.streams import Piece, Stream
 
 ROWS = 64  # texts that are drawn at once
-AHEAD = 4
+AHEAD = 4  # tokens that a draft proposes at once
 
 
 def at_least(low: float, kind: Callable[[str], Any], below: float = float("inf")) -> Callable[[str], Any]:
@@ -150,9 +140,6 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--lines is for the lines of --prompt-file FILE or of a pipe: leave it or PROMPT out")
 
 
-# Prompts
-
-
 def prompts(args: argparse.Namespace) -> list[str]:
     """The texts that are asked for.
 
@@ -192,268 +179,6 @@ def piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-# Models
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A MODEL of the command line."""
-
-    name: str
-    model: Model
-    tokenizer: Tokenizer
-    info: Info
-
-    @property
-    def words(self) -> str:
-        loss = f", val/loss {self.info.metrics['val/loss']:.4f}" if "val/loss" in self.info.metrics else ""
-        return self.info.words + loss
-
-    def check(self, text: str) -> None:
-        """Whether there are tokens for all characters of a prompt.
-
-        Raises:
-            UserError: there are not.
-        """
-        if unknown := self.tokenizer.unknown(text):
-            raise UserError(
-                f"{self.name}: the prompt has characters that the model has never seen: {quoted(unknown)}; "
-                f"leave them out"
-            )
-
-
-def opened(name: str, where: torch.device, precision: str) -> Voice:
-    import torch
-
-    from gptlab.formats import open_model
-
-    model, tokenizer, info = open_model.load(name)
-    return Voice(name, model.to(where, torch.bfloat16 if precision == "bf16" else torch.float32), tokenizer, info)
-
-
-# What they say
-
-
-@dataclass
-class Answer:
-    """One sample of a prompt."""
-
-    number: int
-    """The prompt's, from 1 on."""
-    prompt: str
-    ids: list[int]
-    sample: int
-    """From 1 on."""
-    seed: int
-    stream: Stream
-    passes: int = 0
-    """How many times the model has read; of several answers drawn at once, the first has the number."""
-
-    def record(self, model: str, probs: bool) -> dict[str, Any]:
-        """For --json."""
-        tokens = self.stream.tokens
-        content = {
-            "model": model,
-            "prompt": self.prompt,
-            "sample": self.sample,
-            "seed": self.seed,
-            "text": self.stream.text,
-            "tokens": tokens,
-            "new_tokens": len(tokens),
-            "finish": self.stream.finish,
-        }
-        if probs:
-            there = self.stream.tokenizer.tokens
-            content["token_texts"] = [there[token].decode("utf-8", "backslashreplace") for token in tokens]
-            content["bits"] = self.stream.bits
-        return content
-
-
-def answers(voice: Voice, texts: list[str], args: argparse.Namespace, seed: int) -> list[Answer]:
-    """All that are to be drawn of a model, nothing in them yet."""
-    from gptlab.sampling import prompt_ids
-    from gptlab.streams import Stream
-
-    encoded = [prompt_ids(voice.tokenizer, text) for text in texts]
-    if max(map(len, encoded)) > (seen := voice.model.config.block_size):
-        note(f"{voice.name} sees the last {seen} tokens of the prompt only")
-    return [
-        Answer(number, text, ids, sample + 1, seed + sample, Stream(voice.tokenizer, args.stop))
-        for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), 1)
-        for sample in range(args.num_samples)
-    ]
-
-
-def drawn(
-    voice: Voice, draft: Voice | None, some: list[Answer], args: argparse.Namespace, sampling: Sampling
-) -> Iterator[tuple[Answer, list[Piece]]]:
-    """Draw some answers at once; their pieces as soon as they are known. With a draft, one answer."""
-    import torch
-
-    from gptlab.sampling import Context, generate, speculate
-
-    n, ahead = args.max_new_tokens, args.ahead or AHEAD
-    generators = [torch.Generator().manual_seed(answer.seed) for answer in some]
-    idx = [answer.ids for answer in some]
-    if draft is None:
-        context = Context(voice.model, idx, n, backend="inductor" if args.compile else None)
-        steps = generate(context, n, sampling, generators)
-    else:
-        context, its = (Context(each.model, idx, n, ahead=ahead + 1) for each in (voice, draft))
-        steps = speculate(context, its, n, sampling, generators[0], ahead)
-    for row, pieces in follow(steps, [answer.stream for answer in some], args.show_probs):
-        yield some[row], pieces
-    some[0].passes = context.passes
-
-
-def follow(steps: Iterator[Step], streams: list[Stream], probs: bool) -> Iterator[tuple[int, list[Piece]]]:
-    """Rows and their new pieces, until all rows have ended.
-
-    Args:
-        probs: with the surprisal of each token.
-    """
-    for step in steps:
-        bits = surprisal(step) if probs else [0.0] * len(streams)
-        for row, (stream, token) in enumerate(zip(streams, step.tokens.tolist(), strict=True)):
-            yield row, stream.add(token, bits[row])
-        if all(stream.finish for stream in streams):
-            return
-    for row, stream in enumerate(streams):
-        yield row, stream.close()
-
-
-def surprisal(step: Step) -> list[float]:
-    """-log2 of the probability that the model itself gives each row's token."""
-    chosen = step.tokens[:, None].to(step.logits.device)
-    nats = 0 - step.logits.detach().float().log_softmax(dim=-1).gather(1, chosen)[:, 0]  # (B,)
-    return (nats / math.log(2)).tolist()
-
-
-# On the screen
-
-
-def note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def spent(name: str, tokens: int, seconds: float, more: str = "") -> None:
-    note(f"{name}: {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.1f} tokens/s{more}")
-
-
-def heading(answer: Answer, prompts: int, samples: int) -> str:
-    """What stands above one of several texts."""
-    parts = [f"prompt {answer.number} of {prompts}"] if prompts > 1 else []
-    parts += [f"sample {answer.sample} of {samples}", f"--seed {answer.seed}"] if samples > 1 else []
-    return f"--- {', '.join(parts)}\n" if parts else ""
-
-
-def tell(
-    model: str,
-    batch: list[Answer],
-    draws: Iterator[tuple[Answer, list[Piece]]],
-    args: argparse.Namespace,
-    page: Page,
-    prompts: int,
-) -> None:
-    """Write answers as they are drawn: the first piece by piece, then the others; with --also they are drawn only."""
-    if args.json or args.also:
-        for _ in draws:
-            pass
-        for answer in batch if args.json else ():
-            print(json.dumps(answer.record(model, args.show_probs), ensure_ascii=False), flush=True)
-        return
-    for answer in batch:
-        page.write(heading(answer, prompts, args.num_samples) + answer.prompt)
-        if answer is batch[0]:
-            for each, pieces in draws:
-                page.show(pieces if each is answer else [])
-        else:
-            page.show(answer.stream.pieces)
-        page.write("\n")
-
-
-def beside(voices: list[Voice], asked: list[list[Answer]], page: Page) -> Table:
-    """A row for each prompt and sample, a column for each model."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from gptlab.system.terminal import harmless
-
-    several = len({answer.seed for answer in asked[0]}) > 1
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
-    for name in ("prompt", *["--seed"] * several, *(voice.name for voice in voices)):
-        table.add_column(Text(name), overflow="fold")
-    for row in zip(*asked, strict=True):
-        texts = [Text().join(map(page.painted, answer.stream.pieces)) for answer in row]
-        table.add_row(Text(harmless(row[0].prompt)), *[Text(str(row[0].seed))] * several, *texts)
-    return table
-
-
-def talk(
-    voice: Voice, opening: str, args: argparse.Namespace, sampling: Sampling, generator: torch.Generator, page: Page
-) -> None:
-    """Line after line, each with its answer, until there are no more; to the model all of it is one text.
-
-    Args:
-        opening: stands before the first line.
-    """
-    from gptlab.sampling import Context, generate, prompt_ids
-    from gptlab.streams import Stream
-
-    terminal = sys.stdin.isatty()
-    if terminal:
-        with suppress(ImportError):
-            import readline  # noqa: F401 (lines can be edited)
-    tokenizer, block_size = voice.tokenizer, voice.model.config.block_size
-    end_of_line = "" if tokenizer.unknown("\n") else "\n"
-    if opening:
-        opening = opening.removesuffix("\n") + end_of_line
-        page.write(opening)
-    context: Context | None = None
-    tokens, seconds, cropped = 0, 0.0, False
-    while True:
-        try:
-            line = input("> " if terminal else "")
-        except (EOFError, KeyboardInterrupt):
-            break
-        try:
-            voice.check(line)
-        except UserError as error:
-            note(f"error: {error}")
-            continue
-        if context is None:
-            ids = prompt_ids(tokenizer, opening + line + end_of_line)
-            length = len(ids)
-            context = Context(voice.model, [ids], block_size)
-        else:
-            fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
-            ids = tokenizer.encode(("" if fresh else end_of_line) + line + end_of_line).tolist()
-            for token in ids:
-                context.append([token])
-            length = len(context.rows[0])
-        if not ids:
-            continue
-        if length > block_size and not cropped:
-            note(f"{voice.name} sees the last {block_size} tokens of what has been said only")
-            cropped = True
-        stream, started = Stream(tokenizer, args.stop), time.perf_counter()
-        with suppress(KeyboardInterrupt):
-            for _, pieces in follow(
-                generate(context, args.max_new_tokens, sampling, [generator]), [stream], args.show_probs
-            ):
-                page.show(pieces)
-        page.show(stream.close())  # of an answer that was stopped
-        tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
-        if stream.finish == "end_of_text":
-            context.take_back(1)  # the talk goes on
-        if not stream.text.endswith("\n"):
-            page.write("\n")
-    if terminal:
-        page.write("\n")
-    spent(voice.name, tokens, seconds)
-
-
 def run(args: argparse.Namespace) -> None:
     """Write prompts and what follows to stdout, as it is drawn.
 
@@ -462,45 +187,88 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from gptlab.page import Page
-    from gptlab.sampling import Sampling
+    from gptlab.formats.open_model import open_model
+    from gptlab.generation.answers import check_prompt
+    from gptlab.generation.conversation import converse
+    from gptlab.generation.sampling import Sampling
+    from gptlab.generation.terminal import TokenPrinter, introduce
     from gptlab.system.accelerator import device
 
     check(args)
     texts = prompts(args)
-    where = device(args.device)
+    where, dtype = device(args.device), torch.bfloat16 if args.precision == "bf16" else torch.float32
     sampling = Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     seed = torch.seed() % 2**32 if args.seed is None else args.seed
-    voices = [opened(name, where, args.precision) for name in (args.model, *args.also)]
-    draft = opened(args.draft, where, args.precision) if args.draft else None
-    if draft is not None and draft.tokenizer.to_dict() != voices[0].tokenizer.to_dict():
-        ours, its = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (voices[0], draft))
+    models = [open_model(name, where, dtype) for name in (args.model, *args.also)]
+    draft = open_model(args.draft, where, dtype) if args.draft else None
+    if draft is not None and draft.tokenizer.to_dict() != models[0].tokenizer.to_dict():
+        ours, its = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (models[0], draft))
         raise UserError(
             f"--draft {draft.name} has another tokenizer ({its}) than {args.model} ({ours}): give a draft that was "
             f"trained with the same one"
         )
-    for voice in voices:
+    for opened in models:
         for text in texts:
-            voice.check(text)
-    for voice in voices if draft is None else (*voices, draft):
-        note(voice.words)
+            check_prompt(opened, text)
+    for opened in models if draft is None else (*models, draft):
+        introduce(opened)
     if args.interactive:
-        talk(voices[0], texts[0], args, sampling, torch.Generator().manual_seed(seed), Page(args.show_probs))
-        return
-    asked = [answers(voice, texts, args, seed) for voice in voices]
-    page = Page(args.show_probs and not args.json)
-    for voice, some in zip(voices, asked, strict=True):
+        generator, printer = torch.Generator().manual_seed(seed), TokenPrinter(args.show_probs)
+        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, args.stop)
+    else:
+        answer(args, models, draft, texts, sampling, seed)
+
+
+def answer(
+    args: argparse.Namespace,
+    models: list[OpenedModel[Model]],
+    draft: OpenedModel[Model] | None,
+    texts: list[str],
+    sampling: Sampling,
+    seed: int,
+) -> None:
+    """Write what each of the models makes of each prompt."""
+    from gptlab.generation import terminal
+    from gptlab.generation.answers import Answer, draw, unanswered
+
+    printer = terminal.TokenPrinter(args.show_probs and not args.json)
+    all_answers = []
+    for opened in models:
+        answers = unanswered(opened, texts, samples=args.num_samples, seed=seed, stops=args.stop)
+        if max(len(each.ids) for each in answers) > (seen := opened.model.config.block_size):
+            terminal.note(f"{opened.name} sees the last {seen} tokens of the prompt only")
+        all_answers.append(answers)
+
+    def write(opened: OpenedModel[Model], batch: list[Answer]) -> None:
+        drawn = draw(
+            opened,
+            batch,
+            args.max_new_tokens,
+            sampling,
+            draft=draft,
+            ahead=args.ahead or AHEAD,
+            backend="inductor" if args.compile else None,
+            probs=args.show_probs,
+        )
+        if not (args.json or args.also):
+            terminal.print_answers(batch, drawn, printer, len(texts), args.num_samples)
+            return
+        for _ in drawn:
+            pass
+        if args.json:
+            terminal.print_json(opened.name, batch, args.show_probs)
+
+    for opened, answers in zip(models, all_answers, strict=True):
         started = time.perf_counter()
         at_once = ROWS if draft is None else 1
-        for first in range(0, len(some), at_once):
-            batch = some[first : first + at_once]
-            tell(voice.name, batch, drawn(voice, draft, batch, args, sampling), args, page, len(texts))
-        count, passes = sum(len(each.stream.tokens) for each in some), sum(each.passes for each in some)
+        for first in range(0, len(answers), at_once):
+            write(opened, answers[first : first + at_once])
+        count, passes = sum(len(each.stream.tokens) for each in answers), sum(each.passes for each in answers)
         more = f", {count / max(passes, 1):.2f} a pass with --ahead {args.ahead or AHEAD}" if draft else ""
         more += f", --seed {seed}" if args.temperature else ""
-        spent(voice.name, count, time.perf_counter() - started, more)
+        terminal.note_speed(opened.name, count, time.perf_counter() - started, more)
     if args.also and not args.json:
-        page.console.print(beside(voices, asked, page))
+        printer.console.print(terminal.side_by_side([each.name for each in models], all_answers, printer))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,9 +23,11 @@ from gptlab.data.batches import Share, TrainBatches
 from gptlab.data.shards import id_type, shard
 from gptlab.datamodule import LMDataModule
 from gptlab.devices import device_type
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate
+from gptlab.generation.sampling import Sampling
 from gptlab.module import LMModule
 from gptlab.optim import lr_scale
-from gptlab.sampling import Context, Sampling, generate
 from gptlab.system import accelerator
 from gptlab.turns import Stopwatch, Turn, about_here, make_steps, memory, wait_for
 

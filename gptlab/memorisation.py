@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
-from gptlab.sampling import Context, Sampling, generate, prompt_ids
 
 ROWS = 10  # texts of a sample, drawn at once
 LENGTHS = (10, 20, 30, 50)  # characters: how much of a text lies in copies of at least so many

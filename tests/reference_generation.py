@@ -16,9 +16,11 @@ from collections.abc import Callable
 import torch
 import transformers
 
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate
+from gptlab.generation.sampling import Sampling
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.sampling import Context, Sampling, generate
 
 PROMPT = 32
 SHAPES = {  # block_size holds the whole text, so that transformers, which cannot go on past it, has the same to do

@@ -23,13 +23,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptlab import models, sampling
+from gptlab import models
 from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer
+from gptlab.generation import context, decoding, sampling
+from gptlab.generation.text_stream import TextStream
 from gptlab.models import GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.weights import parameters
-from gptlab.streams import Stream
 from tests.test_cli import assert_refused
 
 ABC = CharTokenizer("\n abcdefghijk")
@@ -109,7 +110,7 @@ def texts(samples: list[dict[str, Any]]) -> list[str]:
 # The text
 
 
-def streamed(stream: Stream, ids: list[int]) -> str:
+def streamed(stream: TextStream, ids: list[int]) -> str:
     """What is shown, after each token only what is certain, and all that is certain."""
     shown = ""
     for token in ids:
@@ -138,19 +139,19 @@ def test_a_text_ends_before_its_stop_string(by: str, text: str, stops: list[str]
         "merges": BPETokenizer.fit([f"{text} {text}"] * 9, 270),
     }
     tokenizer = tokenizers[by]
-    stream = Stream(tokenizer, stops)
+    stream = TextStream(tokenizer, stops)
     assert streamed(stream, tokenizer.encode(text).tolist()) == stream.text == expected
     assert stream.finish == ("length" if expected == text else "stop")
 
 
 def test_what_could_become_a_stop_string_is_held_back_until_it_does_not() -> None:
-    stream = Stream(ABC, ["abc"])
+    stream = TextStream(ABC, ["abc"])
     shown = ["".join(piece.text for piece in stream.add(int(token))) for token in ABC.encode("kababd")]
     assert shown == ["k", "", "", "ab", "", "abd"]
 
 
 def test_a_character_cut_by_tokens_is_shown_whole_with_the_surprisal_of_all_its_tokens() -> None:
-    stream = Stream(ByteTokenizer())
+    stream = TextStream(ByteTokenizer())
     pieces = [stream.add(token, 2.0**i) for i, token in enumerate("a中b".encode())]
     assert pieces == [[("a", 1.0)], [], [], [("中", 14.0)], [("b", 16.0)]]
     assert stream.add("ü".encode()[0], 32.0) == []
@@ -220,7 +221,7 @@ def test_more_samples_than_are_drawn_at_once(objects: Any, model: str) -> None:
 def test_the_cache_changes_nothing(objects: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (model, "abc", "--max-new-tokens", "80", "--num-samples", "3", "--seed", "5")
     cached = texts(objects(*arguments))
-    monkeypatch.setattr(sampling, "Context", partial(sampling.Context, cache=False))
+    monkeypatch.setattr("gptlab.generation.answers.Context", partial(context.Context, cache=False))
     assert texts(objects(*arguments)) == cached
 
 
@@ -495,13 +496,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
 def test_stops_and_the_end_of_text_end_an_answer_not_the_talk(
     command: Any, tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watched(sampling.Context):
+    class Watched(context.Context):
         def append(self, tokens: Any) -> None:
             super().append(tokens)
             watched[:] = self.rows[0]
 
     watched: list[int] = []
-    monkeypatch.setattr(sampling, "Context", Watched)
+    monkeypatch.setattr("gptlab.generation.conversation.Context", Watched)
     tokenizer = CharTokenizer("\nabcd", end_of_text=True)
     saying(tmp_path / "m.ckpt", tokenizer, [*tokenizer.encode("\nabcd"), 5])
     typed("a", "b")
@@ -563,8 +564,8 @@ def test_ctrl_c_ends_a_sample_with_130_on_a_line_of_its_own(
         yield from plain(*arguments)
         raise KeyboardInterrupt
 
-    plain = sampling.generate
-    monkeypatch.setattr(sampling, "generate", interrupted)
+    plain = decoding.generate
+    monkeypatch.setattr("gptlab.generation.answers.generate", interrupted)
     result = command("generate", alphabet, "a", "--max-new-tokens", "2")
     assert (result.returncode, result.stdout) == (130, "abc\n")
 
@@ -625,7 +626,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    flags = ("--max-new-tokens", "30", "--temperature", "0.5", "--top-k", "3")
+    flags = ("--max-new-tokens", "30", "--temperature", "0.5", "--top-k", "3", "--seed", "1")
     assert_refused(command("generate", "gpt2", LESSON, *flags), "gpt2: there is no such file", "hf download")
 
     folder = tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / "abc"

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptlab.generation.context import Context
+from gptlab.generation.cpu_decoder import CPUDecoder
+from gptlab.generation.decoding import generate
+from gptlab.generation.sampling import Sampling
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.models.few_tokens import FewTokens
 from gptlab.models.kv_cache import KVCache
-from gptlab.sampling import Context, Sampling, generate
 
 V, T, C = 37, 13, 36
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,11 +32,11 @@ KINDS: dict[str, dict[str, Any]] = {
 SLIDING = [name for name, fields in KINDS.items() if fields.get("pos", "learned") not in ("learned", "sinusoidal")]
 
 
-@pytest.fixture(params=["torch", "few_tokens"], autouse=True)
+@pytest.fixture(params=["torch", "cpu_decoder"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test with torch's operations, and with our own library where there is one."""
     if request.param == "torch":
-        monkeypatch.setattr(FewTokens, "serves", lambda model, cache: False)
+        monkeypatch.setattr(CPUDecoder, "serves", lambda model, cache: False)
 
 
 def lively(**fields: Any) -> GPT:

@@ -16,8 +16,10 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from gptlab.data.tokenizers import CharTokenizer
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate, prompt_ids, speculate
+from gptlab.generation.sampling import Sampling, inverted
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.sampling import Context, Sampling, generate, inverted, prompt_ids, speculate
 from gptlab.system.errors import UserError
 
 V, T, B = 11, 13, 7

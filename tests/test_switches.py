@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab import models
+from gptlab.generation.context import Context
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, places, rotary_table, rotate, sinusoids
-from gptlab.sampling import Context
 from gptlab.system.errors import UserError
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60

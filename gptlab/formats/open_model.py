@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface, nanogpt, openai_gpt2, reading, safetensors_file
-from gptlab.formats.checkpoint import Info
+from gptlab.formats.checkpoint import Info, Loaded
 from gptlab.models import Model
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
@@ -19,7 +23,50 @@ WORD = re.compile(r"[\w.-]{1,99}")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")  # organisation/name
 
 
-def load(name: str | Path, *, raw_dir: Path | None = None) -> tuple[Model, Tokenizer, Info]:
+AnyModel = TypeVar("AnyModel", covariant=True)
+
+
+@dataclass(frozen=True)
+class OpenedModel(Generic[AnyModel]):
+    """A model that somebody named, with its tokenizer and what it says of itself."""
+
+    name: str
+    model: AnyModel
+    tokenizer: Tokenizer
+    info: Info | None
+    """None: it says nothing, as a table of counts."""
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        return self.info.words if self.info else self.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of a run; empty for any other model."""
+        return self.info.config if self.info else {}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The config's node of the text; empty if there is none."""
+        data = self.config.get("data")
+        return data if isinstance(data, dict) else {}
+
+    @property
+    def learned_from(self) -> str | None:
+        """The sha256 of the text that a run was trained on; None if the model does not say."""
+        return self.info.data_sha256 if self.info else None
+
+
+def open_model(
+    name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32, *, raw_dir: Path | None = None
+) -> OpenedModel[Model]:
+    """The model that `name` names, on `device` (None: the CPU), in evaluation mode; other arguments as of `load`."""
+    model, tokenizer, info = load(name, raw_dir=raw_dir)
+    return OpenedModel(name, model.to(device, dtype), tokenizer, info)
+
+
+def load(name: str | Path, *, raw_dir: Path | None = None) -> Loaded:
     """Model (on the CPU, fp32, in evaluation mode), tokenizer and info.
 
     Args:
@@ -51,7 +98,7 @@ def load(name: str | Path, *, raw_dir: Path | None = None) -> tuple[Model, Token
     return checkpoint.load(path)
 
 
-def _file(path: Path, raw_dir: Path) -> tuple[Model, Tokenizer, Info]:
+def _file(path: Path, raw_dir: Path) -> Loaded:
     if path.name in huggingface.WEIGHTS and (path.parent / "config.json").is_file():
         return huggingface.open_folder(path.parent, raw_dir)
     if path.suffix == ".safetensors":

@@ -27,7 +27,7 @@ typedef uint16_t bfloat16;  // the upper half of a float
 enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE };
 enum { GELU, GELU_EXACT, RELU, RELU2, SILU };
 
-// few_tokens.py fills these; what a step does not use is 0.
+// cpu_decoder.py fills these; what a step does not use is 0.
 typedef struct {
     long kind, how, n, m, groups, stride, columns, window;
     double number;
@@ -347,7 +347,7 @@ static void convolve(const Step *s, const long *sequence, const long *position, 
 
 // scratch: for each row as many floats as the widest input, and n_head * (columns + LANES).
 // together: whether all threads take part.
-void few_tokens(const Step *steps, long count, const long *sequence, const long *position, float *scratch, long rows,
+void cpu_decoder(const Step *steps, long count, const long *sequence, const long *position, float *scratch, long rows,
                 long together) {
     Team team = {0, 0, 0};
 #pragma omp parallel if (together)

@@ -15,7 +15,7 @@ class Piece(NamedTuple):
     """The surprisal of the tokens that it comes from: several, where a character takes several."""
 
 
-class Stream:
+class TextStream:
     """One text on its way to its reader.
 
     A token may end within a character, and what it ends with may be the beginning of a stop string: such tokens are

@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab.models import few_tokens
-from gptlab.models.few_tokens import MOST, FewTokens, library
-from gptlab.sampling import Context, Sampling, generate
+from gptlab.generation import cpu_decoder
+from gptlab.generation.context import Context
+from gptlab.generation.cpu_decoder import MOST, CPUDecoder, library
+from gptlab.generation.decoding import generate
+from gptlab.generation.sampling import Sampling
 from tests.test_switches import ROWS, Row, T, V, each, lively
 
 needs_library = pytest.mark.skipif(library() is None, reason="no C compiler here")
@@ -82,7 +84,7 @@ def trail(prompts: list[list[int]], count: int = T + 5, **fields: Any) -> list[T
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
     pos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few_tokens, "ALONE", 0)
+    monkeypatch.setattr(cpu_decoder, "ALONE", 0)
     prompts = texts(3, 1, 1, 4, 2)  # 11 tokens: the library reads the prompts, too
     together = trail(prompts, T - 4, pos=pos)
     threads = torch.get_num_threads()
@@ -99,8 +101,8 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
 @needs_library
 def test_more_tokens_than_a_few_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    call = FewTokens.__call__
-    monkeypatch.setattr(FewTokens, "__call__", lambda self, x, *where: read.append(len(x)) or call(self, x, *where))
+    call = CPUDecoder.__call__
+    monkeypatch.setattr(CPUDecoder, "__call__", lambda self, x, *where: read.append(len(x)) or call(self, x, *where))
     model = lively(block_size=64).eval()
     for length in (MOST, MOST + 1):
         context = Context(model, texts(length), 2)
@@ -169,7 +171,7 @@ def test_without_a_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest
 
 
 def test_on_other_systems_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_tokens.sys, "platform", "darwin")
+    monkeypatch.setattr(cpu_decoder.sys, "platform", "darwin")
     assert_torch_generates()
 
 
@@ -205,6 +207,6 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(fresh: Path) -> N
 def test_another_processor_has_a_library_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = set()
     for flags in ("flags: sse2", "flags: sse2 avx2"):
-        monkeypatch.setattr(few_tokens, "processor_features", lambda flags=flags: flags)
-        names.add(few_tokens.built("cc" if shutil.which("cc") else "gcc").name)
+        monkeypatch.setattr(cpu_decoder, "processor_features", lambda flags=flags: flags)
+        names.add(cpu_decoder.built("cc" if shutil.which("cc") else "gcc").name)
     assert len(names) == 2

@@ -1,0 +1,93 @@
+"""A conversation in the terminal, line by line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import torch
+
+from gptlab.formats.open_model import OpenedModel
+from gptlab.generation.answers import check_prompt, follow
+from gptlab.generation.context import Context
+from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.sampling import Sampling
+from gptlab.generation.terminal import TokenPrinter, note, note_speed
+from gptlab.generation.text_stream import TextStream
+from gptlab.models import Model
+from gptlab.system.errors import UserError
+
+
+def converse(
+    opened: OpenedModel[Model],
+    opening: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    printer: TokenPrinter,
+    stops: Sequence[str] = (),
+) -> None:
+    """Answer line after line until there are no more; to the model all of it is one text.
+
+    Args:
+        opening: stands before the first line.
+        max_new_tokens: of one answer.
+        stops: see `TextStream`.
+    """
+    tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
+    end_of_line = "" if tokenizer.unknown("\n") else "\n"
+    if opening:
+        opening = opening.removesuffix("\n") + end_of_line
+        printer.write(opening)
+    context: Context | None = None
+    tokens, seconds, cropped = 0, 0.0, False
+    for line in _lines(opened):
+        if context is None:
+            ids = prompt_ids(tokenizer, opening + line + end_of_line)
+            length = len(ids)
+            context = Context(opened.model, [ids], block_size)
+        else:
+            fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
+            ids = tokenizer.encode(("" if fresh else end_of_line) + line + end_of_line).tolist()
+            for token in ids:
+                context.append([token])
+            length = len(context.rows[0])
+        if not ids:
+            continue
+        if length > block_size and not cropped:
+            note(f"{opened.name} sees the last {block_size} tokens of what has been said only")
+            cropped = True
+        stream, started = TextStream(tokenizer, stops), time.perf_counter()
+        with suppress(KeyboardInterrupt):
+            for _, pieces in follow(generate(context, max_new_tokens, sampling, [generator]), [stream], printer.probs):
+                printer.show(pieces)
+        printer.show(stream.close())  # of an answer that was stopped
+        tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
+        if stream.finish == "end_of_text":
+            context.take_back(1)  # the conversation is not over
+        if not stream.text.endswith("\n"):
+            printer.write("\n")
+    if sys.stdin.isatty():
+        printer.write("\n")
+    note_speed(opened.name, tokens, seconds)
+
+
+def _lines(opened: OpenedModel[Model]) -> Iterator[str]:
+    """The lines that are typed, until Ctrl-D or Ctrl-C; a line that the model cannot read is refused and skipped."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401 (lines can be edited)
+    while True:
+        try:
+            line = input("> " if terminal else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            check_prompt(opened, line)
+        except UserError as error:
+            note(f"error: {error}")
+            continue
+        yield line

@@ -13,12 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import full, whole
+from gptlab.evaluation.loss import cross_entropy
 from gptlab.loggers import TensorBoard
 from gptlab.models import Model
 from gptlab.models.attention import attention_weights
@@ -115,7 +115,7 @@ def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
             logits = model.forward(idx)  # (B, T, V)
     finally:
         model.train(training)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+    losses = cross_entropy(logits, targets, "none").view_as(targets)
     for first in (0, *(2**i for i in range((T - 1).bit_length()))):
         last = min(max(2 * first, 1), T) - 1
         if (here := counted[:, first : last + 1]).any():

@@ -9,10 +9,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gptlab.data.batches import Share, TrainBatch
 from gptlab.distributed.sharding import whole
+from gptlab.evaluation.loss import cross_entropy
 from gptlab.formats import checkpoint
 from gptlab.module import LMModule
 from gptlab.system.errors import UserError
@@ -78,7 +78,7 @@ def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
             hook.remove()
     if bad:
         return f"{bad[0]}, forward"
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    loss = cross_entropy(logits, targets, "mean")
     if not loss.isfinite():
         return "the loss"
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

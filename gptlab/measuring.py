@@ -259,7 +259,7 @@ def bare_step(settings: Settings, config: dict[str, Any]) -> tuple[LMModule, Cal
         for _ in range(accumulation):
             idx, targets, noise = next(batches)
             with autocast:
-                loss = module.cross_entropy(module.model, idx, targets, "mean", noise) / accumulation
+                loss = module.model_loss(module.model, idx, targets, "mean", noise) / accumulation
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.optim.grad_clip or float("inf"))
         optimizer.step()

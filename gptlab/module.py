@@ -9,13 +9,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from gptlab import metrics, models
+from gptlab import models
 from gptlab.data.batches import IGNORED, Batch, TrainBatch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import full
+from gptlab.evaluation.loss import cross_entropy, loss_metrics
 from gptlab.formats import checkpoint
 from gptlab.models import Model
 from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, lr_scale
@@ -24,10 +24,9 @@ from gptlab.system.errors import UserError
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
 
 
-def cross_entropy(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
+def model_loss(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
     """Nats per token, or their sum; compiled as one graph, the logits need not be kept in fp32."""
-    logits = model(idx, noise=noise)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return cross_entropy(model(idx, noise=noise), targets, reduction)
 
 
 class LMModule(L.LightningModule):
@@ -57,7 +56,7 @@ class LMModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.cross_entropy = cross_entropy if compile is None else torch.compile(cross_entropy, **compile)
+        self.model_loss = model_loss if compile is None else torch.compile(model_loss, **compile)
         self.tokenizer = tokenizer
         self.optim = optim
         self.schedule = schedule
@@ -90,7 +89,7 @@ class LMModule(L.LightningModule):
         if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout
             number = batch_idx * self.trainer.world_size + self.trainer.global_rank
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
-        loss = self.cross_entropy(self.model, idx, targets, "mean", noise)
+        loss = self.model_loss(self.model, idx, targets, "mean", noise)
         counted = loss.detach()
         rows: Tensor | int = len(idx)  # what losses are weighed by: micro-batches may be others when a run goes on
         if self.skip:
@@ -143,7 +142,7 @@ class LMModule(L.LightningModule):
         counted = targets != IGNORED
         self.token_bytes = self.token_bytes.to(targets.device)
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
-        self._sums.append(torch.stack((self.cross_entropy(self.model, *batch, "sum"), counted.sum(), text_bytes)))
+        self._sums.append(torch.stack((self.model_loss(self.model, *batch, "sum"), counted.sum(), text_bytes)))
 
     test_step = validation_step
 
@@ -154,7 +153,7 @@ class LMModule(L.LightningModule):
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
         nats, tokens, text_bytes = sums.tolist()
-        return metrics.evaluation(nats, int(tokens), int(text_bytes), split)
+        return loss_metrics(nats, int(tokens), int(text_bytes), split)
 
     def on_test_epoch_end(self) -> None:
         self.test_metrics = self._evaluation("test")

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptlab import evaluation
 from gptlab.data.batches import IGNORED, EvalBatches, Share, Windows
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
-from gptlab.evaluation import Measured, compare, measure, nats
+from gptlab.evaluation import comparison
+from gptlab.evaluation.comparison import compare
+from gptlab.evaluation.loss import Measured, measure, nats
+from gptlab.evaluation.ngrams import NGrams
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.ngrams import NGrams
 from gptlab.system.errors import UserError
 
 V, T = 11, 13
@@ -172,7 +173,7 @@ def test_the_interval_is_that_of_the_normal_distribution() -> None:
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 200 texts with dependent neighbours 95% are 190; fewer than 175, or all, come less than once in 10,000."""
-    monkeypatch.setattr(evaluation, "RESAMPLES", 500)
+    monkeypatch.setattr(comparison, "RESAMPLES", 500)
     draw, count = np.random.default_rng(5), 50_000
     held = 0
     for seed in range(200):

@@ -18,9 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants as huggingface_hub_constants
 from safetensors.torch import save_file
 
 from gptlab import models
@@ -624,8 +624,8 @@ def test_a_word_model_talks(command: Any, typed: Any, tmp_path: Path) -> None:
 def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     flags = ("--max-new-tokens", "30", "--temperature", "0.5", "--top-k", "3", "--seed", "1")
     assert_refused(command("generate", "gpt2", LESSON, *flags), "gpt2: there is no such file", "hf download")
 

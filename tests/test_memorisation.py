@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.memorisation import ROWS, SEAM, copies, sample
+from gptlab.evaluation.memorisation import ROWS, SEAM, copies, sample
 from gptlab.models import GPT, GPTConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab import metrics
+from gptlab.evaluation.loss import loss_metrics
 from gptlab.models import Bigram, BigramConfig
 from gptlab.system import accelerator
 
@@ -19,23 +19,23 @@ def test_who_knows_nothing_needs_eight_bits_for_a_byte() -> None:
     torch.nn.init.constant_(model.wte.weight, 0.7)
     idx = torch.randint(256, (5, 101), generator=torch.Generator().manual_seed(0))
     nats = F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten(), reduction="sum").item()
-    result = metrics.evaluation(nats, tokens=500, text_bytes=500)
+    result = loss_metrics(nats, tokens=500, text_bytes=500)
     assert result == pytest.approx({"val/loss": math.log(256), "val/bpb": 8.0, "val/ppl": 256.0}, rel=1e-5)
 
 
 def test_bits_are_per_byte_and_loss_is_per_token() -> None:
     """Three tokens of two bits each, which stand for seven bytes."""
-    result = metrics.evaluation(3 * math.log(4), tokens=3, text_bytes=7)
+    result = loss_metrics(3 * math.log(4), tokens=3, text_bytes=7)
     assert result == pytest.approx({"val/loss": math.log(4), "val/bpb": 6 / 7, "val/ppl": 4.0})
 
 
 @pytest.mark.parametrize("loss", [710.0, 1e30, math.inf])
 def test_a_perplexity_beyond_all_numbers_is_infinite(loss: float) -> None:
-    assert metrics.evaluation(loss * 13, 13, 13)["val/ppl"] == math.inf
+    assert loss_metrics(loss * 13, 13, 13)["val/ppl"] == math.inf
 
 
 def test_a_loss_that_is_no_number_has_no_perplexity() -> None:
-    assert math.isnan(metrics.evaluation(math.nan, 13, 13)["val/ppl"])
+    assert math.isnan(loss_metrics(math.nan, 13, 13)["val/ppl"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -48,7 +48,7 @@ def test_a_cpus_peak_is_measured_without_touching_the_random_state(precision: st
 
 def test_a_measured_peak_counts_a_multiplication_and_an_addition_for_each_term(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.accumulate(itertools.cycle([0.5, 0.25, 0.125, 0.25, 1]))  # the fastest takes 0.125 seconds
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr("gptlab.system.accelerator.time.perf_counter", lambda: next(clock))
     assert accelerator.measured_peak_flops(torch.device("cpu"), torch.float32, size=7, seconds=5) == 2 * 7**3 / 0.125
 
 

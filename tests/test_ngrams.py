@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.ngrams import NGrams, discounts
+from gptlab.evaluation.ngrams import NGrams, discounts
 
 V = 7
 

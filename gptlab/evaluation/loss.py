@@ -1,4 +1,4 @@
-"""Exact evaluation: the nats of each token of a text, in windows by name, and whether two models differ on it."""
+"""Exact evaluation: the nats of each token of a text, summed once and divided once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gptlab import metrics
 from gptlab.data.batches import IGNORED, Ids, Windows, eval_batch_size, whole
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.evaluation.ngrams import NGrams
 from gptlab.models import Model
-from gptlab.ngrams import NGrams
 from gptlab.system.errors import UserError
 
-RESAMPLES, LEVEL = 10_000, 0.95
-BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Nats per token in fp32, or their sum, or each (B * T,); targets that are `IGNORED` do not count.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T).
+        reduction: mean, sum or none.
+    """
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 @torch.inference_mode()
@@ -42,8 +50,7 @@ def nats(
         tqdm(total=rows, unit="window", disable=None, leave=False) as bar,
     ):
         for idx, targets in windows.batches(ids, batch_size):
-            logits = model(idx.to(device)).flatten(0, 1).float()  # (b * T, V)
-            losses = F.cross_entropy(logits, targets.to(device).flatten(), ignore_index=IGNORED, reduction="none")
+            losses = cross_entropy(model(idx.to(device)), targets.to(device), "none")  # (b * T,)
             found.append(losses.cpu()[targets.flatten() != IGNORED].numpy())
             bar.update(len(idx))
     return np.concatenate(found)
@@ -80,7 +87,7 @@ class Measured:
         total = math.fsum(self.nats)
         if not math.isfinite(total):
             raise UserError(f"the loss is {total}: the weights are broken, or the run that made them has diverged")
-        found = metrics.evaluation(total, self.tokens, self.bytes)
+        found = loss_metrics(total, self.tokens, self.bytes)
         return {
             "nats_per_token": found["val/loss"],
             "perplexity": found["val/ppl"],
@@ -120,69 +127,20 @@ def measure(
     return Measured(protocol, found, tokenizer.token_bytes()[ids], windows, time.perf_counter() - start)
 
 
-# Whether two models differ
+def loss_metrics(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:
+    """The metrics of a split from its sums, divided once.
 
+    Args:
+        nats: summed cross entropy.
+        tokens: how many predictions were summed.
+        text_bytes: bytes of raw text that the predicted tokens stand for.
 
-@dataclass(frozen=True)
-class Difference:
-    """A less B, and the interval that a bootstrap over the text gives."""
-
-    mean: float
-    low: float
-    high: float
-    unit: str
-    blocks: int
-    block: float
-    """How many tokens or bytes are in each."""
-    seed: int
-
-    def words(self) -> str:
-        if self.low <= 0 <= self.high:
-            return f"no difference is shown: {self.interval()}"
-        better = "A" if self.mean < 0 else "B"
-        return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
-
-    def interval(self) -> str:
-        return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
-
-    def method(self) -> str:
-        what = "tokens" if self.unit == "nats per token" else "bytes"
-        return (
-            f"paired bootstrap, seed {self.seed}: {RESAMPLES:,} resamples of {self.blocks} blocks of about "
-            f"{self.block:,.0f} {what}, neighbours being dependent; over the text, not over training seeds"
-        )
-
-
-def compare(a: Measured, b: Measured, same_tokens: bool, seed: int) -> Difference:
-    """A block bootstrap (Kuensch 1989) of the mean difference, paired: both models on the same stretches of the text.
-
-    Models with the same tokens are compared by token, others by the bytes that both predict; the nats of a token are
-    spread evenly over its bytes.
-
-    Raises:
-        UserError: the tokens do not stand for the same bytes; or the text is too short.
+    Returns:
+        `val/loss` in nats per token, `val/bpb` in bits per byte, `val/ppl`; or those of another split.
     """
-    total = int(a.sizes.sum())
-    if not same_tokens and total != b.sizes.sum():
-        raise UserError(
-            f"A's tokens stand for {total:,} bytes of the text and B's for {b.sizes.sum():,}, as those of words do, "
-            f"without white space: their bits per byte do not compare"
-        )
-    begin, end = (0, a.tokens) if same_tokens else (int(max(a.sizes[0], b.sizes[0])), total)
-    if end - begin < FEWEST:
-        raise UserError(f"the text is too short for a comparison: both models predict {end - begin} tokens or bytes")
-    blocks = min(max((end - begin) // BLOCK, FEWEST), MOST)
-    cuts = np.linspace(begin, end, blocks + 1)
-    length = (end - begin) / blocks
-
-    def by_block(measured: Measured) -> np.ndarray:
-        ends = np.arange(measured.tokens + 1) if same_tokens else np.cumsum(measured.sizes)
-        summed = np.concatenate(([0.0], np.cumsum(measured.nats, dtype=np.float64)))
-        return np.diff(np.interp(cuts, ends, summed)) / length
-
-    differences = (by_block(a) - by_block(b)) / (1 if same_tokens else math.log(2))  # (blocks,)
-    draw = np.random.default_rng(seed)
-    means = [differences[draw.integers(blocks, size=blocks)].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    unit = "nats per token" if same_tokens else "bits per byte"
-    return Difference(float(differences.mean()), float(low), float(high), unit, blocks, length, seed)
+    loss = nats / tokens
+    return {
+        f"{split}/loss": loss,
+        f"{split}/bpb": nats / math.log(2) / text_bytes,
+        f"{split}/ppl": math.inf if loss > 700 else math.exp(loss),
+    }

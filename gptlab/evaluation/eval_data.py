@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from gptlab.data import corpora, prepare
-from gptlab.data import prepared as prepared_module
 from gptlab.data.corpora import Corpus
-from gptlab.data.prepared import Prepared
+from gptlab.data.prepared import Prepared, opened, place
 from gptlab.data.split import Split, assigned
 from gptlab.data.text_files import Piece
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
@@ -123,9 +122,9 @@ def folders(data: dict[str, Any]) -> tuple[Path, Path]:
     A checkpoint may come from a stranger: its config says where to look, never where to write.
     """
     given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
-    places = [user_folder(place) for place in given if place and isinstance(place, str)]
+    places = [user_folder(folder) for folder in given if folder and isinstance(folder, str)]
     file = corpora.file_of(data.get("name"))
-    there = (place for place in places if file and (place / file).is_file())
+    there = (folder for folder in places if file and (folder / file).is_file())
     return next(there, (places or [user_folder(None)])[0]), user_folder(None)
 
 
@@ -178,7 +177,5 @@ def own(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
 def _prepared(corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path) -> Prepared | None:
     """What the run has prepared itself, if that is still there; nothing is written."""
     with suppress(UserError):
-        return prepared_module.opened(
-            corpus.name, prepared_module.place(corpus, split, how, corpus.origin, cache_dir), remember=False
-        )
+        return opened(corpus.name, place(corpus, split, how, corpus.origin, cache_dir), remember=False)
     return None

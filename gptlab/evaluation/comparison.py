@@ -1,0 +1,82 @@
+"""Whether two models differ on a text: a paired block bootstrap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptlab.evaluation.loss import Measured
+from gptlab.system.errors import UserError
+
+RESAMPLES, LEVEL = 10_000, 0.95
+BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be
+
+
+# Whether two models differ
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A less B, and the interval that a bootstrap over the text gives."""
+
+    mean: float
+    low: float
+    high: float
+    unit: str
+    blocks: int
+    block: float
+    """How many tokens or bytes are in each."""
+    seed: int
+
+    def words(self) -> str:
+        if self.low <= 0 <= self.high:
+            return f"no difference is shown: {self.interval()}"
+        better = "A" if self.mean < 0 else "B"
+        return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
+
+    def interval(self) -> str:
+        return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
+
+    def method(self) -> str:
+        what = "tokens" if self.unit == "nats per token" else "bytes"
+        return (
+            f"paired bootstrap, seed {self.seed}: {RESAMPLES:,} resamples of {self.blocks} blocks of about "
+            f"{self.block:,.0f} {what}, neighbours being dependent; over the text, not over training seeds"
+        )
+
+
+def compare(a: Measured, b: Measured, same_tokens: bool, seed: int) -> Difference:
+    """A block bootstrap (Kuensch 1989) of the mean difference, paired: both models on the same stretches of the text.
+
+    Models with the same tokens are compared by token, others by the bytes that both predict; the nats of a token are
+    spread evenly over its bytes.
+
+    Raises:
+        UserError: the tokens do not stand for the same bytes; or the text is too short.
+    """
+    total = int(a.sizes.sum())
+    if not same_tokens and total != b.sizes.sum():
+        raise UserError(
+            f"A's tokens stand for {total:,} bytes of the text and B's for {b.sizes.sum():,}, as those of words do, "
+            f"without white space: their bits per byte do not compare"
+        )
+    begin, end = (0, a.tokens) if same_tokens else (int(max(a.sizes[0], b.sizes[0])), total)
+    if end - begin < FEWEST:
+        raise UserError(f"the text is too short for a comparison: both models predict {end - begin} tokens or bytes")
+    blocks = min(max((end - begin) // BLOCK, FEWEST), MOST)
+    cuts = np.linspace(begin, end, blocks + 1)
+    length = (end - begin) / blocks
+
+    def by_block(measured: Measured) -> np.ndarray:
+        ends = np.arange(measured.tokens + 1) if same_tokens else np.cumsum(measured.sizes)
+        summed = np.concatenate(([0.0], np.cumsum(measured.nats, dtype=np.float64)))
+        return np.diff(np.interp(cuts, ends, summed)) / length
+
+    differences = (by_block(a) - by_block(b)) / (1 if same_tokens else math.log(2))  # (blocks,)
+    draw = np.random.default_rng(seed)
+    means = [differences[draw.integers(blocks, size=blocks)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    unit = "nats per token" if same_tokens else "bits per byte"
+    return Difference(float(differences.mean()), float(low), float(high), unit, blocks, length, seed)

@@ -33,7 +33,7 @@ bench: $(READY) ## how fast the default run is here, beside the plain loop (ARGS
 	$(BIN)/python -m gptlab.bench --against loop $(ARGS)
 
 gpu-bench: $(READY) ## all that is measured of a GPU, in under ten minutes, into outputs/gpu-bench.json
-	$(BIN)/python -m tests.gpu_bench $(ARGS)
+	$(BIN)/python -m gptlab.benchmarks.gpu $(ARGS)
 
 lint: $(READY) ## ruff and mypy: the same checks as the pre-commit hooks
 	$(BIN)/ruff check .

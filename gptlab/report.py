@@ -38,18 +38,19 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gptlab import records, results, tables
+    from gptlab.reports import difference, records, tables
+    from gptlab.reports.report import collect
     from gptlab.system import terminal
 
     console = Console(highlight=False)
     if args.diff:
-        found = results.diff(*args.diff)
+        found = difference.diff(*args.diff)
         if args.json:
             print(terminal.as_json(found), end="")
         else:
             tables.show_diff(found, args.diff[0], args.diff[1], console)
         return
-    report = results.collect(args.paths, args.metric, args.baseline, args.sort, args.reference)
+    report = collect(args.paths, args.metric, args.baseline, args.sort, args.reference)
     if args.json:
         print(terminal.as_json(tables.content(report)), end="")
     else:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if out is not None:
         images: list[str] = []
         if not args.no_plots:
-            from gptlab import plots
+            from gptlab.reports import plots
 
             images = plots.write(report, out)
         tables.write(report, out, images)

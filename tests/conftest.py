@@ -19,12 +19,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptlab import lightly
+from gptlab.training import lightning_setup
 
-lightly.import_lightning()
+lightning_setup.import_lightning()
 
-from gptlab import config, train  # noqa: E402
-from gptlab.fit import fit  # noqa: E402
+from gptlab.runs.compose import CONF  # noqa: E402
+from gptlab.training.fit import fit  # noqa: E402
+from gptlab.training.settings import Settings, from_config  # noqa: E402
 
 torch.set_num_threads(1)  # for models this small more threads are slower
 # As in a terminal: what a shell's "&" and nohup have ignored here would be ignored by our commands, too.
@@ -68,14 +69,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compose(text_file: Path, cache_dir: Path) -> Any:
-    """compose("model=gpt1m", ...) -> (Settings, resolved config), with the small text and a cache of the tests' own."""
+    """compose("model=gpt1m", ...) -> Settings, with the small text and a cache of the tests' own."""
 
-    def compose(*overrides: str) -> tuple[config.Settings, dict[str, Any]]:
+    def compose(*overrides: str) -> Settings:
         places = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
-        with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("train", [*places, *overrides])
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
-        return config.settings(cfg), OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        return from_config(cfg)
 
     return compose
 
@@ -85,7 +86,7 @@ def run(compose: Any) -> Any:
     """run(run_dir, *overrides) trains the tiny model in `run_dir` and returns its summary."""
 
     def run(run_dir: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
-        return fit(*compose(*TINY, *overrides), run_dir, resume)
+        return fit(compose(*TINY, *overrides), run_dir, resume)
 
     return run
 

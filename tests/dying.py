@@ -171,7 +171,7 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
 
 def watch(marks: Marks) -> None:
     """Let training say where it is."""
-    from gptlab.module import LMModule
+    from gptlab.training.module import LMModule
 
     for name in ("on_train_batch_start", "on_validation_start"):
         real = getattr(LMModule, name)

@@ -6,10 +6,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from gptlab.jobs import Job
-from gptlab.launchers import Local
-from gptlab.plans import Listed
-from gptlab.sweeps import Sweep
+from gptlab.sweeps.jobs import Job
+from gptlab.sweeps.launchers import Local
+from gptlab.sweeps.plans import FixedPlan
+from gptlab.sweeps.runner import Sweep
 
 # What a training run leaves, without training: a line in `starts`, validations, a summary; or a failure.
 CHILD = """
@@ -53,5 +53,5 @@ def fake(root: Path, name: str, ending: str) -> Fake:
 
 
 def sweep(root: Path, *endings: str, at_once: int = 2) -> Sweep:
-    plan = Listed([fake(root, str(number), ending) for number, ending in enumerate(endings)])
+    plan = FixedPlan([fake(root, str(number), ending) for number, ending in enumerate(endings)])
     return Sweep(plan, Local(at_once), {"sweep": "test", "baseline": {"x": "0"}}, root)

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab import train
-from gptlab.averaging import Averaging
-from gptlab.config import to_yaml
 from gptlab.formats import checkpoint
-from gptlab.runs import identity
+from gptlab.runs import identity, resume
+from gptlab.runs.directory import write_config
 from gptlab.system.errors import UserError
-from gptlab.system.files import sealed
+from gptlab.training.callbacks.weight_average import Averaging
 from tests.runs_compared import rows
 from tests.test_faults import Spoil
 from tests.test_muon import Elsewhere, optimizer, small
@@ -143,12 +141,13 @@ def test_no_gpu_is_waited_for() -> None:
 
 
 def test_a_run_without_one_is_as_before_there_was_a_choice(compose: Any, tmp_path: Path) -> None:
-    _, config = compose()
+    config = compose().to_dict()
     older = {**config, "trainer": {key: value for key, value in config["trainer"].items() if key != "ema"}}
-    (tmp_path / "config.yaml").write_text(sealed(to_yaml(older)))
-    assert train.differing(train.stored(tmp_path), config, ()) == []  # resume=auto finds it
+    write_config(tmp_path / "config.yaml", older)
+    past = resume.stored_config(tmp_path, lambda run_dir: None)
+    assert resume.differing(past, config, "nothing") == []  # resume=auto finds it
     assert identity.config_hash(older, "0") == identity.config_hash(config, "0")
-    assert identity.config_hash(compose("trainer.ema=0.9")[1], "0") != identity.config_hash(config, "0")
+    assert identity.config_hash(compose("trainer.ema=0.9").to_dict(), "0") != identity.config_hash(config, "0")
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from gptlab import bench, measuring, models, plainloop
+from gptlab import bench, models
+from gptlab.benchmarks import bare_loop, comparison, gpu, plain_loop
+from gptlab.benchmarks.gpu import Measurement
+from gptlab.benchmarks.measured_run import OPTIM, PARTS
 from gptlab.formats import checkpoint
-from gptlab.measuring import OPTIM, PARTS
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.files import read_json
-from tests import gpu_bench
 from tests.conftest import TINY
-from tests.gpu_bench import Measurement
 from tests.test_cli import assert_refused
 
 TOKENS = 6 * 17  # of a step of TINY
@@ -70,15 +70,15 @@ def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], t
     assert all(share > 0 for share in found["sides"]["gptlab"]["shares"].values())
     assert sum(found["sides"]["gptlab"]["shares"].values()) == pytest.approx(1)
     ours, theirs = (one["round_seconds_per_step"] for one in found["sides"].values())
-    assert found["time_ratio"] == bench.ratio(ours, theirs)
+    assert found["time_ratio"] == comparison.ratio(ours, theirs)
     # The plain loop's user has no Lightning in memory.
     assert found["sides"]["loop"]["memory_before_bytes"] < found["sides"]["gptlab"]["memory_before_bytes"]
 
 
 def test_a_ratio_is_of_rounds_and_says_how_sure_it_is() -> None:
     ours, theirs = [6.0, 1.0, 5.0, 2.0, 4.0, 3.0], [2.0] * 6
-    assert bench.ratio(ours, theirs) == {"median": 1.75, "interval": (0.5, 3.0), "min": 0.5, "max": 3.0}
-    assert bench.ratio(ours[:5], theirs[:5])["interval"] is None
+    assert comparison.ratio(ours, theirs) == {"median": 1.75, "interval": (0.5, 3.0), "min": 0.5, "max": 3.0}
+    assert comparison.ratio(ours[:5], theirs[:5])["interval"] is None
 
 
 def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, ...]) -> None:
@@ -104,7 +104,7 @@ def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, .
 def test_a_bare_loop_is_the_runs_own_training(run: Any, compose: Any, tmp_path: Path) -> None:
     words = ("optim=muon", "data.micro_batch_size=3", "data.order=epochs", "model.dropout=0.1", "optim.grad_clip=0.1")
     run(tmp_path, *words)
-    module, step = measuring.bare_step(*compose(*TINY, *words))
+    module, step = bare_loop.bare_step(compose(*TINY, *words))
     for _ in range(7):
         step()
     for name, weight in checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")[0].named_parameters():
@@ -186,7 +186,7 @@ BENCH = f"""
 import sys
 from gptlab import bench
 waiting = [sys.executable, "-c", {WAITING!r}, "pid"]
-bench.side = lambda name, words, folder: bench.Side(name, waiting, folder)
+bench.side = lambda name, words, folder: bench.Child(name, waiting, folder)
 bench.main(sys.argv[1:])
 """
 
@@ -216,7 +216,7 @@ def test_a_side_that_dies_is_named_with_its_last_words(
     command: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = ["-c", "import sys; sys.exit('no more memory')"]
-    monkeypatch.setattr(bench, "side", lambda name, _, folder: bench.Side(name, [sys.executable, *dying], folder))
+    monkeypatch.setattr(comparison, "side", lambda name, _, folder: bench.Child(name, [sys.executable, *dying], folder))
     assert_refused(command("bench", *overrides), "the process of gptlab has ended, with exit code 1", "no more memory")
 
 
@@ -234,11 +234,11 @@ def config() -> GPTConfig:
 def test_the_plain_model_is_ours(config: GPTConfig, changes: dict[str, Any]) -> None:
     config = GPTConfig(**asdict(config) | changes)
     torch.manual_seed(0)
-    ours, theirs = GPT(config), plainloop.PlainGPT(config)
+    ours, theirs = GPT(config), plain_loop.PlainGPT(config)
     theirs.load_state_dict(ours.state_dict())
     idx = torch.randint(29, (5, 11))
     torch.testing.assert_close(theirs(idx), ours(idx))
-    dropping = plainloop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 0.5}))
+    dropping = plain_loop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 0.5}))
     dropping.load_state_dict(ours.state_dict())
     assert not torch.equal(dropping(idx), dropping(idx))
     torch.testing.assert_close(dropping.eval()(idx), ours(idx))
@@ -246,7 +246,7 @@ def test_the_plain_model_is_ours(config: GPTConfig, changes: dict[str, Any]) -> 
 
 def test_the_plain_dropout_is_in_every_place(config: GPTConfig) -> None:
     """All of it: what is left are the biases, and zeros without them."""
-    model = plainloop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 1.0 - 1e-7, "bias": False}))
+    model = plain_loop.PlainGPT(GPTConfig(**asdict(config) | {"dropout": 1.0 - 1e-7, "bias": False}))
     features = model.features(torch.randint(29, (5, 11)))
     assert features.count_nonzero() == 0
 
@@ -255,7 +255,7 @@ def test_the_plain_dropout_is_in_every_place(config: GPTConfig) -> None:
 def test_the_plain_loop_learns(config: GPTConfig, tmp_path: Path, accumulation: int) -> None:
     np.tile(np.arange(29, dtype=np.uint16), 101).tofile(tmp_path / "ids.bin")
     optim = dict(zip(OPTIM, (1e-2, 0.1, 0.9, 0.99, 1.0), strict=True))
-    loop = plainloop.PlainLoop(
+    loop = plain_loop.PlainLoop(
         model=models.to_dict(config),
         ids=str(tmp_path / "ids.bin"),
         id_type="uint16",
@@ -282,7 +282,7 @@ def test_the_plain_loop_learns(config: GPTConfig, tmp_path: Path, accumulation: 
 
 def test_the_plain_model_has_the_rates_of_its_config() -> None:
     config = GPTConfig(29, block_size=7, n_layer=2, n_head=3, n_embd=33, dropout=0.3, attn_dropout=0.1)
-    model, seen = plainloop.PlainGPT(config).train(), []
+    model, seen = plain_loop.PlainGPT(config).train(), []
     model.h[1].register_forward_pre_hook(lambda block, inputs: seen.append([drop.p for drop in inputs[1].drops]))
     model(torch.zeros(1, 7, dtype=torch.int64))
     model.eval()(torch.zeros(1, 7, dtype=torch.int64))
@@ -291,7 +291,7 @@ def test_the_plain_model_has_the_rates_of_its_config() -> None:
 
 def test_the_plain_generation_continues(config: GPTConfig) -> None:
     idx = torch.randint(29, (3, 7))
-    text = plainloop.continued(plainloop.PlainGPT(config).eval(), idx, 17)
+    text = plain_loop.continued(plain_loop.PlainGPT(config).eval(), idx, 17)
     assert text.shape == (3, 7 + 17)
     assert torch.equal(text[:, :7], idx)
 
@@ -307,7 +307,7 @@ def test_what_is_measured_of_a_gpu_is_in_one_file(
         "refused": Measurement("bench", ("model.n_layr=3",), 500),
         "endless": Measurement("bench", (*overrides, "--steps", "1000000"), 0.1),
     }
-    assert not gpu_bench.run(chosen, tmp_path / "new" / "found.json")
+    assert not gpu.run(chosen, tmp_path / "new" / "found.json")
     found = read_json(tmp_path / "new" / "found.json")
     assert list(found) == list(chosen)
     assert found["sampling"]["batches"]["1"]["gptlab"]["tokens_per_sec"] > 0
@@ -321,16 +321,16 @@ def test_the_time_to_a_loss_is_that_of_the_first_validation_below_it(
 ) -> None:
     with (trained / "metrics.csv").open(newline="") as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
-    assert gpu_bench.reached(trained)["seconds"] is None
-    monkeypatch.setattr(gpu_bench, "GOAL", float(validations[1]["val/loss"]))
-    found = gpu_bench.reached(trained)
+    assert gpu.reached(trained)["seconds"] is None
+    monkeypatch.setattr(gpu, "GOAL", float(validations[1]["val/loss"]))
+    found = gpu.reached(trained)
     assert found["seconds"] == float(validations[1]["seconds"])
     assert found["val/loss"] == pytest.approx(float(validations[-1]["val/loss"]))
 
 
 def test_all_of_a_gpu_takes_at_most_ten_minutes_and_composes() -> None:
     for memory in (16e9, 140e9):
-        chosen = gpu_bench.measurements(memory)
+        chosen = gpu.measurements(memory)
         assert sum(measurement.limit for measurement in chosen.values()) <= 600
         for measurement in chosen.values():
             args = bench.parser().parse_intermixed_args([*measurement.words])
@@ -340,4 +340,4 @@ def test_all_of_a_gpu_takes_at_most_ten_minutes_and_composes() -> None:
 def test_without_a_gpu_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["gpu_bench"])
     with pytest.raises(SystemExit, match=r"error: no CUDA GPU is visible.*make bench"):
-        gpu_bench.main()
+        gpu.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import lightning as L
 import pytest
 
-from gptlab import devices
-from gptlab.devices import check_graphs, device_type, precision
-from gptlab.fit import fit
+from gptlab.system import machine
 from gptlab.system.errors import UserError
-from gptlab.system.machine import cached_rows
+from gptlab.system.machine import rows_that_fit_caches
+from gptlab.training.fit import fit
+from gptlab.training.placement import decide
 from tests.conftest import TINY
 
 
@@ -31,7 +32,7 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(UserError, match=message):
-        device_type(compose(*overrides)[0])
+        decide(compose(*overrides))
 
 
 def a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
@@ -49,17 +50,17 @@ def a_cpu(monkeypatch: pytest.MonkeyPatch, avx512_bf16: bool = False, amx: bool 
 def test_bf16_is_refused_where_the_gpu_only_emulates_it(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a_gpu(monkeypatch, (7, 5), "Tesla T4")
     with pytest.raises(UserError, match=r"Tesla T4 has 7.5: use precision=fp16 or precision=fp32"):
-        device_type(compose("trainer=a100")[0])
-    assert device_type(compose("trainer=t4")[0]) == "cuda"
+        decide(compose("trainer=a100"))
+    assert decide(compose("trainer=t4")).kind == "cuda"
     with pytest.raises(UserError, match=r"trainer.devices=2: there are 1 GPUs here"):
-        device_type(compose("trainer=t4", "trainer.devices=2")[0])
+        decide(compose("trainer=t4", "trainer.devices=2"))
 
 
 def test_compiling_on_a_cpu_needs_a_compiler(compose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"compile=inductor needs a C\+\+ compiler"):
-        device_type(compose("compile=inductor", "trainer=cpu")[0])
+        decide(compose("compile=inductor", "trainer=cpu"))
 
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
@@ -68,9 +69,9 @@ def test_automatic_precision_is_bf16_where_a_gpu_has_it(
 ) -> None:
     a_gpu(monkeypatch, capability, "some GPU")
     a_cpu(monkeypatch)
-    assert precision(compose("precision=auto")[0]).name == name
-    assert precision(compose("precision=auto", "trainer=cpu")[0]).name == "fp32"
-    assert precision(compose("precision=fp32")[0]).name == "fp32"
+    assert decide(compose("precision=auto")).precision == name
+    assert decide(compose("precision=auto", "trainer=cpu")).precision == "fp32"
+    assert decide(compose("precision=fp32")).precision == "fp32"
 
 
 @pytest.mark.parametrize(("here", "name"), [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx": True}, "bf16")])
@@ -87,7 +88,7 @@ def test_a_run_of_automatic_precision_says_what_it_took(
     [(64, 256, 4), (12, 64, 12), (12, 256, 4), (7, 256, 1), (16, 2048, 1), (1, 64, 1), (2048, 1, 1024)],
 )
 def test_a_cpu_takes_what_divides_the_batch_and_stays_in_its_caches(rows: int, block_size: int, at_once: int) -> None:
-    assert cached_rows(rows, block_size) == at_once
+    assert rows_that_fit_caches(rows, block_size) == at_once
 
 
 def test_on_a_cpu_automatic_micro_batches_are_those_that_stay_in_its_caches(
@@ -95,8 +96,8 @@ def test_on_a_cpu_automatic_micro_batches_are_those_that_stay_in_its_caches(
 ) -> None:
     taken: list[tuple[int, int]] = []
     libc = SimpleNamespace(mallopt=lambda *words: taken.append(words))
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: libc)
-    monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(machine.sys, "platform", "linux")
     seen: list[int] = []
 
     class Sizes(L.Callback):
@@ -104,16 +105,16 @@ def test_on_a_cpu_automatic_micro_batches_are_those_that_stay_in_its_caches(
             seen.append(len(batch[0]))
 
     sizes = ("model.block_size=256", "data.batch_size=8", "data.micro_batch_size=auto", "trainer.sample_tokens=0")
-    fit(*compose(*TINY, *sizes, "trainer.max_steps=2"), tmp_path, callbacks=[Sizes()])
+    fit(compose(*TINY, *sizes, "trainer.max_steps=2"), tmp_path, callbacks=[Sizes()])
     assert seen == [4, 4, 4, 4]
     assert taken == [(-4, 0), (-1, 2**31 - 1)]  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
 
 
 @pytest.mark.parametrize("choice", ["reduce_overhead", "max_autotune"])
 def test_cuda_graphs_are_of_a_batch_as_a_whole(compose: Any, choice: str) -> None:
-    settings = compose(f"compile={choice}")[0]
-    with pytest.raises(UserError, match=rf"compile.mode={settings.compile.mode} records CUDA graphs.* in 3 parts: use"):
-        check_graphs(settings, "cuda", 3)
-    check_graphs(settings, "cuda", 1)
-    check_graphs(settings, "cpu", 3)
-    check_graphs(compose("compile=inductor")[0], "cuda", 3)
+    place = replace(decide(compose("trainer=cpu")), kind="cuda", compile_mode=compose(f"compile={choice}").compile.mode)
+    with pytest.raises(UserError, match=rf"compile.mode={place.compile_mode} records CUDA graphs.* in 3 parts: use"):
+        place.check_graphs(3)
+    place.check_graphs(1)
+    replace(place, kind="cpu").check_graphs(3)
+    replace(place, compile_mode="default").check_graphs(3)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from gptlab import models
 from gptlab.data.batches import IGNORED
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
-from gptlab.diagnostics import blocks, labels, look_inside
 from gptlab.models import Bigram, GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.layers import alibi_slopes
 from gptlab.system.errors import UserError
+from gptlab.training.callbacks.diagnostics import blocks, labels, look_inside
 from tests.runs_compared import points, rows
 
 V, T, B, C = 29, 13, 5, 33
@@ -215,10 +215,10 @@ def test_the_switch_turns_all_of_it_off(run: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra", [("model=bigram",), ("precision=bf16_true", "model.pos=alibi")])
 def test_other_runs_are_looked_into_as_well(run: Any, compose: Any, tmp_path: Path, extra: tuple[str, ...]) -> None:
-    from gptlab.fit import fit
+    from gptlab.training.fit import fit
 
     fit(
-        *compose("data=text", "trainer=cpu", "trainer.max_steps=2", "trainer.diagnose_every=1", *extra),
+        compose("data=text", "trainer=cpu", "trainer.max_steps=2", "trainer.diagnose_every=1", *extra),
         tmp_path,
     )
     shown = points(tmp_path)

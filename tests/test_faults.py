@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from gptlab.formats import checkpoint
-from gptlab.module import LMModule
 from gptlab.system.errors import UserError
+from gptlab.training.module import LMModule
 from tests.conftest import HARD, TINY
 from tests.runs_compared import assert_same_run, rows
 from tests.test_resume import Kill, interrupt

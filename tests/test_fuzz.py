@@ -33,7 +33,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlab import models, records
+from gptlab import models
 from gptlab.data import corpora, prepare, text_files, tokenizers
 from gptlab.data.shards import Writer
 from gptlab.data.split import Split
@@ -50,6 +50,7 @@ from gptlab.formats import (
 from gptlab.formats.model_card import card
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
+from gptlab.reports import records
 from gptlab.system import files
 from gptlab.system.errors import UserError
 from tests.test_results import fake_run

@@ -14,12 +14,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptlab import init_from, models, train
+from gptlab import models
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
-from gptlab.fit import fit
 from gptlab.formats import checkpoint
+from gptlab.runs import compose as command_words
 from gptlab.runs import identity
 from gptlab.system.errors import UserError
+from gptlab.training import init_from
+from gptlab.training.fit import fit
 from tests.runs_compared import assert_same_run
 from tests.test_cli import assert_refused
 from tests.test_multirun import planned
@@ -48,7 +50,7 @@ def tune(command: Any, text_file: Path, tmp_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def bigram(compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "bigram"
-    fit(*compose("model=bigram", *SHORT[:1], *SHORT[2:]), run_dir)
+    fit(compose("model=bigram", *SHORT[:1], *SHORT[2:]), run_dir)
     return run_dir
 
 
@@ -291,9 +293,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_without_its_source(
 def test_a_sweep_over_checkpoints_has_a_job_for_each_and_for_none(trained: Path, bigram: Path) -> None:
     command = planned("-m", f"init_from=null,{trained},{bigram}", "seed=1,2", "trainer.max_steps=3")
     jobs = command.jobs  # type: ignore[attr-defined]
-    with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(command_words.CONF), version_base="1.3"):
         configs = [command.config_of(job.point) for job in jobs]
-        child = hydra.compose("train", init_from.implied([*jobs[-1].words]))
+        child = hydra.compose("train", command_words.with_implied_groups([*jobs[-1].words]))
     assert [config["init_from"] for config in configs] == [None, None, *[str(trained)] * 2, *[str(bigram)] * 2]
     assert [config["model"]["name"] for config in configs] == ["gpt"] * 2 + ["pretrained"] * 4
     assert [config["tokenizer"]["name"] for config in configs] == ["char"] * 2 + ["pretrained"] * 4
@@ -351,7 +353,7 @@ def test_without_it_a_run_is_named_as_in_earlier_versions() -> None:
     ],
 )
 def test_init_from_chooses_model_and_tokenizer_where_nothing_else_does(words: list[str], expected: list[str]) -> None:
-    completed = init_from.implied(words)
+    completed = command_words.with_implied_groups(words)
     assert [word for word in completed if word not in words] == expected
     assert [word for word in completed if word in words] == words
 

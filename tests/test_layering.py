@@ -38,7 +38,7 @@ LIBRARIES: dict[str, set[str]] = {
     "safetensors": {"formats"},
     "huggingface_hub": {"formats/huggingface.py"},
     "tensorflow": {"formats/openai_gpt2.py"},
-    "transformers": set(),
+    "transformers": {"benchmarks/generation_against_transformers.py"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

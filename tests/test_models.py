@@ -129,7 +129,7 @@ def parameters(config: models.ModelConfig) -> int:
 def test_named_sizes_have_the_published_number_of_parameters(
     compose: Any, overrides: tuple[str, ...], vocab_size: int, count: int
 ) -> None:
-    settings, _ = compose(*overrides)
+    settings = compose(*overrides)
     assert parameters(settings.model_config(vocab_size)) == count
 
 
@@ -145,7 +145,7 @@ def test_all_sizes_stand_in_the_readme_with_their_shape_and_number_of_parameters
     table = table_of_sizes()
     assert set(table) == {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {"gpt2", "pretrained"}
     for size, row in table.items():
-        settings, _ = compose(f"model={size}")
+        settings = compose(f"model={size}")
         config = settings.model_config(65)
         found: dict[str, int | None] = {
             key: getattr(config, key, None) for key in ("n_layer", "n_head", "n_embd", "block_size")

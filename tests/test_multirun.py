@@ -17,21 +17,23 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from gptlab import config, multirun, train
 from gptlab.runs import directory
+from gptlab.runs.compose import CONF, asked_for_sweep
+from gptlab.sweeps import command_line
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training import settings
 from tests.conftest import ROOT, TINY
 from tests.test_cli import RUN, assert_refused
 
-SWEEPS = sorted(path.stem for path in (train.CONF / "sweep").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
-def planned(*words: str) -> multirun.Command:
-    arguments = train.asked_for_sweep([*words])
+def planned(*words: str) -> command_line.Command:
+    arguments = asked_for_sweep([*words])
     assert arguments is not None
-    with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
-        command = multirun.Command(arguments)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        command = command_line.Command(*arguments)
         command.jobs = command.plan().jobs if command.config.method != "optuna" else []  # type: ignore
     return command
 
@@ -44,15 +46,15 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sweep_is_asked_for_by_m_or_by_its_name() -> None:
-    assert train.asked_for_sweep(["model=gpt1m", "seed=1"]) is None
-    assert train.asked_for_sweep(["sweep=heads", "hydra.mode=RUN"]) is None  # one of its jobs
-    assert train.asked_for_sweep(["sweep=heads", "--cfg", "job"]) is None
-    assert train.asked_for_sweep(["-m", "--help"]) is None
-    assert train.asked_for_sweep(["sweep=heads"]) is not None
-    assert train.asked_for_sweep(["--multirun", "seed=1,2"]) is not None
-    assert train.asked_for_sweep(["hydra.mode=MULTIRUN", "seed=1,2"]).words == ["seed=1,2"]  # type: ignore[union-attr]
+    assert asked_for_sweep(["model=gpt1m", "seed=1"]) is None
+    assert asked_for_sweep(["sweep=heads", "hydra.mode=RUN"]) is None  # one of its jobs
+    assert asked_for_sweep(["sweep=heads", "--cfg", "job"]) is None
+    assert asked_for_sweep(["-m", "--help"]) is None
+    assert asked_for_sweep(["sweep=heads"]) is not None
+    assert asked_for_sweep(["--multirun", "seed=1,2"]) is not None
+    assert asked_for_sweep(["hydra.mode=MULTIRUN", "seed=1,2"]) == (None, ["seed=1,2"])
     with pytest.raises(UserError, match="--config-name: does not go with a sweep"):
-        train.asked_for_sweep(["-m", "--config-name=other", "seed=1,2"])
+        asked_for_sweep(["-m", "--config-name=other", "seed=1,2"])
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -62,11 +64,11 @@ def test_every_sweep_composes_and_each_of_its_jobs_is_a_run(name: str) -> None:
     assert command.root == Path("outputs/sweeps") / name
     assert len({job.dir for job in jobs}) == len(jobs) > 5
     baseline = command.baseline()
-    with hydra.initialize_config_dir(str(train.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         configs = [command.config_of(job.point) for job in jobs]
         last = hydra.compose("train", list(jobs[-1].words))
     for cfg in configs:
-        config.settings(OmegaConf.create(cfg))
+        settings.from_config(cfg)
     assert {**configs[-1], "sweep": None} == {**OmegaConf.to_container(last, resolve=True), "sweep": None}  # type: ignore
     assert jobs[-1].max_steps == last.trainer.max_steps
     without_seed = [{k: v for k, v in job.point.items() if k != "seed"} for job in jobs]
@@ -172,7 +174,7 @@ def test_truth_is_written_as_it_is_typed() -> None:
 
 
 def test_an_axis_in_a_file_is_as_if_typed() -> None:
-    assert [multirun.as_typed(value) for value in (None, True, 3, "1,2", [4, None])] == [
+    assert [command_line.as_typed(value) for value in (None, True, 3, "1,2", [4, None])] == [
         "null",
         "true",
         "3",

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gptlab import models
-from gptlab.fit import fit
 from gptlab.models import GPT, GPTConfig
-from gptlab.muon import orthogonalized
-from gptlab.optim import OptimConfig, build_optimizer
 from gptlab.system.errors import UserError
+from gptlab.training.fit import fit
+from gptlab.training.muon import orthogonalized
+from gptlab.training.optimizers import OptimConfig, build_optimizer
 from tests.test_optim import MUON
 from tests.test_training import curve
 
@@ -261,5 +261,5 @@ def test_the_losses_of_twenty_steps_are_golden(run: Any, tmp_path: Any) -> None:
 
 def test_a_model_without_blocks_is_refused_before_anything_starts(compose: Any, tmp_path: Any) -> None:
     with pytest.raises(UserError, match=r"a Bigram has none: use optim=adamw"):
-        fit(*compose("model=bigram", "data=text", "trainer=cpu", "optim=muon"), tmp_path)
+        fit(compose("model=bigram", "data=text", "trainer=cpu", "optim=muon"), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -11,8 +11,9 @@ from torch import nn
 
 from gptlab import models
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.optim import OptimConfig, ScheduleConfig, build_optimizer, describe_groups, lr_scale, parameter_groups
 from gptlab.system.errors import UserError
+from gptlab.training.optimizers import OptimConfig, build_optimizer, describe_groups, parameter_groups
+from gptlab.training.schedules import ScheduleConfig, lr_scale
 
 ADAMW = {
     "name": "adamw",

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from gptlab import plots, results
+from gptlab.reports import plots
+from gptlab.reports.report import collect
 from tests.test_results import fake_run, heads_sweep
 
 
 def drawn(paths: list[Path], **options: Any) -> dict[str, Figure]:
     with matplotlib.rc_context(plots.STYLE):
-        return dict(plots.figures(results.collect(paths, **options)))
+        return dict(plots.figures(collect(paths, **options)))
 
 
 def entries(figure: Figure) -> list[str]:
@@ -55,7 +56,7 @@ def test_a_sweep_of_one_number(heads: Path) -> None:
     (axes,) = found["by_n_head"].axes
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8"]
-    groups = results.collect([heads]).groups.sort_values("model.n_head")
+    groups = collect([heads]).groups.sort_values("model.n_head")
     assert axes.lines[0].get_ydata() == pytest.approx(groups["mean"].to_numpy())
 
 
@@ -65,7 +66,7 @@ def test_curves_are_means_over_the_shared_steps(tmp_path: Path) -> None:
     curves = ["0,,4.0\n1,3.0,\n2,2.0,\n2,,3.0\n4,1.0,\n4,,2.0\n", "0,,4.2\n1,3.2,\n2,2.2,\n2,,3.4\n"]
     for seed, curve in enumerate(curves):
         (fake_run(tmp_path / str(seed), 1.5, seed) / "metrics.csv").write_text(header + curve)
-    found = plots.curve(results.collect([tmp_path]), "gpt3m")
+    found = plots.curve(collect([tmp_path]), "gpt3m")
     assert found.index.to_list() == [0, 2]
     assert found["val"].to_list() == pytest.approx([4.1, 3.2])
     assert found["train"][2] == pytest.approx(2.6)
@@ -148,7 +149,7 @@ def test_everything_lies_within_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes(heads: Path, tmp_path: Path) -> None:
-    report = results.collect([heads])
+    report = collect([heads])
     for folder in ("a", "b"):
         assert plots.write(report, tmp_path / folder) == ["curves", "losses", "by_n_head"]
     files = sorted(path.name for path in (tmp_path / "a").iterdir())

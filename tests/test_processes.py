@@ -221,10 +221,10 @@ def test_devices_that_contradict_what_was_started_are_an_error(environment: Any)
 def test_what_several_devices_cannot_do_is_refused(
     overrides: list[str], message: str, compose: Any, tmp_path: Path
 ) -> None:
-    from gptlab.fit import fit
+    from gptlab.training.fit import fit
 
     with pytest.raises(UserError, match=message):
-        fit(*compose(*overrides, "trainer.accelerator=cpu"), tmp_path)
+        fit(compose(*overrides, "trainer.accelerator=cpu"), tmp_path)
 
 
 @pytest.mark.slow

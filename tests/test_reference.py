@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests import reference_loop
+from gptlab.benchmarks import time_to_loss
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,6 @@ def test_nanogpts_cpu_run_reaches_its_loss(command: Any, data_dir: Path, tmp_pat
 
 @pytest.mark.usefixtures("data_dir")
 def test_a_speedrun_is_there_in_a_third_of_the_loops_time() -> None:
-    ((ratio, loss, reference),) = reference_loop.race(reference_loop.RATE, 1)
+    ((ratio, loss, reference),) = time_to_loss.race(time_to_loss.RATE, 1)
     assert loss <= reference <= 1.93
     assert ratio <= 1 / 3

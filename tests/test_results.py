@@ -14,7 +14,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from gptlab import plots, records, results
+from gptlab.reports import plots, records, statistics
+from gptlab.reports.difference import diff
+from gptlab.reports.report import Report, collect
 from gptlab.system.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -125,7 +127,7 @@ def heads_sweep(root: Path, seeds: int = 3) -> Path:
     return root
 
 
-def labels(report: results.Report) -> list[str]:
+def labels(report: Report) -> list[str]:
     return list(report.groups.index)
 
 
@@ -134,17 +136,17 @@ def labels(report: results.Report) -> list[str]:
 
 def test_the_interval_is_students_t() -> None:
     """By hand: mean 3, sd sqrt(2.5), t(0.975, 4) = 2.776445."""
-    half = results.half_width(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    half = statistics.half_width(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), abs=1e-6)
-    assert np.isnan(results.half_width(np.array([1.0])))
-    both = results.half_width(np.array([[1.0, 7.0], [2.0, 7.0], [4.0, 7.0]]))
+    assert np.isnan(statistics.half_width(np.array([1.0])))
+    both = statistics.half_width(np.array([[1.0, 7.0], [2.0, 7.0], [4.0, 7.0]]))
     low, high = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
     assert both == pytest.approx([(high - low) / 2, 0.0])
 
 
 def test_shared_seeds_are_compared_in_pairs_whatever_their_order() -> None:
     ours, theirs = {3: 1.30, 1: 1.10, 2: 1.25}, {1: 1.20, 2: 1.33, 3: 1.39}
-    found = results.compare(ours, theirs)
+    found = statistics.compare(ours, theirs)
     expected = stats.ttest_rel([1.10, 1.25, 1.30], [1.20, 1.33, 1.39])
     low, high = expected.confidence_interval(0.95)
     assert (found["test"], found["pairs"]) == ("paired", 3)
@@ -155,7 +157,7 @@ def test_shared_seeds_are_compared_in_pairs_whatever_their_order() -> None:
 
 
 def test_a_missing_seed_leaves_the_others_in_pairs_and_is_said(tmp_path: Path) -> None:
-    found = results.compare({1: 1.0, 2: 1.2}, {1: 1.5, 2: 1.6, 8: -50.0})
+    found = statistics.compare({1: 1.0, 2: 1.2}, {1: 1.5, 2: 1.6, 8: -50.0})
     assert (found["test"], found["pairs"]) == ("paired", 2)
     assert found["difference"] == pytest.approx(-0.45)
     for seed in (1, 2, 3):
@@ -164,7 +166,7 @@ def test_a_missing_seed_leaves_the_others_in_pairs_and_is_said(tmp_path: Path) -
         fake_run(
             tmp_path / f"b{seed}", 1.6 + seed / 70, seed, {"model.n_head": "8"}, {"model.n_head": "4"}, model__n_head=8
         )
-    words = results.collect([tmp_path]).conditions
+    words = collect([tmp_path]).conditions
     assert "over the shared seeds only, hence not that of the means: n_head=8" in words
 
 
@@ -172,7 +174,7 @@ def test_seeds_shared_by_chance_are_no_pairs() -> None:
     """Pairs of the two alone would say the contrary of what ten seeds do."""
     ours = {4: 1.80, 5: 1.81, 6: 1.55, 7: 1.54, 8: 1.55}
     theirs = {1: 1.66, 2: 1.67, 3: 1.66, 4: 1.70, 5: 1.71}
-    found = results.compare(ours, theirs)
+    found = statistics.compare(ours, theirs)
     assert found["test"] == "Welch"
     assert found["difference"] == pytest.approx(sum(ours.values()) / 5 - sum(theirs.values()) / 5)
 
@@ -185,7 +187,7 @@ def test_a_sweep_over_texts_or_the_recipe_keeps_its_baseline(tmp_path: Path) -> 
                 {"summary": {"data": {"sha256": value}}} if key == "data.path" else {"trainer__max_steps": int(value)}
             )
             fake_run(root / name, 1.5, 1, {key: value}, {key: first}, **other)
-        report = results.collect([root])
+        report = collect([root])
         assert report.baseline == f"{key.rpartition('.')[2]}={first}"
 
 
@@ -194,22 +196,22 @@ def test_a_search_has_no_baseline(tmp_path: Path) -> None:
         path = fake_run(tmp_path / f"t{number}", 1.5 + number, 1, {"optim.lr": str(lr)}, {}, optim__lr=lr)
         job = json.loads((path / "job.json").read_text()) | {"baseline": None}
         (path / "job.json").write_text(json.dumps(job))
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert report.baseline == ""
     assert "difference" not in report.groups
-    assert "difference" in results.collect([tmp_path], baseline="lr=0.1").groups
+    assert "difference" in collect([tmp_path], baseline="lr=0.1").groups
     assert plots.figures(report)
 
 
 def test_a_report_among_the_runs_hides_none_of_them(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5)
     (tmp_path / "report.json").write_text("{}")
-    assert len(results.collect([tmp_path]).runs) == 1
+    assert len(collect([tmp_path]).runs) == 1
 
 
 def test_without_shared_seeds_it_is_welchs_test() -> None:
     ours, theirs = {1: 1.1, 2: 1.4, 3: 1.2}, {3: 1.5, 4: 1.9}
-    found = results.compare(ours, theirs)
+    found = statistics.compare(ours, theirs)
     expected = stats.ttest_ind([1.1, 1.4, 1.2], [1.5, 1.9], equal_var=False)
     low, high = expected.confidence_interval(0.95)
     assert (found["test"], found["pairs"]) == ("Welch", 0)
@@ -231,7 +233,7 @@ def test_without_shared_seeds_it_is_welchs_test() -> None:
 def test_without_spread_or_seeds_the_difference_stands_alone(
     ours: dict[int, float], theirs: dict[int, float], difference: float
 ) -> None:
-    found = results.compare(ours, theirs)
+    found = statistics.compare(ours, theirs)
     assert found["difference"] == pytest.approx(difference)
     assert found["test"] == "none"
     assert all(math.isnan(found[key]) for key in ("difference_low", "difference_high", "p"))
@@ -241,7 +243,7 @@ def test_without_spread_or_seeds_the_difference_stands_alone(
 
 
 def test_a_sweep_is_grouped_by_what_it_varies(tmp_path: Path) -> None:
-    report = results.collect([heads_sweep(tmp_path)])
+    report = collect([heads_sweep(tmp_path)])
     assert labels(report) == ["n_head=8", "n_head=4", "n_head=2", "n_head=1"]
     assert report.axes == ["model.n_head"]
     assert report.baseline == "n_head=4"
@@ -259,11 +261,11 @@ def test_a_sweep_is_grouped_by_what_it_varies(tmp_path: Path) -> None:
 def test_a_key_that_is_null_is_as_one_that_older_runs_lack(tmp_path: Path) -> None:
     fake_run(tmp_path / "old", 1.5, seed=1)
     fake_run(tmp_path / "new", 1.6, seed=2, init_from=None)
-    assert results.collect([tmp_path]).groups["n"].tolist() == [2]
+    assert collect([tmp_path]).groups["n"].tolist() == [2]
 
 
 def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
-    groups = results.collect([heads_sweep(tmp_path, seeds=1)]).groups
+    groups = collect([heads_sweep(tmp_path, seeds=1)]).groups
     assert groups[["low", "high", "difference_low", "difference_high", "p"]].isna().all(axis=None)
     assert groups["difference"].notna().all()
 
@@ -275,7 +277,7 @@ def test_one_at_a_time_names_the_change_and_the_baseline(tmp_path: Path) -> None
         fake_run(tmp_path / f"heads{seed}", 1.5 + seed / 90, seed, {"model.n_head": "8"}, {}, model__n_head=8)
         fake_run(tmp_path / f"arch{seed}", 1.7 + seed / 80, seed, {"arch": "llama"}, {}, model__mlp="swiglu")
         fake_run(tmp_path / f"lr{seed}", 1.8 + seed / 70, seed, {"+optim.lr": "3e-3"}, {}, optim__lr=0.003)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert labels(report) == ["n_head=8", "baseline", "arch=llama", "lr=0.003"]
     assert report.baseline == "baseline"
     assert report.groups["model.n_head"].to_list() == [8, 4, 4, 4]
@@ -288,7 +290,7 @@ def test_without_a_sweep_the_typed_words_are_the_labels(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.6, typed=[*words, "seed=1"])
     fake_run(tmp_path / "b", 1.5, typed=[*words, "model=gpt1m", "optim.lr=3e-4"], model__n_layer=6, optim__lr=3e-4)
     fake_run(tmp_path / "c", 1.4, typed=[*words, "model=gpt1m"], model__n_layer=6)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert set(labels(report)) == {"lr=0.001", "model=gpt1m lr=0.0003", "model=gpt1m lr=0.001"}
     assert report.baseline == "lr=0.001"  # the first
 
@@ -297,14 +299,14 @@ def test_an_unfinished_grid_is_no_sweep_of_one_at_a_time(tmp_path: Path) -> None
     for heads, lr in ((2, "1e-3"), (4, "1e-3"), (2, "3e-3")):
         overrides = {"model.n_head": str(heads), "optim.lr": lr}
         fake_run(tmp_path / f"{heads}{lr}", 1.5 + heads, 1, overrides, model__n_head=heads, optim__lr=float(lr))
-    assert set(labels(results.collect([tmp_path]))) == {"n_head=2 lr=0.001", "n_head=4 lr=0.001", "n_head=2 lr=0.003"}
+    assert set(labels(collect([tmp_path]))) == {"n_head=2 lr=0.001", "n_head=4 lr=0.001", "n_head=2 lr=0.003"}
 
 
 def test_toggles_of_the_config_are_one_at_a_time(tmp_path: Path) -> None:
     changes = {"model__mlp": "relu", "model__qk_norm": True, "optim__lr": 0.01}
     for number, change in enumerate([{}, *({key: each} for key, each in changes.items())]):
         fake_run(tmp_path / str(number), 1.5 + number, **change)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert labels(report) == ["baseline", "mlp=relu", "qk_norm=true", "lr=0.01"]
     assert report.one_at_a_time
 
@@ -318,7 +320,7 @@ def test_where_typed_words_do_not_tell_the_config_does(tmp_path: Path) -> None:
                 follows = {"schedule__warmup_steps": 100 * layers, "recipe": {"lr": lr}}
                 path = tmp_path / f"{layers}{lr}{seed}"
                 fake_run(path, 1.5 + lr + layers, seed, typed=words, model__n_layer=layers, optim__lr=lr, **follows)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert labels(report) == [f"n_layer={layers} lr={lr}" for layers in (2, 4) for lr in (0.001, 0.003)]
     assert (report.groups["n"] == 2).all()
 
@@ -326,7 +328,7 @@ def test_where_typed_words_do_not_tell_the_config_does(tmp_path: Path) -> None:
 def test_names_are_labels_where_commands_are_alike(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.6, name="before")
     fake_run(tmp_path / "b", 1.5, name="after", optim__weight_decay=0.2, model__mlp="relu")
-    assert labels(results.collect([tmp_path])) == ["after", "before"]
+    assert labels(collect([tmp_path])) == ["after", "before"]
 
 
 def test_other_text_is_another_group(tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ def test_other_text_is_another_group(tmp_path: Path) -> None:
     data = {"name": "text", "tokenizer": "char", "vocab_size": 65}
     for place, sha, seed in (("x", "aaaa", 1), ("y", "aaaa", 2), ("y", "bbbb", 1)):
         fake_run(tmp_path / f"{place}{sha}", 1.5, seed, summary={"data": data | {"sha256": sha}}, data__path=place)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert sorted(report.groups["n"]) == [1, 2]
     assert report.axes in (["data.path"], ["data.sha256"])
 
@@ -342,7 +344,7 @@ def test_other_text_is_another_group(tmp_path: Path) -> None:
 def test_the_same_run_is_no_second_sample(tmp_path: Path) -> None:
     old, new = (fake_run(tmp_path / name, loss, name=name) for name, loss in (("z-old", 1.5), ("a-new", 1.7)))
     os.utime(old / "summary.json", (1, 1))
-    report = results.collect([tmp_path, new, tmp_path / "a-new"])
+    report = collect([tmp_path, new, tmp_path / "a-new"])
     assert report.groups["n"].to_list() == [1]
     assert report.groups["mean"].to_list() == [1.7]
     ((left, why),) = [(each.path, each.why) for each in report.left_out]
@@ -385,22 +387,22 @@ def grid(root: Path) -> Path:
 def test_a_baseline_can_be_chosen_in_any_words(tmp_path: Path) -> None:
     grid(tmp_path)
     for words in ("n_head=10 lr=0.001", "lr=1e-3 n_head=10", "optim.lr=1e-3 model.n_head=10"):
-        assert results.collect([tmp_path], baseline=words).baseline == "n_head=10 lr=0.001"
-    report = results.collect([tmp_path])
+        assert collect([tmp_path], baseline=words).baseline == "n_head=10 lr=0.001"
+    report = collect([tmp_path])
     assert "the sweep's own baseline is not among these runs" in report.notes[0]
 
 
 def test_axes_sort_as_numbers(tmp_path: Path) -> None:
-    report = results.collect([grid(tmp_path)], sort="n_head")
+    report = collect([grid(tmp_path)], sort="n_head")
     assert [label.split()[0] for label in labels(report)] == ["n_head=2", "n_head=2", "n_head=10", "n_head=10"]
-    assert results.collect([tmp_path], sort="optim.lr").groups["optim.lr"].is_monotonic_increasing
-    assert results.collect([tmp_path], sort="p").groups["p"].isna().iloc[-1]
+    assert collect([tmp_path], sort="optim.lr").groups["optim.lr"].is_monotonic_increasing
+    assert collect([tmp_path], sort="p").groups["p"].isna().iloc[-1]
 
 
 def test_any_number_of_the_summaries_is_a_metric(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, summary={"test/loss": 1.9})
     fake_run(tmp_path / "b", 1.6, 2)
-    report = results.collect([tmp_path], metric="test/loss")
+    report = collect([tmp_path], metric="test/loss")
     assert report.groups["mean"].to_list() == [1.9]
     assert report.left_out == [records.LeftOut(tmp_path / "b", "has no test/loss")]
     assert "test split" in report.conditions[0]
@@ -421,7 +423,7 @@ def test_any_number_of_the_summaries_is_a_metric(tmp_path: Path) -> None:
 def test_what_collect_refuses(tmp_path: Path, arguments: dict[str, str], words: str) -> None:
     grid(tmp_path)
     with pytest.raises(UserError) as error:
-        results.collect([tmp_path], **arguments)
+        collect([tmp_path], **arguments)
     assert words in str(error.value)
 
 
@@ -444,7 +446,7 @@ def test_two_hundred_runs_and_three_that_cannot_be_counted(tmp_path: Path) -> No
     (tmp_path / "good" / "0" / "checkpoints").mkdir()
     (tmp_path / "empty").mkdir()
 
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert len(report.runs) == 200
     assert report.groups["n"].to_list() == [5] * 40
     for label, losses in expected.items():
@@ -477,7 +479,7 @@ def test_why_a_run_is_left_out(tmp_path: Path, file: str, content: str | None, w
         (broken / file).unlink()
     else:
         (broken / file).write_text(content)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert [each.path for each in report.left_out] == [broken]
     assert words in report.left_out[0].why
     assert len(report.runs) == 1
@@ -486,7 +488,7 @@ def test_why_a_run_is_left_out(tmp_path: Path, file: str, content: str | None, w
 def test_wrong_types_leave_a_run_out(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5)
     fake_run(tmp_path / "b", 1.5, 2, summary={"val/loss": "low"})
-    assert "val/loss is 'low', not a number" in results.collect([tmp_path]).left_out[0].why
+    assert "val/loss is 'low', not a number" in collect([tmp_path]).left_out[0].why
 
 
 def test_what_surrounds_a_run_may_be_broken(tmp_path: Path) -> None:
@@ -495,7 +497,7 @@ def test_what_surrounds_a_run_may_be_broken(tmp_path: Path) -> None:
         path = fake_run(tmp_path / name, 1.5, ord(name))
         for file in ("environment.json", "job.json", "metrics.csv"):
             (path / file).write_text(content)
-    assert results.collect([tmp_path]).groups["n"].to_list() == [3]
+    assert collect([tmp_path]).groups["n"].to_list() == [3]
 
 
 def test_a_sweeps_unfinished_job_says_how_it_goes_on(tmp_path: Path) -> None:
@@ -503,20 +505,20 @@ def test_a_sweeps_unfinished_job_says_how_it_goes_on(tmp_path: Path) -> None:
     job = fake_run(tmp_path / "job", 1.5, 2, {"model.n_head": "4"})
     (job / "summary.json").unlink()
     (job / "config.yaml").unlink()
-    left_out = results.collect([tmp_path]).left_out
+    left_out = collect([tmp_path]).left_out
     assert [(each.path, each.why) for each in left_out] == [(job, "has not begun: there is no config.yaml")]
     (job / "config.yaml").write_text("{}")
-    assert "the same sweep goes on with it" in results.collect([tmp_path]).left_out[0].why
+    assert "the same sweep goes on with it" in collect([tmp_path]).left_out[0].why
 
 
 def test_nothing_to_report_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run there; a run lies in outputs/"):
-        results.collect([tmp_path])
+        collect([tmp_path])
     (fake_run(tmp_path / "a", 1.5) / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"a: summary\.json cannot be read"):
-        results.collect([tmp_path])
+        collect([tmp_path])
     with pytest.raises(UserError, match="none: no such folder"):
-        results.collect([tmp_path / "none"])
+        collect([tmp_path / "none"])
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -524,7 +526,7 @@ def test_a_run_that_diverged_has_no_mean(tmp_path: Path, loss: float) -> None:
     """Leaving it out would flatter its group."""
     heads_sweep(tmp_path)
     fake_run(tmp_path / "n", loss, 7, {"model.n_head": "8"}, {"model.n_head": "4"}, {"val/bpb": loss}, model__n_head=8)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert labels(report)[-1] == "n_head=8"
     assert report.groups["n"].iloc[-1] == 4
     assert math.isnan(report.groups["mean"].iloc[-1])
@@ -534,7 +536,7 @@ def test_a_run_that_diverged_has_no_mean(tmp_path: Path, loss: float) -> None:
 def test_runs_that_are_unlike_are_noted(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, 1, summary={"device": "NVIDIA A100", "status": "stopped_early"})
     fake_run(tmp_path / "b", 1.5, 2, environment={"git_commit": "bbb", "versions": {"gptlab": "0.2.0"}})
-    notes = "\n".join(results.collect([tmp_path]).notes)
+    notes = "\n".join(collect([tmp_path]).notes)
     for words in (
         "different devices: NVIDIA A100 (1), cpu (1)",
         "different commits: 96435ae (1), bbb (1)",
@@ -548,7 +550,7 @@ def test_what_is_swept_on_purpose_is_not_noted(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         summary = {"precision": precision, "data": {"sha256": "a", "tokenizer": precision, "name": "x"}}
         fake_run(tmp_path / precision, 1.5, 1, {"precision": precision}, summary=summary, precision__name=precision)
-    notes = results.collect([tmp_path]).notes
+    notes = collect([tmp_path]).notes
     assert notes[1:] == ["val/loss does not compare tokenizers: use --metric val/bpb"]
 
 
@@ -556,7 +558,7 @@ def test_what_is_swept_on_purpose_is_not_noted(tmp_path: Path) -> None:
 
 
 def test_the_lessons_figures_stand_beside_ours(tmp_path: Path) -> None:
-    report = results.collect([heads_sweep(tmp_path)], reference="")
+    report = collect([heads_sweep(tmp_path)], reference="")
     assert report.groups["reference"].to_dict() == {
         "n_head=1": 1.7172,
         "n_head=2": 1.6691,
@@ -570,37 +572,37 @@ def test_the_lessons_figures_stand_beside_ours(tmp_path: Path) -> None:
 def test_other_conditions_than_the_references_are_said(tmp_path: Path) -> None:
     for heads in (1, 2, 3):
         fake_run(tmp_path / str(heads), 1.6, model__n_head=heads, model__n_embd=96)
-    report = results.collect([tmp_path], reference="heads")
+    report = collect([tmp_path], reference="heads")
     assert report.groups["reference"].isna().sum() == 1
     assert "other than there, model.n_embd=96 (there: 256)" in report.conditions[-1]
     with pytest.raises(UserError, match="no figure"):
-        results.collect([fake_run(tmp_path / "one", 1.6, model__n_embd=64)], reference="")
+        collect([fake_run(tmp_path / "one", 1.6, model__n_embd=64)], reference="")
 
 
 def test_the_ladder_goes_by_experiment_or_name(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 2.4, overrides={"experiment": "ladder_2_head"}, model__n_embd=32)
     fake_run(tmp_path / "b", 2.3, typed=["experiment=ladder_5_stacked"], name="ladder_5_stacked")
-    report = results.collect([tmp_path], reference="")
+    report = collect([tmp_path], reference="")
     assert report.groups["reference"].to_list() == ["no better", 2.4]
 
 
 def test_a_diff_has_what_differs_and_the_results(tmp_path: Path) -> None:
     a = fake_run(tmp_path / "a", 1.5, optim__lr=1e-3, recipe={"lr": 1e-3}, model__only_here=1)
     b = fake_run(tmp_path / "b", 1.25, 2, optim__lr=3e-4, environment={"git_commit": "bbb"}, summary={"test/loss": 2.0})
-    found = results.diff(a, b)
+    found = diff(a, b)
     assert found["config"] == [("seed", 1, 2), ("optim.lr", 0.001, 0.0003), ("model.only_here", 1, None)]
     assert found["surroundings"] == [("git_commit", "96435ae", "bbb")]
     assert ("val/loss", 1.5, 1.25) in found["results"]
     assert ("test/loss", None, 2.0) in found["results"]
     with pytest.raises(UserError, match="is not a run directory"):
-        results.diff(a, tmp_path)
+        diff(a, tmp_path)
     (b / "summary.json").unlink()
     with pytest.raises(UserError, match="has not finished"):
-        results.diff(a, b)
+        diff(a, b)
 
 
 def test_a_real_run_is_read(trained: Path) -> None:
-    report = results.collect([trained])
+    report = collect([trained])
     summary = json.loads((trained / "summary.json").read_text())
     assert report.left_out == []
     assert report.groups["mean"].to_list() == [summary["val/loss"]]
@@ -613,4 +615,4 @@ def test_a_real_run_is_read(trained: Path) -> None:
     [(5, None), (6, (1, 6)), (21, (6, 16))],  # of 21 coins 5 or fewer show heads once in 75 times, 6 once in 26
 )
 def test_the_interval_of_a_median(count: int, interval: tuple[float, float] | None) -> None:
-    assert results.median_interval(range(count, 0, -1)) == interval
+    assert statistics.median_interval(range(count, 0, -1)) == interval

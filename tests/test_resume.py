@@ -16,11 +16,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from gptlab import saving
 from gptlab.formats import checkpoint
 from gptlab.runs import directory
 from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError
+from gptlab.training.callbacks import checkpoints
 from tests.conftest import HARD, TINY
 from tests.runs_compared import assert_same_run, rows
 
@@ -182,7 +182,7 @@ def test_checkpoints_come_every_so_many_steps_and_the_last_ones_are_kept(run: An
 def test_checkpoints_come_after_so_many_minutes(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that nobody sets: here every look at it is a minute."""
     minutes = itertools.count(0, 60)
-    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
     written: list[int] = []
 
     class Watch(L.Callback):

@@ -16,12 +16,14 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from gptlab import jobs, launchers, plans, train
-from gptlab.jobs import Job
-from gptlab.launchers import Local, Slurm
-from gptlab.plans import Axis, Listed, Search
 from gptlab.runs import directory, identity
-from gptlab.sweeps import Standing, Sweep, View, closing_words
+from gptlab.runs.compose import CONF
+from gptlab.sweeps import jobs, launchers, plans
+from gptlab.sweeps.jobs import Job
+from gptlab.sweeps.launchers import JobProgress, Local, Slurm
+from gptlab.sweeps.live_table import LiveTable
+from gptlab.sweeps.plans import Axis, FixedPlan, Search
+from gptlab.sweeps.runner import Sweep, closing_words
 from gptlab.system import machine
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
@@ -73,7 +75,7 @@ def test_a_job_that_runs_elsewhere_is_waited_for_and_not_started(tmp_path: Path)
     swept = sweep(tmp_path, "2.5", "1.5")
     swept.fill()
     swept.look(swept.plan.jobs[0])  # type: ignore[union-attr]
-    view = View(swept)
+    view = LiveTable(swept)
     assert view.state(swept.plan.jobs[0]) == "running elsewhere"  # type: ignore[union-attr]
     (folder / "summary.json").write_text('{"status": "finished", "steps": 3, "val/loss": 9.0, "best_val_loss": 9.0}')
     elsewhere.release()
@@ -187,7 +189,7 @@ def test_cores_are_shared_out_and_each_job_has_a_gpu_of_its_own(monkeypatch: pyt
 
 def test_submitit_runs_the_jobs(tmp_path: Path) -> None:
     """By its own stand-in for a cluster; SLURM itself is not here."""
-    plan = Listed([fake(tmp_path, str(number), ending) for number, ending in enumerate(("2.5", "fails"))])
+    plan = FixedPlan([fake(tmp_path, str(number), ending) for number, ending in enumerate(("2.5", "fails"))])
     swept = Sweep(plan, Slurm(None, tmp_path / "slurm", {"timeout_min": 3}, cluster="local"), {}, tmp_path)
     swept.run()
     assert states(swept) == ["finished", "failed"]
@@ -202,7 +204,7 @@ def test_what_is_submitted_to_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         path.write_text(f"#!/bin/sh\necho {prints}\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    given = OmegaConf.load(train.CONF / "train.yaml").sweep.slurm
+    given = OmegaConf.load(CONF / "train.yaml").sweep.slurm
     launcher = Slurm(None, tmp_path / "slurm", {**given, "partition": "gpu", "mem_gb": 7, "qos": "long"})
     launcher.start(Fake({}, (), tmp_path / "n_head-4+seed-1+ab", 3), tmp_path / "log")
     script = tmp_path / "slurm" / "7_submission.sh"
@@ -310,7 +312,7 @@ def test_the_table_fits_on_the_terminal_and_keeps_what_runs_or_failed(tmp_path: 
         job = swept.plan.ask()
         assert job is not None
         swept.progress[job] = dataclasses.replace(swept_progress(number), seconds=60.0)
-    view = View(swept)
+    view = LiveTable(swept)
     view.console = Console(width=70, height=12, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
     with view.console.capture() as captured:
         view.console.print(*view.content(), sep="\n")
@@ -326,4 +328,4 @@ def test_the_table_fits_on_the_terminal_and_keeps_what_runs_or_failed(tmp_path: 
 
 def swept_progress(number: int) -> Any:
     state = "failed" if number == 3 else "running" if number > 37 else "finished"
-    return Standing(state=state, step=3 if number < 38 else 1, val_loss=2.0 + number, best=2.0 + number)
+    return JobProgress(state=state, step=3 if number < 38 else 1, val_loss=2.0 + number, best=2.0 + number)

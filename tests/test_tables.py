@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from gptlab import results, tables
+from gptlab.reports import tables
+from gptlab.reports.report import Report, collect, compact
 from gptlab.system import terminal
 from tests.test_results import fake_run, heads_sweep
 
@@ -21,16 +22,16 @@ ODD = "a_b & 50% | `c` $x$ #1 ^~\\{}<ü>[red]"
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> results.Report:
+def report(tmp_path: Path) -> Report:
     root = heads_sweep(tmp_path / "runs")
     for number, loss in enumerate((1.7, 1.71, math.nan)):
         fake_run(root / f"odd{number}", loss, number, {"model.n_head": ODD}, {"model.n_head": "4"}, model__n_head=ODD)
     fake_run(root / "one", 1.8, 1, {"model.n_head": "16"}, {"model.n_head": "4"}, model__n_head=16)
     (fake_run(root / "broken", 1.5) / "summary.json").write_text("{")
-    return results.collect([root], reference="heads")
+    return collect([root], reference="heads")
 
 
-def test_every_format_says_the_same(report: results.Report, tmp_path: Path) -> None:
+def test_every_format_says_the_same(report: Report, tmp_path: Path) -> None:
     tables.write(report, tmp_path, [])
     content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     frame = pd.read_csv(tmp_path / "report.csv")
@@ -48,7 +49,7 @@ def test_every_format_says_the_same(report: results.Report, tmp_path: Path) -> N
             assert cell in text
 
 
-def test_a_single_seed_is_unknown_everywhere(report: results.Report, tmp_path: Path) -> None:
+def test_a_single_seed_is_unknown_everywhere(report: Report, tmp_path: Path) -> None:
     tables.write(report, tmp_path, [])
     (row,) = (row for row in json.loads((tmp_path / "report.json").read_text())["groups"] if row["n"] == 1)
     assert [row[key] for key in ("low", "high", "difference_low", "difference_high", "p")] == [None] * 5
@@ -56,7 +57,7 @@ def test_a_single_seed_is_unknown_everywhere(report: results.Report, tmp_path: P
     assert "| `n_head=16` | 1 | 1.8000 ± ? |" in (tmp_path / "report.md").read_text()
 
 
-def test_a_row_a_run_for_pandas(report: results.Report, tmp_path: Path) -> None:
+def test_a_row_a_run_for_pandas(report: Report, tmp_path: Path) -> None:
     tables.write(report, tmp_path, [])
     runs = pd.read_csv(tmp_path / "runs.csv")
     assert len(runs) == 12 + 3 + 1
@@ -65,7 +66,7 @@ def test_a_row_a_run_for_pandas(report: results.Report, tmp_path: Path) -> None:
     assert runs.groupby("group")["val/loss"].mean()["n_head=8"] == pytest.approx(report.groups["mean"]["n_head=8"])
 
 
-def test_markdown_has_as_many_cells_in_every_row(report: results.Report) -> None:
+def test_markdown_has_as_many_cells_in_every_row(report: Report) -> None:
     text = tables.markdown(report, ["curves"])
     rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(report.groups)
@@ -74,7 +75,7 @@ def test_markdown_has_as_many_cells_in_every_row(report: results.Report) -> None
     assert "broken` summary.json cannot be read" in text
 
 
-def test_latex_escapes_what_it_must(report: results.Report) -> None:
+def test_latex_escapes_what_it_must(report: Report) -> None:
     text = tables.latex(report)
     body = text.partition("\\midrule\n")[2].partition("\n\\bottomrule")[0].splitlines()
     plain = [re.sub(r"\\[&%$#_{}]", "", line) for line in body]
@@ -87,14 +88,14 @@ def test_latex_escapes_what_it_must(report: results.Report) -> None:
     assert text.count("{") == text.count("}")
 
 
-def shown(report: results.Report, **options: Any) -> str:
+def shown(report: Report, **options: Any) -> str:
     console = Console(file=StringIO(), highlight=False, **options)
     tables.show(report, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
 
-def test_a_narrow_terminal_gets_two_tables_and_a_wide_one_one(report: results.Report) -> None:
+def test_a_narrow_terminal_gets_two_tables_and_a_wide_one_one(report: Report) -> None:
     narrow, wide = (shown(report, width=width, force_terminal=True, color_system=None) for width in (80, 200))
     assert max(map(len, narrow.splitlines())) <= 80
     assert [narrow.count(word) for word in ("difference  ", "gap  ", "n_head=8 ")] == [1, 1, 2]
@@ -102,7 +103,7 @@ def test_a_narrow_terminal_gets_two_tables_and_a_wide_one_one(report: results.Re
     assert "[red]" in wide
 
 
-def test_nothing_is_folded_in_a_pipe(report: results.Report) -> None:
+def test_nothing_is_folded_in_a_pipe(report: Report) -> None:
     lines = shown(report, width=80).splitlines()
     (row,) = (line for line in lines if line.startswith(" n_head=8"))
     assert row.split() == [
@@ -117,7 +118,7 @@ def test_many_left_out_are_counted(tmp_path: Path) -> None:
     fake_run(tmp_path / "good", 1.5)
     for number in range(13):
         (fake_run(tmp_path / f"bad{number}", 1.5) / "summary.json").unlink()
-    text = shown(results.collect([tmp_path]), width=300)
+    text = shown(collect([tmp_path]), width=300)
     assert "left out, 13:\n" in text
     assert text.count("has not finished") == 10
     assert "... and 3 more" in text
@@ -139,7 +140,7 @@ def test_many_left_out_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_for_people(number: float, words: str) -> None:
-    assert results.compact(number) == words
+    assert compact(number) == words
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptlab import models
 from gptlab.data.batches import EvalBatches, Share
-from gptlab.fit import fit
 from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training.fit import fit
 from tests.conftest import TINY
 from tests.test_resume import interrupt
 
@@ -164,7 +164,7 @@ def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_fi
         "verdict": ("model.n_layer=1", "model.n_embd=96"),  # it is GPT-2
         "speedrun_cpu": ("schedule.warmup_steps=1000",),  # at its rates two steps learn much
     }
-    settings, plain = compose(
+    settings = compose(
         f"experiment={experiment}",
         *smaller.get(experiment, ()),
         "data=text",
@@ -177,14 +177,14 @@ def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_fi
         "trainer.max_steps=2",
         "trainer.sample_tokens=2",
     )
-    summary = fit(settings, plain, tmp_path)
+    summary = fit(settings, tmp_path)
     assert summary["steps"] == 2
     assert summary["val/loss"] == pytest.approx(math.log(summary["data"]["vocab_size"]), rel=0.1)
 
 
 @pytest.mark.parametrize("size", ["bigram", "gpt300k", "gpt800k", "gpt1m", "gpt3m"])
 def test_an_untrained_models_loss_is_ln_v(size: str, compose: Any) -> None:
-    settings, _ = compose(f"model={size}")
+    settings = compose(f"model={size}")
     torch.manual_seed(settings.seed)
     model = models.build(settings.model_config(65)).eval()
     ids = torch.randint(65, (2000,)).numpy()
@@ -297,7 +297,7 @@ def test_unknown_validation_characters_are_left_out_and_said_once(
 ) -> None:
     text = tmp_path / "odd.txt"
     text.write_text("abcdefgh\n" * 300 + "abc€fgh\n" * 30)
-    settings, plain = compose(
+    settings = compose(
         "data=text",
         f"data.path={text}",
         "model=bigram",
@@ -307,7 +307,7 @@ def test_unknown_validation_characters_are_left_out_and_said_once(
         "trainer=cpu",
     )
     with caplog.at_level("WARNING"):
-        summary = fit(settings, plain, tmp_path / "run")
+        summary = fit(settings, tmp_path / "run")
     told = [record.getMessage() for record in caplog.records if "€" in record.getMessage()]
     assert len([message for message in told if "validation part" in message]) == 1
     assert len([message for message in told if "trainer.sample_prompt" in message]) == 1

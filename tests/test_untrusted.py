@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptlab import evaluate, models, records, results
+from gptlab import evaluate, models
 from gptlab.data import corpora, prepare, text_files, tokenizers
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
@@ -23,6 +23,8 @@ from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanog
 from gptlab.formats.checkpoint import Info
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import filled, parameters
+from gptlab.reports import records
+from gptlab.reports.report import collect
 from gptlab.runs import directory
 from gptlab.system import files
 from gptlab.system.errors import UserError
@@ -400,7 +402,7 @@ def test_a_run_that_was_changed_is_left_out_with_its_reason(tmp_path: Path, file
     with pytest.raises(UserError, match=f"^{file} has changed since gptlab wrote it"):
         records.read(run)
     fake_run(tmp_path / "good", 1.5)
-    (left,) = results.collect([tmp_path]).left_out
+    (left,) = collect([tmp_path]).left_out
     assert left.path == run
     assert "has changed" in left.why
     assert file != "summary.json" or directory.read_summary(run) is None
@@ -459,5 +461,5 @@ def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path: Path) -> None:
         run = fake_run(tmp_path / name, 1.5, seed)
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
-    report = results.collect([tmp_path])
+    report = collect([tmp_path])
     assert {each.path.name for each in report.left_out} == {"config.yaml", "summary.json"}

@@ -35,11 +35,11 @@ import torch
 
 torch.set_num_threads(1)  # before any operation: a process with threads cannot be forked
 
-from gptlab import lightly  # noqa: E402
+from gptlab.training import lightning_setup  # noqa: E402
 
-lightly.import_lightning()
+lightning_setup.import_lightning()
 
-from gptlab import config, fit, train  # noqa: E402, F401 (what a forked run would import)
+from gptlab import train  # noqa: E402 (what a forked run would import)
 from gptlab.formats import checkpoint  # noqa: E402
 from gptlab.system.errors import UserError  # noqa: E402
 from tests.dying import Aim, arm, shared_marks, watch  # noqa: E402

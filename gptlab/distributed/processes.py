@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.system.errors import UserError
+from gptlab.system.terminal import single_quoted
+
+log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(minutes=10)  # until all processes of a run must have come
 
@@ -114,17 +117,27 @@ def machines() -> int:
     return here.size // here.local_size
 
 
-class _Run:
-    """What this process knows of the run that it is in."""
+class _Process:
+    """What this process knows of the run that it is in, and of the runs before it."""
 
-    number = 0  # of the runs of this process
-    base: Any = None  # torch's store of all of them, which the first may have to keep up
-    store: Any = None  # where the processes leave word for each other; None: there are no others
-    told = False  # the first: whether the others may follow
-    training = False  # whether all have begun
+    def __init__(self) -> None:
+        self.number = 0
+        """Of its runs so far, in each process the same."""
+        self.base: Any = None
+        """torch's store of all of them, which the first process may have to keep up."""
+        self.new_run()
+
+    def new_run(self) -> None:
+        self.number += 1
+        self.store: Any = None
+        """Where the processes leave word for each other; None: there are no others."""
+        self.told = False
+        """The first process: whether the others may follow."""
+        self.training = False
+        """Whether all have begun."""
 
 
-_run = _Run()
+_process = _Process()  # a process is in one run at a time, and its store outlives a run
 
 
 def join(arguments: list[str]) -> list[str]:
@@ -134,17 +147,15 @@ def join(arguments: list[str]) -> list[str]:
         UserError: not all processes have come.
         SystemExit: the first has refused the run, and said why, or has ended without one.
     """
-    global _run
     here = place()
-    _run = _Run()
-    _Run.number += 1
+    _process.new_run()
     if here is None or here.size == 1:
         return arguments
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        _Run.base = _Run.base or next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
+        _process.base = _process.base or next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
     except RuntimeError as error:
         raise UserError(
             f"of the {here.size} processes that {here.starter} should have started not all have come to "
@@ -152,16 +163,15 @@ def join(arguments: list[str]) -> list[str]:
             f"under SLURM start them with srun"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    _run.store = PrefixStore(f"gptlab/{attempt}/{_Run.number}", _Run.base)
+    _process.store = PrefixStore(f"gptlab/{attempt}/{_process.number}", _process.base)
     if here.rank == 0:
         return arguments
-    _until(lambda: _run.store.check(["first"]))
-    word = json.loads(_run.store.get("first"))
-    _run.store.add("heard", 1)
+    _until(lambda: _process.store.check(["first"]))
+    word = json.loads(_process.store.get("first"))
+    _process.store.add("heard", 1)
     if word["run_dir"] is None:
         sys.exit(word["code"])
-    quoted = word["run_dir"].replace("\\", "\\\\").replace("'", "\\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'", f"hydra.job.name=process_{here.rank}"]
+    return [*arguments, f"hydra.run.dir={single_quoted(word['run_dir'])}", f"hydra.job.name=process_{here.rank}"]
 
 
 def begin(run_dir: Path) -> None:
@@ -172,16 +182,16 @@ def begin(run_dir: Path) -> None:
         SystemExit: the same, in the others.
     """
     here = place()
-    if _run.store is not None and here is not None and not _run.training:
+    if _process.store is not None and here is not None and not _process.training:
         if here.rank == 0:
             _tell(str(run_dir), 0)
-        _run.store.add("ready", 1)
-        _until(lambda: _run.store.check(["refused"]) or _run.store.add("ready", 0) >= here.size)
-        if _run.store.check(["refused"]):
+        _process.store.add("ready", 1)
+        _until(lambda: _process.store.check(["refused"]) or _process.store.add("ready", 0) >= here.size)
+        if _process.store.check(["refused"]):
             if here.rank == 0:
-                raise UserError(_run.store.get("refused").decode())
+                raise UserError(_process.store.get("refused").decode())
             sys.exit(1)
-    _run.training = True
+    _process.training = True
 
 
 def refuse(reason: object) -> None:
@@ -192,23 +202,23 @@ def refuse(reason: object) -> None:
     """
     here = place()
     if here is not None and here.rank > 0:
-        if _run.store is not None:
-            _run.store.set("refused", f"process {here.rank}, on {socket.gethostname()}: {reason}")
+        if _process.store is not None:
+            _process.store.set("refused", f"process {here.rank}, on {socket.gethostname()}: {reason}")
         sys.exit(1)
     if here is None and os.environ.get("LOCAL_RANK", "0") != "0":  # of Lightning's launcher
-        sys.exit(1 if _run.training else f"error: process {os.environ['LOCAL_RANK']}: {reason}")
+        sys.exit(1 if _process.training else f"error: process {os.environ['LOCAL_RANK']}: {reason}")
 
 
 def leave() -> None:
     """Called where the command line ends: nobody waits for a process that has left."""
     here, error = place(), sys.exc_info()[1]
-    if _run.store is None or here is None or _run.training:
+    if _process.store is None or here is None or _process.training:
         return
     try:
-        if here.rank == 0 and not _run.told:
+        if here.rank == 0 and not _process.told:
             _tell(None, 0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
             end = time.monotonic() + 10
-            _until(lambda: _run.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
+            _until(lambda: _process.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
         elif here.rank > 0 and error is not None and not isinstance(error, SystemExit):
             refuse(f"{type(error).__name__}: {error}")
     except RuntimeError:  # the others are gone already
@@ -216,8 +226,8 @@ def leave() -> None:
 
 
 def _tell(run_dir: str | None, code: int) -> None:
-    _run.store.set("first", json.dumps({"run_dir": run_dir, "code": code}))
-    _run.told = True
+    _process.store.set("first", json.dumps({"run_dir": run_dir, "code": code}))
+    _process.told = True
 
 
 def _until(done: Callable[[], object]) -> None:
@@ -227,9 +237,6 @@ def _until(done: Callable[[], object]) -> None:
             time.sleep(0.05)
     except RuntimeError:  # the store has ended with the process, or the torchrun, that keeps it
         sys.exit(1)
-
-
-log = logging.getLogger(__name__)
 
 
 def requeue() -> None:

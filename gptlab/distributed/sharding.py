@@ -34,7 +34,7 @@ def compile_blocks(model: Model, **how: Any) -> None:
 
 
 @contextmanager
-def whole(model: Model) -> Iterator[Model]:
+def gathered_model(model: Model) -> Iterator[Model]:
     """A model that has all weights, for this process alone to use inside: of one that is spread a plain twin.
 
     All must come here, whether they use it or not. (Through the model itself a forward pass would have to be made by
@@ -61,7 +61,7 @@ def reshard(model: Model) -> None:
             module.reshard()
 
 
-def full(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, of which each process may hold a part; all must come here."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -82,14 +82,14 @@ def gathered(state: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, Tensor):
             return value
         if id(value) not in known:
-            tensor = full(value.detach())
+            tensor = full_tensor(value.detach())
             known[id(value)] = tensor.cpu() if first else torch.empty(0)
         return known[id(value)]
 
     return gather(state)
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, where `parameter` is spread and has the same shape; else the tensor."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor

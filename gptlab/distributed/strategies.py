@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from gptlab.distributed import processes
-from gptlab.distributed.sharding import gathered, like, shard
+from gptlab.distributed.sharding import gathered, shard, shard_like
 from gptlab.models import Model
 
 
@@ -80,14 +80,14 @@ class FullySharded(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         parameters = self.lightning_module.state_dict(keep_vars=True)
-        state = {key: like(value, parameters[key]) for key, value in checkpoint["state_dict"].items()}
+        state = {key: shard_like(value, parameters[key]) for key, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             of_each = {
-                number: {key: like(value, parameters[number]) for key, value in values.items()}
+                number: {key: shard_like(value, parameters[number]) for key, value in values.items()}
                 for number, values in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": of_each})

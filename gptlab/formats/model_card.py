@@ -16,7 +16,7 @@ from gptlab.data.batches import Windows
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.checkpoint import Info
 from gptlab.models import Model
-from gptlab.runs.identity import PLACES, flatten
+from gptlab.runs.identity import does, flatten
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
@@ -90,7 +90,7 @@ def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -
     parts += ["## Architecture\n\n" + _table(models.to_dict(c)), "## Versions\n\n" + _table(_versions())]
     if info.config:
         given = info.config.get("data")
-        data = {k: v for k, v in given.items() if f"data.{k}" not in PLACES} if isinstance(given, dict) else None
+        data = {k: v for k, v in given.items() if does(f"data.{k}", "computes")} if isinstance(given, dict) else None
         config = {**info.config, "init_from": _origin(info), "resume": None, "data": data}
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"<details><summary>The run's config</summary>\n\n```yaml\n{text}```\n\n</details>\n")

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from gptlab.system.errors import UserError
-from gptlab.system.files import plain_tree, read_bytes, read_json, unsealed
+from gptlab.system.files import plain_tree, read_bytes, read_json, sealed, unsealed, write_atomically
 from gptlab.system.terminal import duration
 
 SUMMARY_FORMAT = 1
@@ -37,6 +37,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path.name} is no config")
     return plain_tree(content, path.name)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write a run's config.yaml, sealed.
+
+    Raises:
+        UserError: see `write_atomically`.
+    """
+    from omegaconf import OmegaConf
+
+    content = sealed(OmegaConf.to_yaml(OmegaConf.create(config))).encode()
+    write_atomically(path, lambda file: file.write(content))
 
 
 @contextmanager
@@ -123,7 +135,8 @@ def closing_words(summary: dict[str, Any]) -> str:
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
   train/loss  {summary["train/loss"]:.4f}{test}
-  time        {duration(summary["train_seconds"])} of training, {summary["tokens_per_sec"]:,.0f} tokens/s
+  time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} in all, \
+{summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:
   python -m gptlab.generate {run_dir} "To be" --max-new-tokens 300

@@ -81,3 +81,15 @@ def device(name: str) -> torch.device:
     if not available[name]:
         raise UserError(f"--device {name}: there is none here; use --device cpu")
     return torch.device(name)
+
+
+def device_name(kind: str) -> str:
+    """The name of the first device of a kind: a GPU's as torch has it, else the kind."""
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
+
+
+def fast_bf16(kind: str) -> bool:
+    """Whether this machine's device of a kind multiplies bf16 faster than fp32."""
+    if kind == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

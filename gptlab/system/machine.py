@@ -61,7 +61,7 @@ def gpus() -> list[str]:
         return []
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what is freed: by default it gives large tensors back at once, and each new one is slow at first.
 
     Elsewhere than on Linux with glibc this does nothing.
@@ -73,6 +73,6 @@ def keep_memory() -> None:
         mallopt(trim_threshold, gigabytes)
 
 
-def cached_rows(rows: int, block_size: int) -> int:
+def rows_that_fit_caches(rows: int, block_size: int) -> int:
     """How many of `rows` sequences a CPU best computes at once: what stays in its caches, about 1024 tokens."""
     return max(size for size in range(1, rows + 1) if rows % size == 0 and (size * block_size <= 1024 or size == 1))

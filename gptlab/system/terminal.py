@@ -22,6 +22,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h {minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m {rest:02d}s"
 
 
+def single_quoted(text: str) -> str:
+    """`text` in single quotes, as Hydra's grammar reads it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def harmless(text: str) -> str:
     """`text` with U+FFFD for control characters, which a byte model draws and a terminal would obey."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -1,0 +1,1 @@
+"""How fast runs and generation are, beside other loops."""

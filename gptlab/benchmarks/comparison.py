@@ -1,0 +1,207 @@
+"""How fast a run or its generation is, beside another loop: both in turn, A B A B."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.benchmarks.alternation import Child
+from gptlab.runs import environment
+from gptlab.system.machine import cores, processor_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = 1
+WARMUP = 10  # steps at most before the first round
+BATCHES, PROMPT = (1, 16), 32  # of --sampling: texts at once, and tokens that they begin with
+STEPS, TOKENS, ROUNDS = 20, 32, 5
+RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
+
+
+def compare_training(
+    config: dict[str, Any],
+    overrides: list[str],
+    against: str | None,
+    folder: Path,
+    notes: Console,
+    *,
+    steps: int = STEPS,
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
+    """How fast a run trains, as --json prints it.
+
+    Args:
+        config: composed of `overrides`.
+        against: `LOOP`, `BARE` or None: measure the run alone.
+        folder: for what the processes write; it is not kept.
+        steps, rounds: optimizer steps of a round, and how many rounds each side has.
+    """
+    with ExitStack() as stack:
+        run = stack.enter_context(our_child(RUN, overrides, folder))
+        notes.print("preparing")
+        about = run.receive()
+        sides, said = [run], {RUN: about}
+        if against == BARE:
+            sides.append(stack.enter_context(our_child(BARE, overrides, folder)))
+        if against == LOOP:
+            sides.append(stack.enter_context(plain_child(folder)))
+            sides[1].send(**about["plain"])
+        for other in sides[1:]:
+            said[other.name] = other.receive()
+        first = {each.name: each.request(steps=1) for each in sides}
+        for each in sides:
+            each.request(steps=min(WARMUP - 1, steps))
+        answers: dict[str, list[Any]] = {each.name: [] for each in sides}
+        for number in range(rounds):
+            notes.print(f"round {number + 1} of {rounds}")
+            for each in sides:
+                answers[each.name].append(each.request(steps=steps))
+        shares = run.request(steps=steps, shares=True)["shares"]
+        peaks = run.request()
+    found: dict[str, Any] = {
+        "what": "training",
+        **run_names(config),
+        **{key: about[key] for key in ("device", "precision", "data", "data_sha256", "parameters")},
+        **{key: about[key] for key in ("tokens_per_step", "flops_per_token")},
+        **{key: peaks[key] for key in ("measured_peak_flops", "listed_peak_flops")},
+        "steps": steps,
+        "rounds": rounds,
+        "sides": {},
+    }
+    for name, its in answers.items():
+        memory = peaks["memory"] if name == RUN else its[-1]["memory"]
+        found["sides"][name] = speed(its, found) | process_figures(said[name], memory)
+        found["sides"][name]["first_step_seconds"] = first[name]["seconds"][0]
+    ours = found["sides"][RUN]
+    ours["shares"] = shares
+    if config["compile"]["backend"] is not None:
+        for one in (found["sides"][name] for name in (RUN, BARE) if name in found["sides"]):
+            one["compile_seconds"] = one["first_step_seconds"] - one["step_seconds"]["median"]
+    if against:
+        found["time_ratio"] = ratio(*map(seconds_per_step, answers.values()))
+    return found
+
+
+def run_names(config: dict[str, Any]) -> dict[str, Any]:
+    """How the run is called."""
+    return {"name": config["name"], "compile": config["compile"]["name"]}
+
+
+def our_child(name: str, overrides: list[str], folder: Path) -> Child:
+    """A process that measures our own run, or a bare loop over its parts, or its generation."""
+    command = [sys.executable, "-m", "gptlab.bench", "--side", name, "--folder", str(folder / name)]
+    return Child(name, [*command, *overrides], folder)
+
+
+def process_figures(said: dict[str, Any], memory: int | None) -> dict[str, Any]:
+    """Memory, threads and processes of one side."""
+    same = {key: said[key] for key in ("threads", "processes")}
+    return {"memory_bytes": memory, "memory_before_bytes": said["memory_before"], **same}
+
+
+def plain_child(folder: Path) -> Child:
+    """A process that measures the plain loop."""
+    return Child(LOOP, [sys.executable, "-m", "gptlab.benchmarks.plain_loop"], folder)
+
+
+def speed(answers: list[Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a step over all rounds; tokens and FLOPs per second at their median."""
+    each = spread([seconds for answer in answers for seconds in answer["seconds"]])
+    tokens = found["tokens_per_step"] / each["median"]
+    flops, listed = tokens * found["flops_per_token"], found["listed_peak_flops"]
+    return {
+        "step_seconds": each,
+        "round_seconds_per_step": seconds_per_step(answers),
+        "tokens_per_sec": tokens,
+        "mfu": flops / found["measured_peak_flops"] if flops else None,
+        "mfu_listed": flops / listed if flops and listed else None,
+    }
+
+
+def seconds_per_step(answers: list[Any]) -> list[float]:
+    """Of each round, with all that is between its steps."""
+    return [answer["total"] / len(answer["seconds"]) for answer in answers]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """The median, and the 10th and the 90th percentile."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+    return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Ours / theirs by rounds: the median with its 95% interval, if that is known, the least and the most."""
+    from gptlab.reports.statistics import median_interval
+
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    middle = {"median": statistics.median(each), "interval": median_interval(each)}
+    return middle | {"min": min(each), "max": max(each)}
+
+
+def compare_generation(
+    config: dict[str, Any],
+    overrides: list[str],
+    against: str | None,
+    folder: Path,
+    notes: Console,
+    *,
+    steps: int = TOKENS,
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
+    """How fast a run's model generates, as --json prints it; arguments as of `compare_training`.
+
+    Args:
+        steps: tokens that are generated in a round.
+    """
+    with ExitStack() as stack:
+        ours = stack.enter_context(our_child(SAMPLING, overrides, folder))
+        notes.print("preparing")
+        about = ours.receive()
+        sides, said = {RUN: ours}, {RUN: about}
+        if against == LOOP:
+            sides[LOOP] = stack.enter_context(plain_child(folder))
+            sides[LOOP].send(**about["plain"])
+            said[LOOP] = sides[LOOP].receive()
+        prompt = max(1, min(PROMPT, about["block_size"] // 2))
+        found: dict[str, Any] = {
+            "what": "sampling",
+            **run_names(config),
+            **{key: about[key] for key in ("device", "precision", "parameters")},
+            **{"prompt_tokens": prompt, "new_tokens": steps, "rounds": rounds},
+        }
+        answers: dict[int, dict[str, list[Any]]] = {}
+        for batch in BATCHES:
+            answers[batch] = {name: [] for name in sides}
+            for number in range(rounds + 1):  # the first to warm up
+                notes.print(f"batch {batch}, round {number} of {rounds}")
+                for name, each in sides.items():
+                    answers[batch][name].append(each.request(batch=batch, prompt=prompt, steps=steps))
+    found["sides"] = {name: process_figures(said[name], answers[BATCHES[-1]][name][-1]["memory"]) for name in sides}
+    found["batches"] = {
+        str(batch): batch_figures(batch, {name: its[1:] for name, its in each.items()})
+        for batch, each in answers.items()
+    }
+    return found
+
+
+def batch_figures(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
+    """Tokens per second of all texts together, from the beginning of the prompt to the last token."""
+    seconds = {name: [answer["total"] for answer in answers] for name, answers in rounds.items()}
+    found: dict[str, Any] = {}
+    for name, answers in rounds.items():
+        speeds = [batch * answer["tokens"] / answer["total"] for answer in answers]
+        found[name] = {"tokens_per_sec": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
+    found[RUN]["prefill_seconds"] = statistics.median(answer["seconds"][0] for answer in rounds[RUN])
+    if LOOP in rounds:
+        found["time_ratio"] = ratio(seconds[RUN], seconds[LOOP])
+    return found
+
+
+def machine_facts(device: str, data_sha256: str | None) -> dict[str, Any]:
+    """What the figures hold for: the processor, versions, commit, command."""
+    here = {"processor": processor_name(), "cores": cores()}
+    return here | environment.environment(device, data_sha256 or "")

@@ -1,0 +1,1 @@
+"""Finished runs become tables, statistics and plots. Nothing here loads torch."""

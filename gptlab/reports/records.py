@@ -1,0 +1,173 @@
+"""Run directories as records: which there are, and what each says of itself; or why it says nothing."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptlab.runs import directory
+from gptlab.runs.identity import does, flatten, row
+from gptlab.system.errors import UserError
+from gptlab.system.files import plain_tree, read_bytes, read_json
+from gptlab.system.terminal import harmless
+
+MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
+NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; nested dicts are flat: "model.n_head", "data.sha256".
+
+    Args:
+        typed: the overrides that its sweep or its command line gave, without names and places.
+        baseline: such overrides of its sweep's baseline; None outside of a sweep.
+        searched: it is a trial of a search, which has no baseline.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+    typed: dict[str, Any]
+    baseline: dict[str, Any] | None
+    searched: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a reference is looked up by: the config, and the experiment's name."""
+        return {"experiment": self.typed.get("experiment", self.config.get("name")), **self.config}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    path: Path
+    why: str
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The run directories among and below `paths`, each once.
+
+    Raises:
+        UserError: a path is no folder.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give run directories, or a folder that has some below it")
+        for folder, below, files in os.walk(path):
+            if MARKS & set(files):
+                below.clear()
+                found.setdefault(Path(folder).resolve(), Path(folder))
+            below.sort()
+    return list(found.values())
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in MARKS)
+
+
+def read(path: Path) -> Run:
+    """One finished run.
+
+    Raises:
+        UserError: it has not finished, or what it left cannot be read; the message does not repeat the path.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError("has not begun: there is no config.yaml")
+    config = flatten(directory.read_config(path / "config.yaml"))
+    if not (path / "summary.json").is_file():
+        raise UserError(_unfinished(path, config))
+    summary = flatten(plain_tree(read_json(path / "summary.json", must_be_sealed=False), "summary.json"))
+    made = summary.get("format", 1)
+    if not isinstance(made, int) or made > directory.SUMMARY_FORMAT:
+        raise UserError(
+            f"was written by a newer gptlab (summary format {made}, this one reads {directory.SUMMARY_FORMAT}): "
+            f"update gptlab"
+        )
+    lacking = [key for key in (*NEEDED, "data.sha256") if key not in summary]
+    if lacking:
+        raise UserError(f"summary.json lacks {', '.join(lacking)}")
+    wrong = [key for key in NEEDED if not isinstance(summary[key], int | float) or isinstance(summary[key], bool)]
+    if wrong:
+        raise UserError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
+    environment, job = (_json(path / name) for name in ("environment.json", "job.json"))
+    baseline = _values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
+    searched = "baseline" in job and job["baseline"] is None
+    return Run(path, config, summary, environment, _typed(job, environment), baseline, searched)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The content of a file; nothing where there is none or it cannot be read."""
+    try:
+        return plain_tree(read_json(path, must_be_sealed=False), path.name)
+    except UserError:
+        return {}
+
+
+def _unfinished(path: Path, config: dict[str, Any]) -> str:
+    curve = metrics(path)
+    where = f"at step {curve.index[-1]} of {config.get('trainer.max_steps', '?')}" if len(curve) else "no step yet"
+    if (path / "job.json").is_file():
+        return f"has not finished ({where}): the same sweep goes on with it"
+    return (
+        f"has not finished ({where}): {f'resume={path} goes on' if directory.has_checkpoint(path) else 'start it anew'}"
+    )
+
+
+def metrics(path: Path) -> pd.DataFrame:
+    """The numbers of a run's metrics.csv by step; empty where it has none that can be read."""
+    try:
+        frame = pd.read_csv(io.BytesIO(read_bytes(path / "metrics.csv")), on_bad_lines="skip")
+        frame = frame.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
+        return frame.set_index(frame["step"].astype(int)).drop(columns="step")
+    except (OSError, ValueError, KeyError):  # pandas' own errors are ValueErrors
+        return pd.DataFrame()
+
+
+def computes(key: str) -> bool:
+    """Whether a key of a config has a say in what a run computes; what `recipe` says stands again where it is read."""
+    group = key.partition(".")[0]
+    return key != "seed" and group not in ("recipe", "sweep", "hydra") and (not row(key) or does(key, "computes"))
+
+
+def _typed(job: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """The overrides of a sweep's job, else those of the command line, as values."""
+    if isinstance(job.get("overrides"), dict):
+        return _values(job["overrides"], {"data.path"})  # which names a text, in a sweep over texts
+    command = environment.get("command")
+    words = list(map(str, command[1:])) if isinstance(command, list) else []
+    if {"-m", "--multirun"} & set(words):  # they are all jobs', not this one's
+        return {}
+    return _values(dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-")))
+
+
+def _values(overrides: dict[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    """{"+seed": "1", "model.n_head": "4"} -> {"model.n_head": 4}."""
+    plain = {key.lstrip("+~"): text for key, text in overrides.items()}
+    says = {key for key in plain if computes(key) or key in kept or key.startswith("recipe.")}
+    return {key: value(text) for key, text in plain.items() if key in says}
+
+
+def value(given: Any) -> int | float | str:
+    """Numbers as numbers, whoever wrote them ("1e-3", 0.001); all else as the words that would be typed for it."""
+    if isinstance(given, bool) or given is None:
+        return {True: "true", False: "false", None: "null"}[given]
+    if isinstance(given, int | float):
+        return given
+    if isinstance(given, list):
+        return f"[{','.join(str(value(each)) for each in given)}]"
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = kind(given)
+            if math.isfinite(number) and "_" not in str(given):  # nan and 1_000 are words
+                return number
+    return harmless(str(given).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t"))

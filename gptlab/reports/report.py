@@ -1,0 +1,269 @@
+"""A report: all there is to say about a set of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gptlab.reports import published_figures
+from gptlab.reports.grouping import TRAITS, group, labels, varying
+from gptlab.reports.records import LeftOut, Run, find, read, value
+from gptlab.reports.statistics import compare, half_width
+from gptlab.runs.identity import flatten, short_names
+from gptlab.system.errors import UserError, did_you_mean
+
+PROTOCOLS = {
+    "val/loss": "of the last checkpoint, over the whole validation split, in nats per token",
+    "best_val_loss": "the lowest of a run's validations, in nats per token; chosen on the validation split itself",
+    "test/loss": "of the last checkpoint, over the whole test split, in nats per token",
+    "val/bpb": "of the last checkpoint, over the whole validation split, in bits per byte of raw text",
+    "test/bpb": "of the last checkpoint, over the whole test split, in bits per byte of raw text",
+}
+TESTS = {
+    "paired": "paired t-tests over the shared seeds",
+    "Welch": "Welch's t-tests, where seeds do not pair",
+}
+MEANS = {key: key for key in ("parameters", "flops", "tokens")} | {"train_seconds": "seconds"}
+MEANS |= {key: key for key in ("train/loss", "gap", "val/bpb")}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known about a set of runs.
+
+    Args:
+        axes: the keys that vary between groups.
+        short: their names without what is not needed to tell them apart.
+        one_at_a_time: each group but one, the baseline unless another was asked for, changes one key of it.
+        baseline: the label of the group that the others are compared with; "" if there is none.
+        groups: one row a group, by label, sorted; NaN is unknown.
+        runs: one row a run; `group` is its group's label.
+        conditions: what must be known to read the numbers, a sentence each.
+        notes: what about these runs makes them less comparable, a sentence each.
+    """
+
+    metric: str
+    axes: list[str]
+    short: dict[str, str]
+    one_at_a_time: bool
+    baseline: str
+    groups: pd.DataFrame
+    runs: pd.DataFrame
+    left_out: list[LeftOut]
+    conditions: list[str]
+    notes: list[str]
+
+
+def known(number: Any) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)
+
+
+def compact(number: float) -> str:
+    """804k, 10.7M, 1.24B, 1.2e15."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if 0.9995 * size <= number < 1e12:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}".replace("e+", "e") if known(number) else "-"
+
+
+def collect(
+    paths: Sequence[Path],
+    metric: str = "val/loss",
+    baseline: str | None = None,
+    sort: str = "mean",
+    reference: str | None = None,
+) -> Report:
+    """Everything there is to say about the runs among and below `paths`.
+
+    Args:
+        metric: a number of the summaries.
+        baseline: a group's label, or key=value words that fit one group only.
+        sort: an axis or a column of the groups.
+        reference: the name of a reference, "" for the one that fits.
+
+    Raises:
+        UserError: there is nothing to report, or an argument fits none of the runs.
+    """
+    found: list[Run] = []
+    left_out: list[LeftOut] = []
+    for path in find(paths):
+        try:
+            found.append(read(path))
+        except UserError as error:
+            left_out.append(LeftOut(path, str(error)))
+    where = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+    if not found:
+        why = "".join(f"\n  {each.path}: {each.why}" for each in left_out[:10])
+        raise UserError(f"{where}: no finished run there; a run lies in outputs/<name>/<time>{why}")
+    measured = [run for run in found if isinstance(run.summary.get(metric), int | float)]
+    if not measured:
+        keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
+        raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
+    left_out += [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
+    grouped, repeated = group(measured)
+
+    described, base = varying(grouped)
+    axes = list(described[0])
+    short = short_names(axes)
+    names = labels(described, base, short) if axes else [str(grouped[0][0].config.get("name", "run"))]
+    chosen, notes = _baseline(grouped, described, names, short, baseline)
+    compared = len(names) > 1 and (baseline is not None or not all(run.searched for run in measured))
+
+    frame = pd.DataFrame(
+        _run_row(run, name, values)
+        for name, values, each in zip(names, described, grouped, strict=True)
+        for run in each
+    )
+    numbers = frame.select_dtypes("float")
+    frame[numbers.columns] = numbers.where(np.isfinite(numbers))  # what has diverged has no number
+    frame["gap"] = frame["val/loss"] - frame["train/loss"]
+    parts = {name: frame[frame["group"] == name] for name in names}
+    by_seed = {name: dict(zip(part["seed"], part[metric], strict=True)) for name, part in parts.items()}
+    groups = pd.DataFrame(
+        {
+            "group": name,
+            **values,
+            **_group_row(parts[name], metric),
+            **(compare(by_seed[name], by_seed[names[chosen]]) if compared else {}),
+        }
+        for name, values in zip(names, described, strict=True)
+    ).set_index("group")
+    conditions = _conditions(metric, groups, names[chosen])
+    if reference is not None:
+        if metric not in ("val/loss", "best_val_loss"):
+            raise UserError(f"--reference: its figures are validation losses, not {metric}; leave one of the two out")
+        facts = [each[0].facts for each in grouped]
+        name = published_figures.choose(reference, facts)
+        figures = [published_figures.REFERENCES[name].figure(each) for each in facts]
+        groups["reference"] = pd.Series(figures, index=groups.index, dtype=object)
+        conditions.append(published_figures.REFERENCES[name].words(name, facts))
+    return Report(
+        metric=metric,
+        axes=axes,
+        short=short,
+        one_at_a_time=base is not None,
+        baseline=names[chosen] if compared else "",
+        groups=groups.loc[_order(groups, axes, short, sort)],
+        runs=frame,
+        left_out=left_out + repeated,
+        conditions=conditions,
+        notes=notes + _notes(frame, metric, axes),
+    )
+
+
+def _baseline(
+    groups: list[list[Run]],
+    described: list[dict[str, Any]],
+    names: list[str],
+    short: dict[str, str],
+    wanted: str | None,
+) -> tuple[int, list[str]]:
+    """Which group the others are compared with, and what there is to say about it."""
+    if wanted is not None:
+        return _wanted(described, names, short, wanted), []
+    first = names.index("baseline") if "baseline" in names else 0
+    planned = [run.baseline for each in groups for run in each if run.baseline is not None]
+    if not planned or any(each != planned[0] for each in planned):
+        return first, []
+    fits = [number for number, each in enumerate(groups) if each[0].typed == planned[0]]
+    if fits:
+        return fits[0], []
+    return first, [f"the sweep's own baseline is not among these runs; {names[first]} stands in for it"]
+
+
+def _wanted(described: list[dict[str, Any]], names: list[str], short: dict[str, str], wanted: str) -> int:
+    if wanted in names:
+        return names.index(wanted)
+    words = [word.partition("=") for word in wanted.split()]
+    fits = [
+        number
+        for number, each in enumerate(described)
+        if all(any(key in (k, short[k]) and value(text) == v for k, v in each.items()) for key, _, text in words)
+    ]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        which = ", ".join(names[number] for number in fits[:3]) + (" ..." if len(fits) > 3 else "")
+        raise UserError(
+            f"--baseline {wanted!r}: {len(fits)} groups are so ({which}); say more, e.g. {names[fits[0]]!r}"
+        )
+    raise UserError(f"--baseline {wanted!r}: there is no such group; {did_you_mean(wanted, names)}")
+
+
+def _run_row(run: Run, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    environment = flatten(run.environment)
+    where = {"version": environment.get("versions.gptlab"), "commit": environment.get("git_commit")}
+    return {"run": str(run.path), "group": name, **values, **run.summary, **where}
+
+
+def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """The runs of a group as one."""
+    half = float(half_width(part[metric].to_numpy()))
+    mean = {key: float(part[key].mean(skipna=False)) for key in (metric, *MEANS)}
+    whole = {key: round(mean[key]) for key in ("parameters", "flops", "tokens") if math.isfinite(mean[key])}
+    return {
+        "n": len(part),
+        "mean": mean[metric],
+        "low": mean[metric] - half,
+        "high": mean[metric] + half,
+        **{column: whole.get(key, mean[key]) for key, column in MEANS.items()},
+    }
+
+
+def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: str) -> list[str]:
+    """The labels, by an axis or a column; numbers by size and before words, unknowns last."""
+    columns = {**{short[axis]: axis for axis in axes}, **{key: key for key in (*axes, *groups)}}
+    if sort not in columns:
+        raise UserError(f"--sort {sort}: there is no such axis or column; {did_you_mean(sort, columns)}")
+
+    def rank(row: tuple[str, Any, float]) -> tuple[bool, bool, Any, bool, float]:
+        _, each, mean = row
+        return each != each, isinstance(each, str), 0 if each != each else each, mean != mean, mean
+
+    rows = zip(groups.index, groups[columns[sort]].tolist(), groups["mean"].tolist(), strict=True)
+    return [name for name, _, _ in sorted(rows, key=rank)]
+
+
+def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
+    """How the numbers were had."""
+    protocol = PROTOCOLS.get(metric, "from the runs' summaries")
+    words = [f"{metric}: {protocol}; the mean over n seeds with its 95% interval (Student's t), ? for a single seed"]
+    if "test" in groups:
+        kinds = groups["test"].value_counts()
+        tests = " or ".join(f"{TESTS[kind]} ({count} rows)" for kind, count in kinds.items() if kind in TESTS)
+        by = f", with its 95% interval, by {tests}; p is not corrected for the number of rows" if tests else ""
+        words.append(f"difference: from {base}{by}")
+        fewer = groups[(groups["test"] == "paired") & (groups["pairs"] < groups["n"].clip(lower=groups["n"][base]))]
+        if len(fewer):
+            words.append(f"over the shared seeds only, hence not that of the means: {', '.join(fewer.index)}")
+    words.append("train/loss: the last batches, with dropout; gap: val/loss less train/loss; time: of training alone")
+    return words
+
+
+def _notes(frame: pd.DataFrame, metric: str, axes: list[str]) -> list[str]:
+    """What makes these runs less comparable than they look."""
+    notes = []
+    for what, (column, explained) in TRAITS.items():
+        if column not in frame:
+            continue
+        counts = frame[column].map(lambda each: "unknown" if pd.isna(each) else str(each)[:48]).value_counts()
+        if len(counts) > 1 and not any(axis.partition(".")[0] in explained for axis in axes):
+            which = ", ".join(f"{each} ({count})" for each, count in counts.head(5).items())
+            notes.append(f"the runs have different {what}: {which}{', ...' if len(counts) > 5 else ''}")
+    if metric.endswith("loss") and "data.tokenizer" in frame and frame["data.tokenizer"].nunique() > 1:
+        notes.append(f"{metric} does not compare tokenizers: use --metric val/bpb")
+    for name, part in frame.groupby("group", sort=False):
+        diverged = part[part[metric].isna()]
+        if len(diverged):
+            seeds = ", ".join(map(str, diverged["seed"]))
+            notes.append(f"{name}: {metric} is not finite for seed {seeds}, so there is no mean")
+        early = part["status"].to_list().count("stopped_early") if "status" in part else 0
+        if early:
+            notes.append(f"{name}: {early} of {len(part)} runs stopped early")
+    return notes

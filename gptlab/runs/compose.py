@@ -1,0 +1,150 @@
+"""From the words of a command line to the config of a run, by Hydra's grammar and composition."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptlab.system.errors import UserError, did_you_mean
+
+PACKAGED = Path(__file__).resolve().parents[1] / "conf"  # in a wheel
+CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
+
+INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+
+PRETRAINED = "pretrained"  # the choice of model and tokenizer that leaves them to init_from
+FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # can be changed without other weights
+
+
+def compose(arguments: list[str]) -> dict[str, Any]:
+    """The composed config of the run that a command line asks for; of its flags only --config-dir counts."""
+    config_dir, words = config_dir_and_words(arguments)
+    overrides = [word for word in with_implied_groups(words) if not word.startswith("-")]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return run_config(hydra.compose("train", [*search_path(config_dir), *overrides]))
+
+
+def config_dir_and_words(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The absolute folder that --config-dir names, None if there is none, and all other words of a command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-cd", "--config-dir")
+    found, words = parser.parse_known_args(arguments)
+    return found.config_dir and os.path.abspath(found.config_dir), words  # noqa: PTH100
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The override that lets Hydra look for choices in a folder, too."""
+    return [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []
+
+
+def run_config(cfg: DictConfig) -> dict[str, Any]:
+    """The composed config of one run."""
+    return resolved(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("sweep", "hydra")]))
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain data, its interpolations resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def with_implied_groups(words: list[str]) -> list[str]:
+    """The command line with the groups that a typed `init_from` chooses where no others are typed."""
+    typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    if typed.get("init_from", "null") == "null" or typed.get("resume", "null") not in ("null", "auto"):
+        return words
+    chosen = [] if {"model", "experiment"} & typed.keys() else [f"model={PRETRAINED}"]
+    if "tokenizer" not in typed:
+        chosen.append(f"tokenizer={PRETRAINED}")
+    place = [word.lstrip("+").partition("=")[0] for word in words].index("init_from")
+    return [*words[:place], *chosen, *words[place:]]
+
+
+def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None:
+    """The --config-dir and the words of a sweep's command line; None if it asks for a single run or for information.
+
+    Raises:
+        UserError: a flag that a sweep cannot have.
+    """
+    config_dir, words = config_dir_and_words(arguments)
+    many = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+    flags = {word.partition("=")[0] for word in words if word.startswith("-")} - many
+    named = any(word.startswith("sweep=") or word in many for word in words)
+    if "hydra.mode=RUN" in words or not named or flags & set(INFORMATION):
+        return None
+    if flags:
+        raise UserError(f"{min(flags, key=words.index)}: does not go with a sweep")
+    return config_dir, [word for word in words if word not in many]
+
+
+def refuse_key(key: str) -> UserError:
+    """What to say of a key of the model that model=pretrained does not have."""
+    return UserError(
+        f"{key}: model={PRETRAINED} has the architecture of init_from, of which "
+        f"{', '.join(f'model.{field}' for field in FREE)} can be changed; leave other keys of the model out, and arch="
+    )
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Let what Hydra, OmegaConf or the system refuse of a command line be one message, with the way out.
+
+    Raises:
+        UserError: in their place.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
+    try:
+        yield
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # Hydra's words for model=3
+            raise
+        typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
+        raise UserError(
+            f"{' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group"
+        ) from error
+    except OSError as error:  # hydra.run.dir leads through a file, or to where nothing can be written
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ENOSPC):
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder") from error
+
+
+def explain(error: Exception) -> str:
+    """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
+    message = str(error).partition("\nConfig search path")[0].strip()
+    if match := re.match(r"Could not override '([^']+)'", message):  # Hydra would advise to add the key
+        if match[1].startswith("model.") and f"model={PRETRAINED}" in with_implied_groups(sys.argv[1:]):
+            return str(refuse_key(match[1]))
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            known = keys(OmegaConf.to_container(hydra.compose("train")))
+        return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
+    if isinstance(error, OverrideParseException):
+        message = (
+            f"{error.override}: cannot be read; quote a value that has = , or brackets in it: \"key='a=b'\"\n{message}"
+        )
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        message += f"\n{error.__cause__}"
+    return message
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """Every key of a nested dict, dotted."""
+    if not isinstance(config, dict):
+        return []
+    return [found for key, value in config.items() for found in (prefix + key, *keys(value, f"{prefix}{key}."))]

@@ -1,0 +1,202 @@
+"""From a command line with -m or sweep=<name> to the jobs of a sweep, by Hydra's own grammar and composition."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptlab.runs import identity, schema
+from gptlab.runs.compose import CONF, search_path, with_implied_groups
+from gptlab.sweeps import plans
+from gptlab.sweeps.jobs import Job, Point, folder
+from gptlab.sweeps.launchers import Local, Slurm
+from gptlab.sweeps.plans import Axis, FixedPlan, Search
+from gptlab.sweeps.runner import Sweep, SweepConfig, closing_words, report_command
+from gptlab.system.errors import UserError
+
+
+def axis(override: Override) -> Axis:
+    """What an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2)) varies."""
+    key, value = override.get_key_element().removeprefix("++"), override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        integer = isinstance(value.start, int) and isinstance(value.end, int)
+        return Axis(key, (), float(value.start), float(value.end), "log" in value.tags, integer)
+    swept = override.is_sweep_override()
+    values = map(str, override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+    return Axis(key, tuple({"True": "true", "False": "false"}.get(value, value) for value in values))
+
+
+def as_typed(values: Any) -> str:
+    """The values of an axis in a sweep's file as they would be typed; a list in it is several values."""
+    if isinstance(values, list):
+        return ",".join(map(as_typed, values))
+    if values is None or isinstance(values, bool):
+        return {None: "null", True: "true", False: "false"}[values]
+    return str(values)
+
+
+class Command:
+    """The jobs that a command line asks for.
+
+    Raises:
+        UserError: it varies what cannot be varied, or nothing.
+    """
+
+    def __init__(self, config_dir: str | None, words: list[str]) -> None:
+        self.flags = ["--config-dir", config_dir] if config_dir else []
+        self.search_path = search_path(config_dir)
+        typed = self.parse(words)
+        for override in typed:
+            key = override.key_or_group
+            if key.startswith("hydra"):
+                raise UserError(
+                    f"{override.input_line}: a sweep has keys of its own: sweep.jobs (at once), sweep.launcher "
+                    f"(local, slurm), sweep.method (grid, one_at_a_time, optuna), sweep.dir"
+                )
+            if key == "resume":
+                raise UserError(f"{override.input_line}: a sweep goes on by itself; give the same command again")
+            if override.is_sweep_override() and key.partition(".")[0] == "sweep":
+                raise UserError(f"{override.input_line}: takes one value, it is not itself swept")
+        fixed = {str(o.input_line): o for o in typed if not o.is_sweep_override()}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self.base = self.resolved(self.compose(tuple(fixed)))
+        self.config = schema.build(SweepConfig, OmegaConf.create(self.base["sweep"]), "sweep")
+
+        # What is typed wins over the sweep's file, and may make one of its axes a single value.
+        listed = self.parse([f"{key}={as_typed(values)}" for key, values in self.config.axes.items()])
+        varied = {o.key_or_group: o for o in listed}
+        varied |= {o.key_or_group: o for o in typed if o.is_sweep_override() or o.key_or_group in varied}
+        self.axes = [axis(override) for override in varied.values()]
+        self.words = [
+            line
+            for line, override in fixed.items()
+            if override.key_or_group not in varied and not override.key_or_group.startswith("sweep.")
+        ]
+        if not self.axes:
+            raise UserError("-m: nothing varies; give some key several values, e.g. model.n_head=1,2,4 seed=1,2,3")
+        for each in self.axes:
+            if each.values or (each.is_interval and self.config.method == "optuna"):
+                continue
+            if each.is_interval:
+                raise UserError(
+                    f"{each.key}: an interval is for sweep.method=optuna; give values, e.g. {each.key}=1,2,3"
+                )
+            raise UserError(f"{each.key}: there are no values, nothing matches")
+        self.root = Path(self.config.dir)
+        self.names = identity.short_names([each.key for each in self.axes])
+
+    @staticmethod
+    def parse(words: list[str]) -> list[Override]:
+        loader = GlobalHydra.instance().config_loader()
+        return OverridesParser.create(config_loader=loader).parse_overrides(words)
+
+    def compose(self, words: tuple[str, ...]) -> DictConfig:
+        if words not in self._composed:
+            self._composed[words] = hydra.compose("train", [*self.search_path, *with_implied_groups([*words])])
+        return self._composed[words]
+
+    @staticmethod
+    def resolved(cfg: DictConfig) -> dict[str, Any]:
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        return {str(key): value for key, value in config.items()}
+
+    def config_of(self, point: Point) -> dict[str, Any]:
+        """A job's resolved config."""
+        words = tuple(f"{key}={value}" for key, value in point.items())
+        cfg = self.compose((*self.words, *words)) if self.search_path else self.composed(words)
+        return {key: value for key, value in self.resolved(cfg).items() if key != "sweep"}
+
+    def composed(self, words: tuple[str, ...]) -> DictConfig:
+        """As Hydra composes it, which takes a tenth of a second: so it composes groups, on which values are set."""
+        options = GlobalHydra.instance().config_loader().get_group_options
+        overrides = dict(zip(words, self.parse(list(words)), strict=True))
+        keys = {word: override.key_or_group for word, override in overrides.items()}
+        groups = [word for word, key in keys.items() if options(key) or key == "init_from"]  # which chooses some
+        cfg = copy.deepcopy(self.compose((*self.words, *groups)))
+        try:
+            for override in (override for word, override in overrides.items() if word not in groups):
+                OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
+        except OmegaConfBaseException:
+            return self.compose((*self.words, *words))  # for Hydra's own message
+        return cfg
+
+    def job(self, point: Point) -> Job:
+        config = self.config_of(point)
+        name = identity.config_hash(config, str(config["data"]["path"]))[:8]  # the text itself is not read yet
+        words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
+        steps = config["trainer"]["max_steps"]  # to show how far it is; the job itself will refuse what is wrong
+        return Job(point, words, folder(self.root, point, self.names, name), steps if isinstance(steps, int) else 0)
+
+    def baseline(self) -> Point | None:
+        """What all others are compared with: the first value of each axis, or no change at all."""
+        if self.config.method == "optuna":
+            return None
+        first = {axis.key: axis.values[0] for axis in self.axes if axis.key != "seed"}
+        return first if self.config.method == "grid" else {}
+
+    def plan(self) -> FixedPlan | Search:
+        config = self.config
+        if config.method == "optuna":
+            fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
+            name = identity.config_hash(fixed, str(fixed["data"]["path"]))
+            if not isinstance(seed := fixed["seed"], int):
+                raise UserError(f"seed={seed}: must be an integer")
+            return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job)
+        points = plans.grid(self.axes) if config.method == "grid" else plans.one_at_a_time(self.axes)
+        jobs: dict[str, Job] = {}
+        for point in points:
+            job = self.job(point)
+            if first := jobs.get(job.config_hash):
+                print(f"{job.name}: the same run as {first.name}, left out")
+            jobs.setdefault(job.config_hash, job)
+        return FixedPlan(list(jobs.values()))
+
+    def launcher(self) -> Local | Slurm:
+        config = self.config
+        if config.launcher == "slurm":
+            return Slurm(config.jobs, self.root / "slurm", config.slurm)
+        trainer = self.base["trainer"]
+        if not isinstance(trainer["devices"], int) or trainer["devices"] < 1:
+            raise UserError(f"trainer.devices={trainer['devices']}: must be an integer of at least 1 in a sweep")
+        return Local(config.jobs, trainer["devices"], trainer["accelerator"] in ("auto", "gpu"))
+
+
+def run(config_dir: str | None, words: list[str]) -> int:
+    """Run a sweep and report on it; returns the exit code: 1 if a job has failed, 128 + a signal's number.
+
+    Args:
+        config_dir: see `compose.asked_for_sweep`.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        command = Command(config_dir, words)
+        launcher, plan = command.launcher(), command.plan()
+        about = {"sweep": command.root.name, "baseline": command.baseline()}
+        sweep = Sweep(plan, launcher, about, command.root)
+        at_once = min(launcher.jobs, plan.total)
+        print(
+            f"{plan.total} jobs, {at_once} at once, in {command.root}; Ctrl-C stops, the same command goes on",
+            flush=True,
+        )
+        sweep.run()
+    finished = len(sweep.having("finished"))
+    if closing := closing_words(sweep):
+        print(closing, flush=True)
+    if sweep.signal is not None:
+        print(f"stopped: {finished} of {plan.total} jobs have finished; the same command goes on")
+        return 128 + sweep.signal
+    reported = subprocess.run(report_command(sweep)).returncode if finished else 0
+    if failed := len(sweep.having("failed")):
+        print(f"{failed} of {plan.total} jobs have failed, see above; the same command tries them again")
+    return 1 if failed or reported else 0

@@ -1,0 +1,207 @@
+"""Many runs as one command: each job a child process, started once, gone on with where it was cut off, shown live."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gptlab.runs import directory
+from gptlab.sweeps.jobs import LOG, Job
+from gptlab.sweeps.launchers import JobProgress, Local, RunningElsewhere, Slurm
+from gptlab.sweeps.live_table import LiveTable
+from gptlab.sweeps.plans import FixedPlan, Search
+from gptlab.system.errors import UserError
+
+METHODS = ("grid", "one_at_a_time", "optuna")
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    axes: dict[str, Any]
+    method: str
+    dir: str
+    launcher: str
+    jobs: int | None
+    trials: int
+    prune: bool
+    slurm: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"sweep.method={self.method}: must be one of {', '.join(METHODS)}")
+        if self.launcher not in ("local", "slurm"):
+            raise UserError(f"sweep.launcher={self.launcher}: must be local or slurm")
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"sweep.jobs={self.jobs}: must be at least 1, or null")
+        if self.trials < 1:
+            raise UserError(f"sweep.trials={self.trials}: must be at least 1")
+
+
+@dataclass
+class Sweep:
+    """Runs what `plan` asks for, at most `launcher.jobs` at once, until nothing is left or a signal comes.
+
+    Args:
+        about: what the report must know of the sweep: its name and its baseline.
+    """
+
+    plan: FixedPlan | Search
+    launcher: Local | Slurm
+    about: dict[str, Any]
+    dir: Path
+    progress: dict[Job, JobProgress] = field(default_factory=dict)
+    signal: int | None = None
+
+    def run(self) -> None:
+        """Returns when all jobs have ended, or, after a signal, when those that ran have saved and stopped."""
+        with self.listening(), LiveTable(self) as view:
+            try:
+                self.fill()
+                while self.running():
+                    view.update()
+                    time.sleep(POLL_SECONDS)
+                    for job in self.running():
+                        self.look(job)
+                    self.fill()
+            except BaseException:  # e.g. a folder that cannot be written: leave nothing running behind
+                if self.signal is None:  # a run takes a second one for haste
+                    self.stop(signal.SIGINT)
+                raise
+
+    def having(self, state: str) -> list[Job]:
+        return [job for job, progress in self.progress.items() if progress.state == state]
+
+    def running(self) -> list[Job]:
+        return self.having("running")
+
+    def fill(self) -> None:
+        """Start jobs while there is room."""
+        while self.signal is None and len(self.running()) < self.launcher.jobs:
+            job = self.plan.ask()
+            if job is None:
+                return
+            self.progress[job] = JobProgress(started=time.monotonic())
+            if summary := job.summary():
+                job.describe(self.about)
+                self.end(job, "finished", summary)
+            else:
+                self.start(job)
+
+    def start(self, job: Job) -> None:
+        progress = self.progress[job]
+        progress.state = "running"
+        try:
+            job.prepare(self.about)
+            progress.handle = self.launcher.start(job, job.dir / LOG)
+        except UserError:
+            if not directory.in_use(job.dir):
+                raise
+            progress.handle = RunningElsewhere(job)
+        if self.signal is not None:  # it came while the job was being started
+            progress.handle.stop(signal.SIGINT)
+        self.read(job)
+        progress.first_step = progress.step
+
+    def read(self, job: Job) -> None:
+        """What the job's curves say."""
+        progress = self.progress[job]
+        for row in job.rows():
+            progress.step = int(row["step"])
+            if row["val/loss"]:
+                progress.val_loss = float(row["val/loss"])
+                progress.best = min(progress.val_loss, progress.best or progress.val_loss)
+
+    def look(self, job: Job) -> None:
+        """See how a running job goes on, and whether it has ended."""
+        progress = self.progress[job]
+        assert progress.handle is not None
+        elsewhere = isinstance(progress.handle, RunningElsewhere)
+        code = progress.handle.poll()
+        if code is None and elsewhere and self.signal is not None:
+            code = 0  # no reason to wait for it
+        self.read(job)
+        progress.seconds = time.monotonic() - progress.started
+        if code is None:
+            if not progress.hopeless and self.plan.hopeless(job):
+                progress.hopeless = True
+                progress.handle.stop(signal.SIGTERM)  # once: a run takes the second for haste
+        elif summary := job.summary():
+            self.end(job, "finished", summary)
+        elif self.signal is not None:
+            progress.state = "stopped"
+        elif progress.hopeless:
+            self.end(job, "pruned")
+        elif elsewhere or directory.in_use(job.dir):
+            self.start(job)  # it was cut off there, or is run by somebody who came between
+        else:
+            progress.code = code
+            self.end(job, "failed")
+
+    def end(self, job: Job, state: str, summary: dict[str, Any] | None = None) -> None:
+        progress = self.progress[job]
+        progress.state = state
+        if summary:
+            progress.step = summary["steps"]
+            progress.val_loss, progress.best = summary["val/loss"], summary["best_val_loss"]
+        self.plan.tell(job, state, progress.val_loss)
+
+    def stop(self, number: int) -> None:
+        for job in self.running():
+            if handle := self.progress[job].handle:
+                handle.stop(number)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The first signal lets the jobs finish their steps and save; the second ends them at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            again, self.signal = self.signal is not None, number
+            self.stop(signal.SIGKILL if again else signal.SIGINT)
+
+        numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        handlers = {number: signal.signal(number, stop) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def seconds_left(self) -> float | None:
+        """From the steps that were made since the sweep began; None before there are any."""
+        spent = sum(progress.seconds for progress in self.progress.values())
+        made = sum(p.step - p.first_step for p in self.progress.values() if p.handle is not None)
+        if not made:
+            return None
+        steps = [job.max_steps for job in self.progress] or [0]
+        waiting = self.plan.total - len(self.progress)
+        missing = waiting * sum(steps) / len(steps)
+        missing += sum(max(0, job.max_steps - self.progress[job].step) for job in self.running())
+        return missing * spent / made / max(1, min(self.launcher.jobs, self.plan.total))
+
+
+def closing_words(sweep: Sweep) -> str:
+    """Why jobs have failed, by their last lines; what a search has found."""
+    parts = []
+    for job in sweep.having("failed"):
+        code = sweep.progress[job].code
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        lines = "\n".join(f"    {line}" for line in job.last_lines())
+        parts.append(f"failed ({how}): {job.dir / LOG}\n{lines}")
+    if words := sweep.plan.closing_words():
+        parts.append(words)
+    return "\n".join(parts)
+
+
+def report_command(sweep: Sweep) -> list[str]:
+    """The report over the jobs that have finished; files go to the sweep's folder."""
+    folders = [str(job.dir) for job in sweep.having("finished")]
+    return [sys.executable, "-m", "gptlab.report", *folders, "--out", str(sweep.dir / "report")]

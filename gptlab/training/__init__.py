@@ -1,0 +1,1 @@
+"""One run, from checked settings to its summary; the room of Lightning."""

@@ -1,0 +1,149 @@
+"""Curves and throughput: what is logged, and the time that training itself took."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+
+from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.nonfinite import check_finite
+from gptlab.training.loggers import TensorBoard
+from gptlab.training.module import LMModule
+
+log = logging.getLogger(__name__)
+
+
+class Curves(L.Callback):
+    """Logs training every `log_every` steps and each validation; keeps the time that training itself took.
+
+    The one place that waits for the device, so that steps between two logs never do.
+
+    Args:
+        tokens_per_step: of one optimizer step, over all devices.
+        flops_per_token: forward and backward; 0 where the model multiplies no matrices (no mfu then).
+        peak_flops: what all devices together can reach, FLOP/s.
+    """
+
+    def __init__(
+        self,
+        log_every: int,
+        tokens_per_step: int,
+        flops_per_token: int,
+        peak_flops: float,
+        hparams: dict[str, Any],
+    ) -> None:
+        self.log_every = log_every
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.hparams = hparams
+        self.train_seconds = 0.0
+        self.last: dict[str, float] = {}
+        self._since: float | None = None  # when training went on after a pause
+        self._step = self._skipped = 0
+        self._logged: tuple[int, float] = (0, 0.0)  # step and train_seconds of the last log
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self.train_seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is None:  # a resumed run has written them
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.hparams)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        assert isinstance(pl_module, LMModule)
+        self._skipped = int(pl_module.skipped)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return  # in the middle of an accumulation
+        self._step = step
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            self._log(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self._logged[0]:  # stopped early, between two points
+            self._step = trainer.global_step
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        check_finite(trainer, pl_module)
+        loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
+        if (skipped := int(pl_module.skipped)) > self._skipped:
+            log.warning("step %d: %d steps so far had no finite gradients and were left out", self._step, skipped)
+            self._skipped = skipped
+        training = self._since is not None
+        self._pause()
+        if training:
+            self._since = time.perf_counter()
+        steps, seconds = self._step - self._logged[0], self.train_seconds - self._logged[1]
+        self._logged = (self._step, self.train_seconds)
+        speed = steps * self.tokens_per_step / seconds
+        self.last = {
+            "train/loss": loss,
+            "lr": pl_module.lr_at(self._step - 1),  # the optimizer's is the next step's already
+            "grad_norm": grad_norm,
+            "tokens_per_sec": speed,
+        }
+        if self.flops_per_token:
+            self.last["mfu"] = speed * self.flops_per_token / self.peak_flops
+        self._write(trainer, self.last)
+
+    def _write(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+        seen = {"tokens": trainer.global_step * self.tokens_per_step, "seconds": round(self.train_seconds, 3)}
+        for logger in trainer.loggers:
+            logger.log_metrics(seen | values, trainer.global_step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+        assert isinstance(pl_module, LMModule)
+        if not trainer.sanity_checking:
+            check_finite(trainer, pl_module)  # before anything is made of the weights
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        metrics = dict(pl_module.val_metrics)
+        if self.last:
+            metrics["val/gap"] = metrics["val/loss"] - self.last["train/loss"]
+            self._sum_up(trainer, metrics)
+        self._write(trainer, metrics)
+        train = f", train/loss {self.last['train/loss']:.4f}" if self.last else ""
+        log.info(
+            "step %d of %d: val/loss %.4f (%.4f bits per byte)%s",
+            trainer.global_step,
+            trainer.max_steps,
+            metrics["val/loss"],
+            metrics["val/bpb"],
+            train,
+        )
+
+    def _sum_up(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        """The columns that TensorBoard's HParams tab shows unasked: the first five tags in the alphabet."""
+        assert isinstance(trainer.checkpoint_callback, Checkpoints)
+        columns = {f"eval/val_{name}": metrics[f"val/{name}"] for name in ("loss", "bpb", "gap")}
+        columns["eval/train_loss"] = self.last["train/loss"]
+        columns["eval/best_val_loss"] = min(metrics["val/loss"], trainer.checkpoint_callback.best_val_loss)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.log_metrics(columns, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {"train_seconds": self.train_seconds + running, "last": self.last, "logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds, self.last = state_dict["train_seconds"], state_dict["last"]
+        self._logged = tuple(state_dict["logged"])

@@ -1,0 +1,163 @@
+"""What goes on inside the model while it trains: norms by block, activations, attention; for TensorBoard.
+
+B T C H D V as in the models; the groups of tags begin with "vitals", so that they come after train/ and val/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.sharding import full_tensor, gathered_model
+from gptlab.evaluation.loss import cross_entropy
+from gptlab.models import Model
+from gptlab.models.attention import attention_weights
+from gptlab.models.gpt import GPT
+from gptlab.models.layers import CausalSelfAttention
+from gptlab.training.loggers import TensorBoard
+from gptlab.training.module import LMModule
+
+TOKENS = 2048  # of the validation part that the model is looked at with
+EMBEDDED = 1000  # tokens in the projector: of a learned vocabulary the first are the most frequent
+WIDEST = 2048  # a table with longer rows, such as a bigram's of many tokens, would be a large file
+
+
+class Diagnostics(L.Callback):
+    """Every `every` optimizer steps measures that step's gradients and update, and then the model on a fixed batch.
+
+    Draws no random numbers and leaves the model as it was: the run is the same to the bit with and without it. At the
+    end of the run the token embeddings go to the projector.
+
+    Args:
+        ids: the validation part; its first rows of `block_size` are the batch.
+    """
+
+    def __init__(self, every: int, ids: Ids, block_size: int, board: TensorBoard) -> None:
+        self.every = every
+        self.board = board
+        rows, cpu = max(TOKENS // block_size, 1), torch.device("cpu")
+        self.batch = next(
+            iter(EvalBatches(ids, batch_size=rows, block_size=block_size, share=Share(0, 1, 1), device=cpu))
+        )
+        self._before: dict[str, list[Tensor]] | None = None  # the weights, during a step that is measured
+        self._values: dict[str, float] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """After the last micro-batch's backward; Lightning has unscaled fp16's gradients, and clips them after this."""
+        if (trainer.global_step + 1) % self.every:
+            return
+        assert isinstance(pl_module, LMModule)
+        self._before = {}
+        for name, parameters in blocks(pl_module.model).items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._values[f"vitals_gradient_norm/{name}"] = float(full_tensor(get_total_norm(gradients)))
+            self._before[name] = [p.detach().clone() for p in parameters]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self._before is None:
+            return
+        assert isinstance(pl_module, LMModule)
+        with torch.no_grad():
+            for name, parameters in blocks(pl_module.model).items():
+                changes = [now - before for now, before in zip(parameters, self._before[name], strict=True)]
+                update, weight = (float(full_tensor(get_total_norm(each))) for each in (changes, parameters))
+                self._values[f"vitals_update_norm/{name}"] = update
+                self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
+        with trainer.precision_plugin.val_step_context(), gathered_model(pl_module.model) as model:
+            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch))
+        self.board.log_metrics(self._values, trainer.global_step)
+        self._before, self._values = None, {}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        table = pl_module.model.wte.weight
+        if table.shape[1] <= WIDEST:
+            self.board.embed(
+                full_tensor(table.detach())[:EMBEDDED].float().cpu(), labels(pl_module.tokenizer)[:EMBEDDED]
+            )
+
+
+def blocks(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part by its name: wte, wpe, h.0, h.1, ..., ln_f, lm_head; a tied head is wte's."""
+    grouped: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        grouped.setdefault(".".join(parts[: 2 if parts[0] == "h" else 1]), []).append(parameter)
+    return grouped
+
+
+@torch.no_grad()
+def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
+    """One forward pass in evaluation mode: loss by position, activation RMS, attention entropy.
+
+    Args:
+        idx, targets: (B, T) int64; positions whose target is masked do not count.
+
+    Returns:
+        Means over the batch by tag. `loss_by_position`, in nats, is that of the positions 0, 1, 2-3, 4-7, ..., each of
+        which sees one token more than its number says; `activation_rms` that of the sum after each block;
+        `attention_entropy`, in nats, that of each head's weights, and of uniform ones.
+    """
+    counted, T = targets != IGNORED, idx.shape[1]  # (B, T)
+    values: dict[str, Tensor] = {}
+    training = model.training
+    model.eval()
+    try:
+        # Not the compiled call, which would be compiled anew.
+        with watched(model, counted, values):
+            logits = model.forward(idx)  # (B, T, V)
+    finally:
+        model.train(training)
+    losses = cross_entropy(logits, targets, "none").view_as(targets)
+    for first in (0, *(2**i for i in range((T - 1).bit_length()))):
+        last = min(max(2 * first, 1), T) - 1
+        if (here := counted[:, first : last + 1]).any():
+            name = f"{first}-{last}" if last > first else f"{first}"
+            values[f"loss_by_position/{name}"] = losses[:, first : last + 1][here].mean()
+    if isinstance(model, GPT) and model.config.has_attention:
+        visible = torch.arange(1, T + 1, device=idx.device).clamp(max=model.config.window or T)  # (T,)
+        values["attention_entropy/uniform"] = visible.float().log().expand_as(targets)[counted].mean()
+    return {f"vitals_{name}": float(value) for name, value in values.items()}
+
+
+@contextmanager
+def watched(model: Model, counted: Tensor, values: dict[str, Tensor]) -> Iterator[None]:
+    """Let each block of `model` leave in `values` what passes through it, at the positions (B, T) that count."""
+
+    def activations(name: str, block: nn.Module, inputs: Any, x: Tensor) -> None:
+        values[f"activation_rms/{name}"] = x[counted].float().square().mean().sqrt()  # (B, T, C)
+
+    def attention(name: str, attend: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        weights = attention_weights(q.float(), k.float(), bias, rest[0])  # (B, H, T, T)
+        entropies = torch.special.entr(weights).sum(-1).transpose(1, 2)[counted].mean(0)  # (H,)
+        values.update((f"attention_entropy/{name}.head.{head}", entropy) for head, entropy in enumerate(entropies))
+        return attend(q, k, v, bias, *rest)
+
+    hooks, replaced = [], []
+    try:
+        for i, block in enumerate(model.h if isinstance(model, GPT) else ()):
+            hooks.append(block.register_forward_hook(partial(activations, f"h.{i}")))
+            if isinstance(attn := getattr(block, "attn", None), CausalSelfAttention):
+                replaced.append((attn, attn.attention))
+                attn.attention = partial(attention, f"h.{i}", attn.attention)
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for attn, attend in replaced:
+            attn.attention = attend
+
+
+def labels(tokenizer: Tokenizer) -> list[str]:
+    """Every token on one line, readable: spaces as ␣, control characters and parts of characters escaped."""
+    texts = (token.decode("utf-8", "backslashreplace") for token in tokenizer.tokens)
+    return [repr(text)[1:-1].replace(" ", "␣") for text in texts]

@@ -1,0 +1,89 @@
+"""What goes wrong in a step, found and put into words."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from gptlab.data.batches import Share, TrainBatch
+from gptlab.distributed.sharding import gathered_model
+from gptlab.evaluation.loss import cross_entropy
+from gptlab.formats import checkpoint
+from gptlab.system.errors import UserError
+from gptlab.training.module import LMModule
+
+
+def check_finite(trainer: L.Trainer, module: LMModule) -> None:
+    """End the run if a step had no finite gradients; called where the device is waited for anyway.
+
+    The weights are still those from before that step, which so can be made again: to name the first layer that went
+    bad, and to keep both as nonfinite_step_<N>.ckpt, an ordinary checkpoint that has the step's `batches`, too.
+
+    Raises:
+        UserError: there was one.
+    """
+    step = int(module.bad_step)
+    if step < 0:
+        return
+    loader: Any = copy(trainer.train_dataloader)
+    micros = trainer.accumulate_grad_batches * trainer.world_size
+    loader.share = Share(0, 1, micros)  # the whole step's, of all processes
+    batches: list[TrainBatch] = [loader.batch(step, micro) for micro in range(micros)]
+    with trainer.precision_plugin.train_step_context(), gathered_model(module.model) as model:
+        where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
+    content = {
+        checkpoint.KEY: checkpoint.describe(
+            module.model, module.tokenizer, module.config, module.data_sha256, step, {}
+        ),
+        "state_dict": trainer.strategy.lightning_module_state_dict(),
+        "batches": [dict(zip(("idx", "targets", "noise"), map(Tensor.cpu, batch), strict=True)) for batch in batches],
+    }
+    file = Path(trainer.default_root_dir) / f"nonfinite_step_{step + 1}.ckpt"
+    if trainer.is_global_zero:
+        checkpoint.save(content, file)
+    raise UserError(
+        f"the gradients of step {step + 1} are not finite (learning rate {module.lr_at(step):g}); the first layer that "
+        f"went bad: {where}. The weights before it and its batches are in {file}. Lower optim.lr={module.optim.lr:g}, "
+        f"raise schedule.warmup_steps={module.schedule.warmup_steps}, or leave such steps out with "
+        f"trainer.nonfinite=skip; resume= goes on from the last checkpoint"
+    )
+
+
+@torch.enable_grad()
+def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
+    """Where a training step stops being finite: a module's name and the direction; None: it does not."""
+    idx, targets, noise = batch
+    bad: list[str] = []
+    training = model.training
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bad and not output.isfinite().all():
+                bad.append(name)
+
+        return hook
+
+    model.train()
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        logits = model.forward(idx, noise=noise)  # (B, T, V); not the compiled call, which has no hooks
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    if bad:
+        return f"{bad[0]}, forward"
+    loss = cross_entropy(logits, targets, "mean")
+    if not loss.isfinite():
+        return "the loss"
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named])
+    for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
+        if not gradient.isfinite().all():
+            return f"{name}, backward"
+    return None

@@ -1,0 +1,113 @@
+"""`init_from=MODEL`: a run that begins with the weights and the tokenizer of a trained model.
+
+What is typed about it is completed before Hydra composes the run: only light imports stand up here.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlab.runs.compose import PRETRAINED
+from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.data.tokenizers import Tokenizer
+    from gptlab.models import Model, ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model, Tokenizer]:
+    """The model that `name` names, in training mode and with the changes that the config makes, and its tokenizer.
+
+    Args:
+        model: the config's node: of model=pretrained the changes, None for none; else all of an architecture.
+        raw_dir: see `loading.load`.
+
+    Raises:
+        UserError: there is no such model, or it cannot be had in this form; the message lists what does not fit.
+    """
+    from gptlab.formats import open_model
+    from gptlab.models import weights
+
+    source, tokenizer, info = open_model.load(name, raw_dir=raw_dir)
+    config = fitted(source.config, model, name)
+    log.info("weights: %s", info.words)
+    return weights.cropped(source, config).train(), tokenizer
+
+
+def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> ModelConfig:
+    """The config of a model that has the weights of one with the config `theirs`.
+
+    Raises:
+        UserError: see `load`.
+    """
+    from gptlab import models
+
+    there = models.to_dict(theirs)
+    if model["name"] == PRETRAINED:
+        changes = {key: value for key, value in model.items() if key != "name" and value is not None}
+        for key in changes.keys() - there.keys():
+            raise UserError(f"model.{key}={changes[key]}: init_from={name} is a {there['name']}, which has none")
+        ours = models.from_dict({**there, **changes})
+    else:
+        ours = models.from_dict({**model, "vocab_size": theirs.vocab_size})
+    here, a, b = models.to_dict(ours), _computes(ours), _computes(theirs)
+    if here["name"] != there["name"]:
+        keys = ["name"]
+    else:  # n_inner follows from n_embd, and so on: what differs by itself
+        keys = [key for key in a if a[key] != b[key] and here[key] != there[key]]
+    if keys:
+        found = ", ".join(f"model.{key} is {a[key]} here and {b[key]} there" for key in keys)
+        raise UserError(
+            f"init_from={name} does not fit the model: {found}; leave these keys out, or use model={PRETRAINED}, which "
+            f"takes its architecture"
+        )
+    if there.get("pos") == "learned" and ours.block_size > theirs.block_size:
+        raise UserError(
+            f"model.block_size={ours.block_size}: init_from={name} has learned positions for {theirs.block_size} "
+            f"tokens; use model.block_size={theirs.block_size} or less"
+        )
+    return ours
+
+
+def _computes(config: ModelConfig) -> dict[str, Any]:
+    """What decides which weights a model has and what it computes with them."""
+    from gptlab import models
+    from gptlab.models.gpt_config import GPTConfig
+
+    plain = models.to_dict(config)
+    for key in ("block_size", "dropout", "attn_dropout", "gradient_checkpointing", "init", "zero_init"):
+        plain.pop(key, None)
+    if isinstance(config, GPTConfig):
+        plain |= {"n_kv_head": config.kv_heads, "n_inner": config.hidden, "qkv_bias": config.has_qkv_bias}
+        plain["attention"] = "some" if config.has_attention else "none"
+    return plain
+
+
+def node(model: Model) -> dict[str, Any]:
+    """The config's node of a model that is there."""
+    from gptlab import models
+
+    return {key: value for key, value in models.to_dict(model.config).items() if key != "vocab_size"}
+
+
+def check_tokenizer(ours: Tokenizer, theirs: Tokenizer) -> None:
+    """That the tokenizer that the config chooses gives the ids that the weights were trained on.
+
+    Raises:
+        UserError: it does not.
+    """
+    a, b = ours.tokens, theirs.tokens
+    if a == b:
+        return
+    differs = f"it has {len(a):,} tokens, that one {len(b):,}"
+    if len(a) == len(b):
+        first = next(i for i in range(len(a)) if a[i] != b[i])
+        differs = f"token {first} is {a[first]!r} here and {b[first]!r} there"
+    raise UserError(
+        f"tokenizer={ours.name} is not the one that init_from was trained with ({theirs.name}): {differs}; leave "
+        f"tokenizer= out, or use tokenizer={PRETRAINED}, to take that one"
+    )

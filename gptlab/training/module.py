@@ -1,0 +1,196 @@
+"""The LightningModule: one cross entropy in nats per token, its exact mean over the validation split, what to save."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from gptlab import models
+from gptlab.data.batches import IGNORED, Batch, TrainBatch
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.distributed.sharding import full_tensor
+from gptlab.evaluation.loss import cross_entropy, loss_metrics
+from gptlab.formats import checkpoint
+from gptlab.models import Model
+from gptlab.system.errors import UserError
+from gptlab.training.lightning_setup import count_micro_batches, set_attribute
+from gptlab.training.optimizers import OptimConfig, build_optimizer
+from gptlab.training.schedules import ScheduleConfig, lr_scale
+
+RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
+
+
+def model_loss(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
+    """Nats per token, or their sum; compiled as one graph, the logits need not be kept in fp32."""
+    return cross_entropy(model(idx, noise=noise), targets, reduction)
+
+
+class LMModule(L.LightningModule):
+    """Trains `model` on batches (idx, targets, noise): (B, T) int64 twice, and (B,) int32 for dropout.
+
+    What is random in a step is a function of the seed and the step alone: a run that goes on needs no random state.
+
+    Args:
+        config: the run's resolved config as a plain dict; it travels in the checkpoint, as
+        data_sha256: that of the raw text.
+        compile: what to give torch.compile, for model and loss as one graph; None: eager.
+        fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
+        skip: leave out steps whose gradients are not finite, and go on; else such a step is the last, see `bad_step`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        config: dict[str, Any],
+        data_sha256: str,
+        compile: dict[str, Any] | None = None,
+        fused: bool = True,
+        skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.model_loss = model_loss if compile is None else torch.compile(model_loss, **compile)
+        self.tokenizer = tokenizer
+        self.optim = optim
+        self.schedule = schedule
+        self.config = config
+        self.data_sha256 = data_sha256
+        self.fused = fused
+        self.skip = skip
+        self.val_metrics: dict[str, float] = {}
+        self.val_step = 0
+        self.test_metrics: dict[str, float] = {}
+        # No buffers: DDP would make them the first process's, and bf16_true would round them.
+        self.grad_norm = torch.zeros(())
+        self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
+        self.loss_count = torch.zeros(())
+        self.skipped = torch.zeros((), dtype=torch.int64)
+        """Steps that have changed nothing, since their gradients were not finite."""
+        self.bad_step = torch.full((), -1)
+        """The first of them, counted from 0: from then on the weights stay as they are."""
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        self._sums: list[Tensor] = []
+
+    __setattr__ = set_attribute
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        idx, targets, noise = batch
+        if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout
+            number = batch_idx * self.trainer.world_size + self.trainer.global_rank
+            torch.cuda.manual_seed((self.config["seed"] << 32) + number)
+        loss = self.model_loss(self.model, idx, targets, "mean", noise)
+        counted = loss.detach()
+        rows: Tensor | int = len(idx)  # what losses are weighed by: micro-batches may be others when a run goes on
+        if self.skip:
+            rows, counted = rows * counted.isfinite(), counted.nan_to_num(0, 0, 0)
+        elif not self.fused:  # fp16: its gradients may overflow, its loss not
+            self._halt(~counted.isfinite())
+        self.loss_sum = self.loss_sum + rows * counted
+        self.loss_count = self.loss_count + rows
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Clip to the global norm; Lightning's own way refuses fused optimizers under autocast."""
+        limit = self.optim.grad_clip or float("inf")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]  # faster than walking the model
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.grad_norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, self.grad_norm)
+        if self.fused:  # fp16's scaling has its own way
+            optimizer.found_inf = self._refused()  # type: ignore[attr-defined]
+
+    def _refused(self) -> Tensor | None:
+        """1 where the step is not to change anything, and counted; nothing waits for a GPU here."""
+        if self.grad_norm.is_cpu and math.isfinite(self.grad_norm) and self.bad_step.item() < 0:
+            return None  # the usual case, in a few microseconds
+        bad = ~self.grad_norm.isfinite()
+        if not self.skip:
+            self._halt(bad)
+            bad = self.bad_step >= 0
+        self.skipped = self.skipped.to(bad.device) + bad
+        return bad.float()
+
+    def _halt(self, bad: Tensor) -> None:
+        """Remember the first step that was bad."""
+        before = self.bad_step.to(bad.device)
+        self.bad_step = torch.where(bad & (before < 0), self.trainer.global_step, before)
+
+    def _losses(self) -> Tensor:
+        """Their sum by rows, and the rows, since the last point of the curves, over all processes."""
+        sums = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
+        return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+
+    def train_loss(self) -> float:
+        """Mean loss since the last call, over all processes; nan where every step was left out."""
+        total, count = self._losses().tolist()
+        self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
+        return total / count if count else math.nan
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        targets = batch[1]
+        counted = targets != IGNORED
+        self.token_bytes = self.token_bytes.to(targets.device)
+        text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
+        self._sums.append(torch.stack((self.model_loss(self.model, *batch, "sum"), counted.sum(), text_bytes)))
+
+    test_step = validation_step
+
+    def _evaluation(self, split: str) -> dict[str, float]:
+        """Loss and the like of all batches of a split, over all processes."""
+        sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: no digit is lost over many batches
+        self._sums.clear()
+        if self.trainer.world_size > 1:
+            sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
+        nats, tokens, text_bytes = sums.tolist()
+        return loss_metrics(nats, int(tokens), int(text_bytes), split)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_metrics = self._evaluation("test")
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics = self._evaluation("val")
+        self.val_step = self.trainer.global_step
+        loss = self.val_metrics["val/loss"]
+        if not math.isfinite(loss):
+            left_out = f" ({int(self.skipped)} steps were left out)" if self.skipped else ""
+            raise UserError(
+                f"val/loss is {loss} at step {self.val_step}{left_out}: the run has diverged; lower "
+                f"optim.lr={self.optim.lr:g} or raise schedule.warmup_steps={self.schedule.warmup_steps}"
+            )
+        self.log("val/loss", loss, logger=False, sync_dist=True)  # for early stopping
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = build_optimizer(self.model, self.optim, models.matrices(self.model), self.fused)
+        scheduler = LambdaLR(optimizer, lambda step: lr_scale(step, self.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate that optimizer step 0, 1, 2, ... is made with."""
+        return self.optim.lr * lr_scale(step, self.schedule)
+
+    def on_save_checkpoint(self, content: dict[str, Any]) -> None:
+        step = content["global_step"]
+        measured = self.val_metrics if self.val_step == step else {}
+        content[checkpoint.KEY] = checkpoint.describe(
+            self.model, self.tokenizer, self.config, self.data_sha256, step, measured
+        )
+        content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
+        content["training"] |= zip(("loss_sum", "loss_count"), self._losses().cpu().clone(), strict=True)
+
+    def on_load_checkpoint(self, content: dict[str, Any]) -> None:
+        for name in RUNNING:
+            setattr(self, name, content["training"][name])
+        if self.trainer.global_rank > 0:  # the sums are of all processes
+            self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
+        self.val_metrics = content[checkpoint.KEY]["metrics"]
+        self.val_step = content["global_step"]
+        count_micro_batches(content, self.trainer.accumulate_grad_batches)

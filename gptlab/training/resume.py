@@ -1,0 +1,166 @@
+"""What a run resumes from: its newest whole checkpoint, with curves and samples cut to that moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.data.prepared import Prepared
+from gptlab.formats import checkpoint
+from gptlab.system.accelerator import device_name
+from gptlab.system.errors import UserError
+from gptlab.training.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Start:
+    """The checkpoint that a run resumes from."""
+
+    run_dir: Path
+    path: Path
+    content: dict[str, Any] | None
+    """None: it was taken."""
+
+    def __post_init__(self) -> None:
+        assert self.content is not None
+        self.step = int(self.content["global_step"])
+        self.lengths: dict[str, int] = self.content["lengths"]
+
+    def take(self) -> dict[str, Any]:
+        """The content, whose memory is the taker's from now on."""
+        assert self.content is not None
+        content, self.content = self.content, None
+        return content
+
+
+def starting_point(run_dir: Path) -> Start | None:
+    """The checkpoint that a run resumes from; None, and said, where there is none yet; raises as `newest`."""
+    found = newest(run_dir)
+    if found is None:
+        log.warning("%s has no checkpoint yet: the run starts anew", run_dir)
+        return None
+    return Start(run_dir, *found)
+
+
+def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> None:
+    """That a run can be resumed from this checkpoint, to the bit.
+
+    Raises:
+        UserError: it has finished, is of an older version, or the text or the tokenizer is not that of its past.
+    """
+    run_dir, content, step = start.run_dir, start.content, start.step
+    assert content is not None
+    about = content[checkpoint.KEY]
+    if (made := checkpoint.version(about, run_dir)) < checkpoint.FORMAT:
+        raise UserError(
+            f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
+            f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
+        )
+    most = settings.trainer.max_steps
+    if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has no end
+        raise UserError(f"resume={run_dir}: the run has made {step} steps: trainer.max_steps={most} must be above that")
+    if (run_dir / "summary.json").exists():
+        patience = content["callbacks"]["Checkpoints"]["patience"]
+        if step >= most:
+            raise UserError(
+                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
+                f"sample from it: python -m gptlab.generate {run_dir}"
+            )
+        if patience is not None and patience == settings.trainer.patience:
+            raise UserError(
+                f"resume={run_dir}: the run has stopped early after {step} steps; add trainer.patience=null, or more "
+                f"than {patience}, to go further"
+            )
+    if about["data_sha256"] != prepared.sha256:
+        raise UserError(
+            f"resume={run_dir}: the text has changed since (its sha256 is {prepared.sha256[:16]}, the run's is "
+            f"{about['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
+        )
+    if about["tokenizer"] != prepared.tokenizer.to_dict() and not settings.init_from:
+        raise UserError(
+            f"resume={run_dir}: the tokenizer is not the run's own (tokenizer={prepared.tokenizer.name}, "
+            f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
+        )
+    here = machine_facts()
+    for what, value in content["machine"].items():
+        if here[what] != value:
+            log.warning("%s is %s here and was %s: the same run to rounding, not to the bit", what, here[what], value)
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the last bits of a float depend on, besides the run's config."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    processor = device_name("cuda") if torch.cuda.is_available() else cpu
+    return {"torch": str(torch.__version__), "processor": processor, "threads": torch.get_num_threads()}
+
+
+def appended(run_dir: Path) -> list[Path]:
+    return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
+
+
+def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
+
+    One is passed over, too, whose curves and samples are not all there: they have been cut to go on from an older one.
+
+    Raises:
+        UserError: it has some, and none is whole.
+    """
+    folder = run_dir / "checkpoints"
+    passed_over, without_curves = [], None
+    for path in (folder / "last.ckpt", *(path for _, path in checkpoint.kept(folder)), folder / "best.ckpt"):
+        if not path.is_file():
+            continue
+        try:
+            content = checkpoint.read(path, mapped=False)
+        except UserError as error:
+            passed_over.append(str(error))
+            continue
+        short = [name for name, length in content.get("lengths", {}).items() if _size(run_dir / name) < length]
+        if not short:
+            return _chosen(path, content, passed_over)
+        passed_over.append(f"{path} is newer than {' and '.join(short)}, which would lack what came before it")
+        without_curves = without_curves or (path, content)
+    if without_curves:
+        return _chosen(*without_curves, passed_over)
+    if passed_over:
+        raise UserError("\n".join([*passed_over, "no other checkpoint is there: start the run anew"]))
+    return None
+
+
+def _chosen(path: Path, content: dict[str, Any], passed_over: list[str]) -> tuple[Path, dict[str, Any]]:
+    for message in passed_over:
+        log.warning("%s", message)
+    if passed_over:
+        log.warning("going on from %s, of step %s", path, content["global_step"])
+    return path, content
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what killed processes were writing; to be called under the run's lock."""
+    for path in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("checkpoints/*.new")):
+        path.unlink()
+
+
+def cut(run_dir: Path, lengths: dict[str, int]) -> None:
+    """Take from a run's curves and samples what was written after the checkpoint that has these lengths.
+
+    A resumed run writes it again: nothing is there twice, and nothing is missing. Without lengths all of it goes.
+    """
+    for path in appended(run_dir):
+        if path.name in lengths:
+            os.truncate(path, min(lengths[path.name], path.stat().st_size))
+        else:
+            path.unlink()

@@ -1,0 +1,70 @@
+"""The summary of a finished run, which is written into its folder last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from gptlab.runs.directory import SUMMARY_FORMAT
+from gptlab.runs.identity import config_hash
+from gptlab.system.files import write_json
+from gptlab.system.machine import peak_memory_bytes
+from gptlab.training.callbacks.checkpoints import Checkpoints
+from gptlab.training.callbacks.curves import Curves
+from gptlab.training.run import Run
+from gptlab.training.trainer import callback
+
+
+def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float) -> dict[str, Any]:
+    """The summary of the run that `trainer` has made, written into `run_dir` by the first process.
+
+    Args:
+        total_seconds: since the run began, with validations, samples and checkpoints.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    module, place, data = run.module, run.place, run.data.prepared
+    curves: Curves = callback(trainer, Curves)
+    checkpoints: Checkpoints = callback(trainer, Checkpoints)
+    steps, seconds = trainer.global_step, curves.train_seconds
+    tokens = steps * run.tokens_per_step
+    flops = tokens * module.model.flops_per_token()
+    summary = {
+        "format": SUMMARY_FORMAT,
+        "status": "stopped_early" if steps < run.settings.trainer.max_steps else "finished",
+        **module.val_metrics,
+        **module.test_metrics,
+        "best_val_loss": checkpoints.best_val_loss,
+        "best_step": checkpoints.best_step,
+        "train/loss": curves.last["train/loss"],
+        "steps": steps,
+        "skipped_steps": int(module.skipped),
+        "tokens": tokens,
+        "parameters": module.model.num_parameters(),
+        "flops": flops,
+        "train_seconds": seconds,
+        "total_seconds": total_seconds,
+        "tokens_per_sec": tokens / seconds,
+        "mfu": flops / seconds / curves.peak_flops if flops else None,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if place.kind == "cuda" else peak_memory_bytes(),
+        "device": place.device_name,
+        "devices": place.world_size,
+        "precision": place.precision,
+        "compile": run.settings.compile.name,
+        "seed": run.settings.seed,
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "tokenizer": module.tokenizer.name,
+            "vocab_size": module.tokenizer.vocab_size,
+        },
+        "config_hash": config_hash(run.config, data.sha256),
+        "run_dir": str(run_dir),
+    }
+    if trainer.is_global_zero:
+        write_json(run_dir / "summary.json", summary)
+    return summary

@@ -1,0 +1,156 @@
+"""Lightning's Trainer for a run: our callbacks and loggers in their order, and what surrounds its loop."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gptlab.distributed import processes, strategies
+from gptlab.runs.identity import does, flatten
+from gptlab.system import accelerator
+from gptlab.system.files import writing
+from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Lengths, Patience
+from gptlab.training.callbacks.curves import Curves
+from gptlab.training.callbacks.diagnostics import Diagnostics
+from gptlab.training.callbacks.progress_bar import Progress
+from gptlab.training.callbacks.samples import Samples
+from gptlab.training.callbacks.weight_average import Averaging
+from gptlab.training.lightning_setup import no_profiler, skip_idle_hooks
+from gptlab.training.loggers import CSVLogger, TensorBoard, one_report
+from gptlab.training.resume import Start
+from gptlab.training.run import Run
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # by the disk
+
+
+def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """The Trainer of a run, whose past `start` has.
+
+    Args:
+        callbacks: beside the run's own, after them.
+    """
+    settings, place = run.settings, run.place
+    accumulation = run.data.config.accumulation(place.world_size)
+    board = TensorBoard(run_dir)
+    trainer = L.Trainer(
+        accelerator=settings.trainer.accelerator,
+        devices=place.processes_here,
+        num_nodes=place.machines,
+        strategy=strategies.build(place.strategy, place.world_size),
+        precision=PRECISIONS[place.precision],  # type: ignore[arg-type]
+        max_steps=settings.trainer.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation,
+        val_check_interval=settings.trainer.val_every * accumulation,  # counted in micro-batches
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=-1 if settings.trainer.val_first else 0,  # the whole split, or nothing
+        logger=[board, CSVLogger(run_dir / "metrics.csv")],
+        callbacks=[*run_callbacks(run, run_dir, start, board), *callbacks],
+        profiler=no_profiler(),
+        plugins=[AtomicCheckpointIO(start.take() if start else None), strategies.environment()],
+        deterministic=settings.deterministic,
+        default_root_dir=run_dir,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,  # no_grad: a compiled model is then compiled once less
+    )
+    check_order(trainer.callbacks)  # type: ignore[attr-defined]
+    skip_idle_hooks(trainer, run.module)
+    return trainer
+
+
+def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoard) -> list[L.Callback]:
+    """A run's own callbacks, in the order in which they are called."""
+    t, model = run.settings.trainer, run.module.model
+    peak = accelerator.peak_flops(torch.device(run.place.kind), run.place.precision) * run.place.world_size
+    hparams = {key: value for key, value in flatten(run.config).items() if does(key, "shown")}
+    hparams["parameters"] = model.num_parameters()
+    curves = Curves(t.log_every, run.tokens_per_step, model.flops_per_token(), peak, hparams)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints",
+        t.val_every,
+        every=t.checkpoint_every,
+        minutes=t.checkpoint_minutes,
+        keep=t.keep_checkpoints,
+        points=t.log_every,
+        patience=t.patience,
+        whole=start is not None and start.path.name == "last.ckpt",
+    )
+    samples = Samples(
+        run_dir / "samples.txt", t.sample_prompt, t.sample_tokens, t.sample_temperature, run.settings.seed
+    )
+    callbacks: list[L.Callback] = [curves, samples, checkpoints, Progress(curves), Lengths(run_dir), Averaging(t.ema)]
+    if t.diagnose_every:
+        callbacks.append(Diagnostics(t.diagnose_every, run.data.prepared.ids("val"), run.data.block_size, board))
+    if t.patience is not None:
+        callbacks.append(Patience("val/loss", patience=t.patience))
+    return callbacks
+
+
+def check_order(callbacks: Sequence[L.Callback]) -> None:
+    """That what is to see the average of the weights comes before the callback that takes it away again.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    kinds = [type(callback) for callback in callbacks]
+    average = kinds.index(Averaging)
+    for kind in (Curves, Samples):
+        if kinds.index(kind) > average:
+            raise RuntimeError(f"{kind.__name__} must stand before Averaging among the callbacks: it sees the average")
+
+
+def callback(trainer: L.Trainer, kind: type[Any]) -> Any:
+    """The run's callback of that class."""
+    return next(each for each in trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
+
+
+def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> None:
+    """Train to the end, and measure the test part if there is one.
+
+    Raises:
+        UserError: see `fit.fit`.
+        SystemExit, KeyboardInterrupt: stopped by a signal.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    if run.place.kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with quiet_lightning(), one_report(), logging_redirect_tqdm():  # messages above the bar, not through it
+        try:
+            processes.begin(run_dir)
+            trainer.fit(run.module, datamodule=run.data, ckpt_path=start.path if start else None)
+            if "test" in run.data.prepared.counts:
+                trainer.test(run.module, datamodule=run.data, verbose=False)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
+                raise KeyboardInterrupt from None
+            raise
+        except Exception as error:
+            strategies.end_children(trainer)
+            if isinstance(error, OSError) and error.errno in REFUSED:
+                with writing(run_dir):
+                    raise
+            raise
+        finally:
+            torch.use_deterministic_algorithms(False)  # which Lightning leaves on
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without what Lightning warns of and is not so here."""
+    with warnings.catch_warnings():
+        # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Early stopping and diagnostics may be turned off when a run is resumed.
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch's pytrees
+        yield

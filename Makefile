@@ -27,7 +27,7 @@ test-all: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -m '' $(ARGS)
 
 torture: $(READY) ## kill a run 200 times, resume it, compare it with an untouched one
-	$(BIN)/python -m tests.torture --kills 200 --fresh 5 $(ARGS)
+	$(BIN)/python -m tests.training.torture --kills 200 --fresh 5 $(ARGS)
 
 bench: $(READY) ## how fast the default run is here, beside the plain loop (ARGS="..." for another)
 	$(BIN)/python -m gptlab.bench --against loop $(ARGS)

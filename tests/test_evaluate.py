@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from gptlab.formats import checkpoint
 from tests.conftest import ROOT, Result
+from tests.data.test_corpora import fineweb_edu
 from tests.test_cli import assert_refused
-from tests.test_corpora import fineweb_edu
 
 QUICK = ("trainer.max_steps=2", "trainer.val_every=2", "trainer.sample_tokens=0", "trainer.diagnose_every=0")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.reports.test_report import fake_run, heads_sweep
 from tests.test_cli import assert_refused
-from tests.test_results import fake_run, heads_sweep
 
 FILES = {"report.md", "report.csv", "report.json", "report.tex", "runs.csv"}
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gptlab.reports import plots
 from gptlab.reports.report import collect
-from tests.test_results import fake_run, heads_sweep
+from tests.reports.test_report import fake_run, heads_sweep
 
 
 def drawn(paths: list[Path], **options: Any) -> dict[str, Figure]:

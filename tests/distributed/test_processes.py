@@ -85,7 +85,7 @@ def torchrun(tmp_path: Path, start: Any) -> Any:
     def torchrun(*runs: list[Any]) -> tuple[int, str, str]:
         (tmp_path / "runs.json").write_text(json.dumps(runs))
         command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-        process = start({}, *command, "-m", "tests.several_runs", "runs.json")
+        process = start({}, *command, "-m", "tests.distributed.several_runs", "runs.json")
         stdout, stderr = process.communicate(timeout=400)
         return process.returncode, stdout, stderr
 
@@ -143,7 +143,7 @@ def test_tasks_of_srun_are_one_run_and_a_refused_one_ends_in_all(
     ]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     caches = (cache_dir, text_file)  # the second task has a file where a folder should be
-    command = ("-m", "tests.several_runs", "runs.json")
+    command = ("-m", "tests.distributed.several_runs", "runs.json")
     tasks = [start(slurm(task) | {"CACHE": str(cache)}, *command) for task, cache in enumerate(caches)]
     (stdout, stderr), others = tasks[0].communicate(timeout=300), tasks[1].communicate(timeout=300)
     assert [task.returncode for task in tasks] == [0, 0], stderr + others[1]

@@ -53,7 +53,7 @@ from gptlab.models.weights import parameters
 from gptlab.reports import records
 from gptlab.system import files
 from gptlab.system.errors import UserError
-from tests.test_results import fake_run
+from tests.reports.test_report import fake_run
 
 LONGEST = 5  # seconds for a case
 TEXT = "".join(random.Random(0).choice("to be or not, that is\n") for _ in range(3000))

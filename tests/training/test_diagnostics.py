@@ -18,7 +18,7 @@ from gptlab.models.bigram import BigramConfig
 from gptlab.models.layers import alibi_slopes
 from gptlab.system.errors import UserError
 from gptlab.training.callbacks.diagnostics import blocks, labels, look_inside
-from tests.runs_compared import points, rows
+from tests.training.runs_compared import points, rows
 
 V, T, B, C = 29, 13, 5, 33
 SIZE: dict[str, Any] = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 3, "n_embd": C}

@@ -1,7 +1,7 @@
 """Kills one run again and again, anywhere, and asks whether it ends as the run that nobody touched: to the bit.
 
-    python -m tests.torture --kills 200
-    python -m tests.torture --kills 50 --variant bf16 --seed 7     draws the same again; the clock is another
+    python -m tests.training.torture --kills 200
+    python -m tests.training.torture --kills 50 --variant bf16 --seed 7     draws the same again; the clock is another
 
 A run is started, killed by SIGKILL, resumed, killed again, until all kills are used up; then it may finish. Importing
 torch and Lightning takes seconds, so this process does it once and forks; what is forked runs the real command line.
@@ -42,10 +42,10 @@ lightning_setup.import_lightning()
 from gptlab import train  # noqa: E402 (what a forked run would import)
 from gptlab.formats import checkpoint  # noqa: E402
 from gptlab.system.errors import UserError  # noqa: E402
-from tests.dying import Aim, arm, shared_marks, watch  # noqa: E402
-from tests.runs_compared import differences  # noqa: E402
+from tests.training.dying import Aim, arm, shared_marks, watch  # noqa: E402
+from tests.training.runs_compared import differences  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GPT = ("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=16", "model.dropout=0.2")
 BIGRAM = ("model=bigram", "model.block_size=16")
 VARIANTS = {
@@ -355,7 +355,7 @@ def verdict(torture: Torture, seconds: float) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.training.torture", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--variant", choices=VARIANTS, help="by default drawn from the seed")
     parser.add_argument("--seed", type=int, help="of everything that is drawn; by default of the clock")
@@ -367,7 +367,7 @@ def main() -> None:
     seed = given.seed if given.seed is not None else time.time_ns() % 100_000
     variant = given.variant or random.Random(seed).choice(list(VARIANTS))
     again = f"--kills {given.kills} --variant {variant} --seed {seed}" + " --no-bad-disk" * (not given.bad_disk)
-    print(f"python -m tests.torture {again}", flush=True)
+    print(f"python -m tests.training.torture {again}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     torture = Torture(folder, variant, given.kills, seed, given.bad_disk, given.fresh)
     begin = time.monotonic()

@@ -19,7 +19,7 @@ from gptlab.generation.context import Context
 from gptlab.generation.cpu_decoder import MOST, CPUDecoder, library
 from gptlab.generation.decoding import generate
 from gptlab.generation.sampling import Sampling
-from tests.test_switches import ROWS, Row, T, V, each, lively
+from tests.models.test_switches import ROWS, Row, T, V, each, lively
 
 needs_library = pytest.mark.skipif(library() is None, reason="no C compiler here")
 

@@ -19,10 +19,10 @@ from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training.fit import fit
-from tests.conftest import TINY
-from tests.test_resume import interrupt
+from tests.conftest import ROOT, TINY
+from tests.training.test_resume import interrupt
 
-EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 # The tiny model of conftest.py, seed 1337, on its text.
 GOLDEN = [
     *(3.1229, 3.0907, 3.0951, 3.0147, 2.9895, 2.9504, 2.9790, 2.9508, 2.9623, 2.9040),

@@ -28,7 +28,7 @@ from gptlab.reports.report import collect
 from gptlab.runs import directory
 from gptlab.system import files
 from gptlab.system.errors import UserError
-from tests.test_results import fake_run
+from tests.reports.test_report import fake_run
 
 TINY = GPTConfig(5, block_size=7, n_layer=1, n_head=2, n_embd=4)
 CHARS = "abcde"

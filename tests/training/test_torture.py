@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from gptlab.system.files import read_json, write_json
-from tests.runs_compared import differences
+from tests.training.runs_compared import differences
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 def test_a_run_killed_twelve_times_is_the_untouched_run(shell: Any, tmp_path: Path) -> None:
-    process = shell("-m", "tests.torture", "--kills", "12", "--variant", "gpt", "--seed", "6")
+    process = shell("-m", "tests.training.torture", "--kills", "12", "--variant", "gpt", "--seed", "6")
     try:
         out, err = process.communicate(timeout=300)
     finally:

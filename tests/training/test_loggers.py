@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin
 from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 
 from gptlab.formats import checkpoint
-from tests.runs_compared import points
+from tests.training.runs_compared import points
 
 
 @pytest.fixture(scope="module")

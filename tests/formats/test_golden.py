@@ -14,7 +14,7 @@ from gptlab.formats import checkpoint, open_model
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 ANSWERS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "answers.json").read_text())
 PROMPT = "the old king sees a young cat."
 ASKED = 8  # of the prompt's ids, the models' block size

@@ -25,7 +25,7 @@ from gptlab.formats import nanogpt as nanogpt_format
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import empty, filled, parameters
 from gptlab.system.errors import UserError
-from tests.test_hf import shaken
+from tests.formats.test_huggingface_names import shaken
 
 transformers = pytest.importorskip("transformers")
 

@@ -16,7 +16,7 @@ from gptlab.formats import huggingface_names
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import check, cropped, empty, filled, parameters
 from gptlab.system.errors import UserError
-from tests.test_parity import GPT2, LLAMA, D, T, V
+from tests.models.test_parity import GPT2, LLAMA, D, T, V
 
 transformers = pytest.importorskip("transformers")
 

@@ -16,11 +16,11 @@ from gptlab.runs import identity, resume
 from gptlab.runs.directory import write_config
 from gptlab.system.errors import UserError
 from gptlab.training.callbacks.weight_average import Averaging
-from tests.runs_compared import rows
-from tests.test_faults import Spoil
-from tests.test_muon import Elsewhere, optimizer, small
-from tests.test_resume import Kill, interrupt
-from tests.test_training import curve
+from tests.training.runs_compared import rows
+from tests.training.test_faults import Spoil
+from tests.training.test_fit import curve
+from tests.training.test_muon import Elsewhere, optimizer, small
+from tests.training.test_resume import Kill, interrupt
 
 EACH = ("trainer.checkpoint_every=1", "trainer.keep_checkpoints=9", "model.dropout=0.1")
 

@@ -22,7 +22,7 @@ from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError
 from gptlab.training.callbacks import checkpoints
 from tests.conftest import HARD, TINY
-from tests.runs_compared import assert_same_run, rows
+from tests.training.runs_compared import assert_same_run, rows
 
 
 class Kill(L.Callback):

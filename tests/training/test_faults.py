@@ -19,8 +19,8 @@ from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from gptlab.training.module import LMModule
 from tests.conftest import HARD, TINY
-from tests.runs_compared import assert_same_run, rows
-from tests.test_resume import Kill, interrupt
+from tests.training.runs_compared import assert_same_run, rows
+from tests.training.test_resume import Kill, interrupt
 
 LONG = ("schedule.decay_steps=7", "data.micro_batch_size=3", "model.dropout=0.1")
 

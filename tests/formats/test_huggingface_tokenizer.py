@@ -28,7 +28,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.formats import huggingface_tokenizer
 from gptlab.system.errors import UserError
-from tests.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
+from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,11 +22,11 @@ from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from gptlab.training import init_from
 from gptlab.training.fit import fit
-from tests.runs_compared import assert_same_run
+from tests.sweeps.test_command_line import planned
 from tests.test_cli import assert_refused
-from tests.test_multirun import planned
-from tests.test_resume import Kill, interrupt
-from tests.test_training import curve
+from tests.training.runs_compared import assert_same_run
+from tests.training.test_fit import curve
+from tests.training.test_resume import Kill, interrupt
 
 SHORT = (
     *("data=text", "data.cache_dir=cache", "data.batch_size=6", "trainer=cpu", "trainer.max_steps=7"),

@@ -27,7 +27,8 @@ from gptlab.sweeps.runner import Sweep, closing_words
 from gptlab.system import machine
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
-from tests.fakes import Fake, fake, sweep
+from tests.conftest import ROOT
+from tests.sweeps.fakes import Fake, fake, sweep
 
 
 def starts(root: Path) -> list[str]:
@@ -121,9 +122,10 @@ def test_a_beginning_without_a_checkpoint_is_cleared_and_one_with_it_resumed(tmp
 
 
 SWEEP = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.fakes import sweep
+from tests.conftest import ROOT
+from tests.sweeps.fakes import sweep
 swept = sweep(Path(sys.argv[1]), "waits", "waits", "1.0")
 swept.run()
 print(swept.signal)

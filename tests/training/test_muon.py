@@ -15,8 +15,8 @@ from gptlab.system.errors import UserError
 from gptlab.training.fit import fit
 from gptlab.training.muon import orthogonalized
 from gptlab.training.optimizers import OptimConfig, build_optimizer
-from tests.test_optim import MUON
-from tests.test_training import curve
+from tests.training.test_fit import curve
+from tests.training.test_optimizers import MUON
 
 # The tiny model of conftest.py, seed 1337, on its text, with optim=muon.
 GOLDEN = [

@@ -16,7 +16,7 @@ from rich.console import Console
 from gptlab.reports import tables
 from gptlab.reports.report import Report, collect, compact
 from gptlab.system import terminal
-from tests.test_results import fake_run, heads_sweep
+from tests.reports.test_report import fake_run, heads_sweep
 
 ODD = "a_b & 50% | `c` $x$ #1 ^~\\{}<ü>[red]"
 

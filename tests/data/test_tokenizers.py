@@ -26,7 +26,6 @@ from gptlab.data.tokenizers import (
     CL100K_SPECIAL,
     END_OF_TEXT,
     GPT2_PATTERN,
-    SHA256,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -34,6 +33,7 @@ from gptlab.data.tokenizers import (
     TokenizerConfig,
     WordTokenizer,
 )
+from gptlab.data.tokenizers.bpe import SHA256
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -287,7 +287,7 @@ def test_an_unknown_word_is_token_zero_and_has_no_bytes() -> None:
 def test_a_vocabulary_is_taken_from_the_beginning_of_a_long_text(
     monkeypatch: pytest.MonkeyPatch, limit: int, vocabulary: str, needed: int
 ) -> None:
-    monkeypatch.setattr(tokenizers, "FIT_CHARACTERS", limit)
+    monkeypatch.setattr("gptlab.data.tokenizers.base.FIT_CHARACTERS", limit)
     left = iter(["a a", "  b", "c", "d"])
     assert sorted(WordTokenizer.fit(left, None).words) == list(vocabulary)
     assert len(list(left)) == 4 - needed  # the rest is not even read

@@ -1,7 +1,7 @@
 """Runs one after the other in this process, each a command line of the list in a JSON file; see test_processes.py.
 
-`torchrun --nproc-per-node 2 -m tests.distributed.several_runs runs.json` makes each of them with two processes, and imports torch
-once. An exit code that is not the expected one ends everything.
+`torchrun --nproc-per-node 2 -m tests.distributed.several_runs runs.json` makes each with two processes, and imports
+torch once. An exit code that is not the expected one ends everything.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""What all tokenizers share: ids from a text, the bytes that each id stands for, and the choice of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptlab.system.errors import UserError, did_you_mean
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unk|>"
+MOST = 1 << 22  # ids of a vocabulary: no model has more, and each takes memory, used or not
+FIT_CHARACTERS = 100_000_000  # of the training text that a vocabulary of words or merges is taken from
+NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")  # those that data can be prepared with
+JSON = "json"  # comes with a foreign model
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    name: str
+    vocab_size: int | None
+    """Of word (None: all words) and bpe: tokens in all, special ones among them."""
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise UserError(f"tokenizer.name={self.name}: no such tokenizer; {did_you_mean(self.name, NAMES)}")
+        least = {"word": 3, "bpe": 257}.get(self.name)
+        if least is None and self.vocab_size is not None:
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size}: tokenizer={self.name} has its own; leave it out")
+        if self.name == "bpe" and self.vocab_size is None:
+            raise UserError("tokenizer.vocab_size: is missing; tokenizer=bpe needs one, e.g. 2048")
+        if least is not None and self.vocab_size is not None and self.vocab_size < least:
+            why = "256 bytes and the end of text" if self.name == "bpe" else "a word and the special tokens"
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size}: must be at least {least} ({why})")
+
+
+class Tokenizer:
+    """What data, sampling and checkpoints need: ids (n,) int64 from a text, and the bytes that each id stands for.
+
+    Args:
+        tokens: the UTF-8 bytes of each id's text, (V,); empty where an id is not used.
+        end_of_text: the id that ends a document, if there is one. In a text, "<|endoftext|>" is text.
+    """
+
+    name: str
+    begin: tuple[int, ...] = ()
+    """Ids that a model expects before a text, as Llama's <s>; `encode` does not give them."""
+
+    def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
+        self.tokens = tokens
+        self.end_of_text = end_of_text
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
+        raise NotImplementedError
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """As `encode`, but "<|endoftext|>" in the text is the special token."""
+        if self.end_of_text is None:
+            return self.encode(text)
+        first, *rest = (self.encode(part) for part in text.split(END_OF_TEXT))
+        return np.concatenate([first, *(ids for part in rest for ids in ([self.end_of_text], part))]).astype(np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8, as when a character is cut, become U+FFFD."""
+        return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
+
+    def unknown(self, text: str) -> list[str]:
+        """The distinct characters of `text` that `encode` leaves out, sorted."""
+        return []
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of raw UTF-8 text that each token stands for, (V,) int64: the unit of bits per byte."""
+        sizes = np.array([len(token) for token in self.tokens], dtype=np.int64)
+        if self.end_of_text is not None:
+            sizes[self.end_of_text] = 0
+        return sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def with_end_of_text(tokens: list[bytes], end_of_text: bool) -> tuple[list[bytes], int | None]:
+    return (tokens + [END_OF_TEXT.encode()], len(tokens)) if end_of_text else (tokens, None)
+
+
+def scalar_values(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def beginning(texts: Iterable[str]) -> Iterator[str]:
+    seen = 0
+    for text in texts:
+        yield text[: FIT_CHARACTERS - seen]
+        seen += len(text)
+        if seen >= FIT_CHARACTERS:
+            return

@@ -1,0 +1,159 @@
+"""Any tokenizer.json of Hugging Face's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.tokenizers.base import JSON, MOST, Tokenizer, scalar_values
+from gptlab.data.tokenizers.bpe import BYTES
+from gptlab.system.errors import UserError
+
+GROWTH = 64  # times that a text may grow before it is cut into tokens
+
+
+class JsonTokenizer(Tokenizer):
+    """Whatever a tokenizer.json of Hugging Face's `tokenizers` describes, encoded and decoded by that library.
+
+    `encode` gives the ids of the text alone, without what the file says to put around it (see `begin`). The tokens'
+    bytes are those that decoding gives, but for a space that SentencePiece puts before a text and takes away again.
+
+    Args:
+        content: of tokenizer.json.
+        end_of_text: the id that ends a document, if there is one.
+
+    Raises:
+        UserError: `tokenizers` cannot read it, or tokens have no bytes of their own in its way of decoding.
+    """
+
+    name = JSON
+
+    def __init__(self, content: str, end_of_text: int | None) -> None:
+        self.content = content
+        spec = json.loads(content)
+        if _growth(spec.get("normalizer")) * _growth(spec.get("pre_tokenizer")) > GROWTH:
+            raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
+        self._backend = self._build(special=False)
+        vocab = self._backend.get_vocab()
+        spell = _spelling(spec.get("decoder"))
+        if max(vocab.values()) >= MOST:
+            raise UserError(f"it has the id {max(vocab.values()):,}; at most {MOST:,} ids can be read")
+        if end_of_text is not None and end_of_text not in set(vocab.values()):
+            raise UserError(f"the end of a text, {end_of_text}, is none of its ids")
+        tokens = [b""] * (max(vocab.values()) + 1)
+        for token, i in vocab.items():
+            tokens[i] = spell(token)
+        super().__init__(tokens, end_of_text)
+        self._special = [vocab[token["content"]] for token in spec.get("added_tokens", []) if token["special"]]
+        unknown = spec["model"].get("unk_token")
+        self._unknown = spec["model"].get("unk_id") if unknown is None else vocab.get(unknown)
+        around = self._backend.encode("a")
+        marked = zip(around.ids, around.special_tokens_mask, strict=True)
+        self.begin = tuple(i for i, _ in takewhile(lambda pair: pair[1], marked))
+
+    def _build(self, special: bool) -> Any:
+        """The library's tokenizer; `special`: a special token's name in a text is that token."""
+        import tokenizers  # Hugging Face's
+
+        backend = tokenizers.Tokenizer.from_str(self.content)
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = not special
+        return backend
+
+    @cached_property
+    def _reads_special(self) -> Any:
+        return self._build(special=True)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self._encoded(self._backend, text)
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """As `encode`, but the names of all its special tokens are those tokens."""
+        return self._encoded(self._reads_special, text)
+
+    @staticmethod
+    def _encoded(backend: Any, text: str) -> np.ndarray:
+        with no_panics("a pattern or a step of tokenizer.json cannot be applied to the text"):
+            return np.array(backend.encode(scalar_values(text), add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: list[int]) -> str:
+        with no_panics("a step of tokenizer.json cannot be applied to these ids"):
+            return self._backend.decode(ids, skip_special_tokens=False)
+
+    def unknown(self, text: str) -> list[str]:
+        """The distinct characters without an id of their own; white space may be left out by intent."""
+        ids = {c: self.encode(c) for c in set(text)}
+        return sorted(c for c in ids if self._unknown in ids[c] or not (len(ids[c]) or c.isspace()))
+
+    def token_bytes(self) -> np.ndarray:
+        sizes = super().token_bytes()
+        sizes[self._special] = 0
+        return sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text}
+
+
+@contextmanager
+def no_panics(what: str) -> Iterator[None]:
+    """Turn into one message what the libraries raise: errors of all kinds, and Rust's panics, which are no Exceptions.
+
+    A pattern that would be tried for ever is one of them: Oniguruma gives up after ten million steps.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _growth(step: dict[str, Any] | None) -> int:
+    """By how much a step before the vocabulary can lengthen a text, as far as it says so itself.
+
+    Replacements in a row multiply: sixty that double would leave no memory.
+    """
+    if step is None:
+        return 1
+    children = step.get("normalizers") or step.get("pretokenizers") or []
+    own = len(step["content"]) if step["type"] == "Replace" else 1
+    return math.prod(map(_growth, children)) * max(own, 1)
+
+
+def _spelling(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
+    """How a token of a vocabulary is turned into the bytes that it stands for, by the steps of its decoder.
+
+    Raises:
+        UserError: a step whose result depends on a token's neighbours.
+    """
+    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder or {"type": "missing"}]
+    kinds = [step["type"] for step in steps]
+    by_regex = any(kind == "Replace" and "Regex" in step["pattern"] for kind, step in zip(kinds, steps, strict=True))
+    if by_regex or not set(kinds) <= {"ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
+        raise UserError(
+            f"its decoder ({', '.join(kinds)}) is none that gptlab reads: ByteLevel, Metaspace or ByteFallback, as of "
+            f"GPT-2 and Llama"
+        )
+
+    def spell(token: str) -> bytes:
+        if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            return bytes([int(token[3:5], 16)])
+        for step in steps:
+            if step["type"] == "Metaspace":
+                token = token.replace(step["replacement"], " ")
+            elif step["type"] == "Replace":
+                token = token.replace(step["pattern"]["String"], step["content"])
+        if "ByteLevel" in kinds and BYTES.keys() >= set(token):
+            return bytes(BYTES[letter] for letter in token)
+        return token.encode()
+
+    return spell

@@ -2,31 +2,47 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DEV := .venv/.dev-ready
 ARGS ?=
+# pip leaves the compiling of bytecode to the first import; uv, where it is installed, needs seconds for all of it.
+INSTALL = $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,\
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile) -c constraints.txt
+ABOUT = $(if $(shell command -v uv),seconds with uv,a minute or two by pip and seconds by uv)
 
-.PHONY: help install train test test-all torture bench gpu-bench lint format board clean
+.PHONY: help install train test test-all coverage torture bench gpu-bench picture lint format board clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("gptlab needs Python 3.10 to 3.13, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("gptlab needs Python 3.10 to 3.14, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@echo "setting up .venv with what training needs, once: $(ABOUT)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e .
+	@echo "compiling what a run imports"
+	@$(BIN)/python -c 'from gptlab.training import lightning_setup as s; s.import_lightning(); import gptlab.training.fit'
 	@touch $@
 
-install: $(READY) ## set up .venv with the pinned versions
+$(DEV): $(READY)
+	@echo "adding the tools for tests and checks to .venv, once: $(ABOUT)"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
 
-train: $(READY) ## train the default model on real text (ARGS="..." for more)
-	$(BIN)/python -m gptlab.train $(ARGS)
+install: $(DEV) ## set up .venv with the pinned versions of everything
 
-test: $(READY) ## the tests, about ten minutes on two cores
+train: $(READY) ## a minute of training on real text (ARGS="model=gpt1m" and the like train another model)
+	$(BIN)/python -m gptlab.train $(or $(ARGS),experiment=first)
+
+test: $(DEV) ## the tests, about seven minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-all: $(READY) ## the slow tests too
+test-all: $(DEV) ## the slow tests too
 	$(BIN)/python -m pytest -m '' $(ARGS)
 
-torture: $(READY) ## kill a run 200 times, resume it, compare it with an untouched one
+coverage: $(DEV) ## which lines the tests run, those of the processes that they start among them
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov=gptlab --cov-report=term:skip-covered $(ARGS)
+
+torture: $(DEV) ## kill a run 200 times, resume it, compare it with an untouched one
 	$(BIN)/python -m tests.training.torture --kills 200 --fresh 5 $(ARGS)
 
 bench: $(READY) ## how fast the default run is here, beside the plain loop (ARGS="..." for another)
@@ -35,12 +51,15 @@ bench: $(READY) ## how fast the default run is here, beside the plain loop (ARGS
 gpu-bench: $(READY) ## all that is measured of a GPU, in under ten minutes, into outputs/gpu-bench.json
 	$(BIN)/python -m gptlab.benchmarks.gpu $(ARGS)
 
-lint: $(READY) ## ruff and mypy: the same checks as the pre-commit hooks
+picture: $(READY) ## draw the README's picture from the recorded runs (ARGS=--record makes the runs first)
+	$(BIN)/python -m gptlab.benchmarks.picture $(ARGS)
+
+lint: $(DEV) ## ruff and mypy: the same checks as the pre-commit hooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## put the code into ruff's form
+format: $(DEV) ## put the code into ruff's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -33,8 +33,12 @@ BATCH, BLOCK, STEPS, SEED = 12, 64, 2000, 1337
 RATE = 1e-3
 
 
-def train(text: str, folder: Path, lr: float) -> float:
-    """Nats per token over the whole validation split after nanoGPT's CPU run, whose ids are written into `folder`."""
+def nanogpt_cpu_run(text: str, folder: Path, lr: float) -> tuple[PlainLoop, Tensor]:
+    """The plain loop of nanoGPT's CPU run, and the ids of the validation split, (n,) int64.
+
+    Args:
+        folder: where the training ids are written.
+    """
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = np.array([index[character] for character in text], dtype=np.uint16)
     cut = int(0.9 * len(ids))
@@ -50,10 +54,16 @@ def train(text: str, folder: Path, lr: float) -> float:
         seed=SEED,
         device="cpu",
     )
+    return loop, torch.from_numpy(ids[cut:].astype(np.int64))
+
+
+def train(text: str, folder: Path, lr: float) -> float:
+    """Nats per token over the whole validation split after nanoGPT's CPU run, whose ids are written into `folder`."""
+    loop, held_out = nanogpt_cpu_run(text, folder, lr)
     for _ in range(STEPS):
         loop.step()
     assert isinstance(loop.model, GPT)
-    return whole_split_loss(loop.model, torch.from_numpy(ids[cut:].astype(np.int64)))
+    return whole_split_loss(loop.model, held_out)
 
 
 @torch.no_grad()

@@ -130,10 +130,17 @@ def closing_words(summary: dict[str, Any]) -> str:
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
     test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
+    beside = ""
+    if baseline := summary.get("baseline"):
+        less = baseline["val/loss"] - summary["val/loss"]
+        table = f"{baseline['val/loss']:.4f} is the loss of a table of counts on the same text"
+        beside = (
+            f"\n  {baseline['name']:<11} {table}: the model's is {abs(less):.4f} {'lower' if less >= 0 else 'higher'}"
+        )
     further = 2 * summary["steps"]
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
-  val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte
+  val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte{beside}
   train/loss  {summary["train/loss"]:.4f}{test}
   time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} in all, \
 {summary["tokens_per_sec"]:,.0f} tokens/s

@@ -13,7 +13,7 @@ DATA = {
 NEW: dict[str, dict[str, Any]] = {
     "model": {"conv": None, "attn_dropout": None, "embed_norm": False},
     "data": {"order": "random"},
-    "trainer": {"ema": 0, "val_first": True},
+    "trainer": {"ema": 0, "val_first": True, "baseline": None},
 }
 """Keys that configs of this format have got since, with what runs did before; they do not change `runs.config_hash`."""
 

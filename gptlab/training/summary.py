@@ -8,6 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from gptlab.data.prepared import Prepared
+from gptlab.evaluation.candidates import order
+from gptlab.evaluation.ngrams import NGrams
 from gptlab.runs.directory import SUMMARY_FORMAT
 from gptlab.runs.identity import config_hash
 from gptlab.system.files import write_json
@@ -16,6 +19,17 @@ from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.curves import Curves
 from gptlab.training.run import Run
 from gptlab.training.trainer import callback
+
+
+def baseline_loss(name: str, data: Prepared) -> float:
+    """The loss of a table of counts, e.g. ngram:4, on the validation split, in nats per token.
+
+    It is counted on the training split, and predicts the tokens that the model predicts.
+    """
+    n = order(name)
+    assert n is not None
+    counts = NGrams(data.ids("train")[:], data.tokenizer.vocab_size, n)
+    return float(counts.nats(data.ids("val")[:]).mean())
 
 
 def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float) -> dict[str, Any]:
@@ -65,6 +79,8 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         "config_hash": config_hash(run.config, data.sha256),
         "run_dir": str(run_dir),
     }
+    if (name := run.settings.trainer.baseline) is not None and trainer.is_global_zero:
+        summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
     if trainer.is_global_zero:
         write_json(run_dir / "summary.json", summary)
     return summary

@@ -15,9 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptlab import models
 from gptlab.data.batches import EvalBatches, Share
+from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats import checkpoint
+from gptlab.runs.directory import closing_words
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training import trainer
+from gptlab.training.datamodule import LMDataModule
 from gptlab.training.fit import fit
 from tests.conftest import ROOT, TINY
 from tests.training.test_resume import interrupt
@@ -313,3 +317,36 @@ def test_unknown_validation_characters_are_left_out_and_said_once(
     assert len([message for message in told if "trainer.sample_prompt" in message]) == 1
     assert summary["data"]["vocab_size"] == 9
     assert math.isfinite(summary["val/loss"])
+
+
+def test_the_loss_of_a_table_of_counts_stands_beside_the_models(run: Any, compose: Any, tmp_path: Path) -> None:
+    summary = run(tmp_path, "trainer.baseline=ngram:2", "trainer.max_steps=1", "trainer.sample_tokens=0")
+    data = LMDataModule(compose(*TINY).data, compose(*TINY).tokenizer, 17, 0)
+    data.prepare_data()
+    counts = NGrams(data.prepared.ids("train")[:], data.prepared.tokenizer.vocab_size, 2)
+    expected = float(counts.nats(data.prepared.ids("val")[:]).mean())
+    assert summary["baseline"] == {"name": "ngram:2", "val/loss": expected}
+    words = closing_words(summary)
+    assert f"ngram:2     {expected:.4f} is the loss of a table of counts on the same text" in words
+    assert f"the model's is {summary['val/loss'] - expected:.4f} higher" in words
+    lower = {**summary, "val/loss": expected - 0.25}
+    assert "the model's is 0.2500 lower" in closing_words(lower)
+    assert "table of counts" not in closing_words({key: value for key, value in summary.items() if key != "baseline"})
+    assert "in all, " in words
+
+
+@pytest.mark.parametrize("name", ["ngram:7", "ngram:0", "uniform", "bigram"])
+def test_a_baseline_that_is_none_is_refused(compose: Any, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        compose(f"trainer.baseline={name}")
+
+
+def test_what_sees_the_average_stands_before_it(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    callbacks = trainer.run_callbacks
+
+    def turned(*arguments: Any) -> list[L.Callback]:
+        return callbacks(*arguments)[::-1]
+
+    monkeypatch.setattr(trainer, "run_callbacks", turned)
+    with pytest.raises(RuntimeError, match="Curves must stand before Averaging among the callbacks"):
+        run(tmp_path)

@@ -62,7 +62,8 @@ def run(cfg: DictConfig) -> None:
             keep_in_log(error)
         processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
-    log.info("%s", directory.closing_words(summary))
+    if directory.first_process():  # one speaks for all
+        log.info("%s", directory.closing_words(summary))
 
 
 def keep_in_log(error: UserError) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from gptlab import bench, models
 from gptlab.benchmarks import bare_loop, comparison, gpu, plain_loop
+from gptlab.benchmarks.alternation import Child
 from gptlab.benchmarks.gpu import Measurement
 from gptlab.benchmarks.measured_run import OPTIM, PARTS
 from gptlab.formats import checkpoint
@@ -185,8 +186,10 @@ sys.stdin.read()
 BENCH = f"""
 import sys
 from gptlab import bench
+from gptlab.benchmarks.alternation import Child
+from gptlab.benchmarks import alternation, comparison
 waiting = [sys.executable, "-c", {WAITING!r}, "pid"]
-bench.side = lambda name, words, folder: bench.Child(name, waiting, folder)
+comparison.our_child = lambda name, words, folder: alternation.Child(name, waiting, folder)
 bench.main(sys.argv[1:])
 """
 
@@ -216,7 +219,7 @@ def test_a_side_that_dies_is_named_with_its_last_words(
     command: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = ["-c", "import sys; sys.exit('no more memory')"]
-    monkeypatch.setattr(comparison, "side", lambda name, _, folder: bench.Child(name, [sys.executable, *dying], folder))
+    monkeypatch.setattr(comparison, "our_child", lambda name, _, folder: Child(name, [sys.executable, *dying], folder))
     assert_refused(command("bench", *overrides), "the process of gptlab has ended, with exit code 1", "no more memory")
 
 

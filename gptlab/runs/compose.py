@@ -79,13 +79,13 @@ def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None
         UserError: a flag that a sweep cannot have.
     """
     config_dir, words = config_dir_and_words(arguments)
-    many = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
-    flags = {word.partition("=")[0] for word in words if word.startswith("-")} - many
+    many = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+    flags = [word.partition("=")[0] for word in words if word.startswith("-") and word not in many]
     named = any(word.startswith("sweep=") or word in many for word in words)
-    if "hydra.mode=RUN" in words or not named or flags & set(INFORMATION):
+    if "hydra.mode=RUN" in words or not named or set(flags) & set(INFORMATION):
         return None
     if flags:
-        raise UserError(f"{min(flags, key=words.index)}: does not go with a sweep")
+        raise UserError(f"{flags[0]}: does not go with a sweep")
     return config_dir, [word for word in words if word not in many]
 
 

@@ -449,7 +449,9 @@ def test_a_download_that_breaks_off_names_the_ways_out(
 def documentation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
     """Python's documentation; the cache with it; the cache of another process, where sets have another order."""
     mine, others = tmp_path_factory.mktemp("mine"), tmp_path_factory.mktemp("others")
-    code = "import sys, pathlib; from gptlab import corpora; corpora.python_documentation(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from gptlab.data import corpora; corpora.python_documentation(pathlib.Path(sys.argv[1]))"
+    )
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
     with subprocess.Popen([sys.executable, "-c", code, str(others)], env=environment) as process:

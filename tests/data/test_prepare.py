@@ -660,10 +660,10 @@ def test_a_vocabulary_is_learned_once(tmp_path: Path, monkeypatch: pytest.Monkey
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from gptlab import corpora, prepare, shards, texts
+from gptlab.data import corpora, prepare, shards, split, text_files
 from gptlab.data.tokenizers import TokenizerConfig
 
-texts.PIECE = prepare.PIECE = 64
+text_files.PIECE = prepare.PIECE = 64
 shards.SAVE_EVERY, shards.SHARD = 3, 500
 add = shards.Writer.add
 
@@ -674,7 +674,7 @@ def deadly(writer, ids, unknown):
 
 shards.Writer.add = deadly
 corpus = corpora.load("text", [sys.argv[1]], Path(), Path())
-prepare.prepare(corpus, prepare.Split("document", 0.3, 0.2), TokenizerConfig("bpe", 401), Path(), Path(sys.argv[2]))
+prepare.prepare(corpus, split.Split("document", 0.3, 0.2), TokenizerConfig("bpe", 401), Path(), Path(sys.argv[2]))
 """
 
 

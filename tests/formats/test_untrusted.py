@@ -341,7 +341,7 @@ def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None
         with pytest.raises(UserError, match="has changed since gptlab wrote it"):
             safetensors_file.open_export(file)
     file.write_bytes(whole)
-    state, header = safetensors_file._safetensors(file)
+    state, header = safetensors_file.read_safetensors(file)
     save_file(state, file, metadata={checkpoint.KEY: header[checkpoint.KEY], "format": "pt"})
     assert safetensors_file.open_export(file)[2].step == 7
     writing.to_hf(model, CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)

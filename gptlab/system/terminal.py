@@ -23,8 +23,8 @@ def duration(seconds: float) -> str:
 
 
 def single_quoted(text: str) -> str:
-    """`text` in single quotes, as Hydra's grammar reads it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    """`text` in single quotes, as Hydra's grammar reads it: a backslash there escapes a quote or one before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), text)
     return f"'{escaped}'"
 
 

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from gptlab.distributed import processes
-from gptlab.runs import compose, directory, resume
+from gptlab.runs import compose, directory, hydra_parser, resume
 from gptlab.runs.compose import CONF
 from gptlab.system.errors import UserError
 
@@ -156,7 +156,8 @@ def main() -> None:
                 sys.exit(sweep(*asked))
             arguments = processes.join(compose.with_implied_groups(arguments))
             sys.argv[1:] = resume.with_run_dir(arguments, read_checkpoint)
-            run()
+            with hydra_parser.on_every_python():
+                run()
     except UserError as error:
         processes.refuse(error)
         sys.exit(f"error: {error}")

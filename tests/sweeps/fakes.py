@@ -19,7 +19,7 @@ folder, ending = Path(sys.argv[1]), sys.argv[2]
 with (folder.parent / "starts").open("a") as file:
     file.write(folder.name + "\\n")
 if ending == "fails":
-    print("loading"); print("error: it is wrong", file=sys.stderr); sys.exit(1)
+    print("loading", flush=True); print("error: it is wrong", file=sys.stderr); sys.exit(1)
 if ending == "dies":
     import os; os.kill(os.getpid(), signal.SIGKILL)
 def stop(number, frame):

@@ -286,7 +286,7 @@ def test_the_plain_loop_learns(config: GPTConfig, tmp_path: Path, accumulation: 
 def test_the_plain_model_has_the_rates_of_its_config() -> None:
     config = GPTConfig(29, block_size=7, n_layer=2, n_head=3, n_embd=33, dropout=0.3, attn_dropout=0.1)
     model, seen = plain_loop.PlainGPT(config).train(), []
-    model.h[1].register_forward_pre_hook(lambda block, inputs: seen.append([drop.p for drop in inputs[1].drops]))
+    model.h[1].register_forward_pre_hook(lambda block, inputs: seen.append([drop.p for drop in inputs[1].dropouts]))
     model(torch.zeros(1, 7, dtype=torch.int64))
     model.eval()(torch.zeros(1, 7, dtype=torch.int64))
     assert seen == [[0.1, 0.3, 0.3], [0.0, 0.0, 0.0]]

@@ -25,7 +25,7 @@ from gptlab.models.attention import sdpa_attention
 from gptlab.models.dropout import Drop
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.layers import CausalSelfAttention, Places
+from gptlab.models.layers import CausalSelfAttention, PassContext
 from gptlab.training.schedules import ScheduleConfig, lr_scale
 
 LOG_EVERY = 10
@@ -64,10 +64,10 @@ class PlainGPT(GPT):
     def embed(self, idx: Tensor, t: Tensor | None = None) -> Tensor:
         return self.drops()[0](super().embed(idx, t))
 
-    def given(self, block: nn.Module, inputs: tuple[Tensor, Places]) -> tuple[Tensor, Places]:
+    def given(self, block: nn.Module, inputs: tuple[Tensor, PassContext]) -> tuple[Tensor, PassContext]:
         """What a block is called with: features (B, T, C), and places with torch's dropout."""
         x, places = inputs
-        return x, places._replace(drops=tuple(self.drops()[1:]))
+        return x, places._replace(dropouts=tuple(self.drops()[1:]))
 
 
 def plain(config: ModelConfig) -> Model:

@@ -47,7 +47,7 @@ def gathered_model(model: Model) -> Iterator[Model]:
     for group in groups:
         group.unshard()
     try:
-        twin = weights.empty(model.config)
+        twin = weights.empty_model(model.config)
         twin.load_state_dict(dict(model.named_parameters(remove_duplicate=False)), assign=True)
         yield twin.train(model.training)
     finally:

@@ -238,7 +238,7 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
         if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config_, dict)):
             raise UserError("what it says of itself is damaged")
         info = Info(path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin)
-        return weights.filled(config, state), tokenizer, info
+        return weights.fill(config, state), tokenizer, info
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
         raise UserError(f"{path} does not fit together: {reason}") from error

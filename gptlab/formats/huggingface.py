@@ -79,9 +79,7 @@ def open_folder(folder: Path, raw_dir: Path) -> Loaded:
         config = huggingface_names.config_from_hf(about)
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
-        model = sized_to_tokenizer(
-            weights.filled(config, huggingface_names.from_hf(_weights(folder), config)), tokenizer
-        )
+        model = sized_to_tokenizer(weights.fill(config, huggingface_names.from_hf(_weights(folder), config)), tokenizer)
     return model, tokenizer, Info(folder, None, {}, {}, None, f"Hugging Face {about['model_type']}")
 
 

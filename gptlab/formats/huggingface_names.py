@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptlab import models
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.weights import check, empty, parameters, sound
+from gptlab.models.weights import check_shapes, check_sound, empty_model, parameters
 from gptlab.system.errors import UserError
 
 
@@ -276,8 +276,8 @@ def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     whole = dataclasses.replace(config, norm_weight=True)
     if "bias" not in family.fixed:
         whole = dataclasses.replace(whole, bias=family is GPT2 or config.bias or config.has_qkv_bias, qkv_bias=None)
-    lacking = parameters(empty(whole))
-    for name in parameters(empty(config)):
+    lacking = parameters(empty_model(whole))
+    for name in parameters(empty_model(config)):
         del lacking[name]
     for name, parameter in lacking.items():
         fill = torch.zeros_like if name.endswith(".bias") else torch.ones_like
@@ -301,14 +301,14 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     state = {name: value for name, value in state.items() if not BUFFERS.search(name)}
     if config.tied:
         state.pop("lm_head.weight", None)
-    sound(config, state)
-    ours = parameters(empty(config))
+    check_sound(config, state)
+    ours = parameters(empty_model(config))
     expected = _split(ours, config)
     kinds = {re.sub(r"\d+", "{}", name) for name in state}
     for name, parameter in expected.items():
         if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds:
             state[name] = torch.zeros_like(parameter, device="cpu")
-    check(state, expected)
+    check_shapes(state, expected)
     result = {}
     for name in ours:
         parts = [state[part] for part in _theirs(name, family)]
@@ -322,7 +322,7 @@ def _split(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     family = FAMILIES[family_of(config)]
     D = config.n_embd // config.n_head
     result = {}
-    for name in parameters(empty(config)):
+    for name in parameters(empty_model(config)):
         value = state[name].T if family is GPT2 and CONV1D.search(name) else state[name]
         names = _theirs(name, family)
         sizes = {1: [len(value)], 2: [config.hidden] * 2, 3: [config.n_embd, config.kv_heads * D, config.kv_heads * D]}

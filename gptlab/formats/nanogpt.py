@@ -54,7 +54,7 @@ def open_checkpoint(file: Path, raw_dir: Path) -> Loaded:
         )
     tokenizer = _meta(meta) if meta is not None else BPETokenizer.gpt2(raw_dir)
     with naming_path(file):
-        model = sized_to_tokenizer(weights.filled(config, state), tokenizer)
+        model = sized_to_tokenizer(weights.fill(config, state), tokenizer)
     # Its best_val_loss is of random batches, and perhaps of an earlier step: no metric of these weights.
     return model, tokenizer, Info(file, step, {}, {}, None, "nanoGPT")
 

@@ -32,7 +32,7 @@ def open_folder(folder: Path, raw_dir: Path) -> Loaded:
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
         model = sized_to_tokenizer(
-            weights.filled(config, huggingface_names.from_hf(_variables(folder), config)), tokenizer
+            weights.fill(config, huggingface_names.from_hf(_variables(folder), config)), tokenizer
         )
     return model, tokenizer, Info(folder, None, {}, {}, None, "OpenAI TensorFlow")
 

@@ -84,7 +84,7 @@ def sized_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
             f"they do not belong together"
         )
-    return weights.cropped(model, dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
+    return weights.crop(model, dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import sees
+from gptlab.models.layers import attention_span
 
 
 class Context:
@@ -52,7 +52,7 @@ class Context:
         if cache and isinstance(model, GPT) and isinstance(c, GPTConfig) and c.has_attention:
             longest = max(map(len, self.rows))
             whole = longest + room
-            columns = max(longest, min(whole, sees(c))) + ahead if c.slides else min(whole, c.block_size)
+            columns = max(longest, min(whole, attention_span(c))) + ahead if c.slides else min(whole, c.block_size)
             dtype = model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
@@ -117,7 +117,7 @@ class Context:
         sequence = [i for i, row in enumerate(part) for _ in row]
         position = [self.cache.lengths[i] + j for i, row in enumerate(part) for j in range(len(row))]
         x = self.model.embed(torch.tensor(tokens), torch.tensor(position))  # (N, C)
-        logits = self.model.capped(self.few(x, sequence, position))  # (N, V)
+        logits = self.model.cap_logits(self.few(x, sequence, position))  # (N, V)
         each = logits.split([len(row) for row in part])
         return [each[i][-last:] for i in ended]
 
@@ -127,7 +127,7 @@ class Context:
             model, cache = self.model, self.cache
             assert self.backend is not None
             assert cache is not None
-            cache.fixed()
+            cache.fix_shapes()
             mode = "reduce-overhead" if self.backend == "inductor" and self.device.type == "cuda" else None
             self.compiled = torch.compile(lambda idx: model(idx, cache), backend=self.backend, mode=mode, dynamic=False)
         return self.compiled

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, sees
+from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span
 from gptlab.system.files import user_folder
 from gptlab.system.machine import processor_features
 
@@ -183,7 +183,7 @@ class CPUDecoder:
             groups=K,
             stride=self.qkv.stride(0),
             columns=self.cache.columns,
-            window=sees(c),
+            window=attention_span(c),
             number=attn.scale,
             w=self._pointer(self.cache.k[i]),
             v=self._pointer(self.cache.v[i]),
@@ -195,7 +195,7 @@ class CPUDecoder:
         """What it makes of x, or x itself where there is none."""
         if conv is None:
             return x
-        read, weight = self.cache.read[i, conv.name], conv.weight[:, 0]
+        read, weight = self.cache.conv_inputs[i, conv.name], conv.weight[:, 0]
         w, v = self._wide(weight), self._pointer(read)
         self._add(CONVOLVE, x, self.mixed, n=read.shape[2], m=len(weight), columns=read.shape[1], w=w, v=v)
         return self.mixed

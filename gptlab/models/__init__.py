@@ -1,4 +1,4 @@
-"""The models by name, and what all of them promise.
+"""The models by name, and the interface that they share.
 
 A model is an `nn.Module` with
 * a config dataclass whose first field is `vocab_size`, kept as `model.config`;
@@ -24,18 +24,18 @@ from gptlab.system.errors import UserError, did_you_mean
 Model = GPT | Bigram
 ModelConfig = GPTConfig | BigramConfig
 
-LARGEST = 1 << 24  # number in a config: no model has more tokens, positions or anything
-KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+LARGEST_NUMBER = 1 << 24  # in a config: no model has more tokens, positions or anything else
+FIELD_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 CONFIGS: dict[str, type[GPTConfig] | type[BigramConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
 
 
 def build(config: ModelConfig) -> Model:
-    """A freshly initialised model; what is random comes from torch's generator."""
+    """Return a freshly initialised model; its random numbers come from torch's generator."""
     return GPT(config) if isinstance(config, GPTConfig) else Bigram(config)
 
 
 def matrices(model: Model) -> dict[nn.Parameter, tuple[int, ...]]:
-    """The weight matrices of a model's blocks; of each, the rows of the projections that are stacked in it."""
+    """Map each weight matrix of the model's blocks to the row counts of the projections stacked in it."""
     if not isinstance(model, GPT):
         return {}
     return {
@@ -46,7 +46,7 @@ def matrices(model: Model) -> dict[nn.Parameter, tuple[int, ...]]:
 
 
 def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
-    """The config class of a model's name.
+    """Return the config class for a model's name.
 
     Raises:
         UserError: there is no such model.
@@ -57,16 +57,16 @@ def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Name and config as a plain dict, for a checkpoint."""
+    """Return name and config as a plain dict, for a checkpoint."""
     name = next(name for name, cls in CONFIGS.items() if type(config) is cls)
     return {"name": name, **dataclasses.asdict(config)}
 
 
 def from_dict(state: dict[str, Any]) -> ModelConfig:
-    """The config that `to_dict` described.
+    """Return the config that `to_dict` described.
 
     Raises:
-        UserError: there is no such model, or it has no such field, or a value is of another type or out of range.
+        UserError: the model or one of its fields is unknown, or a value has the wrong type or is out of range.
     """
     if not isinstance(state, dict):
         raise UserError(f"a model's config is no {type(state).__name__}")
@@ -77,11 +77,13 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
         value = fields.get(field.name, field.default)
         if value is dataclasses.MISSING or (value is None and optional):
             continue
-        wrong = not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool")
+        wrong = not isinstance(value, FIELD_TYPES[kind]) or (isinstance(value, bool) and kind != "bool")
         if wrong or (isinstance(value, str) and len(value) > 99):
             raise UserError(f"model.{field.name}={value!r:.99}: must be of type {kind}")
-        if isinstance(value, int | float) and not (abs(value) <= LARGEST or (kind == "float" and math.isfinite(value))):
-            raise UserError(f"model.{field.name}={value:g}: must be at most {LARGEST:,}")
+        if isinstance(value, int | float) and not (
+            abs(value) <= LARGEST_NUMBER or (kind == "float" and math.isfinite(value))
+        ):
+            raise UserError(f"model.{field.name}={value:g}: must be at most {LARGEST_NUMBER:,}")
     try:
         return cls(**fields)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Causal attention, computed in several ways to the same numbers.
+"""Causal attention in several implementations that compute the same numbers.
 
 B T S: batch, queries, keys. H, K: query heads, key and value heads. D: head size.
 """
@@ -11,34 +11,35 @@ from torch.nn import functional as F
 
 from gptlab.models.dropout import Drop
 
-MOST_WRITTEN = 2048
-"""So many positions a compiled pass on a CPU takes with the weights written out; beyond, they would fill the memory."""
+LONGEST_WRITTEN_OUT = 2048
+"""Most positions for which a compiled pass on a CPU writes the weights out; beyond that they would fill the memory."""
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias), (B, H, T, S): how much each position takes from each; see `manual_attention`."""
+    """Return softmax(scale q k^T + bias), (B, H, T, S), in fp32 or wider; arguments as in `manual_attention`."""
     T, S = q.shape[-2], k.shape[-2]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, S, D)
     scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, S)
     if bias is None:
-        seen = torch.arange(S - T, S, device=q.device)[:, None] >= torch.arange(S, device=q.device)
-        bias = torch.where(seen, 0.0, float("-inf"))  # (T, S): inductor fuses a sum, but not masked_fill
+        allowed = torch.arange(S - T, S, device=q.device)[:, None] >= torch.arange(S, device=q.device)
+        bias = torch.where(allowed, 0.0, float("-inf"))  # (T, S): inductor fuses a sum, but not masked_fill
     scores = scores + bias
     return F.softmax(scores, dim=-1)
 
 
 def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
-    """Causal attention written out: softmax(scale q k^T + bias) v.
+    """Compute causal attention step by step: softmax(scale q k^T + bias) v.
 
-    The same numbers as `F.scaled_dot_product_attention`, against which it is tested (Vaswani et al. 2017,
-    https://arxiv.org/abs/1706.03762). With fewer key and value heads than query heads, each serves H / K neighbours
-    (grouped-query attention, Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+    Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762); tested against `F.scaled_dot_product_attention`.
+    With fewer key and value heads than query heads, each serves H / K neighbours (grouped-query attention, Ainslie et
+    al. 2023, https://arxiv.org/abs/2305.13245).
 
     Args:
         q: (B, H, T, D).
         k, v: (B, K, S, D), K dividing H; the queries are the last T of S positions.
-        bias: as in `Places`; None: causal.
-        scale, drop: 1 / sqrt(D), or 1; of attention weights.
+        bias: as in `PassContext`.
+        scale: 1 / sqrt(D), or 1.
+        drop: dropout of the attention weights.
 
     Returns:
         (B, H, T, D).
@@ -49,7 +50,7 @@ def manual_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 
 
 def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
-    """One head after another, as the lessons write it; arguments and numbers as in `manual_attention`."""
+    """Compute one head after another, as the lessons do; arguments and result as in `manual_attention`."""
     (_, H, T, _), (_, K, S, _) = q.shape, k.shape
     heads = []
     for h in range(H):
@@ -62,10 +63,10 @@ def per_head_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sca
 
 
 def halved_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
-    """`manual_attention` where T = S, in two halves: the first half of the queries needs no later keys.
+    """Compute `manual_attention` for T = S in two halves: the first half of the queries needs no later keys.
 
-    On a CPU the fastest there is when compiled: a quarter less to do, and nothing is computed twice. In fp32 whatever
-    autocast says, since products of bf16 are slow there when they are small.
+    That saves a quarter of the work; compiled, it is the fastest on a CPU. It runs in fp32 even under autocast, since
+    small bf16 products are slow there.
     """
     H, T, half = q.shape[1], q.shape[2], q.shape[2] // 2
     parts = []
@@ -79,9 +80,9 @@ def halved_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
-    """torch's fused kernels; arguments and numbers as in `manual_attention`, but a GPU draws its own dropout."""
+    """Call torch's fused kernels; as `manual_attention`, except that a GPU draws its own dropout."""
     T, S = q.shape[2], k.shape[2]
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and T <= MOST_WRITTEN
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and T <= LONGEST_WRITTEN_OUT
     if q.device.type == "cpu" and T == S > 1 and (drop.p or compiled):
         return halved_attention(q, k, v, bias, scale, drop)
     if drop.p and (not q.is_cuda or torch.are_deterministic_algorithms_enabled()):

@@ -1,4 +1,4 @@
-"""The bigram table: the next token depends on this one alone."""
+"""The bigram table: the next token depends on the current one alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BigramConfig:
 
 
 class Bigram(nn.Module):
-    """Logits of the next token, read from row `idx` of a (V, V) table; the first model of the lessons."""
+    """A (V, V) table: row `idx` holds the logits of the next token. The first model of the lessons."""
 
     def __init__(self, config: BigramConfig) -> None:
         super().__init__()
@@ -43,5 +43,5 @@ class Bigram(nn.Module):
         return self.wte.weight.numel()
 
     def flops_per_token(self) -> int:
-        """A lookup multiplies no matrices."""
+        """Return 0: a lookup multiplies no matrices."""
         return 0

@@ -1,7 +1,7 @@
-"""Dropout (Srivastava et al. 2014) whose masks are a function of where they stand: nothing is drawn, nothing is kept.
+"""Dropout (Srivastava et al. 2014) whose masks are a hash of their position: nothing is drawn, nothing is stored.
 
-Whether element i of row b falls out is a hash of (noise[b], place, i): the same in micro-batches of any size, on any
-number of devices, eager or compiled, and when a run goes on. On a CPU it is several times faster than to draw.
+Whether element i of row b is dropped is a hash of (noise[b], layer, i): the same in micro-batches of any size, on any
+number of devices, eager or compiled, and in a resumed run. On a CPU this is several times faster than drawing.
 """
 
 from __future__ import annotations
@@ -15,50 +15,53 @@ from torch import Tensor
 
 
 class Drop(NamedTuple):
+    """Dropout in one layer, for the rows of one batch."""
+
     p: float = 0.0
     noise: Tensor | None = None
     """(B,) int32, random; None only for p = 0."""
-    whole: tuple[int, ...] | None = None
-    """Of a row, of which only `part` is dropped from, see `at`; None: all of it."""
+    shape: tuple[int, ...] | None = None
+    """Shape of a whole row, if only `part` of it is passed in, see `at`; None: rows are passed in whole."""
     part: tuple[slice, ...] = ()
 
-    def at(self, whole: tuple[int, ...], *part: slice) -> Drop:
-        """That of a part of rows which are of shape `whole`: what falls out of the part is what would of the whole."""
-        return self._replace(whole=whole, part=part)
+    def at(self, shape: tuple[int, ...], *part: slice) -> Drop:
+        """Return the dropout for `part` of rows of this shape: it drops what it would drop from the whole row."""
+        return self._replace(shape=shape, part=part)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, ...), a share p of it zero and the rest scaled up."""
+        """Return x (B, ...) with a share p of it set to zero and the rest scaled up by 1 / (1 - p)."""
         if self.noise is None:
             return x
-        whole = self.whole or x.shape[1:]
-        i = torch.arange(math.prod(whole), dtype=torch.int32, device=x.device).view(whole)[self.part]
-        fate = mixed(i ^ self.noise.view(-1, *[1] * i.dim()))
-        kept = torch.where(fate >= int(self.p * 2**32) - 2**31, 1 / (1 - self.p), 0.0)
-        return x * kept.to(x.dtype)
+        shape = self.shape or x.shape[1:]
+        i = torch.arange(math.prod(shape), dtype=torch.int32, device=x.device).view(shape)[self.part]
+        random = mix_bits(i ^ self.noise.view(-1, *[1] * i.dim()))
+        scale = torch.where(random >= int(self.p * 2**32) - 2**31, 1 / (1 - self.p), 0.0)
+        return x * scale.to(x.dtype)
 
 
-KEEP = Drop()
+NO_DROPOUT = Drop()
 
 
-def mixed(x: Tensor) -> Tensor:
-    """A hash of int32 whose high bits depend on all bits of x: two rounds of lowbias32, which is a bijection.
+def mix_bits(x: Tensor) -> Tensor:
+    """Hash int32 numbers so that the high bits depend on all bits of x: two rounds of lowbias32, a bijection.
 
     Wellons 2018, https://nullprogram.com/blog/2018/07/31/.
     """
-    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D  # >> carries the sign on
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D  # >> repeats the sign bit
     return (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
 
 
-def drops(rates: Sequence[float], noise: Tensor | None, idx: Tensor) -> list[Drop]:
-    """Dropout in the places of a pass over idx (B, T), with the rate of each.
+def make_dropouts(rates: Sequence[float], noise: Tensor | None, idx: Tensor) -> list[Drop]:
+    """Return the dropout of each layer for a forward pass over idx (B, T).
 
     Args:
-        noise: a random number for each row, (B,) int32; None: from torch's generator.
+        rates: the probability in each layer, in the order of `GPTConfig.drop_rates`.
+        noise: a random number for each row, (B,) int32; None: drawn from torch's generator.
     """
     if not any(rates):
-        return [KEEP] * len(rates)
+        return [NO_DROPOUT] * len(rates)
     if noise is None:
         noise = torch.randint(-(2**31), 2**31, (len(idx),), dtype=torch.int32, device=idx.device)
-    places = torch.arange(1, len(rates) + 1, dtype=torch.int32, device=idx.device)
-    keys = mixed(mixed(noise + places[:, None] * (0x9E3779B9 - 2**32)) ^ noise)  # (count, B)
-    return [Drop(p, key) if p else KEEP for p, key in zip(rates, keys, strict=True)]
+    layers = torch.arange(1, len(rates) + 1, dtype=torch.int32, device=idx.device)
+    keys = mix_bits(mix_bits(noise + layers[:, None] * (0x9E3779B9 - 2**32)) ^ noise)  # (count, B)
+    return [Drop(p, key) if p else NO_DROPOUT for p, key in zip(rates, keys, strict=True)]

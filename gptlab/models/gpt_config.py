@@ -1,4 +1,4 @@
-"""What a GPT can be: its sizes and switches, checked."""
+"""The sizes and switches of a GPT, checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = {
 class GPTConfig:
     vocab_size: int
     block_size: int = 1024
-    """The longest sequence; with learned positions, as many of them."""
+    """The longest sequence; with learned positions, also their number."""
     n_layer: int = 12
     n_head: int = 12
     n_kv_head: int | None = None
@@ -31,53 +31,53 @@ class GPTConfig:
     n_inner: int | None = None
     """Width of the mlp's hidden layer; None: see `hidden`."""
     dropout: float = 0.0
-    """Probability in the three places of GPT-2: embeddings, attention weights, residual branches."""
+    """Probability of dropout, where GPT-2 has it: embeddings, attention weights, residual branches."""
     attn_dropout: float | None = None
-    """Of attention weights; None: as `dropout`. On a CPU what it costs grows with block_size squared."""
+    """Dropout of the attention weights; None: as `dropout`. On a CPU its cost grows with block_size squared."""
     bias: bool = True
-    """Bias in the linear layers and LayerNorms of the blocks."""
+    """Biases in the linear layers and LayerNorms of the blocks."""
     qkv_bias: bool | None = None
     """Bias of the query, key and value projection; None: as `bias`."""
     tied: bool = True
-    """The head's matrix is the token embedding's."""
+    """The head shares its matrix with the token embedding."""
     head_bias: bool = False
     norm: str = "layernorm"
     """layernorm, rmsnorm or none."""
     norm_place: str = "pre"
     """pre (before each branch, and once before the head) or post (after each residual sum, as in GPT-1)."""
     norm_weight: bool = True
-    """Learned scales in the norms."""
+    """The norms have learned scales."""
     norm_eps: float = 1e-5
     embed_norm: bool = False
-    """A norm of the embeddings, too, as in BLOOM (https://arxiv.org/abs/2211.05100)."""
+    """Normalise the embeddings, too, as in BLOOM (https://arxiv.org/abs/2211.05100)."""
     pos: str = "learned"
     """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
     rope_base: float = 10_000.0
     mlp: str = "gelu"
-    """gelu (the tanh approximation, as GPT-2), gelu_exact (as nanoGPT), relu, relu2, swiglu, geglu, or none: none."""
+    """gelu (the tanh approximation, as GPT-2), gelu_exact (as nanoGPT), relu, relu2, swiglu, geglu, none (no mlp)."""
     mlp_proj: bool = True
-    """The projection after the activation; without it the hidden layer is n_embd wide."""
+    """Project after the activation; without the projection the hidden layer is n_embd wide."""
     attention: str = "sdpa"
-    """sdpa (fused kernels), manual (written out) or per_head (a loop): the same numbers; none: no attention."""
+    """sdpa (fused kernels), manual (written out) or per_head (a loop), with equal results; or none (no attention)."""
     attn_proj: bool = True
-    """The projection after the heads."""
+    """Project the concatenated heads."""
     attn_scale: bool = True
-    """Scores divided by sqrt(head size)."""
+    """Divide the scores by sqrt(head size)."""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys."""
     window: int | None = None
-    """A position sees itself and the window - 1 before it; None: all before it."""
+    """A position attends to itself and the window - 1 positions before it; None: to all before it."""
     conv: int | None = None
-    """What attention and mlp read is mixed with the conv - 1 positions before by a causal depthwise convolution."""
+    """A causal depthwise convolution over `conv` positions in front of attention and mlp; None: none."""
     residual: bool = True
     parallel: bool = False
-    """Attention and mlp side by side on one norm."""
+    """Attention and mlp read the same norm, and their outputs are added."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap), as in Gemma 2."""
     init: str = "gpt2"
     """gpt2 (normal, 0.02, residual projections scaled down with depth) or torch (the layers' own, as the lessons)."""
     zero_init: bool = False
-    """The blocks' projections, and a head of its own, begin at zero."""
+    """The blocks' output projections, and an untied head, start at zero."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
 
@@ -130,7 +130,7 @@ class GPTConfig:
 
     @property
     def slides(self) -> bool:
-        """Whether a text may go on past block_size: positions count from the query, or not at all."""
+        """Whether a text may be longer than block_size: positions are relative, or there are none."""
         return self.pos not in ("learned", "sinusoidal")
 
     @property
@@ -147,7 +147,7 @@ class GPTConfig:
 
     @property
     def drop_rates(self) -> list[float]:
-        """Of each place: embeddings, and then of each block attention weights and its two branches."""
+        """The dropout rates: embeddings; then, for each block, attention weights, attention branch, mlp branch."""
         attn = self.dropout if self.attn_dropout is None else self.attn_dropout
         return [self.dropout, *[attn, self.dropout, self.dropout] * self.n_layer]
 
@@ -157,9 +157,9 @@ class GPTConfig:
 
     @property
     def hidden(self) -> int:
-        """Width of the mlp's hidden layer: 4 n_embd, and 8/3 n_embd to a multiple of 8 where it is gated.
+        """The width of the mlp's hidden layer: 4 n_embd; gated, 8/3 n_embd rounded to a multiple of 8.
 
-        A gated mlp has three matrices, not two: so all of them have the same number of parameters.
+        A gated mlp has three matrices instead of two, so both kinds have about the same number of parameters.
         """
         if self.n_inner is not None:
             return self.n_inner
@@ -169,7 +169,7 @@ class GPTConfig:
 
     @property
     def stacked(self) -> dict[str, tuple[int, ...]]:
-        """The layers that make several projections in one product, by name, and the rows of each."""
+        """The row counts of the projections in each layer that stacks several in one matrix, by the layer's name."""
         D = self.n_embd // self.n_head
         qkv = {"c_attn": (self.n_head * D, self.kv_heads * D, self.kv_heads * D)}
         return qkv | ({"c_fc": (self.hidden, self.hidden)} if self.mlp in GATED else {})

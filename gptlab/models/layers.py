@@ -1,4 +1,4 @@
-"""The parts of a transformer block; each switch of the config is a class or a line here.
+"""The parts of a transformer block; each switch of the config is a class or a line in this module.
 
 B T C: batch, positions, n_embd. H, K: query heads, key and value heads. D: head size.
 """
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptlab.models.attention import ATTENTIONS
-from gptlab.models.dropout import KEEP, Drop
+from gptlab.models.dropout import NO_DROPOUT, Drop
 
 if TYPE_CHECKING:
     from gptlab.models.gpt_config import GPTConfig
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GPT-2's, with the tanh (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+    """Apply GPT-2's GELU, the tanh approximation (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return F.gelu(x, approximate="tanh")
     # (1 + tanh(y)) / 2 = sigmoid(2 y), which inductor computes in half the time on a CPU.
@@ -43,65 +43,65 @@ NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
 
 
-class Places(NamedTuple):
-    """What every block must know of a forward pass of T tokens over S keys: positions, a cache, what falls out."""
+class PassContext(NamedTuple):
+    """What every block must know of a forward pass of T tokens over S keys: positions, KV cache, dropout."""
 
     rotation: Tensor | None
-    """(2, T, D), or (2, B, 1, T, D): cosines and sines by which queries and keys are turned."""
+    """(2, T, D) or (2, B, 1, T, D): the cosines and sines that rotate queries and keys; None: no rotation."""
     bias: Tensor | None
-    """(1 or B, 1 or H, T, S), added to the scores, -inf where a position may not look; None: causal, nothing more."""
-    keep: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    """Adds these tokens' keys and values, (B, K, T, D), to a block's cache and returns all, (B, K, S, D)."""
-    drops: tuple[Drop, ...] = (KEEP, KEEP, KEEP)
-    """Of attention weights, of the attention's branch, of the mlp's."""
-    behind: Callable[[str, Tensor, int], Tensor] | None = None
-    """Adds what a block's attn or mlp reads, (B, T, C), to a cache and returns (B, n + T, C): the n before, too."""
+    """(1 or B, 1 or H, T, S), added to the scores, -inf where a position may not attend; None: a causal mask alone."""
+    append_kv: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """Add these tokens' keys and values, (B, K, T, D), to a block's cache and return all, (B, K, S, D)."""
+    dropouts: tuple[Drop, ...] = (NO_DROPOUT, NO_DROPOUT, NO_DROPOUT)
+    """Dropout of attention weights, attention branch and mlp branch."""
+    previous_inputs: Callable[[str, Tensor, int], Tensor] | None = None
+    """Add the input of a block's attn or mlp, (B, T, C), to a cache; return it after the n before, (B, n + T, C)."""
 
 
-FIRST = Places(None, None)
+PLAIN_PASS = PassContext(None, None)
 
 
-def places(config: GPTConfig, T: int, device: torch.device) -> Places:
-    """Those of T tokens that stand at the beginning and see each other."""
+def first_pass(config: GPTConfig, T: int, device: torch.device) -> PassContext:
+    """Return the context of a pass without a cache, over the first T tokens of a text."""
     t = torch.arange(T, device=device)
-    window = None if sees(config) >= T else sees(config)
+    window = None if attention_span(config) >= T else attention_span(config)
     slopes = alibi_slopes(config.n_head, device) if config.pos == "alibi" else None
     plain = window is None and slopes is None
-    return Places(rotation(config, t), None if plain else attention_bias(t, t, window or T, slopes)[None])
+    return PassContext(rotation_at(config, t), None if plain else attention_bias(t, t, window or T, slopes)[None])
 
 
-def sees(config: GPTConfig) -> int:
-    """How many positions one attends to at most, itself among them."""
+def attention_span(config: GPTConfig) -> int:
+    """Return how many positions a token attends to at most, itself included."""
     return min(config.window or config.block_size, config.block_size)
 
 
-def rotation(config: GPTConfig, t: Tensor) -> Tensor | None:
-    """`rotary_table` at positions t, where there is to be one."""
+def rotation_at(config: GPTConfig, t: Tensor) -> Tensor | None:
+    """Return `rotary_table` at positions t, or None if the model does not use rotary embeddings."""
     return rotary_table(t, config.n_embd // config.n_head, config.rope_base) if config.pos == "rope" else None
 
 
 def rotary_table(t: Tensor, D: int, base: float) -> Tensor:
-    """(2, ..., T, D): cosines and sines of `angles`, for the halves i and i + D/2 of a head alike."""
+    """Return the cosines and sines of `angles`, (2, ..., T, D), the same for both halves of a head."""
     turns = angles(t, D, base)
     turns = torch.cat((turns, turns), dim=-1)  # (..., T, D)
     return torch.stack((turns.cos(), turns.sin()))
 
 
 def angles(t: Tensor, D: int, base: float) -> Tensor:
-    """(..., T, D/2, rounded up): t / base^(2i/D) for positions t (..., T) and pair i (Vaswani et al. 2017, 3.5)."""
+    """Return t / base^(2i/D), (..., T, ceil(D/2)), for positions t (..., T) and pairs i (Vaswani et al. 2017, 3.5)."""
     return t[..., None] / base ** (torch.arange(0, D, 2, dtype=torch.float32, device=t.device) / D)
 
 
 def sinusoids(t: Tensor, C: int) -> Tensor:
-    """(..., T, C): the sines of `angles` at base 10,000 in the even columns, the cosines in the odd ones."""
+    """Return the sines (even columns) and cosines (odd columns) of `angles` at base 10,000, (..., T, C)."""
     turns = angles(t, C, 10_000.0)
     return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(-2)[..., :C]
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, H, T, D) by their position's angle.
+    """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by the angle of their position.
 
-    RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864), with the pairs of `transformers`' Llama.
+    RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864), with the pairing of `transformers`' Llama.
     """
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
@@ -109,9 +109,10 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
-    """(H,): 2^(-8/H), 2^(-16/H), ..., 2^-8 where H is a power of two (Press et al. 2022, https://arxiv.org/abs/2108.12409).
+    """Return ALiBi's slopes, (H,): 2^(-8/H), 2^(-16/H), ..., 2^-8 if H is a power of two.
 
-    Otherwise those of the next smaller power of two n, then the first, third, ... of 2 n: the paper's own code.
+    Otherwise the slopes of the next smaller power of two n, then the first, third, ... of 2 n, as in the code of
+    Press et al. 2022 (https://arxiv.org/abs/2108.12409).
     """
     n = 2 ** int(math.log2(n_head))
     regular = torch.arange(1, n + 1, dtype=torch.float32, device=device) * (8 / n)
@@ -120,12 +121,16 @@ def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
 
 
 def attention_bias(t: Tensor, keys: Tensor, window: int, slopes: Tensor | None) -> Tensor:
-    """(..., 1 or H, T, S): -slope times the distance, -inf for the future and for what is `window` or more back.
+    """Return what is added to the scores: -slope times the distance, -inf where a query may not attend.
 
     Args:
         t: positions of the queries, (..., T).
-        keys: those of the keys, (..., S).
-        slopes: as of `alibi_slopes`.
+        keys: positions of the keys, (..., S).
+        window: keys at this distance or more are masked, like those in the future.
+        slopes: of `alibi_slopes`, (H,); None: no distance penalty.
+
+    Returns:
+        (..., 1 or H, T, S).
     """
     distance = (t[..., :, None] - keys[..., None, :])[..., None, :, :]  # (..., 1, T, S), negative in the future
     zeros = torch.zeros(1, 1, 1, device=t.device)
@@ -142,7 +147,7 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-def norm(config: GPTConfig) -> nn.Module:
+def make_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, config.norm_eps, config.norm_weight, config.bias)
     if config.norm == "rmsnorm":
@@ -151,10 +156,10 @@ def norm(config: GPTConfig) -> nn.Module:
 
 
 class CausalConv(nn.Module):
-    """x and a weighted sum of it and the `conv` - 1 positions before, channel by channel; it begins as x alone.
+    """x plus a weighted sum of x and the `conv` - 1 positions before, channel by channel; starts as the identity.
 
-    In front of attention and mlp, so that tokens know their neighbours without attention: Canon layers A and C of
-    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (https://arxiv.org/abs/2512.17351).
+    It stands in front of attention and mlp, so that tokens know their neighbours without attention: Canon layers A and
+    C of Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (https://arxiv.org/abs/2512.17351).
 
     Args:
         name: attn or mlp.
@@ -164,28 +169,29 @@ class CausalConv(nn.Module):
         super().__init__()
         assert config.conv is not None
         self.name, self.before = name, config.conv - 1
-        # nn.Conv1d's, turned round, since a kernel for a CPU reads channels side by side; the last is the token's own.
+        # The transpose of nn.Conv1d's, since a CPU kernel reads channels side by side; the last tap is the token's own.
         self.weight = nn.Parameter(torch.zeros(config.conv, 1, config.n_embd))
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
-        # nn.Conv1d is several times slower on a CPU, where inductor makes one kernel of this.
+    def forward(self, x: Tensor, context: PassContext) -> Tensor:
+        # nn.Conv1d is several times slower on a CPU, where inductor fuses this into one kernel.
         n, T = self.before, x.shape[1]
-        seen = F.pad(x, (0, 0, n, 0)) if places.behind is None else places.behind(self.name, x, n)  # (B, n + T, C)
+        previous = context.previous_inputs
+        padded = F.pad(x, (0, 0, n, 0)) if previous is None else previous(self.name, x, n)  # (B, n + T, C)
         wide = torch.promote_types(x.dtype, torch.float32)  # so that bf16 is rounded once
         y = x.to(wide)
         for tap, weight in enumerate(self.weight.to(wide)):  # (1, C)
-            y = y + seen[:, tap : tap + T] * weight
+            y = y + padded[:, tap : tap + T] * weight
         return y.type_as(x)  # (B, T, C)
 
 
-def conv(config: GPTConfig, name: str) -> CausalConv | None:
+def make_conv(config: GPTConfig, name: str) -> CausalConv | None:
     return CausalConv(config, name) if config.conv else None
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.conv = conv(config, "attn")
+        self.conv = make_conv(config, "attn")
         H, K, D = config.n_head, config.kv_heads, config.n_embd // config.n_head
         self.heads = (H, K, K)
         self.scale = D**-0.5 if config.attn_scale else 1.0
@@ -197,32 +203,32 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
+    def forward(self, x: Tensor, context: PassContext) -> Tensor:
         B, T, C = x.shape
-        x = x if self.conv is None else self.conv(x, places)
+        x = x if self.conv is None else self.conv(x, context)
         qkv = self.c_attn(x).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split(self.heads, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
-        if places.rotation is not None:
-            q, k = rotate(q, places.rotation), rotate(k, places.rotation)
-        if places.keep is not None:
-            k, v = places.keep(k, v)  # (B, K, S, D)
+        if context.rotation is not None:
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        if context.append_kv is not None:
+            k, v = context.append_kv(k, v)  # (B, K, S, D)
             q = q.type_as(k)
-        y = self.attention(q, k, v, places.bias, self.scale, places.drops[0])  # (B, H, T, D)
+        y = self.attention(q, k, v, context.bias, self.scale, context.dropouts[0])  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C).type_as(x))  # (B, T, C)
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.conv = conv(config, "mlp")
+        self.conv = make_conv(config, "mlp")
         self.gated = config.mlp in GATED
         self.activation = ACTIVATIONS[config.mlp]
         self.c_fc = nn.Linear(config.n_embd, config.hidden * (2 if self.gated else 1), bias=config.bias)
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias) if config.mlp_proj else nn.Identity()
 
-    def forward(self, x: Tensor, places: Places = FIRST) -> Tensor:
-        x = x if self.conv is None else self.conv(x, places)
+    def forward(self, x: Tensor, context: PassContext = PLAIN_PASS) -> Tensor:
+        x = x if self.conv is None else self.conv(x, context)
         if self.gated:
             gate, x = self.c_fc(x).chunk(2, dim=-1)  # (B, T, hidden) each
             x = self.activation(gate) * x
@@ -232,7 +238,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2's order, and what the switches make of it.
+    """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2's order, unless the switches change it.
 
     Post-norm is norm(x + branch(x)), as in GPT-1; parallel is x + attention(norm(x)) + mlp(norm(x)) with one norm, as
     in GPT-J and PaLM (https://arxiv.org/abs/2204.02311).
@@ -242,20 +248,22 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         if config.has_attention:
-            self.ln_1, self.attn = norm(config), CausalSelfAttention(config)
+            self.ln_1, self.attn = make_norm(config), CausalSelfAttention(config)
         if config.has_mlp and not config.parallel:
-            self.ln_2 = norm(config)
+            self.ln_2 = make_norm(config)
         if config.has_mlp:
             self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
-        _, attn, mlp = places.drops
+    def forward(self, x: Tensor, context: PassContext) -> Tensor:
+        _, attn, mlp = context.dropouts
         if self.config.parallel:
-            return self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)) + mlp(self.mlp(h, places)))  # (B, T, C)
+            return self.add(
+                x, self.ln_1, lambda h: attn(self.attn(h, context)) + mlp(self.mlp(h, context))
+            )  # (B, T, C)
         if self.config.has_attention:
-            x = self.add(x, self.ln_1, lambda h: attn(self.attn(h, places)))  # (B, T, C)
+            x = self.add(x, self.ln_1, lambda h: attn(self.attn(h, context)))  # (B, T, C)
         if self.config.has_mlp:
-            x = self.add(x, self.ln_2, lambda h: mlp(self.mlp(h, places)))  # (B, T, C)
+            x = self.add(x, self.ln_2, lambda h: mlp(self.mlp(h, context)))  # (B, T, C)
         return x
 
     def add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:

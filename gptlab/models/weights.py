@@ -1,4 +1,4 @@
-"""From tensors by name to a model: checked, without drawing random weights first, and without a second copy."""
+"""Make models of named tensors: checked, without drawing random weights first, and without a second copy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gptlab import models
 from gptlab.models import Model, ModelConfig
 from gptlab.system.errors import UserError
 
-MOST = 10  # misfits that a message lists
-BLOCKS = 1000  # built in a second, whatever a file has
+MISFITS_SHOWN = 10  # in one message
+CHEAP_BLOCKS = 1000  # as many are built in a second, whatever a file holds
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of initial weights: for tensors without storage it would import torch's compiler."""
+class _SkipInit(TorchFunctionMode):
+    """Skip the drawing of initial weights: for tensors without storage it would import torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
@@ -27,17 +27,17 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty(config: ModelConfig) -> Model:
-    """The model's shapes, on the meta device; the random state stays as it is."""
-    with torch.device("meta"), _Undrawn():
+def empty_model(config: ModelConfig) -> Model:
+    """Return a model without numbers, on the meta device; the random state stays as it is."""
+    with torch.device("meta"), _SkipInit():
         return models.build(config)
 
 
-def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """That `state` has the names and shapes of `expected`, nothing less and nothing more.
+def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that `state` has exactly the names and shapes of `expected`.
 
     Raises:
-        UserError: it has not; the first misfits and their number.
+        UserError: it has not; the message gives the first misfits and their number.
     """
     misfits = [
         f"{name} is {list(state[name].shape)} and must be {list(expected[name].shape)}"
@@ -47,22 +47,22 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     misfits += [f"{name} is missing" for name in sorted(expected.keys() - state.keys())]
     misfits += [f"{name} is unexpected" for name in sorted(state.keys() - expected.keys())]
     if misfits:
-        more = ", ..." if len(misfits) > MOST else ""
+        more = ", ..." if len(misfits) > MISFITS_SHOWN else ""
         raise UserError(
-            f"weights that do not fit the model's config ({len(misfits)}): {', '.join(misfits[:MOST])}{more}"
+            f"weights that do not fit the model's config ({len(misfits)}): {', '.join(misfits[:MISFITS_SHOWN])}{more}"
         )
 
 
-def sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """That a model can be built for `state`, a file's, without asking for more memory than the file has content.
+def check_sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Check that a model for `state`, read from a file, needs no more memory than the file has content.
 
     Raises:
-        UserError: the config has more blocks than there are tensors; or a tensor is none of numbers in memory, or
-            claims more numbers than its file holds.
+        UserError: the config has more blocks than there are tensors; or a tensor does not hold floating-point numbers
+            in memory; or the tensors claim more numbers than their storage holds.
     """
-    if getattr(config, "n_layer", 0) > max(len(state), BLOCKS):
+    if getattr(config, "n_layer", 0) > max(len(state), CHEAP_BLOCKS):
         raise UserError(f"model.n_layer={config.n_layer}, and there are {len(state)} tensors")  # type: ignore[union-attr]
-    claimed, stretches = 0, set()
+    claimed, storages = 0, set()
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
             raise UserError(f"{name} is no tensor of floating-point numbers")
@@ -70,36 +70,40 @@ def sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
             raise UserError(f"{name} has a shape and no numbers")
         claimed += tensor.numel() * tensor.element_size()
         storage = tensor.untyped_storage()
-        stretches.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+        storages.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
     held = place = 0
-    for begin, end in sorted(stretches):
+    for begin, end in sorted(storages):
         held += max(0, end - max(begin, place))
         place = max(place, end)
     if claimed > held:
         raise UserError(f"its tensors claim {claimed:,} bytes and hold {held:,}")
 
 
-def filled(config: ModelConfig, state: dict[str, Tensor]) -> Model:
-    """The model with these weights, in fp32 and in evaluation mode.
+def fill(config: ModelConfig, state: dict[str, Tensor]) -> Model:
+    """Return the model with these weights, in fp32 and in evaluation mode.
 
-    The weights are copied, one at a time, each into the place of the old one in `state`: so views, other types and
-    mapped files may be given, and there are never two copies of all. A tied head may be there or not.
+    The weights are copied one at a time, and each copy replaces the original in `state`: so views, other types and
+    mapped files may be given, and there are never two copies of all. A tied head may be present or not.
 
     Raises:
-        UserError: names or shapes differ; see `check` and `sound`.
+        UserError: see `check_shapes` and `check_sound`.
     """
-    if tied(config):
+    if is_tied(config):
         state.pop("lm_head.weight", None)
-    sound(config, state)
-    model = empty(config)
-    check(state, parameters(model))
+    check_sound(config, state)
+    model = empty_model(config)
+    check_shapes(state, parameters(model))
     for name in list(state):
         state[name] = state[name].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return _with(model, state)
+    return _assign(model, state)
 
 
 def digest(state: Mapping[str, Tensor], about: str) -> str:
-    """The sha256 of tensors, their names, types and shapes, and of what a file says of them."""
+    """Return the sha256 (hex) of the tensors with their names, types and shapes, and of `about`.
+
+    Args:
+        about: the description of the model that stands in the file.
+    """
     found = hashlib.sha256(about.encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -109,36 +113,36 @@ def digest(state: Mapping[str, Tensor], about: str) -> str:
 
 
 def parameters(model: Model) -> dict[str, Tensor]:
-    """The state of a model, a tied head once: as the embedding."""
+    """Return the state dict of a model, a tied head only once: as the embedding."""
     state = model.state_dict()
-    if tied(model.config):
+    if is_tied(model.config):
         del state["lm_head.weight"]
     return state
 
 
-def cropped(model: Model, config: ModelConfig) -> Model:
-    """The model under another config: with its first positions or tokens only, or other switches without weights.
+def crop(model: Model, config: ModelConfig) -> Model:
+    """Return the model under a different config: fewer positions or tokens, or different switches that have no weights.
 
-    The weights are those of `model` itself but for the tables that are cropped.
+    It shares the weights of `model`, except for the tables that are cropped.
 
     Raises:
-        UserError: `config` needs other weights, or more of them.
+        UserError: `config` needs different weights, or larger ones.
     """
-    other, state = empty(config), parameters(model)
+    other, state = empty_model(config), parameters(model)
     for name, parameter in parameters(other).items():
         if name in state and state[name].shape != parameter.shape:
             state[name] = state[name][tuple(map(slice, parameter.shape))].clone()
-    check(state, parameters(other))
-    return _with(other, state).train(model.training)
+    check_shapes(state, parameters(other))
+    return _assign(other, state).train(model.training)
 
 
-def tied(config: ModelConfig) -> bool:
+def is_tied(config: ModelConfig) -> bool:
     return getattr(config, "tied", False)
 
 
-def _with(model: Model, state: dict[str, Tensor]) -> Model:
-    """An empty model with these tensors themselves."""
-    model.load_state_dict(state, strict=False, assign=True)  # a tied head is not among them
-    if tied(model.config):
+def _assign(model: Model, state: dict[str, Tensor]) -> Model:
+    """Put these tensors, not copies, into an empty model."""
+    model.load_state_dict(state, strict=False, assign=True)  # `state` lacks a tied head
+    if is_tied(model.config):
         model.lm_head.weight = model.wte.weight  # type: ignore[union-attr]
     return model.eval()

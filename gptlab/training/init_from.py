@@ -35,7 +35,7 @@ def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model,
     source, tokenizer, info = open_model.load(name, raw_dir=raw_dir)
     config = fitted(source.config, model, name)
     log.info("weights: %s", info.words)
-    return weights.cropped(source, config).train(), tokenizer
+    return weights.crop(source, config).train(), tokenizer
 
 
 def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> ModelConfig:

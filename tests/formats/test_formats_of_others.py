@@ -23,7 +23,7 @@ from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.formats import huggingface, huggingface_names, huggingface_tokenizer, openai_gpt2, safetensors_file
 from gptlab.formats import nanogpt as nanogpt_format
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.weights import empty, filled, parameters
+from gptlab.models.weights import empty_model, fill, parameters
 from gptlab.system.errors import UserError
 from tests.formats.test_huggingface_names import shaken
 
@@ -518,9 +518,9 @@ def test_tensorflow_itself_reads_what_it_has_written(tmp_path: Path) -> None:
 def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: Path) -> None:
     config = GPTConfig(50257)
     generator = torch.Generator().manual_seed(7)
-    shapes = parameters(empty(config))
+    shapes = parameters(empty_model(config))
     state = {name: torch.empty(p.shape).uniform_(-0.05, 0.05, generator=generator) for name, p in shapes.items()}
-    ours = filled(config, state)
+    ours = fill(config, state)
     assert ours.num_parameters() == 124_439_808
     (tmp_path / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(config)))
     save_file(

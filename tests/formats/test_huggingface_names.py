@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptlab import models
 from gptlab.formats import huggingface_names
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.weights import check, cropped, empty, filled, parameters
+from gptlab.models.weights import check_shapes, crop, empty_model, fill, parameters
 from gptlab.system.errors import UserError
 from tests.models.test_parity import GPT2, LLAMA, D, T, V
 
@@ -77,7 +77,7 @@ def ours(name: str) -> GPT:
 
 def imported(model: Any) -> GPT:
     config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
-    return filled(config, huggingface_names.from_hf(model.state_dict(), config))
+    return fill(config, huggingface_names.from_hf(model.state_dict(), config))
 
 
 def exported(model: GPT) -> Any:
@@ -126,7 +126,7 @@ def test_names_go_there_and_back(name: str) -> None:
     if config.tied:
         del state["lm_head.weight"]
     here = huggingface_names.from_hf(state, config)
-    check(here, parameters(empty(config)))
+    check_shapes(here, parameters(empty_model(config)))
     back = huggingface_names.to_hf(here, config)
     for key in back.keys() - state.keys():  # Llama's biases come all or none
         assert not back.pop(key).any()
@@ -141,7 +141,7 @@ def test_weights_of_openai_have_no_prefix_and_no_head_but_buffers() -> None:
     for i in range(3):
         state |= {f"h.{i}.attn.bias": torch.ones(1, 1, T, T).tril(), f"h.{i}.attn.masked_bias": torch.tensor(-1e4)}
     config = huggingface_names.config_from_hf(model.config.to_dict())
-    assert_same(filled(config, huggingface_names.from_hf(state, config)), model)
+    assert_same(fill(config, huggingface_names.from_hf(state, config)), model)
 
 
 OPENAI = {  # config.json of the first release, which lacks what later ones have
@@ -294,7 +294,7 @@ def test_of_many_misfits_the_first_ten_are_listed() -> None:
         UserError,
         match=r"^weights that do not fit the model's config \(13\): h.00 is missing, .*, h.09 is missing, \.\.\.$",
     ) as refused:
-        check({}, expected)
+        check_shapes({}, expected)
     assert len(re.findall("missing", str(refused.value))) == 10
 
 
@@ -313,7 +313,7 @@ def test_filling_a_model_draws_nothing_and_leaves_no_weight_without_numbers() ->
     gpt = ours("LlamaForCausalLM tied")
     before = torch.get_rng_state()
     half = {name: weight.to(torch.bfloat16) for name, weight in gpt.state_dict().items()}
-    model = filled(gpt.config, half)
+    model = fill(gpt.config, half)
     assert torch.equal(torch.get_rng_state(), before)
     assert {(p.device.type, p.dtype, p.requires_grad) for p in model.parameters()} == {("cpu", torch.float32, True)}
     assert model.lm_head.weight is model.wte.weight
@@ -324,7 +324,7 @@ def test_filling_a_model_draws_nothing_and_leaves_no_weight_without_numbers() ->
 def test_a_filled_model_is_independent_of_what_it_was_filled_with() -> None:
     gpt = ours("GPT2LMHeadModel")
     idx = torch.arange(T)[None]
-    model, before = filled(gpt.config, gpt.state_dict()), gpt(idx)
+    model, before = fill(gpt.config, gpt.state_dict()), gpt(idx)
     with torch.no_grad():
         for parameter in gpt.parameters():
             parameter.zero_()
@@ -335,7 +335,7 @@ def test_a_filled_model_is_independent_of_what_it_was_filled_with() -> None:
 def test_a_model_cropped_to_fewer_positions_and_tokens_has_the_same_logits_for_them(name: str) -> None:
     gpt = ours(name)
     config = dataclasses.replace(gpt.config, block_size=13, vocab_size=89, dropout=0.1)
-    small = cropped(gpt, config)
+    small = crop(gpt, config)
     assert small.config == config
     idx = torch.randint(89, (3, 13), generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(small(idx), gpt(idx)[..., :89])
@@ -348,12 +348,12 @@ def test_a_model_cannot_be_cropped_to_more_than_it_has() -> None:
     with pytest.raises(
         UserError, match=r"weights that do not fit .* \(1\): wpe.weight is \[23, 60\] and must be \[29, 60\]"
     ):
-        cropped(gpt, dataclasses.replace(gpt.config, block_size=29))
+        crop(gpt, dataclasses.replace(gpt.config, block_size=29))
     with pytest.raises(UserError, match=r"h.3.attn.c_attn.weight is missing"):
-        cropped(gpt, dataclasses.replace(gpt.config, n_layer=4))
+        crop(gpt, dataclasses.replace(gpt.config, n_layer=4))
 
 
 def test_a_bigram_table_is_filled_too() -> None:
     table = models.build(models.BigramConfig(vocab_size=7))
     state: dict[str, Tensor] = table.state_dict()
-    assert torch.equal(filled(table.config, dict(state)).wte.weight, state["wte.weight"])
+    assert torch.equal(fill(table.config, dict(state)).wte.weight, state["wte.weight"])

@@ -22,7 +22,7 @@ from gptlab.evaluation import eval_data
 from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanogpt, safetensors_file, writing
 from gptlab.formats.checkpoint import Info
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.weights import filled, parameters
+from gptlab.models.weights import fill, parameters
 from gptlab.reports import records
 from gptlab.reports.report import collect
 from gptlab.runs import directory
@@ -114,11 +114,11 @@ def test_tensors_that_claim_more_than_they_hold_are_refused() -> None:
     config = GPTConfig(1 << 20, block_size=7, n_layer=1, n_head=2, n_embd=1 << 10)
     large = {name: torch.zeros(1).expand(p.shape) for name, p in shapes(config).items()}
     with pytest.raises(UserError, match=r"its tensors claim [\d,]+ bytes and hold \d+$"):
-        filled(config, large)
+        fill(config, large)
     one = torch.zeros(1 << 10, 1 << 10)  # many, each of which is there, but not all of them at once
     shared = {name: one.reshape(-1)[: p.numel()].view(p.shape) for name, p in shapes(GPTConfig(9, n_embd=36)).items()}
     with pytest.raises(UserError, match="its tensors claim"):
-        filled(GPTConfig(9, n_embd=36), shared | {f"x{i}": one for i in range(9)})
+        fill(GPTConfig(9, n_embd=36), shared | {f"x{i}": one for i in range(9)})
 
 
 def shapes(config: GPTConfig) -> Any:
@@ -140,7 +140,7 @@ def shapes(config: GPTConfig) -> Any:
 def test_weights_are_numbers_in_memory(tensor: Any) -> None:
     state = dict(parameters(models.build(TINY))) | {"wte.weight": tensor}
     with pytest.raises(UserError, match=r"wte.weight (is no tensor|has a shape)"):
-        filled(TINY, state)
+        fill(TINY, state)
 
 
 def test_a_foreign_config_is_no_larger_than_its_weights(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptlab.data.batches import row_noise
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.dropout import Drop, drops, mixed
+from gptlab.models.dropout import Drop, make_dropouts, mix_bits
 
 P = 0.2
 
@@ -21,7 +21,9 @@ def masks(steps: int = 20, rows: int = 12, places: int = 13, size: int = 64 * 32
     for step in range(steps):
         noise = torch.from_numpy(row_noise(1337, step, rows))
         found.append(
-            torch.stack([drop(torch.ones(rows, size)) != 0 for drop in drops([P] * places, noise, noise[:, None])])
+            torch.stack(
+                [drop(torch.ones(rows, size)) != 0 for drop in make_dropouts([P] * places, noise, noise[:, None])]
+            )
         )
     return torch.stack(found)
 
@@ -52,9 +54,9 @@ def test_no_mask_knows_its_neighbour(axis: str) -> None:
 
 def test_the_hash_is_a_bijection_that_reaches_the_high_bits() -> None:
     x = torch.arange(1 << 20, dtype=torch.int32)
-    assert len(mixed(x).unique()) == 1 << 20
+    assert len(mix_bits(x).unique()) == 1 << 20
     for bit in range(32):  # each bit of x turns each of the highest five about half of the time
-        flipped = mixed(x[:65536]) ^ mixed(x[:65536] ^ torch.tensor(1 << bit).to(torch.int32))
+        flipped = mix_bits(x[:65536]) ^ mix_bits(x[:65536] ^ torch.tensor(1 << bit).to(torch.int32))
         for high in range(27, 32):
             assert 0.4 < (flipped >> high & 1).float().mean() < 0.6, (bit, high)
 

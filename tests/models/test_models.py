@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab import models
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
-from gptlab.models.dropout import KEEP, Drop
-from gptlab.models.layers import CausalSelfAttention, Places
+from gptlab.models.dropout import NO_DROPOUT, Drop
+from gptlab.models.layers import CausalSelfAttention, PassContext
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -231,8 +231,8 @@ def test_dropout_acts_on_the_attention_weights(attention: str) -> None:
     attend.c_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     x = torch.randn(997, 1, 33, generator=torch.Generator().manual_seed(1))
     noise = torch.randint(-(2**31), 2**31, (997,), dtype=torch.int32, generator=torch.Generator().manual_seed(7))
-    attend(x, Places(None, None, drops=(Drop(P, noise), KEEP, KEEP)))
-    attend(x, Places(None, None))
+    attend(x, PassContext(None, None, dropouts=(Drop(P, noise), NO_DROPOUT, NO_DROPOUT)))
+    attend(x, PassContext(None, None))
     # One position: its attention weight is 1, so that dropout takes a head's whole value or scales it.
     dropped, whole = (y.view(997, 11, 3) for y in seen)
     gone = (dropped == 0).all(dim=-1)

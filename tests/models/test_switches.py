@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.generation.context import Context
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, places, rotary_table, rotate, sinusoids
+from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, first_pass, rotary_table, rotate, sinusoids
 from gptlab.system.errors import UserError
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60
@@ -442,7 +442,7 @@ def by_hand(model: GPT, idx: Tensor) -> Tensor:
         ln_1, ln_2, attn, mlp = (getattr(block, name, None) for name in ("ln_1", "ln_2", "attn", "mlp"))
 
         def attend(x: Tensor, attn: Any = attn) -> Tensor:
-            return attn(x, places(c, x.shape[1], CPU))
+            return attn(x, first_pass(c, x.shape[1], CPU))
 
         if c.parallel:
             x = x + attend(ln_1(x)) + mlp(ln_1(x))
@@ -560,7 +560,7 @@ def test_blocks_that_begin_at_zero_let_everything_through(fields: Row, init: str
     model = gpt(**fields, zero_init=True, init=init)
     x = torch.randn(B, T, C, generator=torch.Generator().manual_seed(1))
     for block in model.h:
-        assert torch.equal(block(x, places(model.config, T, CPU)), x)
+        assert torch.equal(block(x, first_pass(model.config, T, CPU)), x)
 
 
 @pytest.mark.parametrize("init", ["gpt2", "torch"])
@@ -647,11 +647,11 @@ def test_positions_are_exact_whatever_the_default_type(pos: str) -> None:
 def test_a_convolution_adds_the_weighted_inputs_of_the_positions_before() -> None:
     conv = CausalConv(GPTConfig(**SIZES, conv=3), "attn")
     x = torch.randn(B, T, C)
-    assert torch.equal(conv(x, places(GPTConfig(**SIZES), T, CPU)), x)
+    assert torch.equal(conv(x, first_pass(GPTConfig(**SIZES), T, CPU)), x)
     with torch.no_grad():
         conv.weight.copy_(torch.randn(conv.weight.shape))
     expected = x + F.conv1d(F.pad(x.mT, (2, 0)), conv.weight.permute(2, 1, 0), groups=C).mT
-    torch.testing.assert_close(conv(x, places(GPTConfig(**SIZES), T, CPU)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(conv(x, first_pass(GPTConfig(**SIZES), T, CPU)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, T + 1])

@@ -116,7 +116,7 @@ def test_activations_are_those_after_each_block() -> None:
     shown = look_inside(model, idx, targets)
     x = model.wte(idx)
     for i, block in enumerate(model.h):
-        x = block(x, models.layers.Places(None, None))
+        x = block(x, models.layers.PassContext(None, None))
         rms = x[targets != IGNORED].square().mean().sqrt().item()
         assert shown[f"vitals_activation_rms/h.{i}"] == pytest.approx(rms, rel=1e-5)
 

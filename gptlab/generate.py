@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +16,12 @@ if TYPE_CHECKING:
     from gptlab.generation.sampling import Sampling
     from gptlab.models import Model
 
-ROWS = 64  # texts that are drawn at once
+BATCH_SIZE = 64  # texts that are drawn at once
 AHEAD = 4  # tokens that a draft proposes at once
 
 
 def at_least(low: float, kind: Callable[[str], Any], below: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: `kind`, from `low` up to `below`."""
+    """An argparse type: a `kind` from `low` up to and including `below`."""
 
     def parse(text: str) -> Any:
         value = kind(text)
@@ -115,11 +113,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace) -> None:
-    """Whether the flags go together.
+def check_flags(args: argparse.Namespace) -> None:
+    """Check that the flags go together.
 
     Raises:
-        UserError: they do not.
+        UserError: two of them exclude each other, or one lacks another.
     """
     asked = {"--json": args.json, "--also": args.also, "--draft": args.draft, "--lines": args.lines}
     asked |= {"--num-samples": args.num_samples > 1, "--compile": args.compile}
@@ -140,16 +138,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--lines is for the lines of --prompt-file FILE or of a pipe: leave it or PROMPT out")
 
 
-def prompts(args: argparse.Namespace) -> list[str]:
-    """The texts that are asked for.
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts from the command line, a file or a pipe.
 
     Raises:
-        UserError: a file cannot be read, or there is none.
+        UserError: the file cannot be read, or it has no text.
     """
+    from gptlab.generation.terminal import stdin_is_piped
+
     if args.prompt is not None:
         return [args.prompt.encode("utf-8", "replace").decode()]
     name, file = f"--prompt-file {args.prompt_file}", args.prompt_file
-    if not file and piped() and not args.interactive:
+    if not file and stdin_is_piped() and not args.interactive:
         name, file = "standard input", sys.stdin.fileno()
     if file is None:
         if args.lines:
@@ -163,24 +163,15 @@ def prompts(args: argparse.Namespace) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     if not text and args.prompt_file is None and not args.lines:
-        return ["\n"]  # whatever started this has left a pipe open
+        return ["\n"]  # an empty pipe, which the calling program left open
     texts = [line for line in text.split("\n") if line] if args.lines else [text.removesuffix("\n")]
     if not any(texts):
         raise UserError(f"{name} is empty; give some text")
     return texts
 
 
-def piped() -> bool:
-    """Whether standard input is a pipe or a file."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):  # closed, or none
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
 def run(args: argparse.Namespace) -> None:
-    """Write prompts and what follows to stdout, as it is drawn.
+    """Write the prompts and their answers to stdout, as they are drawn.
 
     Raises:
         UserError: flags do not go together, a prompt or a model cannot be read, or they do not fit each other.
@@ -191,35 +182,35 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.generation.answers import check_prompt
     from gptlab.generation.conversation import converse
     from gptlab.generation.sampling import Sampling
-    from gptlab.generation.terminal import TokenPrinter, introduce
+    from gptlab.generation.terminal import TokenPrinter, note_model
     from gptlab.system.accelerator import device
 
-    check(args)
-    texts = prompts(args)
+    check_flags(args)
+    texts = read_prompts(args)
     where, dtype = device(args.device), torch.bfloat16 if args.precision == "bf16" else torch.float32
     sampling = Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     seed = torch.seed() % 2**32 if args.seed is None else args.seed
     models = [open_model(name, where, dtype) for name in (args.model, *args.also)]
     draft = open_model(args.draft, where, dtype) if args.draft else None
     if draft is not None and draft.tokenizer.to_dict() != models[0].tokenizer.to_dict():
-        ours, its = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (models[0], draft))
+        ours, other = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (models[0], draft))
         raise UserError(
-            f"--draft {draft.name} has another tokenizer ({its}) than {args.model} ({ours}): give a draft that was "
+            f"--draft {draft.name} has another tokenizer ({other}) than {args.model} ({ours}): give a draft that was "
             f"trained with the same one"
         )
     for opened in models:
         for text in texts:
             check_prompt(opened, text)
     for opened in models if draft is None else (*models, draft):
-        introduce(opened)
+        note_model(opened)
     if args.interactive:
         generator, printer = torch.Generator().manual_seed(seed), TokenPrinter(args.show_probs)
         converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, args.stop)
     else:
-        answer(args, models, draft, texts, sampling, seed)
+        answer_prompts(args, models, draft, texts, sampling, seed)
 
 
-def answer(
+def answer_prompts(
     args: argparse.Namespace,
     models: list[OpenedModel[Model]],
     draft: OpenedModel[Model] | None,
@@ -227,20 +218,20 @@ def answer(
     sampling: Sampling,
     seed: int,
 ) -> None:
-    """Write what each of the models makes of each prompt."""
+    """Write the answers of each model to each prompt."""
     from gptlab.generation import terminal
-    from gptlab.generation.answers import Answer, draw, unanswered
+    from gptlab.generation.answers import Answer, draw_answers, empty_answers
 
     printer = terminal.TokenPrinter(args.show_probs and not args.json)
     all_answers = []
     for opened in models:
-        answers = unanswered(opened, texts, samples=args.num_samples, seed=seed, stops=args.stop)
+        answers = empty_answers(opened, texts, samples=args.num_samples, seed=seed, stops=args.stop)
         if max(len(each.ids) for each in answers) > (seen := opened.model.config.block_size):
             terminal.note(f"{opened.name} sees the last {seen} tokens of the prompt only")
         all_answers.append(answers)
 
     def write(opened: OpenedModel[Model], batch: list[Answer]) -> None:
-        drawn = draw(
+        drawn = draw_answers(
             opened,
             batch,
             args.max_new_tokens,
@@ -260,19 +251,19 @@ def answer(
 
     for opened, answers in zip(models, all_answers, strict=True):
         started = time.perf_counter()
-        at_once = ROWS if draft is None else 1
-        for first in range(0, len(answers), at_once):
-            write(opened, answers[first : first + at_once])
+        batch_size = BATCH_SIZE if draft is None else 1
+        for first in range(0, len(answers), batch_size):
+            write(opened, answers[first : first + batch_size])
         count, passes = sum(len(each.stream.tokens) for each in answers), sum(each.passes for each in answers)
         more = f", {count / max(passes, 1):.2f} a pass with --ahead {args.ahead or AHEAD}" if draft else ""
         more += f", --seed {seed}" if args.temperature else ""
         terminal.note_speed(opened.name, count, time.perf_counter() - started, more)
     if args.also and not args.json:
-        printer.console.print(terminal.side_by_side([each.name for each in models], all_answers, printer))
+        printer.console.print(terminal.comparison_table([each.name for each in models], all_answers, printer))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
     args = parser().parse_intermixed_args(argv)  # PROMPT may come after flags
     with command_line():
         run(args)

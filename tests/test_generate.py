@@ -1,4 +1,4 @@
-"""`python -m gptlab.generate`, as a user types it; the models are random, or say what they are told to say."""
+"""`python -m gptlab.generate` as a user types it, with random models and models that say given tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def saved(path: Path, model: models.Model, tokenizer: Tokenizer) -> Path:
 
 
 def gpt(path: Path, tokenizer: Tokenizer, seed: int = 1, **fields: Any) -> Path:
-    """The checkpoint of a random model that has opinions."""
+    """The checkpoint of a random model with confident predictions."""
     torch.manual_seed(seed)
     shape = {"block_size": 61, "n_layer": 2, "n_head": 3, "n_embd": 33} | fields
     model = models.build(GPTConfig(tokenizer.vocab_size, **shape)).eval()
@@ -56,7 +56,7 @@ def gpt(path: Path, tokenizer: Tokenizer, seed: int = 1, **fields: Any) -> Path:
 
 
 def saying(path: Path, tokenizer: Tokenizer, ids: list[int]) -> Path:
-    """The checkpoint of a model that says these tokens one after the other, round and round."""
+    """The checkpoint of a model that repeats these tokens in order, without end."""
     assert len(set(ids)) == len(ids)
     model = models.build(BigramConfig(tokenizer.vocab_size))
     with torch.no_grad():
@@ -72,13 +72,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alphabet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Says abcdefghijk and a new line, for ever."""
+    """A model that repeats abcdefghijk and a newline, without end."""
     return str(saying(tmp_path_factory.mktemp("alphabet") / "a.ckpt", ABC, ABC.encode("abcdefghijk\n").tolist()))
 
 
 @pytest.fixture
 def objects(command: Any) -> Any:
-    """objects(...) are those that `generate ... --json` prints."""
+    """objects(...) returns the objects that `generate ... --json` prints."""
 
     def objects(*arguments: str) -> list[dict[str, Any]]:
         result = command("generate", *arguments, "--json")
@@ -90,7 +90,7 @@ def objects(command: Any) -> Any:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """stdin("text") is what comes through a pipe."""
+    """stdin("text") makes the text come through a pipe."""
     opened = []
 
     def stdin(content: str) -> None:
@@ -111,7 +111,7 @@ def texts(samples: list[dict[str, Any]]) -> list[str]:
 
 
 def streamed(stream: TextStream, ids: list[int]) -> str:
-    """What is shown, after each token only what is certain, and all that is certain."""
+    """The text that is shown; checks that after each token all that is certain is shown, and nothing else."""
     shown = ""
     for token in ids:
         shown += "".join(piece.text for piece in stream.add(token))
@@ -423,7 +423,7 @@ def test_a_reader_that_has_had_enough_is_no_mistake(shell: Any, alphabet: str) -
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """typed("a line", KeyboardInterrupt, ...) answers `input`; after that comes the end, as of Ctrl-D."""
+    """typed("a line", KeyboardInterrupt, ...) sets what `input` returns or raises, followed by Ctrl-D."""
 
     def typed(*lines: Any) -> None:
         left = [*lines, EOFError]
@@ -471,7 +471,7 @@ def test_a_talk_can_open_with_a_prompt(command: Any, model: str, typed: Any) -> 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
     command: Any, tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
-    """Also where it comes between reading a token and drawing the next."""
+    """Tested also between the forward pass and the draw."""
     gpt(tmp_path / "m.ckpt", ABC, **fields)
     arguments = ("m.ckpt", "--temperature", "0", "--max-new-tokens", "13")
     draws = iter(range(100))

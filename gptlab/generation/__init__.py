@@ -1,1 +1,1 @@
-"""A model and a prompt become text."""
+"""Text from a model and a prompt."""

@@ -1,4 +1,4 @@
-"""Answers to prompts: drawn in batches, their text as soon as it is known."""
+"""Answers to prompts: drawn in batches, with their text piece by piece."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ from gptlab.system.errors import UserError, quoted
 
 @dataclass
 class Answer:
-    """One sample of a prompt."""
+    """One sample for a prompt."""
 
     number: int
-    """The prompt's, from 1 on."""
+    """The prompt's number, from 1."""
     prompt: str
     ids: list[int]
+    """The prompt's ids."""
     sample: int
-    """From 1 on."""
+    """The sample's number among those of the prompt, from 1."""
     seed: int
     stream: TextStream
     passes: int = 0
-    """How many times the model has read; of several answers drawn at once, the first has the number."""
+    """Forward passes of the model; of several answers drawn in one batch, only the first has the number."""
 
     def record(self, model: str, probs: bool) -> dict[str, Any]:
-        """This answer for --json; `probs`: with the surprisal of each token."""
+        """This answer as plain data for --json.
+
+        Args:
+            model: the model's name.
+            probs: include the text and the surprisal of each token.
+        """
         tokens = self.stream.tokens
         content = {
             "model": model,
@@ -47,17 +53,17 @@ class Answer:
             "finish": self.stream.finish,
         }
         if probs:
-            there = self.stream.tokenizer.tokens
-            content["token_texts"] = [there[token].decode("utf-8", "backslashreplace") for token in tokens]
+            texts = self.stream.tokenizer.tokens
+            content["token_texts"] = [texts[token].decode("utf-8", "backslashreplace") for token in tokens]
             content["bits"] = self.stream.bits
         return content
 
 
 def check_prompt(opened: OpenedModel[Model], text: str) -> None:
-    """That there are tokens for all characters of a prompt.
+    """Check that the model has tokens for all characters of a prompt.
 
     Raises:
-        UserError: there are not.
+        UserError: it has no token for some of them.
     """
     if unknown := opened.tokenizer.unknown(text):
         raise UserError(
@@ -65,15 +71,17 @@ def check_prompt(opened: OpenedModel[Model], text: str) -> None:
         )
 
 
-def unanswered(
+def empty_answers(
     opened: OpenedModel[Model], prompts: Sequence[str], *, samples: int, seed: int, stops: Sequence[str]
 ) -> list[Answer]:
-    """All answers that are to be drawn of a model, nothing in them yet.
+    """The answers of a model that are still to be drawn, each with an empty stream.
 
     Args:
-        samples: of each prompt.
-        seed: of each prompt's first sample; the next one has seed + 1.
-        stops: see `TextStream`.
+        opened: the model.
+        prompts: the texts to continue.
+        samples: the number of samples for each prompt.
+        seed: the seed of each prompt's first sample; the next one has seed + 1.
+        stops: the stop strings, see `TextStream`.
     """
     encoded = [prompt_ids(opened.tokenizer, text) for text in prompts]
     return [
@@ -83,7 +91,7 @@ def unanswered(
     ]
 
 
-def draw(
+def draw_answers(
     opened: OpenedModel[Model],
     answers: list[Answer],
     max_new_tokens: int,
@@ -94,12 +102,20 @@ def draw(
     backend: str | None = None,
     probs: bool = False,
 ) -> Iterator[tuple[Answer, list[Piece]]]:
-    """Draw some answers at once; yields the pieces of each as soon as they are known.
+    """Draw a batch of answers, and yield the pieces of each as soon as they are known.
 
     Args:
-        draft: a smaller model that proposes `ahead` tokens at a time, see `speculate`; then there is one answer.
-        backend: see `Context`.
-        probs: with the surprisal of each token.
+        opened: the model.
+        answers: the batch; with a draft, a single answer.
+        max_new_tokens: the length of an answer, in tokens.
+        sampling: how a token is drawn.
+        draft: a smaller model for `speculate`.
+        ahead: the number of tokens that the draft proposes at a time.
+        backend: the torch.compile backend, see `Context`.
+        probs: compute the surprisal of each token.
+
+    Raises:
+        UserError: a logit is infinite or not a number.
     """
     generators = [torch.Generator().manual_seed(answer.seed) for answer in answers]
     ids = [answer.ids for answer in answers]
@@ -107,18 +123,20 @@ def draw(
         context = Context(opened.model, ids, max_new_tokens, backend=backend)
         steps = generate(context, max_new_tokens, sampling, generators)
     else:
-        context, its = (Context(each.model, ids, max_new_tokens, ahead=ahead + 1) for each in (opened, draft))
-        steps = speculate(context, its, max_new_tokens, sampling, generators[0], ahead)
-    for row, pieces in follow(steps, [answer.stream for answer in answers], probs):
+        context, proposer = (Context(each.model, ids, max_new_tokens, ahead=ahead + 1) for each in (opened, draft))
+        steps = speculate(context, proposer, max_new_tokens, sampling, generators[0], ahead)
+    for row, pieces in stream_pieces(steps, [answer.stream for answer in answers], probs):
         yield answers[row], pieces
     answers[0].passes = context.passes
 
 
-def follow(steps: Iterator[Step], streams: list[TextStream], probs: bool) -> Iterator[tuple[int, list[Piece]]]:
-    """Rows and their new pieces, until all rows have ended.
+def stream_pieces(steps: Iterator[Step], streams: list[TextStream], probs: bool) -> Iterator[tuple[int, list[Piece]]]:
+    """Yield row numbers and their new pieces, until all rows have ended.
 
     Args:
-        probs: with the surprisal of each token.
+        steps: the tokens as they are drawn.
+        streams: the texts of the rows, to which the tokens are added.
+        probs: compute the surprisal of each token.
     """
     for step in steps:
         bits = surprisal(step) if probs else [0.0] * len(streams)
@@ -131,7 +149,7 @@ def follow(steps: Iterator[Step], streams: list[TextStream], probs: bool) -> Ite
 
 
 def surprisal(step: Step) -> list[float]:
-    """-log2 of the probability that the model itself gives each row's token."""
+    """-log2 of the model's own probability of each row's token, before any filter: bits, a number for each row."""
     chosen = step.tokens[:, None].to(step.logits.device)
     nats = 0 - step.logits.detach().float().log_softmax(dim=-1).gather(1, chosen)[:, 0]  # (B,)
     return (nats / math.log(2)).tolist()

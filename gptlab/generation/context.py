@@ -1,4 +1,4 @@
-"""Rows of tokens, and what a model makes of them."""
+"""Rows of tokens, and the model's logits for their next tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gptlab.generation.cpu_decoder import MOST, CPUDecoder
+from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
@@ -16,18 +16,18 @@ from gptlab.models.layers import attention_span
 
 
 class Context:
-    """Rows of tokens, and what a model makes of them: the logits of their next tokens.
+    """Rows of tokens, and the model's logits for their next tokens.
 
-    What stands more than block_size before a token is out of its sight. With learned or sinusoidal positions the rest
-    is then read anew for every token, as in the lessons; with others the window slides (see `KVCache`).
+    A token sees at most the last block_size tokens. Once a row is longer, a model with learned or sinusoidal positions
+    reads the whole window again for every token; with other positions the window slides (see `KVCache`).
 
     Args:
-        model: in evaluation mode.
-        prompts: the tokens of each row, at least one; the last block_size of them are taken.
-        room: how many tokens are going to be appended to a row.
-        ahead: how many of them at once, to be taken back perhaps.
-        cache: keep keys and values; without, everything is read anew for every token, to the same end.
-        backend: let torch compile the reading of single tokens, by "inductor" (on a GPU as CUDA graphs).
+        model: a model in evaluation mode.
+        prompts: the tokens of each row, at least one; only the last block_size are used.
+        room: the number of tokens that will be appended to a row.
+        ahead: the largest number of tokens appended before `logits` is called; `take_back` can remove them.
+        cache: keep keys and values; without it every token is computed again each time, with the same result.
+        backend: the torch.compile backend for single tokens, e.g. "inductor" (on a GPU with CUDA graphs).
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Context:
         self.rows = [list(prompt[-c.block_size :]) for prompt in prompts]
         self.device = next(model.parameters()).device
         self.cache: KVCache | None = None
-        self.few: CPUDecoder | None = None
+        self.cpu_decoder: CPUDecoder | None = None
         self.backend = backend
-        self.passes = 0  # how many times tokens were read
+        self.passes = 0  # forward passes so far
         self.compiled: Callable[[Tensor], Tensor] | None = None
         if cache and isinstance(model, GPT) and isinstance(c, GPTConfig) and c.has_attention:
             longest = max(map(len, self.rows))
@@ -57,16 +57,20 @@ class Context:
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
             self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)
-            if backend is None and CPUDecoder.serves(model, self.cache):
-                self.few = CPUDecoder(model, self.cache)
+            if backend is None and CPUDecoder.supports(model, self.cache):
+                self.cpu_decoder = CPUDecoder(model, self.cache)
 
     def append(self, tokens: Tensor | Sequence[int]) -> None:
-        """Add a token to each row, (B,)."""
+        """Append a token to each row.
+
+        Args:
+            tokens: one for each row, (B,).
+        """
         for row, token in zip(self.rows, tokens, strict=True):
             row.append(int(token))
 
     def take_back(self, count: int) -> None:
-        """Remove the last tokens of each row."""
+        """Remove the last `count` tokens of each row."""
         for row in self.rows:
             del row[len(row) - count :]
         if self.cache is not None:
@@ -74,12 +78,13 @@ class Context:
 
     @torch.no_grad()
     def logits(self, last: int = 1) -> Tensor:
-        """Logits after each of the `last` tokens of every row, (B, last, V); some token of each row has not been read.
+        """The logits after each of the last tokens of every row, (B, last, V).
 
-        Where there is a cache, what is unread has at least `last` tokens.
+        Args:
+            last: the number of tokens; with a cache, at most as many as were appended since the last call.
 
         Raises:
-            ValueError: more was appended than there is room for.
+            ValueError: more tokens were appended than the context has room for.
         """
         self.passes += 1
         c = self.model.config
@@ -105,24 +110,32 @@ class Context:
         return torch.stack([found[i] for i in range(len(self.rows))])
 
     def _read(self, part: list[list[int]], ended: list[int], last: int) -> Iterable[Tensor]:
-        """Read tokens of each row into the cache; logits (last, V) of the rows that end with them."""
+        """Compute some tokens of each row into the cache.
+
+        Args:
+            part: the next tokens of each row.
+            ended: the rows that have no tokens after these.
+
+        Returns:
+            The logits after the last tokens of each of the rows in `ended`, (last, V).
+        """
         assert isinstance(self.model, GPT)
         assert self.cache is not None
         if self.backend and max(self.cache.lengths) and all(len(row) == 1 for row in part):
             return self._compiled()(self._padded(part)).clone()
-        if self.few is None or sum(map(len, part)) > MOST:
+        if self.cpu_decoder is None or sum(map(len, part)) > MAX_TOKENS:
             x = self.model.features(self._padded(part), self.cache)  # (B, T, C)
             return self.model.head(torch.stack([x[i, len(part[i]) - last : len(part[i])] for i in ended]))
         tokens = [token for row in part for token in row]
         sequence = [i for i, row in enumerate(part) for _ in row]
         position = [self.cache.lengths[i] + j for i, row in enumerate(part) for j in range(len(row))]
         x = self.model.embed(torch.tensor(tokens), torch.tensor(position))  # (N, C)
-        logits = self.model.cap_logits(self.few(x, sequence, position))  # (N, V)
+        logits = self.model.cap_logits(self.cpu_decoder(x, sequence, position))  # (N, V)
         each = logits.split([len(row) for row in part])
         return [each[i][-last:] for i in ended]
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:
-        """Tokens (B, 1) to logits (B, 1, V), with static shapes and addresses."""
+        """The compiled model: tokens (B, 1) to logits (B, 1, V), with static shapes and addresses."""
         if self.compiled is None:
             model, cache = self.model, self.cache
             assert self.backend is not None
@@ -133,6 +146,6 @@ class Context:
         return self.compiled
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(B, T) on the model's device, filled up on the right."""
+        """The rows as one tensor on the model's device, padded on the right with 0, (B, T)."""
         longest = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 
 from gptlab.formats.open_model import OpenedModel
-from gptlab.generation.answers import check_prompt, follow
+from gptlab.generation.answers import check_prompt, stream_pieces
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
@@ -29,12 +29,19 @@ def converse(
     printer: TokenPrinter,
     stops: Sequence[str] = (),
 ) -> None:
-    """Answer line after line until there are no more; to the model all of it is one text.
+    """Answer line after line until there are no more; for the model, the whole conversation is one text.
 
     Args:
-        opening: stands before the first line.
-        max_new_tokens: of one answer.
-        stops: see `TextStream`.
+        opened: the model.
+        opening: text before the first line.
+        max_new_tokens: the length of one answer, in tokens.
+        sampling: how a token is drawn.
+        generator: the generator of the draws, on the CPU.
+        printer: writes the answers.
+        stops: the stop strings, see `TextStream`.
+
+    Raises:
+        UserError: a logit is infinite or not a number.
     """
     tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
     end_of_line = "" if tokenizer.unknown("\n") else "\n"
@@ -61,12 +68,13 @@ def converse(
             cropped = True
         stream, started = TextStream(tokenizer, stops), time.perf_counter()
         with suppress(KeyboardInterrupt):
-            for _, pieces in follow(generate(context, max_new_tokens, sampling, [generator]), [stream], printer.probs):
+            steps = generate(context, max_new_tokens, sampling, [generator])
+            for _, pieces in stream_pieces(steps, [stream], printer.probs):
                 printer.show(pieces)
-        printer.show(stream.close())  # of an answer that was stopped
+        printer.show(stream.close())  # the rest of an interrupted answer
         tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
         if stream.finish == "end_of_text":
-            context.take_back(1)  # the conversation is not over
+            context.take_back(1)  # the conversation continues
         if not stream.text.endswith("\n"):
             printer.write("\n")
     if sys.stdin.isatty():
@@ -75,11 +83,11 @@ def converse(
 
 
 def _lines(opened: OpenedModel[Model]) -> Iterator[str]:
-    """The lines that are typed, until Ctrl-D or Ctrl-C; a line that the model cannot read is refused and skipped."""
+    """Read lines until Ctrl-D or Ctrl-C; a line with characters unknown to the model is reported and skipped."""
     terminal = sys.stdin.isatty()
     if terminal:
         with suppress(ImportError):
-            import readline  # noqa: F401 (lines can be edited)
+            import readline  # noqa: F401 (makes `input` edit lines)
     while True:
         try:
             line = input("> " if terminal else "")

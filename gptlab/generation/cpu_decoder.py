@@ -1,8 +1,8 @@
-"""A forward pass of a few tokens on a CPU, where all the time goes into reading the weights.
+"""A forward pass of a few tokens on a CPU, where nearly all the time goes into reading the weights.
 
-torch's product of one row with a matrix reads them at half the memory's speed, and the many small operations around it
-take as long again. cpu_decoder.c does them all in one call. The machine's own C compiler makes a library of it at the
-first use, once for all runs: on Linux, with cc, gcc or clang; elsewhere torch does the work.
+torch multiplies one row by a matrix at half the memory's speed, and the many small operations around it take as long
+again. cpu_decoder.c does all of them in one call. The machine's own C compiler (cc, gcc or clang, on Linux) builds a
+library from it at the first use, for all later runs too; where that is not possible, torch does the work.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST = 16  # rows up to which reading the weights is what takes time
-ALONE = 1 << 21  # weights up to which one thread is faster than threads that wait for each other
+MAX_TOKENS = 16  # up to here reading the weights takes most of the time
+SINGLE_THREAD_WEIGHTS = 1 << 21  # up to here one thread is faster than several that wait for each other
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(7)
 ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_exact": 1, "relu": 2, "relu2": 3, "swiglu": 4}
-LANES = 16  # of the widest registers
+LANES = 16  # floats in the widest vector register
 
 
-class Step(ctypes.Structure):
-    """As cpu_decoder.c has it."""
+class CStep(ctypes.Structure):
+    """The struct `Step` of cpu_decoder.c."""
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("kind", "how", "n", "m", "groups", "stride", "columns", "window")),
@@ -53,17 +53,20 @@ class Step(ctypes.Structure):
 
 
 class CPUDecoder:
-    """`model.head(model.features(...))` of up to MOST tokens in all, over a cache; from the embeddings on in fp32,
-    whatever the weights' type.
+    """Computes `model.head(model.features(...))` for up to MAX_TOKENS tokens over a KV cache, with fp32 activations.
 
-    The model's weights must stay where they are.
+    The weights may be fp32 or bf16; they must not move or be replaced while the decoder is used.
+
+    Args:
+        model: a model for which `supports` holds.
+        cache: its KV cache, in fp32.
     """
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         c = self.config = model.config
         self.cache = cache
-        self.kept: list[Tensor] = []  # what the steps point to
-        self.steps: list[Step] = []
+        self.referenced: list[Tensor] = []  # tensors that the steps point to
+        self.steps: list[CStep] = []
         H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
         self.x, self.h, self.y, self.mixed = (self._buffer(c.n_embd) for _ in range(4))
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
@@ -76,48 +79,53 @@ class CPUDecoder:
         last = self._norm(model.ln_f, self.x, self.h)
         self._linear(model.lm_head, last, self._buffer(c.vocab_size))
         self.weights = sum(step.n * step.m for step in self.steps if step.kind == LINEAR)
-        self.program = (Step * len(self.steps))(*self.steps)
+        self.program = (CStep * len(self.steps))(*self.steps)
 
     @staticmethod
-    def serves(model: GPT, cache: KVCache) -> bool:
-        """Whether this model over this cache can be served here."""
+    def supports(model: GPT, cache: KVCache) -> bool:
+        """Whether this model can run here: contiguous fp32 or bf16 weights on a CPU, an fp32 cache and a library."""
         weights = model.wte.weight
         return (
             weights.device.type == "cpu"
             and weights.dtype in (torch.float32, torch.bfloat16)
             and all(p.dtype == weights.dtype and p.is_contiguous() for p in model.parameters())
             and cache.k[0].dtype == torch.float32
-            and library() is not None
+            and load_library() is not None
         )
 
     def __call__(self, x: Tensor, sequence: list[int], position: list[int]) -> Tensor:
-        """Logits (N, V) before any softcap, fp32, of tokens embedded as x (N, C), each the `position`-th of a row of
-        the cache; a row's tokens stand in their order."""
+        """The logits of N tokens before any softcap, (N, V) fp32.
+
+        Args:
+            x: the embedded tokens, (N, C); those of one row in their order.
+            sequence: the cache row of each token.
+            position: the position of each token in its row.
+        """
         logits = torch.empty(len(x), self.config.vocab_size, dtype=torch.float32)
         self.x[: len(x)] = x
         self.program[-1].y = logits.data_ptr()
         where = torch.tensor([sequence, position])
         places = [t.data_ptr() for t in (*where, self.scratch)]
-        library()(self.program, len(self.program), *places, len(x), self.weights > ALONE)
+        load_library()(self.program, len(self.program), *places, len(x), self.weights > SINGLE_THREAD_WEIGHTS)
         return logits
 
     def _buffer(self, width: int) -> Tensor:
-        return torch.zeros(MOST, width, dtype=torch.float32)
+        return torch.zeros(MAX_TOKENS, width, dtype=torch.float32)
 
     def _pointer(self, t: Tensor | None) -> int | None:
         if t is None:
             return None
-        self.kept.append(t)
+        self.referenced.append(t)
         return t.data_ptr()
 
     def _wide(self, t: Tensor | None) -> int | None:
         return self._pointer(None if t is None else t.detach().float().contiguous())
 
     def _add(self, kind: int, x: Tensor, y: Tensor, **fields: Any) -> None:
-        self.steps.append(Step(kind=kind, x=self._pointer(x), y=self._pointer(y), **fields))
+        self.steps.append(CStep(kind=kind, x=self._pointer(x), y=self._pointer(y), **fields))
 
     def _norm(self, module: nn.Module, x: Tensor, y: Tensor, groups: int = 1) -> Tensor:
-        """y, or x itself where there is no norm."""
+        """Add a norm of x into y; returns y, or x itself where the model has no norm."""
         if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             return x
         self._add(
@@ -135,7 +143,7 @@ class CPUDecoder:
         return y
 
     def _linear(self, module: nn.Module, x: Tensor, y: Tensor, add: bool = False) -> None:
-        """Of an `nn.Linear`, or none where there is none."""
+        """Write a linear layer of x, or x itself where the model has no such layer, into y; with `add`, add it to y."""
         if not isinstance(module, nn.Linear):
             self._add(ADD, x, y, how=int(add), n=y.shape[1])
             return
@@ -148,7 +156,7 @@ class CPUDecoder:
         pre = c.norm_place == "pre"
         if c.parallel:
             source = self._norm(block.ln_1, self.x, self.h) if pre else self.x
-            if source is self.x:  # which attention changes before the mlp reads it
+            if source is self.x:  # attention changes x before the MLP reads it
                 self._add(ADD, self.x, self.h, n=c.n_embd)
             self._attend(i, block.attn, self.h, c.residual)
             self._mlp(i, block.mlp, self.h, add=True)
@@ -192,7 +200,7 @@ class CPUDecoder:
         self._linear(attn.c_proj, self.y, self.x, add)
 
     def _conv(self, i: int, conv: CausalConv | None, x: Tensor) -> Tensor:
-        """What it makes of x, or x itself where there is none."""
+        """Add a causal convolution of x; returns its output, or x itself where the model has no convolution."""
         if conv is None:
             return x
         read, weight = self.cache.conv_inputs[i, conv.name], conv.weight[:, 0]
@@ -210,13 +218,13 @@ class CPUDecoder:
 
 
 @functools.cache
-def library() -> Any:
-    """The function of cpu_decoder.c; None where it cannot be made."""
+def load_library() -> Any:
+    """The function of cpu_decoder.c; None where it cannot be built."""
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if not sys.platform.startswith("linux") or compiler is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(built(compiler)))  # OpenMP's functions are those that torch has loaded
+        loaded = ctypes.CDLL(str(build_library(compiler)))  # with the OpenMP functions that torch has loaded
     except (OSError, subprocess.SubprocessError) as error:
         log.info("cpu_decoder.c cannot be built (%s): tokens are generated by torch alone", error)
         return None
@@ -226,8 +234,13 @@ def library() -> Any:
     return function
 
 
-def built(compiler: str) -> Path:
-    """The library's file, made unless it is there; machines that share a folder have one each."""
+def build_library(compiler: str) -> Path:
+    """Build the library unless it exists, and return its file; its name has the hash of source, compiler and processor.
+
+    Raises:
+        OSError: a file cannot be written, or the compiler cannot be started.
+        subprocess.SubprocessError: the compiler fails or takes longer than a minute.
+    """
     recipe = "\n".join((SOURCE.read_text(), compiler, *FLAGS, platform.machine(), processor_features()))
     name = f"cpu_decoder-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     folder = user_folder(None)
@@ -244,7 +257,7 @@ def built(compiler: str) -> Path:
                 [*FLAGS, "-c", str(SOURCE), "-o", f"{work}/cpu_decoder.o"],
                 ["-shared", f"{work}/cpu_decoder.o", "-o", f"{work}/{name}"],
             )
-            for arguments in steps:  # linked without OpenMP's library, so that torch's threads do the work
+            for arguments in steps:  # linked without an OpenMP library, so that torch's threads are used
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=60)
             Path(work, name).replace(folder / name)
     return folder / name

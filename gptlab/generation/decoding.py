@@ -1,4 +1,4 @@
-"""Prompts continued, a token at a time or several by speculation."""
+"""Decoding: one token at a time, or several by speculation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.generation.context import Context
-from gptlab.generation.sampling import Sampling, inverted, uniform
+from gptlab.generation.sampling import Sampling, invert_cdf, uniform_numbers
 
 
 class Step(NamedTuple):
+    """A new token for each row."""
+
     tokens: Tensor
-    """(B,) int64, on the CPU."""
+    """The tokens, (B,) int64 on the CPU."""
     logits: Tensor
-    """(B, V): the model's, before any filter."""
+    """The model's logits for them before any filter, (B, V)."""
 
 
 def generate(
@@ -26,7 +28,10 @@ def generate(
     """Append up to `max_new_tokens` tokens to each row, and yield them as soon as they are drawn.
 
     Args:
-        generators: one a row, on the CPU; draws are made there, the same on every device and in every batch.
+        generators: one for each row, on the CPU, so that a seed gives the same draws on every device and in any batch.
+
+    Raises:
+        UserError: a logit is infinite or not a number.
     """
     for _ in range(max_new_tokens):
         logits = context.logits()[:, -1]
@@ -43,14 +48,18 @@ def speculate(
     generator: torch.Generator,
     ahead: int = 4,
 ) -> Iterator[Step]:
-    """As `generate`, for one row: the draft proposes `ahead` tokens, which the model reads at once.
+    """Speculative decoding of one row: the draft proposes `ahead` tokens, and the model checks them in one pass.
 
-    A proposal x is kept with probability min(1, p(x) / q(x)), p the model's and q the draft's; instead of the first
-    that is not, a token is drawn from max(p - q, 0): so each token has the model's distribution exactly (Leviathan et
-    al. 2023, https://arxiv.org/abs/2211.17192).
+    A proposal x is accepted with probability min(1, p(x) / q(x)), where p is the model's distribution and q the
+    draft's. In place of the first rejected one, a token is drawn from max(p - q, 0). So each token has exactly the
+    model's distribution (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192).
 
     Args:
-        context, draft: of one row each, the same prompt, made with `ahead` + 1 for their `ahead`.
+        context: the model's context, with one row and its `ahead` one larger than this one.
+        draft: the draft's context, with the same prompt and `ahead`.
+
+    Raises:
+        UserError: a logit is infinite or not a number.
     """
     done = 0
     while done < max_new_tokens:
@@ -58,7 +67,7 @@ def speculate(
         proposed, q = [], []
         for _ in range(count):
             q.append(sampling.probabilities(draft.logits()[:, -1], draft.rows)[0])
-            proposed.append(int(inverted(q[-1][None], uniform([generator]))))
+            proposed.append(int(invert_cdf(q[-1][None], uniform_numbers([generator]))))
             draft.append(proposed[-1:])
         before = len(context.rows[0])
         for token in proposed:
@@ -66,22 +75,22 @@ def speculate(
         logits = context.logits(count + 1)[0]  # (count + 1, V)
         for i in range(count + 1):
             p = sampling.probabilities(logits[i, None], [context.rows[0][: before + i]])[0]
-            kept = i < count and bool(uniform([generator]) * q[i][proposed[i]] < p[proposed[i]])
-            left = (p - q[i]).clamp(min=0) if i < count else p
-            token = proposed[i] if kept else int(inverted(left[None], uniform([generator])))
-            if not kept:
+            accepted = i < count and bool(uniform_numbers([generator]) * q[i][proposed[i]] < p[proposed[i]])
+            rest = (p - q[i]).clamp(min=0) if i < count else p
+            token = proposed[i] if accepted else int(invert_cdf(rest[None], uniform_numbers([generator])))
+            if not accepted:
                 for each in (context, draft):
                     each.take_back(count - i)
                     each.append([token])
             done += 1
             yield Step(torch.tensor([token]), logits[i, None])
-            if not kept:
+            if not accepted:
                 break
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of `prompt`, after those that begin a text; if there are none, the end of the text before, or token 0.
+    """The ids of a prompt, after the tokenizer's beginning of a text; if there are none, its end of text or else 0.
 
-    Token 0 is the newline, in most characters.
+    With most character tokenizers, id 0 is the newline.
     """
     return [*tokenizer.begin, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text or 0]

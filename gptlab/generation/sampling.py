@@ -11,7 +11,7 @@ from torch import Tensor
 from gptlab.system.errors import UserError
 
 
-def _check(best: Tensor) -> None:
+def _check_finite(best: Tensor) -> None:
     if not best.isfinite().all():
         raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")
 
@@ -21,11 +21,11 @@ class Sampling:
     """How the next token is drawn. The filters apply in the order of these fields, as in `transformers`.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     repetition_penalty: float = 1.0
-    """Divides the logits above zero, and multiplies those below, of tokens that have been there (CTRL, Keskar et al.
+    """Divides the positive logits, and multiplies the negative ones, of tokens that occur already (CTRL, Keskar et al.
     2019, https://arxiv.org/abs/1909.05858)."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most probable token."""
@@ -51,35 +51,35 @@ class Sampling:
             raise ValueError(f"min_p={self.min_p}: must be at least 0 and at most 1")
 
     def probabilities(self, logits: Tensor, rows: Sequence[Sequence[int]] = ()) -> Tensor:
-        """What the next token of each row is drawn from, (B, V) fp64 on the CPU.
+        """The distribution that the next token of each row is drawn from, (B, V) fp64 on the CPU.
 
         Args:
-            logits: (B, V).
+            logits: the model's logits, (B, V).
             rows: the tokens of each row so far, for the repetition penalty.
 
         Raises:
-            UserError: the logits are no numbers.
+            UserError: a logit is infinite or not a number.
         """
         logits = logits.detach().cpu().double()
         if self.repetition_penalty != 1.0:
             logits = logits.clone()
-            for row, there in zip(logits, rows, strict=True):
-                seen = torch.tensor(sorted(set(there)))
+            for row, tokens in zip(logits, rows, strict=True):
+                seen = torch.tensor(sorted(set(tokens)))
                 row[seen] = torch.where(
                     row[seen] > 0, row[seen] / self.repetition_penalty, row[seen] * self.repetition_penalty
                 )
         best = logits.max(dim=-1, keepdim=True)
-        _check(best.values)
+        _check_finite(best.values)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
-        logits = (logits - best.values) / self.temperature  # no overflow, however cold
+        logits = (logits - best.values) / self.temperature  # no overflow, however low the temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             kept = logits.topk(self.top_k)
             logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
         probabilities = logits.softmax(dim=-1)
         if self.top_p is not None and self.top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True)
-            before = ordered.cumsum(dim=-1) - ordered  # the probability of all that is more probable
+            before = ordered.cumsum(dim=-1) - ordered  # the sum over all more probable tokens
             probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= self.top_p, 0.0))
         if self.min_p is not None:
             least = self.min_p * probabilities.max(dim=-1, keepdim=True).values
@@ -87,27 +87,35 @@ class Sampling:
         return probabilities / probabilities.sum(dim=-1, keepdim=True)
 
     def draw(self, logits: Tensor, generators: Sequence[torch.Generator], rows: Sequence[Sequence[int]] = ()) -> Tensor:
-        """One token a row, (B,) int64, each with a number of its own generator: the same whatever rows are beside it.
+        """Draw a token for each row, (B,) int64, with the row's own generator: other rows do not change its tokens.
 
         Args:
-            logits: (B, V).
-            generators: B, on the CPU.
-            rows: as of `probabilities`.
+            logits: the model's logits, (B, V).
+            generators: one for each row, on the CPU.
+            rows: the tokens of each row so far, for the repetition penalty.
+
+        Raises:
+            UserError: a logit is infinite or not a number.
         """
         if self.temperature == 0 and self.repetition_penalty == 1.0:
             best = logits.max(dim=-1)
-            _check(best.values)
+            _check_finite(best.values)
             return best.indices.cpu()
-        return inverted(self.probabilities(logits, rows), uniform(generators))
+        return invert_cdf(self.probabilities(logits, rows), uniform_numbers(generators))
 
 
-def uniform(generators: Sequence[torch.Generator]) -> Tensor:
-    """The next number of each generator, (B,) fp64 in [0, 1)."""
+def uniform_numbers(generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw a number from each generator, (B,) fp64 in [0, 1)."""
     return torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
 
 
-def inverted(probabilities: Tensor, u: Tensor) -> Tensor:
-    """The tokens (B,) at which the running sum of the probabilities (B, V) exceeds u (B,) of the whole."""
+def invert_cdf(probabilities: Tensor, u: Tensor) -> Tensor:
+    """The first token of each row at which the cumulative probability exceeds a share of the row's sum, (B,) int64.
+
+    Args:
+        probabilities: (B, V), not necessarily normalised.
+        u: the shares, (B,) in [0, 1).
+    """
     sums = probabilities.cumsum(dim=-1)
     whole = sums[:, -1:]
     return torch.searchsorted(sums, (u[:, None] * whole).minimum(whole.nextafter(torch.zeros(()))), right=True)[:, 0]

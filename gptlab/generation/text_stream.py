@@ -1,4 +1,4 @@
-"""The text of tokens as they are drawn: whole characters, up to a stop string or the end of text."""
+"""The text of tokens as they are drawn: whole characters, up to a stop string or the end-of-text token."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from gptlab.data.tokenizers import Tokenizer
 
 
 class Piece(NamedTuple):
+    """A piece of text, from one token, or from several where a character takes several."""
+
     text: str
     bits: float
-    """The surprisal of the tokens that it comes from: several, where a character takes several."""
+    """The surprisal of its tokens, in bits."""
 
 
 class TextStream:
-    """One text on its way to its reader.
+    """The text of one row of tokens, released piece by piece.
 
-    A token may end within a character, and what it ends with may be the beginning of a stop string: such tokens are
-    held back until it is known.
+    A token may end within a character or within a possible stop string. Its text is held back until later tokens
+    decide what it is.
 
     Args:
-        stops: the text ends before the first of them that is complete, however it is cut into tokens.
+        tokenizer: the tokenizer of the tokens.
+        stops: the stop strings; the text ends before the first that is complete, however it is cut into tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         self.tokens: list[int] = []
-        """All that were drawn, those of a stop string and the end of text among them."""
+        """All tokens that were added, including those of a stop string and the end of text."""
         self.bits: list[float] = []
-        """Their surprisal."""
+        """The surprisal of each token, in bits."""
         self.pieces: list[Piece] = []
-        """What is known of the text."""
+        """The text so far, without what is held back."""
         self.finish: str | None = None
         """Why it ended: stop, end_of_text or length."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -43,7 +46,12 @@ class TextStream:
         return "".join(piece.text for piece in self.pieces)
 
     def add(self, token: int, bits: float = 0.0) -> list[Piece]:
-        """The pieces that are known now; none of a token after the end."""
+        """Add a token, and return the pieces that it releases; none after the end of the text.
+
+        Args:
+            token: the token's id.
+            bits: its surprisal, in bits.
+        """
         if self.finish is not None:
             return []
         self.tokens.append(token)
@@ -60,7 +68,11 @@ class TextStream:
         return self._release(len(whole) - max(open_, default=0))
 
     def close(self, finish: str = "length") -> list[Piece]:
-        """What has been held back, since no more tokens come."""
+        """End the text, and return what was held back.
+
+        Args:
+            finish: the reason for the end, if the text has not ended before.
+        """
         if self.finish is not None:
             return []
         self.finish = finish
@@ -68,12 +80,12 @@ class TextStream:
         return self._release(sum(len(piece.text) for piece in self._held))
 
     def _hold(self, text: str, bits: float) -> None:
-        if self._held and not self._held[-1].text:  # the character that was begun
+        if self._held and not self._held[-1].text:  # an incomplete character
             bits += self._held.pop().bits
         self._held.append(Piece(text, bits))
 
     def _release(self, length: int, cut: bool = False) -> list[Piece]:
-        """The pieces held within the first `length` characters; with `cut` the beginning of the next one too."""
+        """Release the pieces within the first `length` characters; with `cut` also the part of the next one there."""
         released = []
         while self._held and self._held[0].text and len(self._held[0].text) <= length:
             released.append(self._held.pop(0))

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gptlab.generation import cpu_decoder
 from gptlab.generation.context import Context
-from gptlab.generation.cpu_decoder import MOST, CPUDecoder, library
+from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder, load_library
 from gptlab.generation.decoding import generate
 from gptlab.generation.sampling import Sampling
 from tests.models.test_switches import ROWS, Row, T, V, each, lively
 
-needs_library = pytest.mark.skipif(library() is None, reason="no C compiler here")
+needs_library = pytest.mark.skipif(load_library() is None, reason="no C compiler here")
 
 
 def texts(*lengths: int, seed: int = 3) -> list[list[int]]:
@@ -30,10 +30,10 @@ def texts(*lengths: int, seed: int = 3) -> list[list[int]]:
 
 
 def assert_same(model: Any, prompts: list[list[int]], count: int, dtype: torch.dtype) -> None:
-    """That rows have the logits of a pass in fp64 about as exactly as torch has, within a block and beyond."""
+    """Check that the logits are about as close to fp64's as torch's are, within a block and beyond."""
     model = model.to(dtype).eval()
     ours, torchs = (Context(model, prompts, count, cache=cache) for cache in (True, False))
-    assert ours.few is not None
+    assert ours.cpu_decoder is not None
     exact = Context(copy.deepcopy(model).double(), prompts, count, cache=False)
     errors = torch.zeros(2)
     for _ in range(count):
@@ -69,7 +69,7 @@ def test_logits_are_torchs_whatever_the_sizes(sizes: Row, dtype: torch.dtype) ->
 
 
 def trail(prompts: list[list[int]], count: int = T + 5, **fields: Any) -> list[Tensor]:
-    """The logits of each step, (B, V), on random tokens that each row has for itself."""
+    """The logits of each step, (B, V), on random tokens that differ between rows."""
     model = lively(n_embd=192, n_head=3, vocab_size=257, **fields).eval()
     context = Context(model, prompts, count)
     found = []
@@ -84,7 +84,7 @@ def trail(prompts: list[list[int]], count: int = T + 5, **fields: Any) -> list[T
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
     pos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_decoder, "ALONE", 0)
+    monkeypatch.setattr(cpu_decoder, "SINGLE_THREAD_WEIGHTS", 0)
     prompts = texts(3, 1, 1, 4, 2)  # 11 tokens: the library reads the prompts, too
     together = trail(prompts, T - 4, pos=pos)
     threads = torch.get_num_threads()
@@ -104,12 +104,12 @@ def test_more_tokens_than_a_few_are_torchs(monkeypatch: pytest.MonkeyPatch) -> N
     call = CPUDecoder.__call__
     monkeypatch.setattr(CPUDecoder, "__call__", lambda self, x, *where: read.append(len(x)) or call(self, x, *where))
     model = lively(block_size=64).eval()
-    for length in (MOST, MOST + 1):
+    for length in (MAX_TOKENS, MAX_TOKENS + 1):
         context = Context(model, texts(length), 2)
         context.logits()
         context.append([1])
         context.logits()
-    assert read == [MOST, 1, 1]
+    assert read == [MAX_TOKENS, 1, 1]
 
 
 @needs_library
@@ -118,7 +118,7 @@ def test_no_gradient_goes_through_and_autocast_makes_nothing_less_exact() -> Non
     context = Context(model, texts(5), 1)
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = context.logits()
-    assert context.few is not None
+    assert context.cpu_decoder is not None
     assert not logits.requires_grad
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits[0, 0], model(torch.tensor(context.rows))[0, -1], rtol=1e-5, atol=1e-5)
@@ -140,9 +140,9 @@ def test_another_default_type_changes_no_number() -> None:
 
 def test_other_types_and_devices_are_torchs() -> None:
     context = Context(lively().double().eval(), texts(5), 1)
-    assert context.few is None
+    assert context.cpu_decoder is None
     assert context.logits().dtype == torch.float64
-    assert Context(lively().eval(), texts(5), 1, cache=False).few is None
+    assert Context(lively().eval(), texts(5), 1, cache=False).cpu_decoder is None
 
 
 # Where the library comes from
@@ -153,14 +153,14 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, and a process that has not loaded the library yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    library.cache_clear()
+    load_library.cache_clear()
     yield tmp_path
-    library.cache_clear()
+    load_library.cache_clear()
 
 
 def assert_torch_generates() -> None:
     context = Context(lively().eval(), texts(4), 5)
-    assert context.few is None
+    assert context.cpu_decoder is None
     assert len(list(generate(context, 5, Sampling(), [torch.Generator()]))) == 5
 
 
@@ -187,18 +187,18 @@ def test_with_a_broken_compiler_torch_does_the_work(fresh: Path, monkeypatch: py
 
 @needs_library
 def test_the_library_is_made_once_for_all_runs(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library() is not None
+    assert load_library() is not None
     (made,) = (fresh / "cache" / "gptlab").iterdir()
     assert made.suffix == ".so"  # and nothing of the work
-    library.cache_clear()
+    load_library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
-    assert library() is not None
+    assert load_library() is not None
 
 
 @needs_library
 def test_a_cache_folder_that_cannot_be_written_is_done_without(fresh: Path) -> None:
     (fresh / "cache").write_text("a file")
-    assert library() is not None
+    assert load_library() is not None
     (made,) = fresh.rglob("*.so")
     assert made.parent.name.startswith("gptlab-")
 
@@ -208,5 +208,5 @@ def test_another_processor_has_a_library_of_its_own(fresh: Path, monkeypatch: py
     names = set()
     for flags in ("flags: sse2", "flags: sse2 avx2"):
         monkeypatch.setattr(cpu_decoder, "processor_features", lambda flags=flags: flags)
-        names.add(cpu_decoder.built("cc" if shutil.which("cc") else "gcc").name)
+        names.add(cpu_decoder.build_library("cc" if shutil.which("cc") else "gcc").name)
     assert len(names) == 2

@@ -1,5 +1,4 @@
-"""A token is drawn with the probability that it should have, and never outside the chosen few; so are those that a
-draft model has proposed."""
+"""Tokens are drawn with the right probability, and never outside the filters; also those that a draft proposes."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from gptlab.data.tokenizers import CharTokenizer
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids, speculate
-from gptlab.generation.sampling import Sampling, inverted
+from gptlab.generation.sampling import Sampling, invert_cdf
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.system.errors import UserError
 
@@ -34,12 +33,12 @@ def logits_of(*probabilities: float, rows: int = 1) -> Tensor:
 
 
 def drawn(logits: Tensor, **options: Any) -> Tensor:
-    """A token a row, (B,), with the numbers of one generator."""
+    """Draw a token for each row, (B,), all from one generator."""
     return Sampling(**options).draw(logits, [rng()] * len(logits))
 
 
 def lively(scale: float = 11, **fields: Any) -> GPT:
-    """A small model with opinions, the more the larger `scale`, so that positions matter."""
+    """A small random model with confident predictions (more so the larger `scale`) that depend on positions."""
     torch.manual_seed(7)
     sizes = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 3, "n_embd": 30}
     gpt = GPT(GPTConfig(**(sizes | fields))).eval()
@@ -57,7 +56,7 @@ def model() -> GPT:
 def tokens(
     model: Any, prompts: Sequence[Sequence[int]], count: int, seeds: Sequence[int] = range(B), **options: Any
 ) -> list[list[int]]:
-    """What follows each prompt."""
+    """The tokens generated after each prompt."""
     context, generators = Context(model, prompts, count), [rng(seed) for seed, _ in zip(seeds, prompts, strict=False)]
     steps = list(generate(context, count, Sampling(**options), generators))
     assert all(step.tokens.shape == (len(prompts),) and step.tokens.dtype == torch.int64 for step in steps)
@@ -175,7 +174,7 @@ def test_filters_are_those_of_transformers_in_their_order(options: dict[str, Any
 
 
 def fits(counts: Tensor, probabilities: Tensor) -> bool:
-    """Whether `counts` (n,) may well be of these probabilities (n,): of right ones one in a thousand is refused."""
+    """Whether `counts` (n,) are consistent with `probabilities` (n,), by a test that rejects 1 true sample in 1000."""
     some = probabilities > 0
     expected = probabilities[some] / probabilities.sum() * counts.sum()
     assert expected.min() > 5
@@ -195,7 +194,7 @@ def fits(counts: Tensor, probabilities: Tensor) -> bool:
     ],
 )
 def test_tokens_come_as_often_as_they_should(options: dict[str, Any], kept: int) -> None:
-    """A right sampler fails at one seed in a thousand, and the seed is fixed."""
+    """A correct sampler fails at one seed in a thousand; the seed is fixed."""
     logits = torch.randn(V, generator=rng())
     expected = (logits.double() / options.get("temperature", 1.0)).softmax(dim=-1)
     expected[expected < expected.sort(descending=True).values[kept - 1]] = 0
@@ -215,7 +214,7 @@ def test_texts_of_neighbouring_seeds_begin_as_differently_as_others() -> None:
 @pytest.mark.parametrize("whole", [1.0, 0.25])
 def test_an_impossible_token_is_not_drawn_at_the_borders_either(whole: float, u: float, token: int) -> None:
     probabilities = whole * torch.tensor([[0, 0.5, 0, 0.5, 0, 0]], dtype=torch.float64)
-    assert inverted(probabilities, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
+    assert invert_cdf(probabilities, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -360,7 +359,7 @@ def speculated(model: GPT, draft: GPT, prompt: list[int], count: int, ahead: int
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """After how many tokens logits were asked for, each time."""
+    """The row's length at each call of `logits`."""
     found: list[int] = []
     logits = Context.logits
 
@@ -376,7 +375,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_what_a_draft_proposes_has_the_distribution_of_the_model_alone(
     options: dict[str, Any], reads: list[int]
 ) -> None:
-    """All texts of three tokens; a right sampler fails at one seed in a thousand, and the seeds are fixed."""
+    """Counts all texts of three tokens; a correct sampler fails at one seed in a thousand, and the seeds are fixed."""
     sizes = {"vocab_size": 3, "block_size": 5, "n_layer": 1, "n_head": 1, "n_embd": 4}
     model, draft = lively(2, **sizes), lively(9, **sizes, pos="none")
     prompt, sampling, runs, ahead = [1, 0], Sampling(**options), 800, 2

@@ -36,7 +36,7 @@ SLIDING = [name for name, fields in KINDS.items() if fields.get("pos", "learned"
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test with torch's operations, and with our own library where there is one."""
     if request.param == "torch":
-        monkeypatch.setattr(CPUDecoder, "serves", lambda model, cache: False)
+        monkeypatch.setattr(CPUDecoder, "supports", lambda model, cache: False)
 
 
 def lively(**fields: Any) -> GPT:

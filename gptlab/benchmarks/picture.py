@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gptlab.benchmarks import time_to_loss
+from gptlab.models.gpt import GPT
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_atomically
 
@@ -60,6 +62,7 @@ def record_loop(text: str) -> Iterator[Point]:
     """Make nanoGPT's CPU run by the plain loop, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         loop, held_out = time_to_loss.nanogpt_cpu_run(text, Path(folder), time_to_loss.RATE)
+        assert isinstance(loop.model, GPT)
         seconds = 0.0
         for first in range(0, time_to_loss.STEPS, EVERY):
             start = time.perf_counter()
@@ -101,7 +104,7 @@ def draw(runs: dict[str, list[Point]], file: Path) -> None:
         axes = figure.subplots()
         for colour, (name, points) in zip(COLOURS, runs.items(), strict=False):
             seconds, losses = zip(*points, strict=True)
-            style = {"ls": "--", "color": DARK} if name == LOOP else {"color": colour}
+            style: dict[str, Any] = {"ls": "--", "color": DARK} if name == LOOP else {"color": colour}
             axes.plot(seconds, losses, marker="o", ms=4, **style)
             axes.annotate(
                 f"{name}, {losses[-1]:.3f}", points[-1], (7, 4), textcoords="offset points", size=8, bbox=LABEL

@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> None:
 
     from gptlab.data.batches import Windows
     from gptlab.evaluation import show
-    from gptlab.evaluation.candidates import choose_text, count_table, ngram_order, open_candidate
+    from gptlab.evaluation.candidates import choose_text, count_table, open_candidate
     from gptlab.evaluation.measurements import measure_copies, measure_losses
+    from gptlab.evaluation.ngrams import ngram_order
     from gptlab.system import accelerator, terminal
 
     def windows(name: str, block_size: int) -> Windows:

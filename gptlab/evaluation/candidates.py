@@ -17,22 +17,8 @@ from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 
-HIGHEST_ORDER = 6  # of ngram:N
-
 Candidate = OpenedModel[Model | NGrams]
 """A model or an n-gram table, with its tokenizer."""
-
-
-def ngram_order(name: str) -> int | None:
-    """The order that a candidate's name gives: 6 for ngram:6, 0 for uniform, None for any other model.
-
-    Raises:
-        UserError: the order of ngram:N is not a number from 1 to 6.
-    """
-    orders = {"uniform": 0} | {f"ngram:{n}": n for n in range(1, HIGHEST_ORDER + 1)}
-    if name.startswith("ngram:") and name not in orders:
-        raise UserError(f"{name}: the order must be a number from 1 to {HIGHEST_ORDER}, as in ngram:{HIGHEST_ORDER}")
-    return orders.get(name)
 
 
 def open_candidate(name: str) -> OpenedModel[Model]:

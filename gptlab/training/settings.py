@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptlab import models
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import TokenizerConfig
-from gptlab.evaluation.candidates import HIGHEST, order
+from gptlab.evaluation.ngrams import HIGHEST_ORDER, ngram_order
 from gptlab.models import ModelConfig
 from gptlab.runs import compose
 from gptlab.runs.schema import build
@@ -69,8 +69,10 @@ class TrainerConfig:
             raise UserError(f"trainer.nonfinite={self.nonfinite}: must be one of stop, skip")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"trainer.patience={self.patience}: must be at least 1, or null for no early stopping")
-        if self.baseline is not None and not order(self.baseline):
-            raise UserError(f"trainer.baseline={self.baseline}: must be one of ngram:1 to ngram:{HIGHEST}, or null")
+        if self.baseline is not None and not ngram_order(self.baseline):
+            raise UserError(
+                f"trainer.baseline={self.baseline}: must be one of ngram:1 to ngram:{HIGHEST_ORDER}, or null"
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f"trainer.ema={self.ema}: must be at least 0 (for no average) and below 1, e.g. 0.999")
         if self.sample_tokens < 0 or not self.sample_temperature >= 0:

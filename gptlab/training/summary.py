@@ -9,8 +9,7 @@ import lightning as L
 import torch
 
 from gptlab.data.prepared import Prepared
-from gptlab.evaluation.candidates import order
-from gptlab.evaluation.ngrams import NGrams
+from gptlab.evaluation.ngrams import NGrams, ngram_order
 from gptlab.runs.directory import SUMMARY_FORMAT
 from gptlab.runs.identity import config_hash
 from gptlab.system.files import write_json
@@ -26,7 +25,7 @@ def baseline_loss(name: str, data: Prepared) -> float:
 
     It is counted on the training split, and predicts the tokens that the model predicts.
     """
-    n = order(name)
+    n = ngram_order(name)
     assert n is not None
     counts = NGrams(data.ids("train")[:], data.tokenizer.vocab_size, n)
     return float(counts.nats(data.ids("val")[:]).mean())

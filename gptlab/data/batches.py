@@ -1,4 +1,4 @@
-"""Batches: of training, a pure function of (seed, step); of a held-out split, all of it in order."""
+"""Batches: for training, a pure function of (seed, step); for evaluation, a whole split in order."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from gptlab.system.errors import UserError
 
-IGNORED = -100  # a target that counts for nothing: cross entropy's own default
-EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # of one batch of evaluation; the logits are half a gigabyte
-RESIDENT_BYTES = 1 << 29  # ids up to this size live on the device, larger ones stay memory-mapped
+IGNORED = -100  # a masked target; the default ignore_index of cross entropy
+EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # the most in one evaluation batch; the logits take half a gigabyte
+RESIDENT_BYTES = 1 << 29  # ids up to this size are kept on the device, larger ones stay memory-mapped
 
 Batch = tuple[Tensor, Tensor]
 TrainBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class Ids(Protocol):
-    """The ids of a split: an array, or what reads like one."""
+    """The ids of a split, (n,): an array, or an object that can be sliced like one."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class Ids(Protocol):
 
 
 def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
-    """Where the crops of optimizer step `step` begin, (count,) int64 in [0, positions).
+    """Return where the crops of optimizer step `step` begin, (count,) int64 in [0, positions).
 
     Philox (Salmon et al. 2011) is a hash of its key, and its raw numbers are the same in every version of numpy.
     """
@@ -41,9 +41,9 @@ def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
 def epoch_starts(seed: int, epoch: int, count: int, length: int, positions: int) -> np.ndarray:
-    """Where the crops of an epoch begin, (count,) int64 in [0, positions): in random order, but side by side.
+    """Return where the crops of an epoch begin, (count,) int64 in [0, positions), in random order.
 
-    They are `length` apart, from a random first place on, so that texts are cut elsewhere in each epoch.
+    They lie side by side, `length` apart. The first start is random, so that each epoch cuts the text elsewhere.
     """
     raw = np.random.Philox(key=[seed + (2 << 32), epoch]).random_raw(1 + count)
     first = int(raw[0]) % (positions - (count - 1) * length)
@@ -51,34 +51,34 @@ def epoch_starts(seed: int, epoch: int, count: int, length: int, positions: int)
 
 
 def row_noise(seed: int, step: int, count: int) -> np.ndarray:
-    """A random number for each crop of optimizer step `step`, (count,) int32: what dropout is a function of."""
+    """Return a random number for each crop of optimizer step `step`, (count,) int32, which determines its dropout."""
     raw = np.random.Philox(key=[seed + (1 << 32), step]).random_raw(count)  # a seed is below 1 << 32
     return (raw >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
-def resident(ids: Ids, device: torch.device) -> Ids | Tensor:
-    """`ids` as one tensor on `device` if small enough, so that a batch is one gather there; else as they are."""
+def to_device_if_small(ids: Ids, device: torch.device) -> Ids | Tensor:
+    """Return `ids` as one tensor on `device` if small enough, so that a batch is one gather there; else unchanged."""
     if len(ids) * 4 > RESIDENT_BYTES:
         return ids
     return torch.from_numpy(ids[:].astype(np.int32)).to(device)
 
 
-def windows(ids: Ids | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
-    """The stretches of `length` ids that begin at `starts`, (len(starts), length) int64 on `device`."""
+def gather_windows(ids: Ids | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
+    """Return the windows of `length` ids that begin at `starts`, (len(starts), length) int64 on `device`."""
     if isinstance(ids, Tensor):
-        return ids[sent(starts, device)[:, None] + torch.arange(length, device=device)].long()
-    return sent(np.stack([ids[start : start + length] for start in starts.tolist()]).astype(np.int64), device)
+        return ids[to_device(starts, device)[:, None] + torch.arange(length, device=device)].long()
+    return to_device(np.stack([ids[start : start + length] for start in starts.tolist()]).astype(np.int64), device)
 
 
-def sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """`values` on `device`; a GPU goes on with what it is at."""
-    there = torch.from_numpy(values)
-    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there.to(device)
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return `values` on `device`, without waiting for a GPU."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `world_size` processes takes of every optimizer step, in `accumulation` micro-batches."""
+    """The share of one of `world_size` processes in every optimizer step, split into `accumulation` micro-batches."""
 
     rank: int
     world_size: int
@@ -86,17 +86,17 @@ class Share:
 
 
 class TrainBatches:
-    """Crops at random: optimizer step i takes the same `batch_size` crops whatever the share, in the same order.
+    """Random crops: optimizer step i takes the same `batch_size` crops in the same order, however they are shared.
 
-    Iterating yields micro-batches (idx, targets, noise) without end: (b, T) int64 twice, with targets one position
-    ahead, and a random number for each row, (b,) int32.
+    Iterating yields micro-batches (idx, targets, noise) without end: idx and targets are (b, T) int64, with targets one
+    position ahead; noise has a random number for each row, (b,) int32.
 
     Args:
         ids: the training part, (n,).
-        order: random, each crop from anywhere, as in nanoGPT; or epochs: all of the text once, but for less
-            than two blocks at its ends, before any of it a second time.
-        distinct: cycle through that many steps' batches; 0: never repeat.
-        start: asked at each iteration for the step to begin with, so that a resumed run goes on where it stopped.
+        order: random (each crop from anywhere, as in nanoGPT), or epochs (all of the text, except for less than two
+            blocks at its ends, before any of it a second time).
+        distinct: cycle through the batches of that many steps; 0: never repeat.
+        start: called at each iteration for the first step, so that a resumed run continues where it stopped.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class TrainBatches:
         distinct: int = 0,
         start: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.ids = resident(ids, device)
+        self.ids = to_device_if_small(ids, device)
         self.positions = len(ids) - block_size  # the last crop's last target is the last id
         self.seed, self.batch_size, self.block_size = seed, batch_size, block_size
         self.share, self.device, self.order, self.distinct, self.start = share, device, order, distinct, start
 
     def starts(self, step: int) -> np.ndarray:
-        """Where the crops of optimizer step `step` begin, (batch_size,) int64."""
+        """Return where the crops of optimizer step `step` begin, (batch_size,) int64."""
         if self.order == "random":
             return crop_starts(self.seed, step, self.batch_size, self.positions)
         count = max(self.positions // self.block_size, 1)  # crops of an epoch
@@ -130,15 +130,15 @@ class TrainBatches:
         return np.concatenate(parts)
 
     def batch(self, step: int, micro: int) -> TrainBatch:
-        """Micro-batch `micro` of this process in optimizer step `step`."""
+        """Return micro-batch `micro` of this process in optimizer step `step`."""
         number = step % self.distinct if self.distinct else step
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
         first = (micro * self.share.world_size + self.share.rank) * size
         rows = slice(first, first + size)
         starts = self.starts(number)[rows]
-        noise = sent(row_noise(self.seed, step, self.batch_size)[rows], self.device)
-        x = windows(self.ids, starts, self.block_size + 1, self.device)
-        # One layout, whatever the batch: compiled once.
+        noise = to_device(row_noise(self.seed, step, self.batch_size)[rows], self.device)
+        x = gather_windows(self.ids, starts, self.block_size + 1, self.device)
+        # Always one memory layout, so that the model is compiled once.
         return x[:, :-1].contiguous(), x[:, 1:].contiguous(), noise
 
     def __iter__(self) -> Iterator[TrainBatch]:
@@ -148,47 +148,39 @@ class TrainBatches:
 
 
 def eval_batch_size(length: int, vocab_size: int) -> int:
-    """How many windows of `length` tokens are evaluated at once where nobody says."""
+    """Return the default number of windows of `length` tokens that are evaluated at once."""
     return max(min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // length, 1)
 
 
 class EvalBatches:
     """A whole split in order: non-overlapping windows of `block_size`, every id but the first a target once.
 
-    All batches have one shape, (batch_size, T): what is missing of the last ones is filled with masked targets.
+    All batches have one shape, (batch_size, block_size): the last ones are padded with masked targets.
     Process r of n takes batches r, r + n, ...
     """
 
     def __init__(self, ids: Ids, *, batch_size: int, block_size: int, share: Share, device: torch.device) -> None:
-        self.ids, self.batch_size, self.block_size = ids, batch_size, block_size
+        self.ids, self.batch_size, self.windows = ids, batch_size, Windows(block_size, block_size)
         self.share, self.device = share, device
 
     def __len__(self) -> int:
-        """Batches of one process: the same for all, so that none waits for another."""
-        rows = -(-(len(self.ids) - 1) // self.block_size)
-        return -(-rows // (self.batch_size * self.share.world_size))
+        """Return the number of batches of one process: the same for all, so that none waits for another."""
+        return -(-self.windows.rows(len(self.ids) - 1) // (self.batch_size * self.share.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        span = self.batch_size * self.block_size
         for i in range(len(self)):
-            begin = (i * self.share.world_size + self.share.rank) * span
-            ids = np.asarray(self.ids[begin : begin + span + 1], dtype=np.int64)
-            idx, targets = np.zeros(span, dtype=np.int64), np.full(span, IGNORED, dtype=np.int64)
-            count = max(len(ids) - 1, 0)
-            idx[:count], targets[:count] = ids[:-1], ids[1:]
-            shape = (self.batch_size, self.block_size)
-            yield (
-                torch.from_numpy(idx.reshape(shape)).to(self.device),
-                torch.from_numpy(targets.reshape(shape)).to(self.device),
-            )
+            number = i * self.share.world_size + self.share.rank
+            idx, targets = self.windows.batch(self.ids, number * self.batch_size, self.batch_size)
+            yield idx.to(self.device), targets.to(self.device)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of `context` tokens, each beginning `stride` after the one before it.
+    """Windows of `context` tokens, each beginning `stride` tokens after the one before it.
 
-    Of the first window all targets count, of the others the last `stride`: each id but the first is a target once, with
-    more than `context - stride` tokens before it. As far apart as they are long, they are those of a run's `val/loss`.
+    In the first window all targets count, in the others the last `stride`. So each id but the first is a target once,
+    and after the first window it has more than `context - stride` tokens before it. With stride = context = block_size
+    the loss is a run's `val/loss`.
     """
 
     context: int
@@ -196,7 +188,12 @@ class Windows:
 
     @classmethod
     def of(cls, context: int | None, stride: int | None, block_size: int, name: str = "the model") -> Windows:
-        """What the command line asks of a model; None: as in training.
+        """Return the windows for --context and --stride.
+
+        Args:
+            context: None: block_size, as in training.
+            stride: None: the context.
+            name: the model's, for a message.
 
         Raises:
             UserError: a length that is out of range.
@@ -214,35 +211,43 @@ class Windows:
         return cls(context, stride)
 
     def protocol(self, part: str) -> str:
+        """Describe the measurement in words; `part` is a split, or "all"."""
         if self.stride < self.context:
             return f"context {self.context}, stride {self.stride}"
-        return f"{whole(part)}, windows of {self.context}"
+        return f"{part_name(part)}, windows of {self.context}"
 
     def positions(self, count: int) -> np.ndarray:
-        """The places in their windows of the first `count` targets, (count,): each sees one token more."""
+        """Return the positions of the first `count` targets in their windows, (count,) int64."""
         place = np.arange(count)
         repeated = self.context - self.stride + (place - self.context) % self.stride
         return np.where(place < self.context, place, repeated)
 
     def rows(self, count: int) -> int:
-        """How many windows `count` targets need."""
+        """Return how many windows `count` targets need, at least 1."""
         return 1 + max(-(-(count - self.context) // self.stride), 0)
 
     def batches(self, ids: Ids, batch_size: int) -> Iterator[Batch]:
-        """All windows in order as (idx, targets), (b, context) int64; what does not count is masked."""
+        """Yield all windows in order as (idx, targets), (b, context) int64, with b = `batch_size` except at the end."""
         rows = self.rows(len(ids) - 1)
         for first in range(0, rows, batch_size):
-            begins = np.arange(first, min(first + batch_size, rows)) * self.stride
-            end = int(begins[-1]) + self.context + 1
-            stretch = np.asarray(ids[int(begins[0]) : end], dtype=np.int64)
-            stretch = np.pad(stretch, (0, max(end - len(ids), 0)))
-            both = np.lib.stride_tricks.sliding_window_view(stretch, self.context + 1)[:: self.stride]
-            place = np.arange(self.context)
-            old = (begins[:, None] > 0) & (place < self.context - self.stride)
-            beyond = begins[:, None] + place + 1 >= len(ids)
-            targets = np.where(old | beyond, IGNORED, both[:, 1:])
-            yield torch.from_numpy(both[:, :-1].copy()), torch.from_numpy(targets)
+            yield self.batch(ids, first, min(batch_size, rows - first))
+
+    def batch(self, ids: Ids, first: int, rows: int) -> Batch:
+        """Return `rows` windows from number `first` on as (idx, targets), (rows, context) int64.
+
+        Targets that do not count are `IGNORED`. Where there is no target any more, idx is 0.
+        """
+        begins = np.arange(first, first + rows)[:, None] * self.stride
+        begin, length = first * self.stride, (rows - 1) * self.stride + self.context + 1
+        stretch = np.asarray(ids[begin : begin + length], dtype=np.int64)
+        stretch = np.pad(stretch, (0, length - len(stretch)))
+        both = np.lib.stride_tricks.sliding_window_view(stretch, self.context + 1)[:: self.stride]
+        position = np.arange(self.context)
+        repeated = (begins > 0) & (position < self.context - self.stride)
+        beyond = begins + position + 1 >= len(ids)
+        idx, targets = np.where(beyond, 0, both[:, :-1]), np.where(repeated | beyond, IGNORED, both[:, 1:])
+        return torch.from_numpy(idx), torch.from_numpy(targets)
 
 
-def whole(part: str) -> str:
+def part_name(part: str) -> str:
     return "whole text" if part == "all" else "whole split"

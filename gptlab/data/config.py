@@ -1,4 +1,4 @@
-"""DOC"""
+"""The config group `data`, checked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ ORDERS = ("random", "epochs")
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Which text a run trains on, how it is split, and in what batches."""
+
     name: str
     path: Any
-    """A file, a folder, or a list of them; of the Hugging Face hub, a data set's name."""
+    """A file, a folder, or a list of them; for the Hugging Face hub, a data set's name."""
     text_key: str
     subset: str | None
     revision: str | None
@@ -29,14 +31,14 @@ class DataConfig:
     test_fraction: float
     batch_size: int
     micro_batch_size: Any
-    """A number; None: the whole share of a device; "auto": what fits a GPU's memory or a CPU's caches, see `fit`."""
+    """A number; None: the whole share of a device; "auto": as many as fit a GPU's memory or a CPU's caches."""
     val_batch_size: int | None
     overfit_batches: int
     order: str
     """random or epochs, see `TrainBatches`."""
 
     def __post_init__(self) -> None:
-        Split(self.split, self.val_fraction, self.test_fraction)  # which checks them
+        Split(self.split, self.val_fraction, self.test_fraction)  # raises if they are out of range
         if not all(isinstance(path, str) for path in self.paths):
             raise UserError(f"data.path={self.path}: must be a file, a folder, or a list of them")
         if self.max_documents is not None and self.max_documents < 1:
@@ -55,19 +57,20 @@ class DataConfig:
 
     @property
     def paths(self) -> list[str]:
+        """`path` as a list."""
         if self.path is None:
             return []
         return list(self.path) if isinstance(self.path, (list, tuple)) else [self.path]
 
     def folder(self, which: str) -> Path:
-        """`dir` or `cache_dir`, by default the user's cache folder."""
+        """Return `dir` or `cache_dir`, by default the user's cache folder."""
         return user_folder(getattr(self, which))
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches that each process runs per optimizer step.
+        """Return how many micro-batches each process runs per optimizer step.
 
         Raises:
-            UserError: batch_size is no multiple of micro_batch_size times the processes.
+            UserError: batch_size is not a multiple of micro_batch_size times the processes.
         """
         micro = self.micro_batch_size or max(self.batch_size // world_size, 1)
         if self.batch_size % (micro * world_size):

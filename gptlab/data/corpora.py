@@ -1,6 +1,6 @@
-"""Which text: files, Tiny Shakespeare and the like, Python's documentation, data sets of the Hugging Face hub.
+"""The texts to train on: files, Tiny Shakespeare, Python's documentation, data sets of the Hugging Face hub.
 
-A corpus is read in pieces of bounded size, as often as needed, always alike.
+A corpus is read in pieces of bounded size, as often as needed, each time the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptlab.data.text_files import LINES, TABLES, Piece, documents, extra, find, kind, pieces
+from gptlab.data.text_files import LINES, TABLES, Piece, documents, find_texts, import_extra, pieces, text_format
 from gptlab.system.errors import UserError, did_you_mean
-from gptlab.system.files import expanded, write_atomically
+from gptlab.system.files import expand_user, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +49,32 @@ HUB = ("openwebtext", "fineweb_edu", "hub")
 
 @dataclass(frozen=True)
 class Corpus:
+    """A named text."""
+
     name: str
     read: Callable[[], Iterator[Piece]]
-    """From the beginning, each time the same; pieces end where no tokenizer would look across."""
+    """Yield the text from its beginning, each time the same; no token reaches across the end of a piece."""
     documents: bool
-    """Whether the text is made of documents, whose ends are marked; not if it is one file of text."""
+    """Whether the text is made of documents, whose ends are marked; a single file of text is not."""
     origin: str
-    """Where the text comes from: the same as long as nothing there has changed."""
+    """Where the text comes from; changes when the files there change."""
     bytes: int | None
-    """Size of its files; None for a stream, which is not read only to name it."""
+    """Size of its files; None for a stream, which is not read just to be hashed."""
 
 
 def from_files(name: str, files: tuple[Path, ...], key: str) -> Corpus:
-    """A corpus of text files; several, and all of .jsonl and .parquet, are documents."""
+    """Return a corpus of text files; several files, and lines of .jsonl or rows of .parquet, are documents.
+
+    Args:
+        key: name of the text's field in .jsonl and .parquet.
+    """
 
     def read() -> Iterator[Piece]:
         for file in files:
             for chunks in documents(file, key):
                 yield from pieces(chunks)
 
-    many = len(files) > 1 or any(kind(file) in (*LINES, *TABLES) for file in files)
+    many = len(files) > 1 or any(text_format(file) in (*LINES, *TABLES) for file in files)
     return Corpus(name, read, many, json.dumps([key, _stamps(files)]), sum(file.stat().st_size for file in files))
 
 
@@ -77,20 +83,23 @@ def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def from_hub(name: str, path: str, subset: str | None, revision: str | None, key: str) -> Corpus:
-    """The training part of a data set of Hugging Face's hub, or of a folder of that form, streamed.
+    """Stream the training part of a data set of the Hugging Face hub, or of a folder in the same format.
 
     Args:
-        subset, revision: of the hub; a folder has no revision, and need not have the subset.
+        path: the name on the hub, or the folder.
+        subset: name of a configuration; ignored if a folder does not have it.
+        revision: commit, tag or branch on the hub; ignored for a folder.
+        key: name of the text's column.
     """
-    local = expanded(path).is_dir()
-    path = str(expanded(path)) if local else path
+    local = expand_user(path).is_dir()
+    path = str(expand_user(path)) if local else path
 
     def read() -> Iterator[Piece]:
-        datasets = extra("datasets", f"data={name} is a data set of the Hugging Face hub")
-        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+        datasets = import_extra("datasets", f"data={name} is a data set of the Hugging Face hub")
+        logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
         try:
             where = {"name": subset, "revision": revision}
-            if local:  # which may hold all subsets, or one of them without saying so
+            if local:  # it may hold all subsets, or one of them without a name
                 where = {"name": subset if subset in datasets.get_dataset_config_names(path) else None}
             rows = datasets.load_dataset(path, **where, split="train", streaming=True)
             for row in rows:
@@ -100,7 +109,7 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
                 yield from pieces([text or ""])
         except UserError:
             raise
-        except Exception as error:  # of a network there are many
+        except Exception as error:  # a network can raise many kinds
             raise UserError(
                 f"data={name}: {path} cannot be read from the Hugging Face hub ({type(error).__name__}: "
                 f"{str(error)[:300]}). What is prepared so far is kept: the same command goes on. Without a network, "
@@ -111,17 +120,17 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, key
     return Corpus(name, read, True, json.dumps([key, path, subset, revision, stamps]), None)
 
 
-def file_of(name: object) -> str | None:
-    """The file that the data set `name` is downloaded as; None of any other."""
+def download_file_name(name: object) -> str | None:
+    """Return the name of the file that holds the data set `name`; None if it is not one to download."""
     kinds = {"shakespeare_char": "shakespeare", "shakespeare_bpe": "shakespeare", "verdict": "verdict"}
     return DOWNLOADS[kinds[name]][0] if isinstance(name, str) and name in kinds else None
 
 
-def downloaded(name: str, raw_dir: Path, cache_dir: Path) -> Path:
-    """The file of Tiny Shakespeare or The Verdict: in `raw_dir`, else in `cache_dir`, else from the network.
+def download(name: str, raw_dir: Path, cache_dir: Path) -> Path:
+    """Return the file of Tiny Shakespeare or The Verdict: from `raw_dir`, else `cache_dir`, else downloaded there.
 
     Raises:
-        UserError: it lies in neither folder and the network does not give it, or what lies there differs.
+        UserError: it lies in neither folder and cannot be downloaded, or its sha256 differs.
     """
     file, url, sha256 = DOWNLOADS[name]
     for path in (raw_dir / file, cache_dir / file):
@@ -133,7 +142,7 @@ def downloaded(name: str, raw_dir: Path, cache_dir: Path) -> Path:
                 )
             return path
     try:
-        raw = _download(url, file)
+        raw = _fetch(url, file)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{file} is neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}, and cannot be "
@@ -146,7 +155,7 @@ def downloaded(name: str, raw_dir: Path, cache_dir: Path) -> Path:
     return cache_dir / file
 
 
-def _download(url: str, what: str) -> bytes:
+def _fetch(url: str, what: str) -> bytes:
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
         total = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
@@ -158,23 +167,26 @@ def _download(url: str, what: str) -> bytes:
 
 
 def python_documentation(cache_dir: Path) -> Path:
-    """A file with the text of pydoc's topics and of the standard library's docstrings, one document after another.
+    """Return a file of pydoc's topics and the standard library's docstrings, written at the first call.
 
-    Read from the source files, nothing is imported. Documents come in the order of their hashes, so that a split
-    by position gives parts of one kind. The text depends on the Python version, which is part of its file name.
+    The docstrings are parsed from source files; nothing is imported. Documents are ordered by their hashes, so that a
+    split by position gives similar parts. The text depends on the Python version, which is in the file's name.
+
+    Raises:
+        UserError: this Python comes without its sources, or the file cannot be written.
     """
     path = cache_dir / f"pydoc-{platform.python_version()}.txt"
     if path.is_file():
         return path
     log.info("collecting Python's own documentation as training text, once: %s", path)
-    documents = set(_docstrings(Path(sysconfig.get_paths()["stdlib"])))
+    texts = set(_docstrings(Path(sysconfig.get_paths()["stdlib"])))
     try:
         from pydoc_data.topics import topics
 
-        documents.update(text.strip() for text in topics.values())
+        texts.update(text.strip() for text in topics.values())
     except ImportError:  # some distributions ship Python without it; the docstrings remain
         pass
-    ordered = sorted(documents, key=lambda text: hashlib.sha256(text.encode()).digest())
+    ordered = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "\n\n\n".join(ordered) + "\n"
     if len(text) < 1_000_000:
         raise UserError(
@@ -186,7 +198,7 @@ def python_documentation(cache_dir: Path) -> Path:
 
 
 def _docstrings(root: Path) -> list[str]:
-    """Docstrings of 80 ASCII characters and more, of all modules, classes and functions below `root`."""
+    """Collect docstrings of at least 80 characters, ASCII only, from all modules below `root`."""
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
     found = []
     for folder, folders, files in os.walk(root):
@@ -197,7 +209,7 @@ def _docstrings(root: Path) -> list[str]:
             try:
                 tree = ast.parse((Path(folder) / name).read_bytes())
             except (SyntaxError, ValueError, OSError):
-                continue  # templates and samples that are no Python; one file more or less does not matter
+                continue  # templates and samples that are not valid Python
             for node in ast.walk(tree):
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                     text = (ast.get_docstring(node) or "").strip()
@@ -217,15 +229,19 @@ def load(
     revision: str | None = None,
     max_documents: int | None = None,
 ) -> Corpus:
-    """The data set `name`; for "auto", the one that was chosen.
+    """Return the data set `name`; for "auto", the one that was chosen.
 
     Args:
-        paths: of data=text, its files and folders; of a data set of the hub, its name there.
-        text_key: of the text in a line of .jsonl, a column of .parquet, a row of the hub's.
-        max_documents: take no more than that.
+        paths: for data=text, files and folders; for the hub, the data set's name there, or one folder.
+        raw_dir: where texts are looked for first.
+        cache_dir: where downloads are looked for and written.
+        text_key: name of the text's field in .jsonl, .parquet and the hub's rows.
+        subset: configuration of a data set of the hub.
+        revision: commit, tag or branch on the hub.
+        max_documents: take at most so many; None: all.
 
     Raises:
-        UserError: no such set, or its text cannot be had; the message says what to do.
+        UserError: there is no such set, or its text is not available; the message says what to do.
     """
     if name not in NAMES:
         raise UserError(f"data.name={name}: no such data set; {did_you_mean(name, NAMES)}")
@@ -237,31 +253,32 @@ def load(
     if name == "auto":
         name, files = _auto(raw_dir, cache_dir)
     elif name in ("shakespeare_char", "shakespeare_bpe"):
-        files = [downloaded("shakespeare", raw_dir, cache_dir)]
+        files = [download("shakespeare", raw_dir, cache_dir)]
     elif name == "verdict":
-        files = [downloaded("verdict", raw_dir, cache_dir)]
+        files = [download("verdict", raw_dir, cache_dir)]
     elif name == "pydoc_char":
         files = [python_documentation(cache_dir)]
     else:
-        files = [expanded(path) for path in paths]
+        files = [expand_user(path) for path in paths]
     if name in HUB:
         corpus = from_hub(name, paths[0], subset, revision, text_key)
     else:
-        corpus = from_files(name, find(files), text_key)
-    return corpus if max_documents is None else first(corpus, max_documents)
+        corpus = from_files(name, find_texts(files), text_key)
+    return corpus if max_documents is None else first_documents(corpus, max_documents)
 
 
 def _auto(raw_dir: Path, cache_dir: Path) -> tuple[str, list[Path]]:
+    """Choose Tiny Shakespeare, or Python's documentation where the former is not available."""
     try:
-        return "shakespeare_char", [downloaded("shakespeare", raw_dir, cache_dir)]
+        return "shakespeare_char", [download("shakespeare", raw_dir, cache_dir)]
     except UserError as error:
         reason = getattr(error.__cause__, "reason", error)
         log.warning("data=auto: no Tiny Shakespeare (%s); training on pydoc_char, Python's documentation", reason)
         return "pydoc_char", [python_documentation(cache_dir)]
 
 
-def first(corpus: Corpus, count: int) -> Corpus:
-    """Its first `count` documents."""
+def first_documents(corpus: Corpus, count: int) -> Corpus:
+    """Return a corpus of the first `count` documents of `corpus`."""
 
     def read() -> Iterator[Piece]:
         left = count

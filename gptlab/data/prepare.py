@@ -1,6 +1,6 @@
-"""Text becomes ids on disk, once: split, and tokenised by several threads in bounded memory.
+"""Turn a text into ids on disk, once: split it, and tokenise it in several threads and bounded memory.
 
-A preparation that was killed goes on near where it stopped.
+A preparation that was killed resumes near where it stopped.
 """
 
 from __future__ import annotations
@@ -22,68 +22,70 @@ from tqdm import tqdm
 
 from gptlab.data import tokenizers
 from gptlab.data.corpora import Corpus
-from gptlab.data.prepared import Prepared, opened, place
-from gptlab.data.shards import Writer, id_type
-from gptlab.data.split import SPLITS, Part, Split, assigned
+from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
+from gptlab.data.shards import ShardWriter, id_type
+from gptlab.data.split import SPLITS, Part, Split, split_pieces
 from gptlab.data.text_files import PIECE, Piece
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system import machine
 from gptlab.system.errors import UserError, quoted
-from gptlab.system.files import digest, read_json, write_json, writing
+from gptlab.system.files import read_json, sha256_of, write_json, writing
 
 log = logging.getLogger(__name__)
 
 
-LEFT_OUT = 0.01  # of the text's beginning: the share of its characters that a given tokenizer may lack
-LARGE = 1 << 26  # bytes of text from which what was read is remembered, and progress shown
+MOST_UNKNOWN = 0.01  # the share of the characters in the text's first piece that a given tokenizer may lack
+LARGE = 1 << 26  # bytes of text from which its hash is cached and progress is shown
 
 
 def prepare(
     corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, raw_dir: Path, cache_dir: Path
 ) -> Prepared:
-    """Split the text, fit the tokenizer on the training part, and write each part's ids, unless they are there.
+    """Split the text, fit the tokenizer on the training part, and write the ids of each part, unless they exist.
 
-    The folder's name carries the hash of text, split, tokenizer and format, and the folder appears under it whole. Of
-    several processes one does the work, the others wait for it. What has changed since it was written is prepared anew.
+    The folder's name has a hash of text, split, tokenizer and format, and the folder appears only when it is complete.
+    Of several processes one does the work and the others wait. Damaged data is prepared again.
 
     Args:
-        config: of the tokenizer; or one that is there already, and has not seen this text.
+        config: the tokenizer to make; or an existing one, which was not fitted to this text.
+        raw_dir: where OpenAI's vocabularies are looked for.
+        cache_dir: where the ids are written.
 
     Raises:
-        UserError: a part of the split would be empty, the vocabulary cannot be had or is not for this text, or the
-            cache cannot be written.
+        UserError: a part of the split would be empty, the vocabulary is not available or does not suit this text, or
+            the cache cannot be written.
     """
     if split.by == "document" and not corpus.documents:
         raise UserError(f"data.split=document: data={corpus.name} is one text; use data.split=position")
     if split.by == "position" and corpus.bytes is None:
         raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
-    folder = place(corpus, split, config, about["sha256"] if about else corpus.origin, cache_dir)
+    folder = prepared_folder(corpus, split, config, about["sha256"] if about else corpus.origin, cache_dir)
     damage: UserError | None = None
     try:
-        if prepared := opened(corpus.name, folder):
+        if prepared := open_prepared(corpus.name, folder):
             return prepared
     except UserError as error:
         damage = error
         log.warning("%s. The text is prepared anew", damage)
     with writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(cache_dir / f".{folder.name}.lock"):
+        with _locked(cache_dir / f".{folder.name}.lock"):
             with suppress(UserError):
-                if prepared := opened(corpus.name, folder):
+                if prepared := open_prepared(corpus.name, folder):
                     return prepared
             try:
                 _build(folder, corpus, split, config, raw_dir, about["characters"] if about else 0)
             except UserError as error:
                 raise UserError(f"{damage}. It cannot be prepared anew: {error}") if damage else error from error
-            prepared = opened(corpus.name, folder)
+            prepared = open_prepared(corpus.name, folder)
     assert prepared is not None
     return prepared
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Hold a lock, which ends with its process, however that ends; wait while another process holds it."""
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock, waiting while another process holds it; it is released however the process ends."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -96,7 +98,8 @@ def _alone(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def hashed(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
+def hash_pieces(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
+    """Pass the pieces on and add them to `digest`, in the form of `Prepared.sha256`."""
     for piece in pieces:
         digest.update(piece.text.encode())
         if piece.last and documents:
@@ -105,20 +108,20 @@ def hashed(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Pi
 
 
 def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
-    """Hash and length of a text: `sha256` and `characters`. A large one is read anew only when its files have changed.
+    """Return `sha256` and `characters` of a text; a large one is read again only when its files have changed.
 
     Raises:
-        UserError: there is no text in it.
+        UserError: the text is blank.
     """
     assert corpus.bytes is not None
     large = corpus.bytes >= LARGE
-    remembered = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
+    cached = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
     if large:
         with suppress(UserError):
-            return read_json(remembered)
+            return read_json(cached)
     digest, characters, blank = hashlib.sha256(), 0, True
     with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
-        for text, _ in hashed(corpus.read(), digest, corpus.documents):
+        for text, _ in hash_pieces(corpus.read(), digest, corpus.documents):
             characters += len(text)
             blank = blank and not text.strip()
             bar.update(len(text))
@@ -126,8 +129,8 @@ def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
         raise UserError(f"data={corpus.name} is empty: give a text with something in it")
     about = {"sha256": digest.hexdigest(), "characters": characters}
     if large:
-        with suppress(UserError):  # a cache that cannot be written may hold the ids all the same
-            write_json(remembered, about)
+        with suppress(UserError):  # the ids may be there although the folder cannot be written
+            write_json(cached, about)
     return about
 
 
@@ -139,7 +142,7 @@ def _build(
     raw_dir: Path,
     characters: int,
 ) -> None:
-    """Fill `folder`: in another one first, where what a killed process has done is taken up."""
+    """Fill a temporary folder, resuming what a killed process has left there, and rename it to `folder`."""
     names = SPLITS if split.test_fraction else SPLITS[:2]
     if split.by == "position":
         ends = split.ends(characters)
@@ -155,14 +158,14 @@ def _build(
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(exist_ok=True)
     text = hashlib.sha256()
-    writer = Writer(work)
+    writer = ShardWriter(work)
     if writer.units:
         log.info("going on where a preparation of it was stopped")
     try:
-        tokenizer = _tokenizer(work, corpus, split, config, raw_dir, characters)
-        parts = assigned(hashed(corpus.read(), text, corpus.documents), split, characters)
+        tokenizer = _make_tokenizer(work, corpus, split, config, raw_dir, characters)
+        parts = split_pieces(hash_pieces(corpus.read(), text, corpus.documents), split, characters)
         with tqdm(total=characters or None, unit="char", unit_scale=True, desc="tokenising", disable=quiet) as bar:
-            for ids, unknown in _in_parallel(tokenizer, parts, corpus.documents, writer.units, bar):
+            for ids, unknown in _encode_in_parallel(tokenizer, parts, corpus.documents, writer.units, bar):
                 writer.add(ids, unknown)
         for name in names:
             if sum(writer.counts.get(name, [])) < 2:
@@ -173,7 +176,7 @@ def _build(
         if not writer.mark.exists():
             shutil.rmtree(work, ignore_errors=True)
         raise
-    files = {"tokenizer.json": digest(work / "tokenizer.json").hexdigest(), **writer.sha256()}
+    files = {"tokenizer.json": sha256_of(work / "tokenizer.json").hexdigest(), **writer.sha256()}
     index = {"sha256": text.hexdigest(), "counts": writer.counts, "unknown": sorted(writer.unknown), "files": files}
     write_json(work / "index.json", index)
     writer.mark.unlink(missing_ok=True)
@@ -181,13 +184,14 @@ def _build(
     work.rename(folder)
 
 
-def _tokenizer(
+def _make_tokenizer(
     work: Path, corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, raw_dir: Path, characters: int
 ) -> Tokenizer:
+    """Return the tokenizer in `work`; make it and write it there if it is missing."""
     file = work / "tokenizer.json"
     with suppress(UserError):
         return tokenizers.from_dict(read_json(file))
-    train = (text for name, text, _ in assigned(corpus.read(), split, characters) if name == "train")
+    train = (text for name, text, _ in split_pieces(corpus.read(), split, characters) if name == "train")
     beginning = next(train, None)
     if beginning is None:
         raise UserError(f"data={corpus.name}: no document falls into the train part: give more documents")
@@ -195,7 +199,7 @@ def _tokenizer(
         tokenizer = tokenizers.build(config, itertools.chain([beginning], train), corpus.documents, raw_dir)
     else:
         tokenizer = config
-        _check(tokenizer, beginning, corpus.name)
+        _check_covers(tokenizer, beginning, corpus.name)
     if config.name == "bpe" and tokenizer.vocab_size < (config.vocab_size or 0):
         log.warning(
             "tokenizer.vocab_size=%d: data=%s has no more pairs to merge after %d tokens",
@@ -207,15 +211,15 @@ def _tokenizer(
     return tokenizer
 
 
-def _check(tokenizer: Tokenizer, beginning: str, name: str) -> None:
-    """That a tokenizer which has not seen this text can say it.
+def _check_covers(tokenizer: Tokenizer, beginning: str, name: str) -> None:
+    """Check that a tokenizer which was not fitted to this text can encode it.
 
     Raises:
-        UserError: it would leave out too much of it.
+        UserError: it would leave out more than MOST_UNKNOWN of the text.
     """
     unknown = tokenizer.unknown(beginning)
     share = sum(map(beginning.count, unknown)) / len(beginning)
-    if share > LEFT_OUT:
+    if share > MOST_UNKNOWN:
         raise UserError(
             f"data={name}: init_from's tokenizer ({tokenizer.name}, {tokenizer.vocab_size:,} in its vocabulary) lacks "
             f"{len(unknown)} of the text's characters, {share:.0%} of it: {quoted(unknown)}; begin with a model that "
@@ -224,11 +228,15 @@ def _check(tokenizer: Tokenizer, beginning: str, name: str) -> None:
 
 
 Encoded = tuple[dict[str, np.ndarray], set[str]]
-"""Ids by split, and the characters that have none."""
+"""Ids by split, and the characters that have no id."""
 
 
 def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> Encoded:
-    """The ids of neighbouring parts; `end_of_text` follows each document."""
+    """Return the ids of consecutive parts.
+
+    Args:
+        end_of_text: the id that follows each document; None: no id does.
+    """
     ids: dict[str, list[np.ndarray]] = {}
     unknown: set[str] = set()
     dtype = id_type(tokenizer.vocab_size)
@@ -242,7 +250,7 @@ def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> 
 
 
 def units(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Neighbours of `PIECE` characters and more in all: what one thread encodes at a time."""
+    """Group consecutive parts into units of at least `PIECE` characters, which one thread encodes at a time."""
     unit: list[Part] = []
     size = 0
     for part in parts:
@@ -255,12 +263,12 @@ def units(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield unit
 
 
-def _in_parallel(
+def _encode_in_parallel(
     tokenizer: Tokenizer, parts: Iterable[Part], documents: bool, done: int, bar: tqdm
 ) -> Iterator[Encoded]:
-    """What `encode` makes of each unit but the first `done`, in order; a few are under way at a time.
+    """Yield the result of `encode` for each unit after the first `done`, in order; a few are in progress at a time.
 
-    Threads do: tiktoken and numpy let go of Python's lock.
+    Threads suffice: tiktoken and numpy release Python's global lock.
     """
     end_of_text = tokenizer.end_of_text if documents else None
     under_way: deque[tuple[Future[Encoded], int]] = deque()
@@ -273,14 +281,14 @@ def _in_parallel(
                     continue
                 under_way.append((pool.submit(encode, tokenizer, unit, end_of_text), size))
                 if len(under_way) > 2 * machine.cores():
-                    yield _finished(under_way, bar)
+                    yield _collect(under_way, bar)
             while under_way:
-                yield _finished(under_way, bar)
+                yield _collect(under_way, bar)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _finished(under_way: deque[tuple[Future[Encoded], int]], bar: tqdm) -> Encoded:
+def _collect(under_way: deque[tuple[Future[Encoded], int]], bar: tqdm) -> Encoded:
     future, size = under_way.popleft()
     encoded = future.result()
     bar.update(size)

@@ -1,4 +1,4 @@
-"""Prepared data: the ids of a text on disk, and the folder that they lie in."""
+"""Prepared data: the ids of a text on disk, and the folder that holds them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 
-FORMAT = 3  # of the prepared files; part of their folder's name
+FORMAT = 3  # version of the prepared files; enters the hash in their folder's name
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,26 @@ class Prepared:
 
     name: str
     sha256: str
-    """Of the raw text, UTF-8; after each document, where there are several, the byte 0xFF."""
+    """Hash of the raw text, UTF-8; if it is made of documents, the byte 0xFF follows each."""
     tokenizer: Tokenizer
     folder: Path
     counts: dict[str, list[int]]
-    """Ids in each file of each split."""
+    """How many ids each file of each split holds."""
     unknown: list[str]
-    """Characters that the tokenizer left out; of a tokenizer that the text has made, of the held-out parts only."""
+    """Characters that the tokenizer left out; one fitted to this text lacks only held-out characters."""
 
     def ids(self, split: str) -> Shards:
-        """Ids of "train", "val" or, if there is one, "test"."""
+        """Return the ids of "train", "val" or, if there is one, "test"."""
         return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
 
 
-def place(corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, identity: str, cache_dir: Path) -> Path:
-    """The folder of a text's ids.
+def prepared_folder(
+    corpus: Corpus, split: Split, config: TokenizerConfig | Tokenizer, identity: str, cache_dir: Path
+) -> Path:
+    """Return the folder for the ids of a text under this split and tokenizer.
 
     Args:
-        identity: the sha256 of the text; of a stream, its origin.
+        identity: the sha256 of the text; for a stream, its origin.
     """
     chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
     recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
@@ -52,14 +54,14 @@ def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def opened(name: str, folder: Path, remember: bool = True) -> Prepared | None:
-    """What lies in `folder`; None if there is no such folder.
+def open_prepared(name: str, folder: Path, remember: bool = True) -> Prepared | None:
+    """Open the prepared data in `folder`; return None if there is no such folder.
 
     Args:
         remember: see `shards.verify`.
 
     Raises:
-        UserError: a file of it is not there, or not as it was written.
+        UserError: one of its files is missing or has changed.
     """
     if not folder.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""The ids of a corpus on disk, in files of bounded size: a killed writer can go on, a reader sees one array."""
+"""The ids of a corpus on disk, in files of bounded size: a killed writer can resume, a reader sees one array."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from typing import Any
 import numpy as np
 
 from gptlab.system.errors import UserError
-from gptlab.system.files import digest, read_json, write_json
+from gptlab.system.files import read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
-SHARD = 100_000_000  # ids, about
+SHARD = 100_000_000  # ids in a file, about
 SAVE_EVERY = 16  # units of a million characters
-ALWAYS = 1 << 29  # bytes up to which all files are verified whenever they are opened
+ALWAYS = 1 << 29  # bytes up to which files are verified whenever they are opened
 VERIFIED = "verified.json"
 THREADS = 8  # that hash files
 
 
 def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """Return the type in which ids are stored."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def shard(folder: Path, split: str, number: int) -> Path:
+    """Return the path of file `number` of a split."""
     return folder / f"{split}-{number:05d}.bin"
 
 
 def verify(folder: Path, files: dict[str, str], remember: bool = True) -> None:
-    """That the `files` of `folder` have these sha256.
+    """Check the sha256 of files.
 
-    More than ALWAYS bytes are read once only: what was found is remembered beside them, where that can be written, and
-    holds for a file as long as its size, time and inode stay the same.
+    More than ALWAYS bytes are read only once: the result is written beside the files, if possible, and holds for a file
+    as long as its size, time and inode stay the same.
 
     Args:
-        remember: write what was found.
+        files: the sha256 (hex) of each file in `folder`, by its name.
+        remember: whether to write the result.
 
     Raises:
-        UserError: the first that has not, or that cannot be read.
+        UserError: a file has a different sha256 or cannot be read.
     """
     try:
         found = {name: (folder / name).stat() for name in files}
@@ -60,19 +63,19 @@ def verify(folder: Path, files: dict[str, str], remember: bool = True) -> None:
             if sha256 != files[name]:
                 raise UserError(f"{folder / name} is damaged: its sha256 is not the one it was written with")
     if large and unknown and remember:
-        with suppress(UserError):  # a folder that cannot be written may be read all the same
+        with suppress(UserError):  # a folder that cannot be written can still be read
             write_json(folder / VERIFIED, stamps)
 
 
 def _sha256(file: Path) -> str:
     try:
-        return digest(file).hexdigest()
+        return sha256_of(file).hexdigest()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
 
 
 class Shards:
-    """The ids of a split, (n,), uint16 or uint32, memory-mapped; a slice is an array."""
+    """The ids of a split, (n,), uint16 or uint32, memory-mapped from several files; a slice is an array."""
 
     def __init__(self, folder: Path, split: str, counts: list[int], vocab_size: int) -> None:
         files = [shard(folder, split, i) for i in range(len(counts))]
@@ -92,11 +95,11 @@ class Shards:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class Writer:
-    """Appends ids to the shards in `folder`, unit by unit; every so often marks how far they reach.
+class ShardWriter:
+    """Append ids to the shards in `folder`, unit by unit, and regularly mark the progress.
 
-    Where a folder has such a mark, what was written after it is cut off, and `units` says where to go on. If the files
-    are not what the mark says, all begins anew.
+    If the folder has such a mark, what was written after it is cut off, and `units` says where to resume. If the files
+    contradict the mark, writing starts again from the beginning.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,17 +110,17 @@ class Writer:
         self.unknown: set[str] = set()
         """Characters that have no id."""
         self.digests: dict[Path, Any] = {}
-        """The sha256 of each file so far."""
+        """Running sha256 of each file."""
         self._unmarked: set[Path] = set()
         if self.mark.exists():
             try:
-                self._take_up()
+                self._resume()
             except (UserError, OSError, KeyError) as error:
                 log.warning("%s: what a stopped preparation has left is not taken up: %s", folder, error)
         for file in set(folder.glob("*.bin")) - self.digests.keys():
             file.unlink()
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         state = read_json(self.mark)
         sizes = {
             shard(self.folder, split, i): count * state["item_size"]
@@ -129,7 +132,7 @@ class Writer:
                 raise UserError(f"{file.name} is shorter than its mark says")
             os.truncate(file, size)
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = dict(zip(sizes, pool.map(digest, sizes), strict=True))
+            digests = dict(zip(sizes, pool.map(sha256_of, sizes), strict=True))
         for file, found in digests.items():
             if found.hexdigest() != state["sha256"][file.name]:
                 raise UserError(f"{file.name} is damaged: its sha256 is not the one it was written with")
@@ -137,7 +140,7 @@ class Writer:
         self.unknown = set(state["unknown"])
 
     def add(self, ids: dict[str, np.ndarray], unknown: set[str]) -> None:
-        """One unit more: its ids by split, all of one type."""
+        """Append one unit: its ids by split, all of one type, and its characters without an id."""
         for split, array in ids.items():
             if len(array) == 0:
                 continue
@@ -157,10 +160,15 @@ class Writer:
             self.save(array.itemsize)
 
     def sha256(self) -> dict[str, str]:
-        """Of each file, by its name."""
+        """Return the sha256 (hex) of each file, by its name."""
         return {path.name: found.hexdigest() for path, found in sorted(self.digests.items())}
 
     def save(self, item_size: int) -> None:
+        """Flush the files to disk and mark the progress.
+
+        Args:
+            item_size: bytes of an id.
+        """
         for path in self._unmarked:
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Which part of a text is for training and which is held out."""
+"""Split a text into a training part and held-out parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Which part of a text is held out."""
+    """How much of a text is held out for validation and test, and by which rule."""
 
     by: str
-    """position: the last parts of the text; document: each document as its hash decides."""
+    """position (the last parts of the text) or document (the hash of each document decides)."""
     val_fraction: float
     test_fraction: float
 
@@ -34,19 +34,24 @@ class Split:
 
     @property
     def held_out(self) -> float:
+        """The fraction of the text that is not for training."""
         return self.val_fraction + self.test_fraction
 
     def ends(self, characters: int) -> tuple[int, int, int]:
-        """Where train, val and test end in a text that is split by position."""
+        """Return where train, val and test end in a text of so many characters that is split by position."""
         return int(characters * (1 - self.held_out)), int(characters * (1 - self.test_fraction)), characters
 
 
 Part = tuple[str, str, bool]
-"""Split, text, and whether its document ends with it."""
+"""The name of its split, its text, and whether its document ends with it."""
 
 
-def assigned(pieces: Iterable[Piece], split: Split, characters: int) -> Iterator[Part]:
-    """Each piece with the split that it belongs to; by position, the one at a border is cut in two."""
+def split_pieces(pieces: Iterable[Piece], split: Split, characters: int) -> Iterator[Part]:
+    """Yield each piece with the split that it belongs to; by position, a piece across a border is cut.
+
+    Args:
+        characters: the length of the text; unused if it is split by document.
+    """
     if split.by == "document":
         yield from _by_document(pieces, split)
         return
@@ -63,11 +68,11 @@ def assigned(pieces: Iterable[Piece], split: Split, characters: int) -> Iterator
 
 
 def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
-    """The hash of its first piece decides on a document: copies go together, and the order does not matter."""
+    """Assign each document by the hash of its first piece: copies go together, and the order does not matter."""
     name, begins = "train", True
     for text, last in pieces:
         if begins:
-            place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
-            name = "val" if place < split.val_fraction else "test" if place < split.held_out else "train"
+            fraction = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+            name = "val" if fraction < split.val_fraction else "test" if fraction < split.held_out else "train"
         yield name, text, last
         begins = last

@@ -1,4 +1,4 @@
-"""Texts of every form, read in pieces of bounded size: .txt .md .jsonl .parquet, packed as .gz or .zst."""
+"""Read text files in pieces of bounded size: .txt .md .jsonl .parquet, also compressed as .gz or .zst."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from typing import Any, BinaryIO, NamedTuple
 from gptlab.system.errors import UserError
 
 PIECE = 1 << 20  # characters
-LINE = 1 << 27  # the most in a line of .jsonl: packed, a small file can hold one without end
+LINE = 1 << 27  # the most characters in a line of .jsonl: a small compressed file can hold an endless one
 PLAIN, LINES, TABLES, PACKED = (".txt", ".md"), (".jsonl",), (".parquet",), (".gz", ".zst")
 
 
 class Piece(NamedTuple):
+    """A part of a document."""
+
     text: str
     last: bool
-    """Whether its document ends with it."""
+    """Whether the document ends with this piece."""
 
 
-# A tokenizer's pieces never reach across the end of a line, unless more white space comes before or after it; nor from
-# a letter or mark to the space before the next word.
+# Places that no token spans: the end of a line, unless more white space comes before or after it, and between a
+# character and the space before the next word.
 SAFE = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= [^\W\d_])")
 
 
 def pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """A document, given in `chunks`, cut at safe places into pieces of about `PIECE` characters.
+    """Cut a document, given in `chunks`, at safe places into pieces of about `PIECE` characters.
 
-    A BPE or word tokenizer gives the pieces the ids that it gives the whole, if a safe place comes every 16 pieces.
+    A BPE or word tokenizer gives the pieces the same ids as the whole, if there is a safe place in every 16 * PIECE
+    characters.
     """
-    held = ""
+    rest = ""
     for chunk in chunks:
-        held += chunk
-        while len(held) >= 2 * PIECE:
-            safe = SAFE.search(held, PIECE, min(len(held) - 1, 16 * PIECE))
-            if safe is None and len(held) < 16 * PIECE:
+        rest += chunk
+        while len(rest) >= 2 * PIECE:
+            safe = SAFE.search(rest, PIECE, min(len(rest) - 1, 16 * PIECE))
+            if safe is None and len(rest) < 16 * PIECE:
                 break  # it may come in the next chunk
             end = safe.start() if safe else PIECE
-            yield Piece(held[:end], False)
-            held = held[end:]
-    if held:
-        yield Piece(held, True)
+            yield Piece(rest[:end], False)
+            rest = rest[end:]
+    if rest:
+        yield Piece(rest, True)
 
 
 def characters(path: Path) -> Iterator[str]:
-    """The UTF-8 text of a file, unpacked, in chunks; line endings as they are, without a byte order mark.
+    """Yield the UTF-8 text of a file, decompressed, in chunks; without a byte order mark, line endings unchanged.
 
     Raises:
-        UserError: no such file, unreadable, or not UTF-8 text.
+        UserError: the file does not exist, cannot be read, or is not UTF-8 text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     position = 0
@@ -61,7 +64,7 @@ def characters(path: Path) -> Iterator[str]:
         while raw := file.read(PIECE):
             if position == 0 and b"\0" in raw[: 1 << 16]:
                 raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
-            held = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
+            held = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
             try:
                 text = decoder.decode(raw)
             except UnicodeDecodeError as error:
@@ -78,51 +81,55 @@ def characters(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked."""
+    """Open a file for reading its decompressed bytes."""
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
                 yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
             elif path.suffix == ".zst":
-                yield extra("pyarrow", f"{path} is packed by zstd").input_stream(file, compression="zstd")
+                yield import_extra("pyarrow", f"{path} is packed by zstd").input_stream(file, compression="zstd")
             else:
                 yield file
     except FileNotFoundError as error:
         raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
     except UserError:
         raise
-    except Exception as error:  # each format has its own
+    except Exception as error:  # each format raises its own
         raise UserError(f"data.path={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def extra(module: str, why: str) -> Any:
-    """A library that not every installation has."""
+def import_extra(module: str, why: str) -> Any:
+    """Import a library that not every installation has.
+
+    Raises:
+        UserError: it is not installed; the message begins with `why`.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"{why}, and reading that needs {module}: pip install 'gptlab[data]'") from error
 
 
-def kind(path: Path) -> str:
-    """The suffix that says how a file is read, without that of its packing."""
+def text_format(path: Path) -> str:
+    """Return the suffix that says how a file is read, without the suffix of its compression."""
     return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
 def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
-    """The documents of one file, each in chunks: a line of .jsonl, a row of .parquet, or the whole text.
+    """Yield the documents of one file, each in chunks: a line of .jsonl, a row of .parquet, or the whole text.
 
     Args:
-        key: of the text in a line or a row.
+        key: name of the text's field in a line or a row.
 
     Raises:
-        UserError: see `characters`; or a line or row without such a text.
+        UserError: see `characters`; or a line or row has no text of that name.
     """
-    if kind(path) in LINES:
+    if text_format(path) in LINES:
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 yield [_text(path, number, line, key)]
-    elif kind(path) in TABLES:
-        parquet = extra("pyarrow.parquet", f"{path} is a parquet file")
+    elif text_format(path) in TABLES:
+        parquet = import_extra("pyarrow.parquet", f"{path} is a parquet file")
         with _open(path) as file:
             table = parquet.ParquetFile(file, page_checksum_verification=True)
             columns = {field.name: str(field.type) for field in table.schema_arrow}
@@ -163,11 +170,11 @@ def _text(path: Path, number: int, line: str, key: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
 
 
-def find(paths: list[Path]) -> tuple[Path, ...]:
-    """The files that `paths` mean: themselves, and all texts below a folder, in the order of their names.
+def find_texts(paths: list[Path]) -> tuple[Path, ...]:
+    """Return the files among `paths`, and all text files below the folders among them, sorted by name.
 
     Raises:
-        UserError: there is nothing, or no text in a folder.
+        UserError: a path does not exist or is not a regular file, or a folder has no text.
     """
     found: list[Path] = []
     for path in paths:
@@ -191,4 +198,4 @@ def find(paths: list[Path]) -> tuple[Path, ...]:
 
 
 def _is_text(path: Path) -> bool:
-    return kind(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)
+    return text_format(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)

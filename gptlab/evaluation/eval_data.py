@@ -14,8 +14,8 @@ import numpy as np
 
 from gptlab.data import corpora, prepare
 from gptlab.data.corpora import Corpus
-from gptlab.data.prepared import Prepared, opened, place
-from gptlab.data.split import Split, assigned
+from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
+from gptlab.data.split import Split, split_pieces
 from gptlab.data.text_files import Piece
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
@@ -52,7 +52,7 @@ class Source:
             return _documents(self.prepared, part)
         if part == "all":
             return list(self.corpus.read())
-        parts = assigned(self.corpus.read(), self.split, self.characters)
+        parts = split_pieces(self.corpus.read(), self.split, self.characters)
         return [Piece(text, last) for where, text, last in parts if where == part]
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
@@ -136,7 +136,7 @@ def data_folders(data: dict[str, Any]) -> tuple[Path, Path]:
     """
     given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
     places = [user_folder(folder) for folder in given if folder and isinstance(folder, str)]
-    file = corpora.file_of(data.get("name"))
+    file = corpora.download_file_name(data.get("name"))
     there = (folder for folder in places if file and (folder / file).is_file())
     return next(there, (places or [user_folder(None)])[0]), user_folder(None)
 
@@ -197,5 +197,5 @@ def _prepared_by_run(
 ) -> Prepared | None:
     """The ids that the run itself has prepared, or None if they are gone; nothing is written."""
     with suppress(UserError):
-        return opened(corpus.name, place(corpus, split, how, corpus.origin, cache_dir), remember=False)
+        return open_prepared(corpus.name, prepared_folder(corpus, split, how, corpus.origin, cache_dir), remember=False)
     return None

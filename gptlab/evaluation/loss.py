@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gptlab.data.batches import IGNORED, Ids, Windows, eval_batch_size, whole
+from gptlab.data.batches import IGNORED, Ids, Windows, eval_batch_size, part_name
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.models import Model
@@ -135,7 +135,7 @@ def measure(
     if isinstance(model, NGrams):
         found, seen = model.nats(ids), model.order - 1
         before = "no context" if seen < 1 else "1 token of context" if seen == 1 else f"{seen} tokens of context"
-        protocol = f"{whole(part)}, {before}"
+        protocol = f"{part_name(part)}, {before}"
     else:
         assert windows is not None
         found = token_nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)

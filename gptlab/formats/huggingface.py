@@ -19,7 +19,7 @@ from gptlab.formats.safetensors_file import read_safetensors
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
-from gptlab.system.files import digest
+from gptlab.system.files import sha256_of
 
 NAMES = {  # on the hub
     "gpt2": "openai-community/gpt2",
@@ -60,7 +60,7 @@ def download(name: str) -> Path:
         ) from error
     for file in folder.glob(f"{stem}*.{suffix}"):
         sha256 = file.resolve().name  # in its cache, large files are named by it
-        if re.fullmatch("[0-9a-f]{64}", sha256) and digest(file).hexdigest() != sha256:
+        if re.fullmatch("[0-9a-f]{64}", sha256) and sha256_of(file).hexdigest() != sha256:
             raise UserError(f"{file} is not what {repo} has (its sha256 differs): remove it to download it anew")
     return folder
 

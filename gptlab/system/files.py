@@ -73,7 +73,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         raise UserError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def digest(path: Path) -> Any:
+def sha256_of(path: Path) -> Any:
     """The sha256 of a file, as hashlib's object."""
     found = hashlib.sha256()
     with path.open("rb") as file:
@@ -181,10 +181,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 def user_folder(given: str | None) -> Path:
     """`given`, or the user's cache folder for gptlab."""
-    return expanded(given) if given else platformdirs.user_cache_path("gptlab", appauthor=False)
+    return expand_user(given) if given else platformdirs.user_cache_path("gptlab", appauthor=False)
 
 
-def expanded(path: str) -> Path:
+def expand_user(path: str) -> Path:
     """`path`, in which ~ is the user's home.
 
     Raises:

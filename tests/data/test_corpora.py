@@ -366,11 +366,11 @@ def test_a_text_is_downloaded_once(offline: Path, tmp_path: Path) -> None:
     offline.mkdir()
     (offline / "tinyshakespeare.txt").write_text(PLAY)
     cache = tmp_path / "new" / "cache"
-    path = corpora.downloaded("shakespeare", tmp_path / "raw", cache)
+    path = corpora.download("shakespeare", tmp_path / "raw", cache)
     assert path.read_text() == PLAY
     assert list(cache.iterdir()) == [path]
     (offline / "tinyshakespeare.txt").unlink()
-    assert corpora.downloaded("shakespeare", tmp_path / "raw", cache) == path
+    assert corpora.download("shakespeare", tmp_path / "raw", cache) == path
     assert not (tmp_path / "raw").exists()  # data.dir may be read-only
 
 
@@ -378,7 +378,7 @@ def test_a_wrong_download_is_refused_and_not_kept(offline: Path, tmp_path: Path)
     offline.mkdir()
     (offline / "the-verdict.txt").write_text("<html>Please log in to the hotel's network</html>")
     with pytest.raises(UserError, match=r"what came from file://\S+ is not the-verdict.txt .*; try again"):
-        corpora.downloaded("verdict", tmp_path / "raw", tmp_path / "cache")
+        corpora.download("verdict", tmp_path / "raw", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
 
 
@@ -388,7 +388,7 @@ def test_another_text_under_its_name_is_refused(offline: Path, tmp_path: Path, f
     path.parent.mkdir()
     path.write_text("Call me Ishmael.\n")
     with pytest.raises(UserError, match=r"is not the text that .*: remove it .*or train on it as data=text data.path="):
-        corpora.downloaded("shakespeare", tmp_path / "raw", tmp_path / "cache")
+        corpora.download("shakespeare", tmp_path / "raw", tmp_path / "cache")
     assert path.exists()
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock
 from gptlab.data import corpora, prepare, shards, text_files
 from gptlab.data.corpora import Corpus
 from gptlab.data.prepared import Prepared
-from gptlab.data.split import Split, assigned
+from gptlab.data.split import Split, split_pieces
 from gptlab.data.text_files import Piece, pieces
 from gptlab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
@@ -442,9 +442,9 @@ def test_large_data_is_verified_once_as_long_as_it_stays_the_same(
         hashed.append(path.name)
         return digest(path)
 
-    digest, hashed = shards.digest, list[str]()
+    digest, hashed = shards.sha256_of, list[str]()
     monkeypatch.setattr(shards, "ALWAYS", 0)
-    monkeypatch.setattr(shards, "digest", counted)
+    monkeypatch.setattr(shards, "sha256_of", counted)
     first = made(one(TEXT), tmp_path)
     assert sorted(hashed) == ["tokenizer.json", "train-00000.bin", "val-00000.bin"]
     hashed.clear()
@@ -571,7 +571,7 @@ def split(corpus: Corpus) -> Split:
 
 def units(corpus: Corpus, split: Split) -> list[Any]:
     characters = sum(len(text) for text, _ in corpus.read())
-    return list(prepare.units(assigned(corpus.read(), split, characters)))
+    return list(prepare.units(split_pieces(corpus.read(), split, characters)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -665,14 +665,14 @@ from gptlab.data.tokenizers import TokenizerConfig
 
 text_files.PIECE = prepare.PIECE = 64
 shards.SAVE_EVERY, shards.SHARD = 3, 500
-add = shards.Writer.add
+add = shards.ShardWriter.add
 
 def deadly(writer, ids, unknown):
     add(writer, ids, unknown)
     if writer.units == 11:
         os.kill(os.getpid(), signal.SIGKILL)
 
-shards.Writer.add = deadly
+shards.ShardWriter.add = deadly
 corpus = corpora.load("text", [sys.argv[1]], Path(), Path())
 prepare.prepare(corpus, split.Split("document", 0.3, 0.2), TokenizerConfig("bpe", 401), Path(), Path(sys.argv[2]))
 """

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptlab.data import shards
-from gptlab.data.shards import Shards, Writer, id_type, shard
+from gptlab.data.shards import Shards, ShardWriter, id_type, shard
 
 often = settings(
     deadline=None,
@@ -81,7 +81,7 @@ UNITS = [unit(0, "train"), unit(1, "train", "val"), unit(2, "val"), unit(3, "tra
 UNITS += [unit(5, "train"), {"train": np.array([], np.uint16), "val": np.array([7], np.uint16)}]
 
 
-def write(writer: Writer, units: list[dict[str, np.ndarray]]) -> None:
+def write(writer: ShardWriter, units: list[dict[str, np.ndarray]]) -> None:
     for ids in units[writer.units :]:
         writer.add(ids, {str(writer.units)})
 
@@ -102,7 +102,7 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 
 
 def test_what_was_added_is_read_in_files_of_bounded_size(tmp_path: Path, size: int) -> None:
-    writer = Writer(tmp_path)
+    writer = ShardWriter(tmp_path)
     write(writer, UNITS)
     for split, counts in writer.counts.items():
         ids = Shards(tmp_path, split, counts, 50257)
@@ -124,12 +124,12 @@ def test_a_writer_goes_on_after_its_last_mark(
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     killed.mkdir()
     undisturbed.mkdir()
-    whole = Writer(undisturbed)
+    whole = ShardWriter(undisturbed)
     write(whole, UNITS)
-    write(Writer(killed), UNITS[:stop])
+    write(ShardWriter(killed), UNITS[:stop])
     with shard(killed, "train", 0).open("ab") as file:
         file.write(b"half an i")  # it was in the middle of a write
-    again = Writer(killed)
+    again = ShardWriter(killed)
     assert again.units == stop // 2 * 2
     assert again.unknown == set(map(str, range(again.units)))
     write(again, UNITS)
@@ -141,25 +141,25 @@ def test_what_no_mark_knows_is_removed(tmp_path: Path) -> None:
     for split, number in (("train", 0), ("val", 0), ("train", 1)):
         shard(tmp_path, split, number).write_bytes(b"ids of a killed process")
     (tmp_path / "tokenizer.json").touch()
-    writer = Writer(tmp_path)
+    writer = ShardWriter(tmp_path)
     assert (writer.units, writer.counts) == (0, {})
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
 def test_files_that_came_after_the_mark_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD", 1)
-    writer = Writer(tmp_path)
+    writer = ShardWriter(tmp_path)
     write(writer, UNITS[:1])
     writer.save(2)
     write(writer, UNITS[:4])
     assert len(list(tmp_path.glob("*.bin"))) == 5
-    Writer(tmp_path)
+    ShardWriter(tmp_path)
     assert [path.name for path in tmp_path.glob("*.bin")] == ["train-00000.bin"]
 
 
 @pytest.mark.parametrize("damage", ["mark", "count", "gone", "short", "flip"])
 def test_after_a_damage_a_writer_begins_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    writer = Writer(tmp_path)
+    writer = ShardWriter(tmp_path)
     write(writer, UNITS[:3])
     writer.save(2)
     file = shard(tmp_path, "val", 0)
@@ -173,16 +173,16 @@ def test_after_a_damage_a_writer_begins_anew(tmp_path: Path, damage: str, caplog
         file.write_bytes(file.read_bytes()[:-4] + b"\x01\x02\x03\x04")
     else:
         file.write_bytes(file.read_bytes()[:-4])  # as after a power cut
-    again = Writer(tmp_path)
+    again = ShardWriter(tmp_path)
     assert (again.units, again.counts, again.unknown) == (0, {}, set())
     assert not list(tmp_path.glob("*.bin"))
     assert ("progress.json" if damage in ("mark", "count") else "val-00000.bin") in caplog.text
 
 
 def test_a_mark_tells_the_size_of_an_id(tmp_path: Path) -> None:
-    writer = Writer(tmp_path)
+    writer = ShardWriter(tmp_path)
     writer.add({"train": np.array([1, 70_000], np.uint32)}, set())
     writer.save(4)
     assert json.loads(writer.mark.read_text())["item_size"] == 4
-    assert Writer(tmp_path).counts == {"train": [2]}
+    assert ShardWriter(tmp_path).counts == {"train": [2]}
     assert shard(tmp_path, "train", 0).stat().st_size == 8

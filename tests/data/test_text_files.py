@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab.data import text_files
-from gptlab.data.text_files import Piece, characters, documents, find, pieces
+from gptlab.data.text_files import Piece, characters, documents, find_texts, pieces
 from gptlab.data.tokenizers import CL100K_PATTERN, END_OF_TEXT, BPETokenizer, WordTokenizer
 from gptlab.system.errors import UserError
 from gptlab.system.terminal import harmless
@@ -351,7 +351,7 @@ def test_a_folder_is_all_its_texts_by_name(tmp_path: Path) -> None:
     texts = ["a.txt", "b/c.md", "b/d/e.jsonl.gz", "b.txt.zst", "c.parquet", "z.jsonl"]
     make(tmp_path, *reversed(texts), "photo.png", "b/program.py", "data.csv.gz", "README", "archive.gz")
     make(tmp_path, ".hidden.txt", ".git/notes.md", "b/.cache/x.txt")
-    assert [path.relative_to(tmp_path).as_posix() for path in find([tmp_path])] == sorted(texts, key=by_parts)
+    assert [path.relative_to(tmp_path).as_posix() for path in find_texts([tmp_path])] == sorted(texts, key=by_parts)
 
 
 def by_parts(name: str) -> tuple[str, ...]:
@@ -360,19 +360,19 @@ def by_parts(name: str) -> tuple[str, ...]:
 
 def test_a_hidden_folder_that_is_named_is_read(tmp_path: Path) -> None:
     make(tmp_path / ".notes", "a.txt")
-    assert find([tmp_path / ".notes"]) == (tmp_path / ".notes" / "a.txt",)
+    assert find_texts([tmp_path / ".notes"]) == (tmp_path / ".notes" / "a.txt",)
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:
     make(tmp_path, "poem", "b.txt", "folder/a.txt")
     named = [tmp_path / "poem", tmp_path / "folder", tmp_path / "b.txt"]
-    assert find(named) == (tmp_path / "poem", tmp_path / "folder" / "a.txt", tmp_path / "b.txt")
+    assert find_texts(named) == (tmp_path / "poem", tmp_path / "folder" / "a.txt", tmp_path / "b.txt")
     assert read(tmp_path / "poem") == ["a"]
 
 
 def test_a_folder_with_the_name_of_a_text_is_a_folder(tmp_path: Path) -> None:
     make(tmp_path, "table.parquet/part-0.md", "a.txt")
-    assert [path.name for path in find([tmp_path])] == ["a.txt", "part-0.md"]
+    assert [path.name for path in find_texts([tmp_path])] == ["a.txt", "part-0.md"]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_a_folder_with_the_name_of_a_text_is_a_folder(tmp_path: Path) -> None:
 def test_a_path_without_a_text_is_refused(tmp_path: Path, name: str, message: str) -> None:
     make(tmp_path, "photo.png", ".hidden.txt")
     with pytest.raises(UserError, match=message):
-        find([tmp_path / name])
+        find_texts([tmp_path / name])
 
 
 def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 
 from gptlab import models
 from gptlab.data import corpora, prepare, text_files, tokenizers
-from gptlab.data.shards import Writer
+from gptlab.data.shards import ShardWriter
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.formats import (
@@ -275,7 +275,7 @@ UNITS = [{"train": np.arange(40, dtype=np.uint16) + i, "val": np.arange(7, dtype
 
 
 def make_stopped(folder: Path) -> None:
-    writer = Writer(folder)
+    writer = ShardWriter(folder)
     for ids in UNITS[:5]:
         writer.add(ids, {"x"})
     writer.save(2)
@@ -283,7 +283,7 @@ def make_stopped(folder: Path) -> None:
 
 def read_stopped(folder: Path) -> Any:
     """What comes of it when the preparation goes on, or begins anew."""
-    writer = Writer(folder)
+    writer = ShardWriter(folder)
     for ids in UNITS[writer.units :]:
         writer.add(ids, {"x"})
     found = {path.name: path.read_bytes() for path in folder.glob("*.bin")}
@@ -372,7 +372,7 @@ def make_text(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def read_text(folder: Path) -> str:
     file = next(folder.iterdir())
-    return "".join(piece.text for piece in corpora.from_files("text", text_files.find([file]), "text").read())
+    return "".join(piece.text for piece in corpora.from_files("text", text_files.find_texts([file]), "text").read())
 
 
 def gz(text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Text to ids and back. A tokenizer is saved as a plain dict, so that a checkpoint can carry it.
+"""Tokenizers: text to ids and back. Each is saved as a plain dict, so that a checkpoint can hold it.
 
-Characters, bytes, words, byte-level BPE trained on the text, OpenAI's vocabularies, and any tokenizer.json. BPE is
-trained by Hugging Face's `tokenizers` and encoded by tiktoken, which is several times as fast.
+There are characters, bytes, words, byte-level BPE trained on the text, OpenAI's vocabularies, and any tokenizer.json.
+BPE is trained by Hugging Face's `tokenizers` and encoded by tiktoken, which is several times faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from gptlab.data.tokenizers.base import END_OF_TEXT, JSON, NAMES, UNKNOWN, Tokenizer, TokenizerConfig
 from gptlab.data.tokenizers.bpe import BYTES, CL100K_PATTERN, CL100K_SPECIAL, GPT2_PATTERN, BPETokenizer
 from gptlab.data.tokenizers.char_byte_word import ByteTokenizer, CharTokenizer, WordTokenizer
-from gptlab.data.tokenizers.json import JsonTokenizer, no_panics
+from gptlab.data.tokenizers.json import JsonTokenizer, errors_as_one_message
 from gptlab.system.errors import UserError
 
 __all__ = [
@@ -39,11 +39,11 @@ __all__ = [
 
 
 def build(config: TokenizerConfig, texts: Iterable[str], end_of_text: bool, raw_dir: Path) -> Tokenizer:
-    """The tokenizer that `config` names, fitted to `texts` where it learns from them.
+    """Return the tokenizer that `config` names, fitted to `texts` if it learns from them.
 
     Args:
-        texts: the training part in pieces; read only as far as it is needed.
-        end_of_text: have a token for the end of a document; BPE always has one.
+        texts: the training part in pieces; read only as far as needed.
+        end_of_text: whether to have a token for the end of a document; BPE always has one.
         raw_dir: where OpenAI's vocabularies are looked for.
 
     Raises:
@@ -62,15 +62,15 @@ def build(config: TokenizerConfig, texts: Iterable[str], end_of_text: bool, raw_
 
 
 def from_dict(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_dict` described.
+    """Return the tokenizer that `to_dict` described.
 
     Raises:
-        UserError: the dict describes no tokenizer that this version knows.
+        UserError: this version does not know the tokenizer, or its description is damaged.
     """
     name = state.get("name") if isinstance(state, dict) else None
     if name not in (*NAMES, JSON):
         raise UserError(f"unknown tokenizer {name!r:.99}; this version knows: {', '.join((*NAMES, JSON))}")
-    with no_panics(f"a damaged {name} tokenizer: the file that it comes from is broken"):
+    with errors_as_one_message(f"a damaged {name} tokenizer: the file that it comes from is broken"):
         if name == JSON:
             return JsonTokenizer(_typed(state["content"], str), _typed(state["end_of_text"], int, type(None)))
         if name in ("byte", "char", "word"):
@@ -82,7 +82,7 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
             return WordTokenizer(_typed(state["words"], list), ended)
         merges = [base64.b64decode(token, validate=True) for token in state["merges"].split(" ")]
         pattern = CL100K_PATTERN if name == "cl100k_base" else GPT2_PATTERN
-        if state["pattern"] != pattern:  # another could be tried for ever
+        if state["pattern"] != pattern:  # some patterns would never finish
             raise ValueError(f"its pattern is not {pattern}")
         special = {_typed(token, str): _typed(i, int) for token, i in state["special"].items()}
         return BPETokenizer(name, merges, pattern, special)

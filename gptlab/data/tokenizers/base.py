@@ -1,4 +1,4 @@
-"""What all tokenizers share: ids from a text, the bytes that each id stands for, and the choice of one."""
+"""The interface of all tokenizers, and the config that chooses one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from gptlab.system.errors import UserError, did_you_mean
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
-MOST = 1 << 22  # ids of a vocabulary: no model has more, and each takes memory, used or not
-FIT_CHARACTERS = 100_000_000  # of the training text that a vocabulary of words or merges is taken from
-NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")  # those that data can be prepared with
-JSON = "json"  # comes with a foreign model
+MAX_VOCAB = 1 << 22  # ids: no model has more, and each takes memory, used or not
+FIT_CHARACTERS = 100_000_000  # of the training text, to which a vocabulary of words or merges is fitted
+NAMES = ("char", "byte", "word", "bpe", "gpt2", "cl100k_base")  # data can be prepared with these
+JSON = "json"  # comes with a model from elsewhere
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
+    """The config group `tokenizer`, checked."""
+
     name: str
     vocab_size: int | None
-    """Of word (None: all words) and bpe: tokens in all, special ones among them."""
+    """Number of tokens, special ones included; for word (None: all words) and bpe only."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -38,16 +40,16 @@ class TokenizerConfig:
 
 
 class Tokenizer:
-    """What data, sampling and checkpoints need: ids (n,) int64 from a text, and the bytes that each id stands for.
+    """The base of all tokenizers: ids (n,) int64 from a text, and the bytes that each id stands for.
 
     Args:
         tokens: the UTF-8 bytes of each id's text, (V,); empty where an id is not used.
-        end_of_text: the id that ends a document, if there is one. In a text, "<|endoftext|>" is text.
+        end_of_text: the id that ends a document, if there is one. `encode` reads "<|endoftext|>" as ordinary text.
     """
 
     name: str
     begin: tuple[int, ...] = ()
-    """Ids that a model expects before a text, as Llama's <s>; `encode` does not give them."""
+    """Ids that a model expects before a text, such as Llama's <s>; `encode` does not return them."""
 
     def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
         self.tokens = tokens
@@ -58,41 +60,43 @@ class Tokenizer:
         return len(self.tokens)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
+        """Return the ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
         raise NotImplementedError
 
     def encode_special(self, text: str) -> np.ndarray:
-        """As `encode`, but "<|endoftext|>" in the text is the special token."""
+        """Encode `text`, reading "<|endoftext|>" as the special token."""
         if self.end_of_text is None:
             return self.encode(text)
         first, *rest = (self.encode(part) for part in text.split(END_OF_TEXT))
         return np.concatenate([first, *(ids for part in rest for ids in ([self.end_of_text], part))]).astype(np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8, as when a character is cut, become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8, such as half a character, become U+FFFD."""
         return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
 
     def unknown(self, text: str) -> list[str]:
-        """The distinct characters of `text` that `encode` leaves out, sorted."""
+        """Return the distinct characters of `text` that `encode` leaves out, sorted."""
         return []
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of raw UTF-8 text that each token stands for, (V,) int64: the unit of bits per byte."""
+        """Return how many bytes of raw UTF-8 text each token stands for, (V,) int64, for bits per byte."""
         sizes = np.array([len(token) for token in self.tokens], dtype=np.int64)
         if self.end_of_text is not None:
             sizes[self.end_of_text] = 0
         return sizes
 
     def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict from which `tokenizers.from_dict` makes the same tokenizer."""
         raise NotImplementedError
 
 
-def with_end_of_text(tokens: list[bytes], end_of_text: bool) -> tuple[list[bytes], int | None]:
+def append_end_of_text(tokens: list[bytes], end_of_text: bool) -> tuple[list[bytes], int | None]:
+    """Return `tokens`, with one for the end of a document if wanted, and its id."""
     return (tokens + [END_OF_TEXT.encode()], len(tokens)) if end_of_text else (tokens, None)
 
 
-def scalar_values(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates, which UTF-8 cannot write."""
+def replace_surrogates(text: str) -> str:
+    """Return `text` with U+FFFD for lone surrogates, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,7 +104,8 @@ def scalar_values(text: str) -> str:
     return text
 
 
-def beginning(texts: Iterable[str]) -> Iterator[str]:
+def limit_characters(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts up to FIT_CHARACTERS in all."""
     seen = 0
     for text in texts:
         yield text[: FIT_CHARACTERS - seen]

@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained by Hugging Face's `tokenizers`, encoded by tiktoken, which is several times as fast."""
+"""Byte-level BPE: trained by Hugging Face's `tokenizers`, encoded by tiktoken, which is several times faster."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
-from gptlab.data.tokenizers.base import END_OF_TEXT, MOST, Tokenizer, beginning, scalar_values
+from gptlab.data.tokenizers.base import END_OF_TEXT, MAX_VOCAB, Tokenizer, limit_characters, replace_surrogates
 from gptlab.system.errors import UserError
 
-# How GPT-2 and GPT-4 cut text into the pieces that BPE works on, as tiktoken writes their patterns.
+# The patterns by which GPT-2 and GPT-4 cut text into the pieces that BPE works on, as written in tiktoken.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 CL100K_PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
@@ -43,20 +43,27 @@ BYTES |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not i
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level BPE, as of GPT-2 (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909), encoded by tiktoken.
+    """Byte-level BPE as in GPT-2 (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909), encoded by tiktoken.
 
     Args:
-        name: bpe, or that of OpenAI's vocabulary.
-        merges: the tokens' bytes in the order in which they are merged, the 256 bytes first; a token's place is its id.
+        name: bpe, or the name of OpenAI's vocabulary.
+        merges: the tokens' bytes in the order of merging, the 256 bytes first; the index of a token is its id.
         pattern: cuts the text into the pieces within which tokens are merged.
-        special: ids of the special tokens.
+        special: ids of the special tokens, after the merges.
+
+    Raises:
+        UserError: one of the 256 bytes is missing, or ids are not distinct.
     """
 
     def __init__(self, name: str, merges: list[bytes], pattern: str, special: dict[str, int]) -> None:
         if not {bytes([i]) for i in range(256)} <= set(merges):
             raise UserError(f"a damaged {name} tokenizer: it lacks some of the 256 bytes")
         ids = [*special.values()]
-        if len(set(merges)) < len(merges) or len(set(ids)) < len(ids) or not len(merges) <= min(ids) <= max(ids) < MOST:
+        if (
+            len(set(merges)) < len(merges)
+            or len(set(ids)) < len(ids)
+            or not len(merges) <= min(ids) <= max(ids) < MAX_VOCAB
+        ):
             raise UserError(f"a damaged {name} tokenizer: its tokens have not an id each")
         tokens = merges + [b""] * (max(special.values()) + 1 - len(merges))
         for text, i in special.items():
@@ -72,9 +79,9 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Merges learned from `texts`: 256 bytes, merges, and the end of text, `vocab_size` tokens in all.
+        """Learn merges from `texts`: the 256 bytes, the merges and the end of text are `vocab_size` tokens.
 
-        Fewer where the text has no more pairs to merge.
+        There are fewer if the text has no more pairs to merge.
         """
         import tokenizers  # Hugging Face's
 
@@ -85,33 +92,35 @@ class BPETokenizer(Tokenizer):
         )
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
         learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
-        learner.train_from_iterator(beginning(texts), trainer)
+        learner.train_from_iterator(limit_characters(texts), trainer)
         vocab = learner.get_vocab()
         merges = [bytes(BYTES[letter] for letter in token) for token in sorted(vocab, key=vocab.__getitem__)]
         return cls("bpe", merges, GPT2_PATTERN, {END_OF_TEXT: len(merges)})
 
     @classmethod
     def gpt2(cls, raw_dir: Path) -> BPETokenizer:
-        """GPT-2's vocabulary of 50,257, from `raw_dir`/gpt2/{vocab.bpe,encoder.json}, else through tiktoken.
+        """Read GPT-2's 50,257 tokens from `raw_dir`/gpt2/{vocab.bpe,encoder.json}, else through tiktoken.
 
         Raises:
-            UserError: it lies nowhere and cannot be downloaded, or what lies there differs.
+            UserError: the files are missing and cannot be downloaded, or their sha256 differs.
         """
-        merges = _openai("gpt2", ("gpt2/vocab.bpe", "gpt2/encoder.json"), raw_dir, data_gym_to_mergeable_bpe_ranks)
+        merges = _openai_merges(
+            "gpt2", ("gpt2/vocab.bpe", "gpt2/encoder.json"), raw_dir, data_gym_to_mergeable_bpe_ranks
+        )
         return cls("gpt2", merges, GPT2_PATTERN, {END_OF_TEXT: 50256})
 
     @classmethod
     def cl100k_base(cls, raw_dir: Path) -> BPETokenizer:
-        """GPT-4's vocabulary of 100,277, from `raw_dir`/cl100k_base.tiktoken, else through tiktoken.
+        """Read GPT-4's 100,277 tokens from `raw_dir`/cl100k_base.tiktoken, else through tiktoken.
 
         Raises:
             UserError: see `gpt2`.
         """
-        merges = _openai("cl100k_base", ("cl100k_base.tiktoken",), raw_dir, load_tiktoken_bpe)
+        merges = _openai_merges("cl100k_base", ("cl100k_base.tiktoken",), raw_dir, load_tiktoken_bpe)
         return cls("cl100k_base", merges, CL100K_PATTERN, CL100K_SPECIAL)
 
     def encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(scalar_values(text), disallowed_special=()).astype(np.int64)
+        return self._encoding.encode_to_numpy(replace_surrogates(text), disallowed_special=()).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -122,14 +131,16 @@ class BPETokenizer(Tokenizer):
         }
 
 
-def _openai(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]) -> list[bytes]:
-    """The merges of a vocabulary of OpenAI's, in their order."""
+def _openai_merges(
+    name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[..., dict[bytes, int]]
+) -> list[bytes]:
+    """Read the merges of one of OpenAI's vocabularies, in their order."""
     try:
         if all((raw_dir / file).is_file() for file in files):
             for file in files:
                 if hashlib.sha256((raw_dir / file).read_bytes()).hexdigest() != SHA256[file]:
                     raise ValueError(f"{file} is not OpenAI's, its sha256 differs")
-            with _uncached():
+            with _without_cache():
                 ranks = read(*(str(raw_dir / file) for file in files))
         else:
             ranks = tiktoken.get_encoding(name)._mergeable_ranks
@@ -143,8 +154,8 @@ def _openai(name: str, files: tuple[str, ...], raw_dir: Path, read: Callable[...
 
 
 @contextmanager
-def _uncached() -> Iterator[None]:
-    """Let tiktoken read local files without copying them to its cache, which may be no place to write."""
+def _without_cache() -> Iterator[None]:
+    """Let tiktoken read local files without copying them to its cache, which may not be writable."""
     given = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     try:

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.tokenizers.base import END_OF_TEXT, UNKNOWN, Tokenizer, beginning, scalar_values, with_end_of_text
+from gptlab.data.tokenizers.base import (
+    END_OF_TEXT,
+    UNKNOWN,
+    Tokenizer,
+    append_end_of_text,
+    limit_characters,
+    replace_surrogates,
+)
 from gptlab.system.errors import UserError
 
 
@@ -17,7 +24,7 @@ class CharTokenizer(Tokenizer):
     """One id per character, in code point order, as in char-rnn and nanoGPT.
 
     Args:
-        chars: the characters, distinct and sorted; a character's place is its id.
+        chars: the characters, distinct and sorted; the index of a character is its id.
         end_of_text: whether there is one more id, for the end of a document.
     """
 
@@ -27,17 +34,17 @@ class CharTokenizer(Tokenizer):
         points = np.array([ord(c) for c in chars], dtype=np.uint32)
         if len(points) == 0 or np.any(points[1:] <= points[:-1]):
             raise UserError("a character tokenizer needs distinct characters in code point order")
-        super().__init__(*with_end_of_text([c.encode("utf-8", "surrogatepass") for c in chars], end_of_text))
+        super().__init__(*append_end_of_text([c.encode("utf-8", "surrogatepass") for c in chars], end_of_text))
         self.chars = chars
         self._points = points
 
     @classmethod
     def fit(cls, texts: Iterable[str], end_of_text: bool = False) -> CharTokenizer:
-        """The tokenizer that knows exactly the characters of `texts`."""
+        """Return the tokenizer that knows exactly the characters of `texts`."""
         return cls("".join(sorted(set().union(*map(set, texts)))), end_of_text)
 
     def _lookup(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Code points of `text`, the id each would have, and whether it is known; all (n,)."""
+        """Return the code points of `text`, the id that each would have, and whether it is known; all (n,)."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         ids = np.searchsorted(self._points, points).clip(max=len(self.chars) - 1)
         return points, ids, self._points[ids] == points
@@ -58,28 +65,28 @@ class CharTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, and the end of a document where there are several."""
+    """The 256 bytes of UTF-8, and one more id for the end of a document if wanted."""
 
     name = "byte"
 
     def __init__(self, end_of_text: bool = False) -> None:
-        super().__init__(*with_end_of_text([bytes([i]) for i in range(256)], end_of_text))
+        super().__init__(*append_end_of_text([bytes([i]) for i in range(256)], end_of_text))
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(scalar_values(text).encode(), dtype=np.uint8).astype(np.int64)
+        return np.frombuffer(replace_surrogates(text).encode(), dtype=np.uint8).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "end_of_text": self.end_of_text is not None}
 
 
 class WordTokenizer(Tokenizer):
-    r"""Words and punctuation marks, `\w+|[^\w\s]`, as in the lessons; 0 is the unknown word.
+    r"""Words and punctuation marks, `\w+|[^\w\s]`, as in the lessons; id 0 is the unknown word.
 
-    White space is not kept: decoding puts one space between words. What a token stands for are its own bytes, an
-    unknown word stands for none: bits per byte are those of the words, and compare with no other tokenizer's.
+    White space is lost: decoding puts one space between words. A token stands for the bytes of its word, an unknown
+    word for none. So bits per byte count words only, and cannot be compared with other tokenizers.
 
     Args:
-        words: from id 1 on.
+        words: the words, which have the ids from 1 on.
         end_of_text: whether there is one more id, for the end of a document.
     """
 
@@ -91,15 +98,15 @@ class WordTokenizer(Tokenizer):
         if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
             raise UserError("a word tokenizer needs distinct words")
         spaced = (word if word in self.closing else f" {word}" for word in (UNKNOWN, *words))
-        super().__init__(*with_end_of_text([word.encode("utf-8", "replace") for word in spaced], end_of_text))
+        super().__init__(*append_end_of_text([word.encode("utf-8", "replace") for word in spaced], end_of_text))
         self.words = words
         self._ids = {word: i for i, word in enumerate(words, 1)}
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocab_size: int | None, end_of_text: bool = False) -> WordTokenizer:
-        """The most frequent words of `texts`, `vocab_size` tokens in all; the alphabet decides between equals."""
+        """Take the most frequent words of `texts`, `vocab_size` tokens in all; ties are broken alphabetically."""
         counts: Counter[str] = Counter()
-        for text in beginning(texts):
+        for text in limit_characters(texts):
             counts.update(cls.pattern.findall(text))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(ordered if vocab_size is None else ordered[: vocab_size - 1 - end_of_text], end_of_text)

@@ -1,4 +1,4 @@
-"""Any tokenizer.json of Hugging Face's."""
+"""Tokenizers that a Hugging Face tokenizer.json describes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.tokenizers.base import JSON, MOST, Tokenizer, scalar_values
+from gptlab.data.tokenizers.base import JSON, MAX_VOCAB, Tokenizer, replace_surrogates
 from gptlab.data.tokenizers.bpe import BYTES
 from gptlab.system.errors import UserError
 
-GROWTH = 64  # times that a text may grow before it is cut into tokens
+GROWTH = 64  # the most by which a text's length may be multiplied before it is cut into tokens
 
 
 class JsonTokenizer(Tokenizer):
-    """Whatever a tokenizer.json of Hugging Face's `tokenizers` describes, encoded and decoded by that library.
+    """Any tokenizer that a tokenizer.json describes, encoded and decoded by Hugging Face's `tokenizers`.
 
-    `encode` gives the ids of the text alone, without what the file says to put around it (see `begin`). The tokens'
-    bytes are those that decoding gives, but for a space that SentencePiece puts before a text and takes away again.
+    `encode` returns the ids of the text alone, without the special tokens that the file adds around it (see `begin`).
+    The tokens' bytes are what decoding returns, except for a space that SentencePiece puts before a text and removes.
 
     Args:
-        content: of tokenizer.json.
+        content: the content of tokenizer.json.
         end_of_text: the id that ends a document, if there is one.
 
     Raises:
-        UserError: `tokenizers` cannot read it, or tokens have no bytes of their own in its way of decoding.
+        UserError: a token's bytes depend on its neighbours, ids are out of range, or texts could grow too much.
     """
 
     name = JSON
@@ -39,13 +39,13 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, content: str, end_of_text: int | None) -> None:
         self.content = content
         spec = json.loads(content)
-        if _growth(spec.get("normalizer")) * _growth(spec.get("pre_tokenizer")) > GROWTH:
+        if _growth_factor(spec.get("normalizer")) * _growth_factor(spec.get("pre_tokenizer")) > GROWTH:
             raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
         self._backend = self._build(special=False)
         vocab = self._backend.get_vocab()
-        spell = _spelling(spec.get("decoder"))
-        if max(vocab.values()) >= MOST:
-            raise UserError(f"it has the id {max(vocab.values()):,}; at most {MOST:,} ids can be read")
+        spell = _make_spell(spec.get("decoder"))
+        if max(vocab.values()) >= MAX_VOCAB:
+            raise UserError(f"it has the id {max(vocab.values()):,}; at most {MAX_VOCAB:,} ids can be read")
         if end_of_text is not None and end_of_text not in set(vocab.values()):
             raise UserError(f"the end of a text, {end_of_text}, is none of its ids")
         tokens = [b""] * (max(vocab.values()) + 1)
@@ -60,7 +60,7 @@ class JsonTokenizer(Tokenizer):
         self.begin = tuple(i for i, _ in takewhile(lambda pair: pair[1], marked))
 
     def _build(self, special: bool) -> Any:
-        """The library's tokenizer; `special`: a special token's name in a text is that token."""
+        """Return the library's tokenizer; if `special`, names of special tokens in a text are read as those tokens."""
         import tokenizers  # Hugging Face's
 
         backend = tokenizers.Tokenizer.from_str(self.content)
@@ -77,20 +77,20 @@ class JsonTokenizer(Tokenizer):
         return self._encoded(self._backend, text)
 
     def encode_special(self, text: str) -> np.ndarray:
-        """As `encode`, but the names of all its special tokens are those tokens."""
+        """Encode `text`, reading the names of all special tokens as those tokens."""
         return self._encoded(self._reads_special, text)
 
     @staticmethod
     def _encoded(backend: Any, text: str) -> np.ndarray:
-        with no_panics("a pattern or a step of tokenizer.json cannot be applied to the text"):
-            return np.array(backend.encode(scalar_values(text), add_special_tokens=False).ids, dtype=np.int64)
+        with errors_as_one_message("a pattern or a step of tokenizer.json cannot be applied to the text"):
+            return np.array(backend.encode(replace_surrogates(text), add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        with no_panics("a step of tokenizer.json cannot be applied to these ids"):
+        with errors_as_one_message("a step of tokenizer.json cannot be applied to these ids"):
             return self._backend.decode(ids, skip_special_tokens=False)
 
     def unknown(self, text: str) -> list[str]:
-        """The distinct characters without an id of their own; white space may be left out by intent."""
+        """Return the distinct characters without an id; white space may be left out on purpose, and does not count."""
         ids = {c: self.encode(c) for c in set(text)}
         return sorted(c for c in ids if self._unknown in ids[c] or not (len(ids[c]) or c.isspace()))
 
@@ -104,10 +104,10 @@ class JsonTokenizer(Tokenizer):
 
 
 @contextmanager
-def no_panics(what: str) -> Iterator[None]:
-    """Turn into one message what the libraries raise: errors of all kinds, and Rust's panics, which are no Exceptions.
+def errors_as_one_message(what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise into one UserError: also Rust's panics, which are not Exceptions.
 
-    A pattern that would be tried for ever is one of them: Oniguruma gives up after ten million steps.
+    A pattern that would never finish is among them: Oniguruma gives up after ten million steps.
     """
     try:
         yield
@@ -117,23 +117,23 @@ def no_panics(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-def _growth(step: dict[str, Any] | None) -> int:
-    """By how much a step before the vocabulary can lengthen a text, as far as it says so itself.
+def _growth_factor(step: dict[str, Any] | None) -> int:
+    """Return by how much a step before the vocabulary can multiply a text's length.
 
-    Replacements in a row multiply: sixty that double would leave no memory.
+    Replacements in a row multiply: sixty that double would use up all memory.
     """
     if step is None:
         return 1
     children = step.get("normalizers") or step.get("pretokenizers") or []
     own = len(step["content"]) if step["type"] == "Replace" else 1
-    return math.prod(map(_growth, children)) * max(own, 1)
+    return math.prod(map(_growth_factor, children)) * max(own, 1)
 
 
-def _spelling(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
-    """How a token of a vocabulary is turned into the bytes that it stands for, by the steps of its decoder.
+def _make_spell(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
+    """Return the function that turns a token of the vocabulary into its bytes, following the decoder's steps.
 
     Raises:
-        UserError: a step whose result depends on a token's neighbours.
+        UserError: the result of a step may depend on a token's neighbours.
     """
     steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder or {"type": "missing"}]
     kinds = [step["type"] for step in steps]

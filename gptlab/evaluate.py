@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and print.
+    """Measure the models, and print the results.
 
     Raises:
         UserError: a flag is out of range, a model or its text cannot be had, or they do not fit together.
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
     from gptlab.data.batches import Windows
     from gptlab.evaluation import show
-    from gptlab.evaluation.candidates import candidate, choose_text, count_table, order
-    from gptlab.evaluation.measurements import find_copies, measure_all
+    from gptlab.evaluation.candidates import choose_text, count_table, ngram_order, open_candidate
+    from gptlab.evaluation.measurements import measure_copies, measure_losses
     from gptlab.system import accelerator, terminal
 
     def windows(name: str, block_size: int) -> Windows:
@@ -80,34 +80,36 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
     device = accelerator.device(args.device)
     names = [args.model] if args.compare is None else [args.model, args.compare]
-    orders = {name: n for name in names if (n := order(name)) is not None}
+    orders = {name: n for name in names if (n := ngram_order(name)) is not None}
     refuse_flags(args, names, orders)
-    models = {name: candidate(name) for name in names if name not in orders}
+    models = {name: open_candidate(name) for name in names if name not in orders}
     for each in models.values():
         windows(each.name, each.model.config.block_size)
     text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model)
     if args.memorised:
-        content = find_copies(models.get(args.model), args.sample, args.model, text, device, args.seed)
+        content = measure_copies(models.get(args.model), args.sample, args.model, text, device, args.seed)
     else:
         default = "char" if any(orders.values()) else "byte"
         tokenizer = args.tokenizer or next((each.tokenizer for each in models.values()), default)
         both = [models.get(name) or count_table(name, orders[name], text, tokenizer) for name in names]
         bf16 = args.precision == "bf16"
-        content = measure_all(both, text, device, windows, seed=args.seed, batch_size=args.batch_size, bf16=bf16)
+        content = measure_losses(both, text, device, windows, seed=args.seed, batch_size=args.batch_size, bf16=bf16)
     if args.json:
         print(terminal.as_json(content), end="")
     else:
-        (show.show_copies if args.memorised else show.show_measured)(content, Console(highlight=False))
+        (show.show_copies if args.memorised else show.show_losses)(content, Console(highlight=False))
 
 
 def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, int]) -> None:
-    """That the flags are for these models.
+    """Check that the flags apply to these models.
 
     Args:
-        orders: of the tables of counts among `names`.
+        args: the command line.
+        names: the names of the models.
+        orders: the names and orders of the n-gram tables among them.
 
     Raises:
-        UserError: one is not.
+        UserError: a flag does not apply.
     """
     if args.memorised and args.model in orders and not args.sample:
         raise UserError(
@@ -120,7 +122,7 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
     p = parser()
     args = p.parse_args(argv)
     if args.memorised and args.compare:

@@ -304,7 +304,7 @@ def test_what_stands_in_the_training_text_is_found_and_natural_text_beside_it(
 
 
 def test_a_model_writes_a_sample_of_its_own(evaluate: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptlab.evaluation.measurements.SAMPLE", 230)
+    monkeypatch.setattr("gptlab.evaluation.measurements.SAMPLE_TOKENS", 230)
     found = evaluate(trained, "--memorised", "--seed", "5")
     assert found["sample"]["characters"] == found["held_out"]["characters"] == 230
     assert found["origin"] == "230 tokens in 10 texts, at temperature 1, seed 5"

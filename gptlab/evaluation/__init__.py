@@ -1,1 +1,1 @@
-"""The exact loss of a model on a text, and whether two models differ."""
+"""The exact loss of a model on a text, the difference between two models, and copies of the training text."""

@@ -1,4 +1,4 @@
-"""What is evaluated: models, tables of counts, and the text that they are measured on."""
+"""The candidates of an evaluation (models and n-gram tables), and the text that they are measured on."""
 
 from __future__ import annotations
 
@@ -17,51 +17,63 @@ from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 
-HIGHEST = 6  # order of ngram:N
+HIGHEST_ORDER = 6  # of ngram:N
 
 Candidate = OpenedModel[Model | NGrams]
+"""A model or an n-gram table, with its tokenizer."""
 
 
-def order(name: str) -> int | None:
-    """6 of ngram:6, 0 of uniform, None of a model that is to be loaded.
+def ngram_order(name: str) -> int | None:
+    """The order that a candidate's name gives: 6 for ngram:6, 0 for uniform, None for any other model.
 
     Raises:
-        UserError: there is no such order.
+        UserError: the order of ngram:N is not a number from 1 to 6.
     """
-    orders = {"uniform": 0} | {f"ngram:{n}": n for n in range(1, HIGHEST + 1)}
+    orders = {"uniform": 0} | {f"ngram:{n}": n for n in range(1, HIGHEST_ORDER + 1)}
     if name.startswith("ngram:") and name not in orders:
-        raise UserError(f"{name}: the order must be a number from 1 to {HIGHEST}, as in ngram:{HIGHEST}")
+        raise UserError(f"{name}: the order must be a number from 1 to {HIGHEST_ORDER}, as in ngram:{HIGHEST_ORDER}")
     return orders.get(name)
 
 
-def candidate(name: str) -> OpenedModel[Model]:
-    """The model that `name` names; raises as `open_model.load`."""
-    return open_model.open_model(name, raw_dir=eval_data.folders({})[0])
+def open_candidate(name: str) -> OpenedModel[Model]:
+    """Open the model that `name` names, on the CPU.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    return open_model.open_model(name, raw_dir=eval_data.data_folders({})[0])
 
 
-def count_table(name: str, n: int, text: Text, tokenizer: Tokenizer | str) -> Candidate:
-    """The counts of order `n` on the train part of the text.
+def count_table(name: str, n: int, text: EvalText, tokenizer: Tokenizer | str) -> Candidate:
+    """Count n-grams on the train part of a text.
 
     Args:
-        tokenizer: or the name of one, which learns from that part where it learns.
+        name: the candidate's name.
+        n: the order; 0 counts nothing.
+        text: the text.
+        tokenizer: a tokenizer, or the name of one; char learns its characters from the train part.
+
+    Raises:
+        UserError: the train part or the tokenizer cannot be had.
     """
     train = text.source.pieces("train")
     if isinstance(tokenizer, str):
         config, documents = tokenizers.TokenizerConfig(tokenizer, None), text.source.corpus.documents
-        tokenizer = tokenizers.build(config, (piece.text for piece in train), documents, eval_data.folders({})[0])
+        tokenizer = tokenizers.build(config, (piece.text for piece in train), documents, eval_data.data_folders({})[0])
     ids = text.source.encode(train, tokenizer) if n else np.zeros(0, np.int64)
     return OpenedModel(name, NGrams(ids, tokenizer.vocab_size, n), tokenizer, None)
 
 
 @dataclass(frozen=True)
-class Text:
+class EvalText:
     """The part of a text that the candidates are measured on."""
 
     name: str
     source: Source
     part: str
+    """Which part: train, val, test or all."""
     notes: list[str]
-    """What a reader of the numbers has to know."""
+    """Caveats for the reader of the numbers."""
 
 
 def choose_text(
@@ -71,26 +83,27 @@ def choose_text(
     orders: dict[str, int],
     memorised: bool,
     first: str,
-) -> Text:
-    """The text that is asked for, by default that of the first run among the models.
+) -> EvalText:
+    """Open the text that was asked for, by default the text of the first run among the models.
 
     Args:
-        data: the name of a text, a file or a folder; None: the run's own.
-        split: train, val, test or all; None: val, but all of a file that no candidate has learned from.
-        orders: of the tables that will be counted on its train part.
-        memorised: the text is searched for copies, not measured.
+        data: the name of a text, a file or a folder; None: the run's own text.
+        split: train, val, test or all; None: val, or all of a file that no candidate has learned from.
+        models: the opened models among the candidates.
+        orders: names and orders of the n-gram tables that will be counted on its train part.
+        memorised: whether the text is searched for copies instead of measured.
         first: the name of the first candidate, for messages.
 
     Raises:
-        UserError: it cannot be had, or is not the one that the run was trained on.
+        UserError: the text cannot be had, or it has changed since the run was trained.
     """
     run = next((each for each in models if each.data), None)
     if data is None and run is None and models:
         raise UserError(f"{first} brings no text: give one with --data FILE, or e.g. --data shakespeare_char")
     if data is None and run is not None:
-        source = eval_data.own(run.name, run.config, run.tokenizer)
+        source = eval_data.source_of_run(run.name, run.config, run.tokenizer)
     else:
-        source = eval_data.named(data or "shakespeare_char", run.data if run else {})
+        source = eval_data.named_source(data or "shakespeare_char", run.data if run else {})
     learned = [each for each in models if each.learned_from == source.sha256]
     if data is None and run is not None and run.learned_from not in (None, source.sha256):
         raise UserError(
@@ -98,7 +111,7 @@ def choose_text(
             f"text of then, or any other, with --data FILE"
         )
     counted = [name for name, n in orders.items() if n]
-    file = data is not None and data not in eval_data.NAMED
+    file = data is not None and data not in eval_data.NAMED_TEXTS
     part = split or ("all" if file and not learned and not counted and not memorised else "val")
     if part == "all" and (counted or memorised):
         raise UserError("--split all: what comes from the train part is measured on another; use --split val")
@@ -106,8 +119,8 @@ def choose_text(
     for each in learned:
         if part in ("train", "all"):
             notes.append(f"{each.name} has learned from this very text")
-        elif eval_data.split(each.data) != source.split:
+        elif eval_data.split_of_run(each.data) != source.split:
             notes.append(f"{each.name} holds out another part of this text, and may have learned from this one")
     if part == "train":
         notes += [f"{name} was counted on this very text" for name in counted]
-    return Text(data if file and data else source.corpus.name, source, part, notes)
+    return EvalText(data if file and data else source.corpus.name, source, part, notes)

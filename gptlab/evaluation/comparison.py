@@ -7,39 +7,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptlab.evaluation.loss import Measured
+from gptlab.evaluation.loss import Measurement
 from gptlab.system.errors import UserError
 
 RESAMPLES, LEVEL = 10_000, 0.95
-BLOCK, FEWEST, MOST = 1024, 20, 1000  # of a bootstrap: tokens or bytes in a block, and how many blocks there can be
-
-
-# Whether two models differ
+BLOCK_LENGTH = 1024  # tokens or bytes
+MIN_BLOCKS, MAX_BLOCKS = 20, 1000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A less B, and the interval that a bootstrap over the text gives."""
+    """The mean difference A - B, with its bootstrap interval over the text."""
 
     mean: float
     low: float
     high: float
     unit: str
     blocks: int
+    """The number of blocks."""
     block: float
-    """How many tokens or bytes are in each."""
+    """The mean length of a block, in tokens or bytes."""
     seed: int
 
     def words(self) -> str:
+        """The finding in one line."""
         if self.low <= 0 <= self.high:
             return f"no difference is shown: {self.interval()}"
         better = "A" if self.mean < 0 else "B"
         return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
 
     def interval(self) -> str:
+        """The mean difference and its interval in words."""
         return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
 
     def method(self) -> str:
+        """The method in one line."""
         what = "tokens" if self.unit == "nats per token" else "bytes"
         return (
             f"paired bootstrap, seed {self.seed}: {RESAMPLES:,} resamples of {self.blocks} blocks of about "
@@ -47,14 +49,21 @@ class Difference:
         )
 
 
-def compare(a: Measured, b: Measured, same_tokens: bool, seed: int) -> Difference:
-    """A block bootstrap (Kuensch 1989) of the mean difference, paired: both models on the same stretches of the text.
+def compare_losses(a: Measurement, b: Measurement, same_tokens: bool, seed: int) -> Difference:
+    """Bootstrap the mean difference of two losses over blocks of the text, the same blocks for both models.
 
-    Models with the same tokens are compared by token, others by the bytes that both predict; the nats of a token are
-    spread evenly over its bytes.
+    The blocks of neighbouring tokens keep their dependence (block bootstrap, Künsch 1989,
+    https://doi.org/10.1214/aos/1176347265). Models with the same tokens are compared by token; others by the bytes that
+    both predict, where a token's nats are spread evenly over its bytes.
+
+    Args:
+        a: the measurement of model A.
+        b: the measurement of model B on the same text.
+        same_tokens: whether both models have the same tokenizer.
+        seed: the seed of the bootstrap.
 
     Raises:
-        UserError: the tokens do not stand for the same bytes; or the text is too short.
+        UserError: the tokens do not stand for the same bytes, or the text is too short.
     """
     total = int(a.sizes.sum())
     if not same_tokens and total != b.sizes.sum():
@@ -63,13 +72,13 @@ def compare(a: Measured, b: Measured, same_tokens: bool, seed: int) -> Differenc
             f"without white space: their bits per byte do not compare"
         )
     begin, end = (0, a.tokens) if same_tokens else (int(max(a.sizes[0], b.sizes[0])), total)
-    if end - begin < FEWEST:
+    if end - begin < MIN_BLOCKS:
         raise UserError(f"the text is too short for a comparison: both models predict {end - begin} tokens or bytes")
-    blocks = min(max((end - begin) // BLOCK, FEWEST), MOST)
+    blocks = min(max((end - begin) // BLOCK_LENGTH, MIN_BLOCKS), MAX_BLOCKS)
     cuts = np.linspace(begin, end, blocks + 1)
     length = (end - begin) / blocks
 
-    def by_block(measured: Measured) -> np.ndarray:
+    def by_block(measured: Measurement) -> np.ndarray:
         ends = np.arange(measured.tokens + 1) if same_tokens else np.cumsum(measured.sizes)
         summed = np.concatenate(([0.0], np.cumsum(measured.nats, dtype=np.float64)))
         return np.diff(np.interp(cuts, ends, summed)) / length

@@ -1,4 +1,4 @@
-"""What models are measured on: a run's own text, or one that is named, and its parts."""
+"""The texts that models are measured on: a run's own text or a named one, and its parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import user_folder
 
-NAMED = ("auto", "shakespeare_char", "shakespeare_bpe", "pydoc_char", "verdict")
+NAMED_TEXTS = ("auto", "shakespeare_char", "shakespeare_bpe", "pydoc_char", "verdict")
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ class Source:
     corpus: Corpus
     split: Split
     sha256: str
+    """The hash of the whole text."""
     characters: int = 0
-    """In all; not of a stream."""
+    """The number of characters of the whole text; 0 for a stream."""
     prepared: Prepared | None = None
-    """Of a stream, which is not read again: its ids on disk."""
+    """For a stream, which is not read again: its ids on disk."""
 
     def pieces(self, part: str) -> list[Piece]:
-        """The text of "train", "val", "test" or "all".
+        """Read a part of the text: "train", "val", "test" or "all".
 
         Raises:
-            UserError: there is no such part.
+            UserError: there is no such part, or its text is not kept.
         """
         name, fraction = self.corpus.name, self.split.test_fraction
         if part == "test" and not fraction:
@@ -55,10 +56,10 @@ class Source:
         return [Piece(text, last) for where, text, last in parts if where == part]
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
-        """The ids of `pieces`, (n,), with the marks of documents' ends that a run has.
+        """Encode pieces of the text as a run does, with an end-of-text token after each document: ids (n,) int64.
 
         Raises:
-            UserError: there is nothing to predict: fewer than two tokens, or none that stands for text.
+            UserError: there are fewer than two tokens, or none that can be predicted stands for text.
         """
         end = tokenizer.end_of_text if self.corpus.documents else None
         encoded, _ = prepare.encode(tokenizer, [("text", *piece) for piece in pieces], end)
@@ -70,11 +71,16 @@ class Source:
         return ids
 
 
-def readable(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
-    """A text that can be read from its beginning as often as needed.
+def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
+    """The source for a corpus that can be read again from its beginning.
+
+    Args:
+        corpus: the text.
+        split: how it is split; a text without documents is always split by position.
+        cache_dir: the folder for what is computed once for each text.
 
     Raises:
-        UserError: there is no text in it.
+        UserError: the corpus has no text.
     """
     about = prepare.survey(corpus, cache_dir)
     by = split.by if corpus.documents else "position"
@@ -82,6 +88,7 @@ def readable(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
 
 
 def _documents(prepared: Prepared, part: str) -> list[Piece]:
+    """The documents of a part, decoded from the ids on disk."""
     tokenizer = prepared.tokenizer
     if part == "all" or tokenizer.name == "word" or tokenizer.end_of_text is None:
         raise UserError(
@@ -89,13 +96,13 @@ def _documents(prepared: Prepared, part: str) -> list[Piece]:
             f"and tokenizer={tokenizer.name} there is no text; give one with --data FILE"
         )
     ids = prepared.ids(part)[:]
-    documents = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_text) + 1)  # each with its mark
+    documents = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_text) + 1)  # each with its end-of-text token
     texts = [tokenizer.decode(each[each != tokenizer.end_of_text].tolist()) for each in documents]
     return [Piece(text, i + 1 < len(texts)) for i, text in enumerate(texts)]
 
 
-def known(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[list[Piece], Counter[str]]:
-    """`pieces` without the characters that one of the tokenizers lacks, and how often each of these stood there."""
+def without_unknown(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[list[Piece], Counter[str]]:
+    """Drop the characters that any of the tokenizers lacks; returns the pieces and how often each one was dropped."""
     kept, lost = [], Counter[str]()
     for text, last in pieces:
         unknown = {character for tokenizer in tokenizers for character in tokenizer.unknown(text)}
@@ -104,8 +111,11 @@ def known(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[lis
     return kept, lost
 
 
-def split(data: dict[str, Any]) -> Split:
-    """How a run with that config splits its text; by default as in conf/train.yaml.
+def split_of_run(data: dict[str, Any]) -> Split:
+    """How a run splits its text; keys that are missing have the defaults of conf/train.yaml.
+
+    Args:
+        data: the node `data` of the run's config.
 
     Raises:
         UserError: the config is damaged.
@@ -116,10 +126,13 @@ def split(data: dict[str, Any]) -> Split:
         raise UserError(f"the config has a split that is none: {error}") from error
 
 
-def folders(data: dict[str, Any]) -> tuple[Path, Path]:
-    """Where raw texts and vocabularies are read for a run with that config, and where downloads and ids are written.
+def data_folders(data: dict[str, Any]) -> tuple[Path, Path]:
+    """The folder of raw texts and vocabularies for a run, and the folder for downloads and ids.
 
-    A checkpoint may come from a stranger: its config says where to look, never where to write.
+    A checkpoint may come from a stranger: its config says where to read, never where to write.
+
+    Args:
+        data: the node `data` of the run's config; may be empty.
     """
     given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
     places = [user_folder(folder) for folder in given if folder and isinstance(folder, str)]
@@ -128,44 +141,49 @@ def folders(data: dict[str, Any]) -> tuple[Path, Path]:
     return next(there, (places or [user_folder(None)])[0]), user_folder(None)
 
 
-def named(name: str, data: dict[str, Any]) -> Source:
-    """The text of --data, split as that of a run with the config `data`.
+def named_source(name: str, data: dict[str, Any]) -> Source:
+    """The text that --data names, split as a run splits its text.
+
+    Args:
+        name: one of `NAMED_TEXTS`, a file or a folder.
+        data: the node `data` of the run's config; may be empty.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the text cannot be had.
     """
-    if name in corpora.NAMES and name not in NAMED:
-        raise UserError(f"--data {name}: give a file, a folder of them, or one of {', '.join(NAMED)}")
-    file = name not in NAMED
+    if name in corpora.NAMES and name not in NAMED_TEXTS:
+        raise UserError(f"--data {name}: give a file, a folder of them, or one of {', '.join(NAMED_TEXTS)}")
+    file = name not in NAMED_TEXTS
     try:
         paths, key = [name] if file else [], data.get("text_key", "text")
-        corpus = corpora.load("text" if file else name, paths, *folders(data), text_key=key)
+        corpus = corpora.load("text" if file else name, paths, *data_folders(data), text_key=key)
     except UserError as error:
         raise UserError(str(error).replace("data.path=", "--data ")) from error
-    return readable(corpus, split(data), folders(data)[1])
+    return readable_source(corpus, split_of_run(data), data_folders(data)[1])
 
 
-def own(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
+def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
     """The text that a run was trained on, with its split.
 
     Args:
-        name: the run's.
+        name: the run's name, for messages.
         config: the run's resolved config.
+        tokenizer: the run's tokenizer.
 
     Raises:
-        UserError: it cannot be had any more.
+        UserError: the config is damaged, or the text cannot be had any more.
     """
     try:
         data, made = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
         options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
-        corpus = corpora.load(data["name"], paths, *folders(data), **options)
+        corpus = corpora.load(data["name"], paths, *data_folders(data), **options)
         if corpus.bytes is not None:
-            return readable(corpus, split(data), folders(data)[1])
+            return readable_source(corpus, split_of_run(data), data_folders(data)[1])
         how = tokenizer if made["name"] == "pretrained" else TokenizerConfig(made["name"], made["vocab_size"])
-        prepared = _prepared(corpus, split(data), how, user_folder(data["cache_dir"]))
-        prepared = prepared or prepare.prepare(corpus, split(data), how, *folders(data))
-        return Source(corpus, split(data), prepared.sha256, prepared=prepared)
+        prepared = _prepared_by_run(corpus, split_of_run(data), how, user_folder(data["cache_dir"]))
+        prepared = prepared or prepare.prepare(corpus, split_of_run(data), how, *data_folders(data))
+        return Source(corpus, split_of_run(data), prepared.sha256, prepared=prepared)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the config in {name} is damaged ({type(error).__name__}: {str(error)[:99]}): give a text with --data FILE"
@@ -174,8 +192,10 @@ def own(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
         raise UserError(f"{error}. It is the text of {name}: if it has moved, give it with --data FILE") from error
 
 
-def _prepared(corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path) -> Prepared | None:
-    """What the run has prepared itself, if that is still there; nothing is written."""
+def _prepared_by_run(
+    corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path
+) -> Prepared | None:
+    """The ids that the run itself has prepared, or None if they are gone; nothing is written."""
     with suppress(UserError):
         return opened(corpus.name, place(corpus, split, how, corpus.origin, cache_dir), remember=False)
     return None

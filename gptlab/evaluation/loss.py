@@ -20,27 +20,29 @@ from gptlab.system.errors import UserError
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Nats per token in fp32, or their sum, or each (B * T,); targets that are `IGNORED` do not count.
+    """The cross entropy in nats, in fp32; targets that are `IGNORED` do not count.
 
     Args:
-        logits: (B, T, V).
-        targets: (B, T).
-        reduction: mean, sum or none.
+        logits: the model's logits, (B, T, V).
+        targets: the next tokens, (B, T).
+        reduction: "mean" over the targets, "sum", or "none": each, (B * T,).
     """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 @torch.inference_mode()
-def nats(
+def token_nats(
     model: Model, ids: Ids, windows: Windows, device: torch.device, *, batch_size: int | None = None, bf16: bool = False
 ) -> np.ndarray:
-    """The cross entropy of each token but the first, in order: (n - 1,) float32.
+    """The cross entropy of each token after the first, in nats: (n - 1,) float32.
 
     Args:
-        model: on `device`, in evaluation mode.
-        ids: (n,).
-        batch_size: windows at a time, which changes no more than the order of sums.
-        bf16: matrix products in bf16, by autocast.
+        model: a model on `device`, in evaluation mode.
+        ids: the text, (n,).
+        windows: the windows in which the model reads it.
+        device: the device of the model.
+        batch_size: the number of windows at a time; affects only rounding.
+        bf16: compute matrix products in bf16, by autocast.
     """
     batch_size = batch_size or eval_batch_size(windows.context, model.config.vocab_size)
     rows = windows.rows(len(ids) - 1)
@@ -57,32 +59,35 @@ def nats(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a model makes of a text."""
+class Measurement:
+    """The losses of a model on a text of n tokens."""
 
     protocol: str
+    """How it was measured, in words."""
     nats: np.ndarray
-    """Of each token but the first, (n - 1,)."""
+    """The cross entropy of each token after the first, (n - 1,)."""
     sizes: np.ndarray
-    """Bytes of raw text that each token stands for, the first one's before them, (n,)."""
+    """Bytes of raw text that each token stands for, including the first token, (n,)."""
     windows: Windows | None
-    """None: the model has no windows."""
+    """The windows in which the text was read; None for n-grams."""
     seconds: float
+    """The duration of the measurement."""
 
     @property
     def tokens(self) -> int:
+        """The number of predicted tokens."""
         return len(self.nats)
 
     @property
     def bytes(self) -> int:
-        """That the predicted tokens stand for."""
+        """The number of bytes that the predicted tokens stand for."""
         return int(self.sizes[1:].sum())
 
     def values(self) -> dict[str, float]:
         """Nats per token, perplexity and bits per byte.
 
         Raises:
-            UserError: they are no numbers.
+            UserError: the loss is infinite or not a number.
         """
         total = math.fsum(self.nats)
         if not math.isfinite(total):
@@ -95,7 +100,7 @@ class Measured:
         }
 
     def by_position(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean nats at each place in the window, and how many tokens stood there: (context,) each; nan for none."""
+        """The mean nats (nan for none) and the number of tokens at each position of a window, (context,) each."""
         assert self.windows is not None
         positions = self.windows.positions(self.tokens)
         counts = np.bincount(positions, minlength=self.windows.context)
@@ -113,8 +118,19 @@ def measure(
     *,
     batch_size: int | None = None,
     bf16: bool = False,
-) -> Measured:
-    """Nats and bytes of `ids`, (n,), which are the `part` of a text."""
+) -> Measurement:
+    """Measure a model or an n-gram table on a text.
+
+    Args:
+        model: the model, moved to `device`, or the table.
+        ids: the text, (n,).
+        tokenizer: the tokenizer of the ids.
+        part: the name of the part, for the protocol.
+        windows: the windows in which the model reads the text; None for n-grams.
+        device: the device for the model.
+        batch_size: the number of windows at a time; affects only rounding.
+        bf16: compute matrix products in bf16, by autocast.
+    """
     start = time.perf_counter()
     if isinstance(model, NGrams):
         found, seen = model.nats(ids), model.order - 1
@@ -122,21 +138,22 @@ def measure(
         protocol = f"{whole(part)}, {before}"
     else:
         assert windows is not None
-        found = nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
+        found = token_nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
         protocol = windows.protocol(part)
-    return Measured(protocol, found, tokenizer.token_bytes()[ids], windows, time.perf_counter() - start)
+    return Measurement(protocol, found, tokenizer.token_bytes()[ids], windows, time.perf_counter() - start)
 
 
 def loss_metrics(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:
-    """The metrics of a split from its sums, divided once.
+    """The metrics of a split from sums over it.
 
     Args:
-        nats: summed cross entropy.
-        tokens: how many predictions were summed.
-        text_bytes: bytes of raw text that the predicted tokens stand for.
+        nats: the summed cross entropy.
+        tokens: the number of predicted tokens.
+        text_bytes: the bytes of raw text that these tokens stand for.
+        split: the name of the split.
 
     Returns:
-        `val/loss` in nats per token, `val/bpb` in bits per byte, `val/ppl`; or those of another split.
+        `<split>/loss` in nats per token, `<split>/bpb` in bits per byte, and the perplexity `<split>/ppl`.
     """
     loss = nats / tokens
     return {

@@ -1,4 +1,4 @@
-"""What `evaluate` finds of the candidates, as plain data: losses and their difference, or copies of the train part."""
+"""The results of `evaluate` as plain data: losses and their difference, or copies of the train part."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from gptlab.data import text_files
 from gptlab.data.batches import Windows
 from gptlab.evaluation import comparison, eval_data, loss, memorisation
-from gptlab.evaluation.candidates import Candidate, Text
-from gptlab.evaluation.loss import Measured
+from gptlab.evaluation.candidates import Candidate, EvalText
+from gptlab.evaluation.loss import Measurement
 from gptlab.evaluation.memorisation import Copies
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats.open_model import OpenedModel
@@ -21,17 +21,17 @@ from gptlab.models import Model
 from gptlab.system.errors import UserError, quoted
 
 FORMAT = 1  # of --json
-SAMPLE = 5000  # tokens
-LONGEST_SAMPLE = 200_000  # characters: its automaton takes about a kilobyte for each
-TOP = 10  # copies that are shown
+SAMPLE_TOKENS = 5000
+MAX_SAMPLE_CHARACTERS = 200_000  # each takes about a kilobyte in the automaton
+SHOWN_COPIES = 10
 
 ChooseWindows = Callable[[str, int], Windows]
-"""The windows of a model, from its name and its block_size; raises UserError where it cannot have them."""
+"""Returns the windows for a model, given its name and block_size; raises UserError where it cannot have them."""
 
 
-def measure_all(
+def measure_losses(
     candidates: Sequence[Candidate],
-    text: Text,
+    text: EvalText,
     device: torch.device,
     windows: ChooseWindows,
     *,
@@ -39,13 +39,24 @@ def measure_all(
     batch_size: int | None = None,
     bf16: bool = False,
 ) -> dict[str, Any]:
-    """What --json prints: the first candidate's numbers, and those of a second one with their difference.
+    """Measure one or two candidates; with two, also the difference between them.
 
     Args:
-        seed: of the bootstrap.
-        batch_size, bf16: see `loss.nats`.
+        candidates: one or two models or n-gram tables.
+        text: the text.
+        device: the device for the models.
+        windows: chooses the windows of each model.
+        seed: the seed of the bootstrap.
+        batch_size: the number of windows at a time, see `loss.token_nats`.
+        bf16: compute matrix products in bf16, see `loss.token_nats`.
+
+    Returns:
+        What --json prints.
+
+    Raises:
+        UserError: the text is too short, a loss is not a number, or the candidates cannot be compared.
     """
-    pieces, lost = eval_data.known(text.source.pieces(text.part), [each.tokenizer for each in candidates])
+    pieces, lost = eval_data.without_unknown(text.source.pieces(text.part), [each.tokenizer for each in candidates])
     notes = list(text.notes)
     if lost:
         characters = f"{lost.total():,} characters, {len(lost):,} distinct: {quoted(sorted(lost))}"
@@ -53,12 +64,12 @@ def measure_all(
     results = []
     for each in candidates:
         ids = text.source.encode(pieces, each.tokenizer)
-        its = None if isinstance(each.model, NGrams) else windows(each.name, each.model.config.block_size)
-        how: dict[str, Any] = {"batch_size": batch_size, "bf16": bf16}
-        results.append(loss.measure(each.model, ids, each.tokenizer, text.part, its, device, **how))
+        chosen = None if isinstance(each.model, NGrams) else windows(each.name, each.model.config.block_size)
+        options: dict[str, Any] = {"batch_size": batch_size, "bf16": bf16}
+        results.append(loss.measure(each.model, ids, each.tokenizer, text.part, chosen, device, **options))
     content = {
         "format": FORMAT,
-        **record(candidates[0], results[0]),
+        **loss_record(candidates[0], results[0]),
         "device": str(device),
         "precision": "bf16" if bf16 else "fp32",
         "data": {"name": text.name, "split": text.part, "sha256": text.source.sha256, "left_out": dict(lost)},
@@ -66,14 +77,14 @@ def measure_all(
     }
     if len(candidates) == 2:
         a, b = (each.tokenizer.to_dict() for each in candidates)
-        difference = comparison.compare(results[0], results[1], a == b, seed)
-        content["compare"] = record(candidates[1], results[1])
+        difference = comparison.compare_losses(results[0], results[1], a == b, seed)
+        content["compare"] = loss_record(candidates[1], results[1])
         content["difference"] = asdict(difference) | {"words": difference.words(), "method": difference.method()}
     return content
 
 
-def record(each: Candidate, result: Measured) -> dict[str, Any]:
-    """The numbers of one candidate, for --json."""
+def loss_record(each: Candidate, result: Measurement) -> dict[str, Any]:
+    """The numbers of one candidate, as plain data for --json."""
     content = {
         "model": each.words,
         "protocol": result.protocol,
@@ -90,15 +101,29 @@ def record(each: Candidate, result: Measured) -> dict[str, Any]:
     return content
 
 
-def find_copies(
-    opened: OpenedModel[Model] | None, sample_file: Path | None, name: str, text: Text, device: torch.device, seed: int
+def measure_copies(
+    opened: OpenedModel[Model] | None,
+    sample_file: Path | None,
+    name: str,
+    text: EvalText,
+    device: torch.device,
+    seed: int,
 ) -> dict[str, Any]:
-    """What --json prints: the copies in a sample and, to judge them by, in a held-out text of the same length.
+    """Find copies of the train part in a sample and, for comparison, in held-out text of the same length.
 
     Args:
-        opened: the model that writes the sample; None: it stands in `sample_file`.
-        name: of the model, where there is none.
-        seed: of the sample.
+        opened: the model that writes the sample; None if `sample_file` has it.
+        sample_file: a file with the sample; None to let the model write one.
+        name: the model's name, used if `opened` is None.
+        text: the text, with val or test as its part.
+        device: the device for the model.
+        seed: the seed of the sample.
+
+    Returns:
+        What --json prints.
+
+    Raises:
+        UserError: the part is neither val nor test, or the sample is missing or empty.
     """
     if text.part not in ("val", "test"):
         raise UserError(f"--split {text.part}: with --memorised it is the text to compare with: val or test")
@@ -107,17 +132,17 @@ def find_copies(
         if not sample_file.is_file():
             raise UserError(f"--sample {sample_file}: no such file")
         sample, origin = "".join(text_files.characters(sample_file)), str(sample_file)
-        if len(sample) > LONGEST_SAMPLE:
-            notes.append(f"of the sample's {len(sample):,} characters the first {LONGEST_SAMPLE:,} are read")
-            sample = sample[:LONGEST_SAMPLE]
+        if len(sample) > MAX_SAMPLE_CHARACTERS:
+            notes.append(f"of the sample's {len(sample):,} characters the first {MAX_SAMPLE_CHARACTERS:,} are read")
+            sample = sample[:MAX_SAMPLE_CHARACTERS]
     else:
         assert opened is not None
-        sample = memorisation.sample(opened.model.to(device), opened.tokenizer, SAMPLE, seed)
-        origin = f"{SAMPLE:,} tokens in {memorisation.ROWS} texts, at temperature 1, seed {seed}"
+        sample = memorisation.draw_sample(opened.model.to(device), opened.tokenizer, SAMPLE_TOKENS, seed)
+        origin = f"{SAMPLE_TOKENS:,} tokens in {memorisation.SAMPLE_ROWS} texts, at temperature 1, seed {seed}"
     if not sample.strip(memorisation.SEAM):
         raise UserError("the sample is empty")
     train = [piece.text + memorisation.SOURCE_SEAM * piece.last for piece in text.source.pieces("train")]
-    found = memorisation.copies(sample, train)
+    found = memorisation.find_copies(sample, train)
     held_out = "".join(piece.text for piece in text.source.pieces(text.part))[: found.characters]
     return {
         "format": FORMAT,
@@ -125,14 +150,14 @@ def find_copies(
         "origin": origin,
         "data": {"name": text.name, "split": text.part, "sha256": text.source.sha256},
         "notes": notes,
-        "sample": shares(found),
-        "held_out": shares(memorisation.copies(held_out, train)),
-        "longest": [{"characters": len(copy.text), **asdict(copy)} for copy in found.top(TOP)],
+        "sample": copy_record(found),
+        "held_out": copy_record(memorisation.find_copies(held_out, train)),
+        "longest": [{"characters": len(copy.text), **asdict(copy)} for copy in found.top(SHOWN_COPIES)],
     }
 
 
-def shares(found: Copies) -> dict[str, Any]:
-    """How much of a text is copied, for --json."""
+def copy_record(found: Copies) -> dict[str, Any]:
+    """How much of a text is copied, as plain data for --json."""
     return {
         "characters": found.characters,
         "longest": found.longest,

@@ -1,4 +1,4 @@
-"""What of a text stands word for word in another: the copies that a model has made of its training text."""
+"""Memorisation: the strings of a model's sample that occur word for word in its training text."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 
-ROWS = 10  # texts of a sample, drawn at once
-LENGTHS = (10, 20, 30, 50)  # characters: how much of a text lies in copies of at least so many
-# Between texts that do not go on into one another, in the text and in the source; no text file has them.
+SAMPLE_ROWS = 10  # texts in a sample, drawn in one batch
+LENGTHS = (10, 20, 30, 50)  # characters: the shares of text in copies of at least that length are reported
+# Separators between unconnected texts, in the text and in the source; no text file has them.
 SEAM, SOURCE_SEAM = "\0", "\1"
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A stretch of the text that stands in the source."""
+    """A string of the text that also occurs in the source."""
 
     text: str
     begin: int
-    """Where it begins in the text."""
+    """The index of its first character in the text."""
     found: int
-    """And in the source."""
+    """The index of its first character in the source."""
 
 
 @dataclass(frozen=True)
 class Copies:
+    """All copies in a text."""
+
     characters: int
-    """Of the text, without seams."""
+    """The length of the text without seams."""
     found: list[Copy]
-    """Each stretch that stands in the source and cannot be made longer, in order; they can overlap."""
+    """The copies that cannot be extended on either side, in order; they can overlap."""
 
     @property
     def longest(self) -> int:
+        """The length of the longest copy, in characters."""
         return max((len(copy.text) for copy in self.found), default=0)
 
     def share(self, length: int) -> float:
-        """Of the text's characters, those that lie in copies of at least `length`."""
+        """The share of the text's characters that lie in copies of at least `length` characters."""
         covered: set[int] = set()
         for copy in self.found:
             if len(copy.text) >= length:
@@ -60,16 +63,16 @@ class Copies:
 
 
 class Automaton:
-    """The suffix automaton of a text: reads any string that stands in it, and no other.
+    """The suffix automaton of a text, which accepts exactly the strings that occur in it.
 
     Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text". State 0 is the empty string.
     """
 
     def __init__(self, text: str) -> None:
         self.next: list[dict[str, int]] = [{}]
-        self.link = [-1]  # state of the longest suffix that occurs elsewhere, too
-        self.length = [0]  # of the longest string that ends in a state
-        self.prefixes = []  # state of the text up to each of its characters
+        self.link = [-1]  # for each state: the state of the longest suffix that occurs elsewhere, too
+        self.length = [0]  # for each state: the length of its longest string
+        self.prefixes = []  # for each character of the text: the state after it
         last = 0
         for character in text:
             state = self._add(self.length[last] + 1, {})
@@ -98,14 +101,18 @@ class Automaton:
         return len(self.next) - 1
 
 
-def copies(text: str, source: Iterable[str]) -> Copies:
-    """What of `text`, which is not empty, stands in `source`, each stretch as long as it can be.
+def find_copies(text: str, source: Iterable[str]) -> Copies:
+    """Find the strings of a text that occur in a source, each as long as possible.
 
-    The source is read once, in pieces, a megabyte in a third of a second; what takes memory is the text's automaton.
+    The source is read once, about a megabyte in a third of a second; only the automaton of the text takes memory.
+
+    Args:
+        text: the text, not empty.
+        source: the source in pieces; a copy may span several of them.
     """
     automaton = Automaton(text)
     following, link, length = automaton.next, automaton.link, automaton.length
-    best, ends = [0] * len(length), [0] * len(length)  # by state: the longest match that ended there, and where it did
+    best, ends = [0] * len(length), [0] * len(length)  # for each state: its longest match, and where that ended
     state = matched = place = 0
     for piece in source:
         for character in piece:
@@ -118,12 +125,12 @@ def copies(text: str, source: Iterable[str]) -> Copies:
                 matched += 1
                 if matched > best[state]:
                     best[state], ends[state] = matched, place
-    # A string in the source has its suffixes there, too.
+    # The suffixes of a string in the source are in the source, too.
     for state in sorted(range(1, len(length)), key=length.__getitem__, reverse=True):
         if best[state] and best[link[state]] < length[link[state]]:
             best[link[state]], ends[link[state]] = length[link[state]], ends[state]
 
-    lengths, places = [], []  # of the longest match that ends with each character of the text
+    lengths, places = [], []  # for each character of the text: the longest match that ends with it
     for state in automaton.prefixes:
         while state and not best[state]:
             state = link[state]
@@ -136,9 +143,19 @@ def copies(text: str, source: Iterable[str]) -> Copies:
     return Copies(len(text) - text.count(SEAM), found)
 
 
-def sample(model: Model, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """What the model writes of its own accord, after a new line, at temperature 1: `ROWS` texts, seams between them."""
-    count, generators = -(-tokens // ROWS), [torch.Generator().manual_seed(seed + row) for row in range(ROWS)]
-    context = Context(model, [prompt_ids(tokenizer, "\n")] * ROWS, count)
+def draw_sample(model: Model, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
+    """Draw an unprompted sample, after a newline, at temperature 1: `SAMPLE_ROWS` texts with seams between them.
+
+    Args:
+        model: a model in evaluation mode.
+        tokenizer: its tokenizer.
+        tokens: the number of tokens in all.
+        seed: the seed of the first text; the next one has seed + 1.
+    """
+    count, generators = (
+        -(-tokens // SAMPLE_ROWS),
+        [torch.Generator().manual_seed(seed + row) for row in range(SAMPLE_ROWS)],
+    )
+    context = Context(model, [prompt_ids(tokenizer, "\n")] * SAMPLE_ROWS, count)
     drawn = [step.tokens for step in generate(context, count, Sampling(), generators)]
     return SEAM.join(tokenizer.decode(row) for row in torch.stack(drawn, dim=1).tolist())

@@ -1,4 +1,4 @@
-"""Tables of counts: n-gram models with interpolated modified Kneser-Ney smoothing.
+"""N-gram models with interpolated modified Kneser-Ney smoothing.
 
 Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language Modeling" (TR-10-98), section 4.1.6. The
 highest order discounts counts; each lower one discounts in how many contexts an n-gram was seen; below order 1 all
@@ -15,29 +15,29 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Order:
-    """What the training text says of the distinct n-grams of one length; their numbers are their places here.
+    """The distinct n-grams of one length in the training text; an n-gram's number is its index here.
 
-    An n-gram's code is (number of its first n - 1 tokens) * V + its last token: no code collides, whatever V.
+    Its code is (the number of its first n - 1 tokens) * V + its last token, so that no two codes collide.
     """
 
     codes: np.ndarray
-    """(n-grams,) int64, sorted."""
+    """The codes, (n-grams,) int64, sorted."""
     probabilities: np.ndarray
-    """(n-grams,) float64: of the last token after the others, as far as this order goes."""
+    """This order's part of the probability of the last token after the others, (n-grams,) float64."""
     shares: np.ndarray
-    """(contexts,) float64: the probability that the discounts leave to the next lower order."""
+    """The weight of the next lower order after each context, (contexts,) float64."""
 
     def find(self, codes: np.ndarray) -> np.ndarray:
-        """Numbers of the n-grams with those codes; -1 for one that the training text lacks."""
+        """The numbers of the n-grams with these codes; -1 for an n-gram that the training text lacks."""
         places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         return np.where(self.codes[places] == codes, places, -1)
 
 
-def discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from an n-gram seen 0, 1, 2, and 3 times or more, (4,): equation 26 of the paper.
+def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
+    """The discounts for n-grams seen 0, 1, 2, and 3 or more times, (4,): equation 26 of the paper.
 
-    It estimates them from how many n-grams have each count; where none has, or the estimate is no discount, as can be
-    in a short text or with few distinct tokens, half of the count is taken, at most 1.5.
+    They are estimated from the number of n-grams with each count. Where that fails, as in a short text or with few
+    distinct tokens, the discount is half of the count, at most 1.5.
     """
     n = np.bincount(np.minimum(counts, 5).astype(np.int64), minlength=6)
     found = [0.0]
@@ -49,17 +49,18 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 
 
 class NGrams:
-    """The probability of a token given up to `order` - 1 tokens before it, from the counts of a training text.
+    """An n-gram model: the probability of a token given up to `order` - 1 tokens before it.
 
     Args:
         ids: the training text, (n,).
-        order: 0 counts nothing: each of the V tokens has the probability 1 / V.
+        vocab_size: the number of tokens, V.
+        order: the longest n-gram; 0 counts nothing, so that every token has the probability 1 / V.
     """
 
     def __init__(self, ids: np.ndarray, vocab_size: int, order: int) -> None:
         self.vocab_size, self.order = vocab_size, order
         self.orders: list[Order] = []
-        numbers = np.zeros(len(ids) + 1, dtype=np.int64)  # of the n-gram that ends at each place; first the empty one
+        numbers = np.zeros(len(ids) + 1, dtype=np.int64)  # the n-gram that ends at each index; first the empty one
         codes = counts = np.zeros(1, dtype=np.int64)
         contexts = 0
         for n in range(1, min(order, len(ids)) + 1):
@@ -69,19 +70,19 @@ class NGrams:
             )
             if n > 1:  # each distinct n-gram is one context of the (n-1)-gram that it ends with
                 seen_after = np.bincount(endings[first], minlength=len(shorter))
-                self.orders.append(_order(shorter, seen_after, vocab_size, contexts))
+                self.orders.append(_order_of_counts(shorter, seen_after, vocab_size, contexts))
             contexts = len(shorter)
         if contexts:
-            self.orders.append(_order(codes, counts, vocab_size, contexts))
+            self.orders.append(_order_of_counts(codes, counts, vocab_size, contexts))
 
     def nats(self, ids: np.ndarray) -> np.ndarray:
-        """-ln of the probability of each token but the first, (n - 1,) float64; the first ones have shorter contexts.
+        """-ln of the probability of each token after the first, (n - 1,) float64.
 
         Args:
-            ids: (n,).
+            ids: the text, (n,); the first tokens have shorter contexts.
         """
         probability = np.full(len(ids), 1 / self.vocab_size)
-        contexts = np.zeros(len(ids), dtype=np.int64)  # number of the (n-1)-gram before each token; -1: never seen
+        contexts = np.zeros(len(ids), dtype=np.int64)  # the (n-1)-gram before each token; -1: never seen
         for order in self.orders:
             here = np.flatnonzero(contexts >= 0)
             numbers = np.full(len(ids), -1)
@@ -93,10 +94,10 @@ class NGrams:
         return -np.log(probability[1:])
 
 
-def _order(codes: np.ndarray, counts: np.ndarray, vocab_size: int, contexts: int) -> Order:
-    taken = discounts(counts)[np.minimum(counts, 3)]
+def _order_of_counts(codes: np.ndarray, counts: np.ndarray, vocab_size: int, contexts: int) -> Order:
+    discounts = kneser_ney_discounts(counts)[np.minimum(counts, 3)]
     context = codes // vocab_size
     totals = np.bincount(context, counts, contexts)
-    known = np.maximum(totals, 1)  # of a context that nothing follows all probability goes to the lower order
-    shares = np.where(totals > 0, np.bincount(context, taken, contexts) / known, 1.0)
-    return Order(codes, (counts - taken) / known[context], shares)
+    known = np.maximum(totals, 1)  # a context that nothing follows leaves all probability to the lower order
+    shares = np.where(totals > 0, np.bincount(context, discounts, contexts) / known, 1.0)
+    return Order(codes, (counts - discounts) / known[context], shares)

@@ -1,4 +1,4 @@
-"""Measurements on a terminal."""
+"""Measurements shown in a terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.console import Console
 
 from gptlab.system.terminal import harmless, table
 
-SHOWN = 120  # characters of a copy
+SHOWN_CHARACTERS = 120  # of a copy
 
 
-def show_measured(content: dict[str, Any], console: Console) -> None:
-    """What `measure_all` has found."""
+def show_losses(content: dict[str, Any], console: Console) -> None:
+    """Print what `measure_losses` returns."""
     models = {"A": content, "B": content["compare"]} if "compare" in content else {"": content}
     for letter, each in models.items():
-        say(console, f"{letter or 'model'}: {each['model']}")
-    say_text(content, console)
+        print_line(console, f"{letter or 'model'}: {each['model']}")
+    print_text_facts(content, console)
 
     rows: dict[str, Callable[[Any], str]] = {
         "protocol": str,
@@ -31,16 +31,16 @@ def show_measured(content: dict[str, Any], console: Console) -> None:
     columns = {"": [name.replace("_", " ") for name in rows]}
     columns |= {letter or "value": [form(each[name]) for name, form in rows.items()] for letter, each in models.items()}
     console.print(table(columns))
-    if places := by_context(models):
-        say(console, "nats per token by how many tokens the window had shown:")
+    if places := loss_by_context(models):
+        print_line(console, "nats per token by how many tokens the window had shown:")
         console.print(table(places))
     if "difference" in content:
-        say(console, content["difference"]["words"])
-        say(console, content["difference"]["method"])
+        print_line(console, content["difference"]["words"])
+        print_line(console, content["difference"]["method"])
 
 
-def by_context(models: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Columns of a table: the loss by how many tokens a window had shown, 1, 2, 3-4, 5-8, ...; none without windows."""
+def loss_by_context(models: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The columns of a table: the loss by position in the window, 1, 2, 3-4, 5-8, ...; empty without windows."""
     windowed = {letter: each for letter, each in models.items() if "loss_by_position" in each}
     longest = max((len(each["loss_by_position"]) for each in windowed.values()), default=0)
     columns: dict[str, list[str]] = {"": []} if windowed else {}
@@ -57,22 +57,23 @@ def by_context(models: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return columns
 
 
-def say(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is; in a file, without wrapping."""
     console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
-def say_text(content: dict[str, Any], console: Console) -> None:
+def print_text_facts(content: dict[str, Any], console: Console) -> None:
     data = content["data"]
-    say(console, f"text: {data['name']}, {data['split']}, sha256 {data['sha256'][:16]}")
+    print_line(console, f"text: {data['name']}, {data['split']}, sha256 {data['sha256'][:16]}")
     for note in content["notes"]:
-        say(console, f"note: {note}")
+        print_line(console, f"note: {note}")
 
 
 def show_copies(content: dict[str, Any], console: Console) -> None:
-    """What `find_copies` has found."""
-    say(console, f"model: {content['model']}")
-    say_text(content, console)
-    say(console, f"sample: {content['origin']}")
+    """Print what `measure_copies` returns."""
+    print_line(console, f"model: {content['model']}")
+    print_text_facts(content, console)
+    print_line(console, f"sample: {content['origin']}")
     part = content["data"]["split"]
     rows = {"sample": content["sample"], part: content["held_out"]}
     columns = {
@@ -84,9 +85,14 @@ def show_copies(content: dict[str, Any], console: Console) -> None:
         columns[f"in {length}+"] = [f"{row['share_in_copies'][length]:.1%}" for row in rows.values()]
     console.print(table(columns))
     least = ", ".join(content["sample"]["share_in_copies"])
-    say(console, f"in N+: how much of the text lies in copies of {least} characters and more from the train part")
-    say(console, f"{part}: held-out text of the same length, to judge the sample by")
-    say(console, "the sample's longest copies, and where they stand in the train part:")
+    print_line(
+        console, f"in N+: how much of the text lies in copies of {least} characters and more from the train part"
+    )
+    print_line(console, f"{part}: held-out text of the same length, to judge the sample by")
+    print_line(console, "the sample's longest copies, and where they stand in the train part:")
     for copy in content["longest"]:
-        end = " ..." if copy["characters"] > SHOWN else ""
-        say(console, f"{copy['characters']:6,}  at {copy['found']:<11,}  {harmless(copy['text'][:SHOWN])!r}{end}")
+        end = " ..." if copy["characters"] > SHOWN_CHARACTERS else ""
+        print_line(
+            console,
+            f"{copy['characters']:6,}  at {copy['found']:<11,}  {harmless(copy['text'][:SHOWN_CHARACTERS])!r}{end}",
+        )

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from gptlab.data.batches import IGNORED, EvalBatches, Share, Windows
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.evaluation import comparison
-from gptlab.evaluation.comparison import compare
-from gptlab.evaluation.loss import Measured, measure, nats
+from gptlab.evaluation.comparison import compare_losses
+from gptlab.evaluation.loss import Measurement, measure, token_nats
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.system.errors import UserError
@@ -55,7 +55,7 @@ def test_each_token_is_predicted_once_as_by_a_naive_loop(model: GPT, context: in
     text, windows = ids(count), Windows(context, stride)
     expected = one_by_one(model, text, context, stride)
     for batch_size in (1, 3, None):
-        found = nats(model, text, windows, CPU, batch_size=batch_size)
+        found = token_nats(model, text, windows, CPU, batch_size=batch_size)
         assert found.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     first = list(windows.positions(count - 1)[:context])
     assert first == list(range(min(context, count - 1)))
@@ -94,14 +94,14 @@ def test_places_that_no_token_had_have_no_loss(model: GPT) -> None:
 
 
 def test_evaluation_leaves_no_gradients_and_no_dropout(model: GPT) -> None:
-    nats(model, ids(31), Windows(T, 3), CPU)
+    token_nats(model, ids(31), Windows(T, 3), CPU)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.training
 
 
 def test_bf16_is_near_and_not_equal(model: GPT) -> None:
     text = ids(97)
-    full, half = (nats(model, text, Windows(T, T), CPU, bf16=bf16) for bf16 in (False, True))
+    full, half = (token_nats(model, text, Windows(T, T), CPU, bf16=bf16) for bf16 in (False, True))
     assert full.dtype == half.dtype == np.float32
     assert 0 < np.abs(full - half).mean() < 0.05 * full.mean()
 
@@ -144,7 +144,7 @@ def test_a_token_for_the_end_of_a_text_has_nats_and_no_bytes() -> None:
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
-    broken = Measured("", np.array([1, math.nan]), np.array([1, 1, 1]), None, 0.0)
+    broken = Measurement("", np.array([1, math.nan]), np.array([1, 1, 1]), None, 0.0)
     with pytest.raises(UserError, match=r"the loss is nan: the weights are broken, or the run .* has diverged"):
         broken.values()
 
@@ -152,8 +152,8 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 # Comparison
 
 
-def measured(nats: np.ndarray, sizes: np.ndarray | None = None) -> Measured:
-    return Measured("", nats, np.ones(len(nats) + 1, np.int64) if sizes is None else sizes, None, 0.0)
+def measured(nats: np.ndarray, sizes: np.ndarray | None = None) -> Measurement:
+    return Measurement("", nats, np.ones(len(nats) + 1, np.int64) if sizes is None else sizes, None, 0.0)
 
 
 def test_the_interval_is_that_of_the_normal_distribution() -> None:
@@ -162,13 +162,13 @@ def test_the_interval_is_that_of_the_normal_distribution() -> None:
     count, spread = 300_007, 0.5
     a = draw.normal(2, 1, count)
     b = a + 0.003 + draw.normal(0, spread, count)
-    found = compare(measured(a), measured(b), True, seed=1)
+    found = compare_losses(measured(a), measured(b), True, seed=1)
     assert found.mean == pytest.approx(-0.003, abs=4 * spread / math.sqrt(count))
     half = 1.96 * spread / math.sqrt(count)
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)  # the spread of 292 blocks is known to 4%
     assert found.blocks == 292
-    assert found == compare(measured(a), measured(b), True, seed=1)
-    assert found != compare(measured(a), measured(b), True, seed=2)
+    assert found == compare_losses(measured(a), measured(b), True, seed=1)
+    assert found != compare_losses(measured(a), measured(b), True, seed=2)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mo
     held = 0
     for seed in range(200):
         smooth = np.convolve(draw.normal(0, 1, count // 25), np.ones(5)).repeat(25)[:count]  # 125 tokens long
-        found = compare(measured(smooth), measured(np.zeros(len(smooth))), True, seed)
+        found = compare_losses(measured(smooth), measured(np.zeros(len(smooth))), True, seed)
         held += found.low <= 0 <= found.high
     assert 175 <= held < 200
 
@@ -186,16 +186,16 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("shift", "words"), [(-0.1, "A is better by 0.1"), (0.1, "B is better by 0.1")])
 def test_the_words_name_the_better_one(shift: float, words: str) -> None:
     a = np.random.default_rng(1).normal(2, 1, 4001)
-    found = compare(measured(a + shift), measured(a), True, 1)
+    found = compare_losses(measured(a + shift), measured(a), True, 1)
     assert found.words().startswith(f"{words}000 nats per token: A - B is {shift:+.4f}, 95% interval")
     b = a + np.random.default_rng(2).normal(0, 1, 4001)
     b += a.mean() - b.mean()
-    assert compare(measured(a), measured(b), True, 1).words().startswith("no difference is shown: A - B is")
+    assert compare_losses(measured(a), measured(b), True, 1).words().startswith("no difference is shown: A - B is")
 
 
 def test_a_models_difference_from_itself_is_nothing() -> None:
     a = measured(np.random.default_rng(1).normal(2, 1, 997))
-    found = compare(a, a, True, 1)
+    found = compare_losses(a, a, True, 1)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 
@@ -204,7 +204,7 @@ def test_other_tokens_are_compared_by_the_bytes_that_both_predict() -> None:
     bit = math.log(2)
     a = measured(np.full(599, 3 * bit), np.full(600, 2))
     b = measured(np.full(399, 6 * bit), np.full(400, 3))
-    found = compare(a, b, False, 1)
+    found = compare_losses(a, b, False, 1)
     assert (found.mean, found.low, found.high) == pytest.approx((-0.5, -0.5, -0.5))
     assert found.unit == "bits per byte"
     assert found.blocks * found.block == pytest.approx(1200 - 3)
@@ -217,7 +217,7 @@ def test_other_tokens_are_compared_by_the_bytes_that_both_predict() -> None:
 def test_the_mean_of_the_blocks_is_that_of_the_whole() -> None:
     draw = np.random.default_rng(9)
     a, b = measured(draw.normal(2, 1, 5003)), measured(draw.normal(2, 1, 5003))
-    assert compare(a, b, True, 1).mean == pytest.approx(a.nats.mean() - b.nats.mean())
+    assert compare_losses(a, b, True, 1).mean == pytest.approx(a.nats.mean() - b.nats.mean())
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -225,9 +225,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"A's tokens stand for 101 bytes of the text and B's for 100, as those of words"
     ):
-        compare(a, measured(np.ones(100), np.arange(101) % 2 * 2), False, 1)
+        compare_losses(a, measured(np.ones(100), np.arange(101) % 2 * 2), False, 1)
     with pytest.raises(UserError, match="too short for a comparison: both models predict 19 tokens or bytes"):
-        compare(measured(np.ones(19)), measured(np.ones(19)), True, 1)
+        compare_losses(measured(np.ones(19)), measured(np.ones(19)), True, 1)
 
 
 @pytest.mark.parametrize(

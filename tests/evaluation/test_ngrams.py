@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.evaluation.ngrams import NGrams, discounts
+from gptlab.evaluation.ngrams import NGrams, kneser_ney_discounts
 
 V = 7
 
@@ -87,8 +87,8 @@ def test_discounts_come_from_the_counts_of_counts() -> None:
     counts = np.repeat([1, 2, 3, 4, 7], [100, 40, 20, 10, 5])
     y = 100 / 180
     expected = [0, 1 - 2 * y * 40 / 100, 2 - 3 * y * 20 / 40, 3 - 4 * y * 10 / 20]
-    assert discounts(counts) == pytest.approx(expected)
-    assert discounts(np.array([1, 1, 1])).tolist() == [0, 0.5, 1, 1.5]
+    assert kneser_ney_discounts(counts) == pytest.approx(expected)
+    assert kneser_ney_discounts(np.array([1, 1, 1])).tolist() == [0, 0.5, 1, 1.5]
 
 
 @pytest.mark.parametrize("order", range(7))

@@ -253,7 +253,7 @@ def test_a_checkpoint_does_not_choose_where_gptlab_writes(tmp_path: Path, monkey
     monkeypatch.setattr(prepare, "LARGE", 0)
     (tmp_path / "chosen").mkdir()
     info = strangers(tmp_path)
-    source = eval_data.own("a", info.config, CharTokenizer(CHARS))
+    source = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS))
     assert source.pieces("val")
     assert list((tmp_path / "chosen").iterdir()) == []
     assert list((tmp_path / "mine" / "gptlab").iterdir())
@@ -269,13 +269,13 @@ def test_a_stream_is_opened_where_the_run_has_prepared_it_and_written_elsewhere(
     monkeypatch.setattr(corpora, "load", lambda *_, **__: corpus)
     info = strangers(tmp_path, name="hub", split="document", val_fraction=0.3)
     split, how = Split("document", 0.3, 0.0), TokenizerConfig("char", None)
-    first = eval_data.own("a", info.config, CharTokenizer(CHARS)).prepared
+    first = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).prepared
     assert first is not None
     assert first.folder.parent == tmp_path / "mine" / "gptlab"
     assert not (tmp_path / "chosen").exists()
     theirs = prepare.prepare(corpus, split, how, tmp_path, tmp_path / "chosen")
     before = sorted((tmp_path / "chosen").rglob("*"))
-    again = eval_data.own("a", info.config, CharTokenizer(CHARS)).prepared
+    again = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).prepared
     assert again is not None
     assert again.folder == theirs.folder
     assert sorted((tmp_path / "chosen").rglob("*")) == before
@@ -290,10 +290,10 @@ def test_a_run_finds_its_text_where_it_was_downloaded(tmp_path: Path, monkeypatc
     info = strangers(tmp_path, name="verdict")
     (tmp_path / "chosen").mkdir()
     (tmp_path / "chosen" / "t.txt").write_bytes(text)
-    assert eval_data.own("a", info.config, CharTokenizer(CHARS)).pieces("all")[0].text == text.decode()
+    assert eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).pieces("all")[0].text == text.decode()
     (tmp_path / "chosen" / "t.txt").write_bytes(text[1:])
     with pytest.raises(UserError, match="is not the text that data=verdict means"):
-        eval_data.own("a", info.config, CharTokenizer(CHARS))
+        eval_data.source_of_run("a", info.config, CharTokenizer(CHARS))
 
 
 @pytest.mark.parametrize("data", [{"path": 5}, {"path": {"a": 1}}, {"val_fraction": "x"}, {"name": ["text"]}])
@@ -301,7 +301,7 @@ def test_a_damaged_config_names_the_way_out(tmp_path: Path, data: dict[str, Any]
     info = strangers(tmp_path, **data)
     for config in (info.config, {"data": None}, {}):
         with pytest.raises(UserError, match=r"give (a text|it) with --data FILE"):
-            eval_data.own("a", config, CharTokenizer(CHARS))
+            eval_data.source_of_run("a", config, CharTokenizer(CHARS))
 
 
 def test_what_has_no_end_is_no_text(tmp_path: Path) -> None:

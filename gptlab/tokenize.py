@@ -69,7 +69,7 @@ def build(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -
     if name not in tokenizers.NAMES and Path(name).exists():
         from gptlab.formats import checkpoint
 
-        content = checkpoint.read(checkpoint.find(Path(name)))
+        content = checkpoint.read_checkpoint(checkpoint.find_checkpoint(Path(name)))
         return tokenizers.from_dict(content[checkpoint.KEY]["tokenizer"])
     size = {"bpe": vocab_size or 512, "word": vocab_size}.get(name)
     return tokenizers.build(tokenizers.TokenizerConfig(name, size), pieces, False, raw_dir)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gptlab.formats.onnx import require_onnx, to_onnx
-from gptlab.formats.writing import to_hf, to_safetensors
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import whole_folder
-
-if TYPE_CHECKING:
-    from gptlab.data.tokenizers import Tokenizer
-    from gptlab.formats.checkpoint import Info
-    from gptlab.models import Model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         default="hf",
-        choices=tuple(FORMATS),
+        choices=("hf", "safetensors", "onnx"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
         "gptlab needs; onnx: logits of input_ids, checked with onnxruntime (default: hf)",
     )
@@ -41,21 +33,30 @@ def run(args: argparse.Namespace) -> None:
         UserError: DIR is taken, MODEL cannot be read, or the format has no such model.
     """
     refuse_taken(args.dir)
-    if args.format == "onnx":
-        require_onnx()
-    from gptlab.formats.model_card import card
-    from gptlab.formats.open_model import load
 
-    model, tokenizer, info = load(args.model)
+    from gptlab.formats import onnx
+    from gptlab.formats.model_card import model_card
+    from gptlab.formats.open_model import load_model
+    from gptlab.formats.writing import write_hf, write_safetensors
+
+    if args.format == "onnx":
+        onnx.require_onnx()
+    write = {"hf": write_hf, "safetensors": write_safetensors, "onnx": onnx.write_onnx}[args.format]
+    model, tokenizer, info = load_model(args.model)
     with whole_folder(args.dir) as folder:
-        said = FORMATS[args.format](model, tokenizer, info, folder)
-        text = card(model, tokenizer, info, args.format, args.dir.resolve().name)
+        kind = write(model, tokenizer, info, folder)
+        text = model_card(model, tokenizer, info, args.format, args.dir.resolve().name)
         (folder / "README.md").write_text(text, "utf-8")
-        sizes = ", ".join(f"{path.name} {in_words(path.stat().st_size)}" for path in sorted(folder.iterdir()))
-    print(f"{args.dir}: {said} ({sizes})")
+        sizes = ", ".join(f"{path.name} {size_in_words(path.stat().st_size)}" for path in sorted(folder.iterdir()))
+    print(f"{args.dir}: {kind} ({sizes})")
 
 
 def refuse_taken(folder: Path) -> None:
+    """Check that a folder does not exist, or is empty.
+
+    Raises:
+        UserError: it has files in it, it is a file, or it cannot be read.
+    """
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
@@ -64,8 +65,8 @@ def refuse_taken(folder: Path) -> None:
     raise UserError(f"{folder} is there already; choose another name, or remove it first")
 
 
-def in_words(size: float) -> str:
-    """Of bytes: 12 B, 3.4 kB, 498 MB."""
+def size_in_words(size: float) -> str:
+    """A number of bytes in words: 12 B, 3.4 kB, 498 MB."""
     for unit in ("B", "kB", "MB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -73,15 +74,8 @@ def in_words(size: float) -> str:
     return f"{size:.3g} GB"
 
 
-FORMATS: dict[str, Callable[[Model, Tokenizer, Info, Path], str]] = {
-    "hf": to_hf,
-    "safetensors": to_safetensors,
-    "onnx": to_onnx,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     with command_line():
         run(args)

@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def read(argument: str) -> list[str]:
-    """The pieces of the text that the command line gives or names.
+def read_pieces(argument: str) -> list[str]:
+    """Read the text that the command line gives or names, in pieces.
 
     Raises:
         UserError: the file cannot be read, or there is no text.
@@ -58,30 +58,37 @@ def read(argument: str) -> list[str]:
     return pieces
 
 
-def build(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -> Tokenizer:
-    """The tokenizer of that name, learned from the text where it learns, or that of a run.
+def named_tokenizer(name: str, pieces: list[str], vocab_size: int | None, raw_dir: Path) -> Tokenizer:
+    """Build the tokenizer of that name, or read the tokenizer of a run.
+
+    Args:
+        name: the name, or a run directory.
+        pieces: the text, from which char, word and bpe learn.
+        vocab_size: the size of word and bpe; None: their default.
+        raw_dir: where vocabularies are looked for.
 
     Raises:
-        UserError: there is none of that name, or its vocabulary cannot be had.
+        UserError: there is no such tokenizer, or its vocabulary cannot be had.
     """
     from gptlab.data import tokenizers
 
     if name not in tokenizers.NAMES and Path(name).exists():
         from gptlab.formats import checkpoint
 
-        content = checkpoint.read(checkpoint.find(Path(name)))
+        content = checkpoint.read_checkpoint(checkpoint.find_checkpoint(Path(name)))
         return tokenizers.from_dict(content[checkpoint.KEY]["tokenizer"])
     size = {"bpe": vocab_size or 512, "word": vocab_size}.get(name)
     return tokenizers.build(tokenizers.TokenizerConfig(name, size), pieces, False, raw_dir)
 
 
-def encode(tokenizer: Tokenizer, pieces: list[str], special: bool) -> list[int]:
+def encode_pieces(tokenizer: Tokenizer, pieces: list[str], special: bool) -> list[int]:
+    """The ids of a text; with `special`, <|endoftext|> in it is the special token."""
     encode = tokenizer.encode_special if special else tokenizer.encode
     return list(itertools.chain.from_iterable(encode(piece).tolist() for piece in pieces))
 
 
-def shown(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
-    """The tokens' texts, each in a colour of its own; where there are no colours, with bars between them."""
+def coloured_tokens(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
+    """The texts of tokens in alternating colours; without colours, with bars between them."""
     from rich.text import Text
 
     from gptlab.system.terminal import harmless
@@ -95,14 +102,15 @@ def shown(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
     return text
 
 
-def numbers(ids: list[int]) -> Text:
+def coloured_ids(ids: list[int]) -> Text:
+    """The ids of tokens in the colours of their texts."""
     from rich.text import Text
 
     return Text(" ").join(Text(str(token), style=COLOURS[i % len(COLOURS)]) for i, token in enumerate(ids))
 
 
-def comparison(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], pieces: list[str]) -> Table:
-    """One row a tokenizer: how many tokens it needs, and how many bytes of text each stands for."""
+def comparison_table(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], pieces: list[str]) -> Table:
+    """A table with a row for each tokenizer: its number of tokens, the bytes of text for each, and what is lost."""
     from rich.table import Table
 
     size = sum(len(piece.encode("utf-8", "replace")) for piece in pieces)
@@ -127,33 +135,38 @@ def comparison(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], 
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print the tokens of a text, and a table that compares tokenizers on it.
+
+    Raises:
+        UserError: the text cannot be read, or there is no such tokenizer.
+    """
     from rich.console import Console
 
     from gptlab.system.files import user_folder
 
     raw_dir = user_folder(args.data_dir or os.environ.get("GPTLAB_DATA"))
-    pieces = read(args.text)
+    pieces = read_pieces(args.text)
     local = {"gpt2": raw_dir / "gpt2" / "vocab.bpe", "cl100k_base": raw_dir / "cl100k_base.tiktoken"}
-    there = [name for name, file in local.items() if file.is_file()]
-    asked = args.tokenizer or (there or ["bpe"])[:1]
-    names = dict.fromkeys(("char", "word", "byte", "bpe", *there, *asked))
-    tokenizers = {name: build(name, pieces, args.vocab_size, raw_dir) for name in names}
-    encoded = {name: encode(tokenizer, pieces, args.special) for name, tokenizer in tokenizers.items()}
+    present = [name for name, file in local.items() if file.is_file()]
+    chosen = args.tokenizer or (present or ["bpe"])[:1]
+    names = dict.fromkeys(("char", "word", "byte", "bpe", *present, *chosen))
+    tokenizers = {name: named_tokenizer(name, pieces, args.vocab_size, raw_dir) for name in names}
+    encoded = {name: encode_pieces(tokenizer, pieces, args.special) for name, tokenizer in tokenizers.items()}
 
     console = Console(highlight=False)
-    for name in asked:
+    for name in chosen:
         ids = encoded[name]
         console.print(f"[bold]{name}[/bold]: {len(ids):,} tokens")
-        console.print(shown(tokenizers[name], ids[: args.limit], console.color_system is not None))
-        console.print(numbers(ids[: args.limit]))
+        console.print(coloured_tokens(tokenizers[name], ids[: args.limit], console.color_system is not None))
+        console.print(coloured_ids(ids[: args.limit]))
         if len(ids) > args.limit:
             console.print(f"... and {len(ids) - args.limit:,} more: --limit {len(ids)}")
         console.print()
-    console.print(comparison(tokenizers, encoded, pieces))
+    console.print(comparison_table(tokenizers, encoded, pieces))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     with command_line():
         run(args)

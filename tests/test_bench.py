@@ -108,7 +108,7 @@ def test_a_bare_loop_is_the_runs_own_training(run: Any, compose: Any, tmp_path: 
     module, step = bare_loop.bare_step(compose(*TINY, *words))
     for _ in range(7):
         step()
-    for name, weight in checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")[0].named_parameters():
+    for name, weight in checkpoint.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")[0].named_parameters():
         torch.testing.assert_close(module.model.get_parameter(name), weight, atol=0, rtol=0)
 
 

@@ -24,7 +24,7 @@ QUICK = ("trainer.max_steps=2", "trainer.val_every=2", "trainer.sample_tokens=0"
 
 @pytest.fixture
 def evaluate(command: Any) -> Any:
-    """evaluate(...) -> the JSON object on standard output, of a command that has nothing to complain of."""
+    """evaluate(...) runs the command, which must succeed, and returns the JSON object on standard output."""
 
     def evaluate(*arguments: Any) -> dict[str, Any]:
         result: Result = command("evaluate", *map(str, arguments), "--json")
@@ -39,7 +39,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def assert_is_the_runs_own(found: dict[str, Any], run_dir: Path, split: str = "val") -> None:
-    """To six decimals: the order of sums alone may differ."""
+    """Compared to six decimals, since the order of sums may differ."""
     own = summary(run_dir)
     assert found["nats_per_token"] == pytest.approx(own[f"{split}/loss"], abs=1e-6)
     assert found["bits_per_byte"] == pytest.approx(own[f"{split}/bpb"], abs=1e-6)
@@ -173,7 +173,7 @@ def test_a_file_counts_whole_and_what_is_left_out_is_said(
 def test_the_number_of_a_text_is_that_of_a_plain_pass_over_it(evaluate: Any, trained: Path, tmp_path: Path) -> None:
     text = "the king loves a dog"
     (tmp_path / "my.txt").write_text(text)
-    model, tokenizer, _ = checkpoint.load(trained)
+    model, tokenizer, _ = checkpoint.load_checkpoint(trained)
     ids = torch.from_numpy(tokenizer.encode(text))
     with torch.no_grad():
         first, rest = (F.cross_entropy(model(ids[None, a:b])[0], ids[a + 1 : b + 1]) for a, b in ((0, 17), (17, 19)))
@@ -184,7 +184,7 @@ def test_the_number_of_a_text_is_that_of_a_plain_pass_over_it(evaluate: Any, tra
 def test_a_runs_own_text_given_as_a_file_is_held_out_all_the_same(
     evaluate: Any, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """A copy elsewhere, as where a run has moved: what the model has learned by heart does not count."""
+    """The text lies elsewhere, as if it had moved; without --split only the part that the run held out counts."""
     shutil.copy(text_file, tmp_path / "moved.txt")
     last = trained / "checkpoints" / "last.ckpt"
     assert_is_the_runs_own(evaluate(last, "--data", "moved.txt"), trained)
@@ -375,10 +375,10 @@ def test_a_model_without_a_text_of_its_own_needs_one(
     from gptlab.formats import open_model
 
     def foreign(name: str, **options: Any) -> Any:
-        model, tokenizer, info = checkpoint.load(trained)
-        return model, tokenizer, checkpoint.Info(info.path, None, {}, {}, None, "nanoGPT")
+        model, tokenizer, info = checkpoint.load_checkpoint(trained)
+        return model, tokenizer, checkpoint.ModelInfo(info.path, None, {}, {}, None, "nanoGPT")
 
-    monkeypatch.setattr(open_model, "load", foreign)
+    monkeypatch.setattr(open_model, "load_model", foreign)
     assert_refused(command("evaluate", "gpt2"), "gpt2 brings no text: give one with --data FILE")
 
 
@@ -392,7 +392,7 @@ def test_flags_that_do_not_go_together(command: Any, arguments: list[str]) -> No
 def test_a_broken_checkpoint_has_no_loss(command: Any, trained: Path, tmp_path: Path) -> None:
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"]["model.ln_f.weight"].fill_(float("nan"))
-    checkpoint.save(content, tmp_path / "nan.ckpt")
+    checkpoint.save_checkpoint(content, tmp_path / "nan.ckpt")
     assert_refused(command("evaluate", "nan.ckpt"), "the loss is nan: the weights are broken")
 
 

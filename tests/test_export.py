@@ -1,4 +1,4 @@
-"""`python -m gptlab.export`: what goes out is what we have, for transformers, safetensors and ONNX."""
+"""`python -m gptlab.export`: exports for transformers, safetensors and ONNX equal the model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def as_run(folder: Path, tokenizer: Tokenizer, config: models.ModelConfig) -> nn
     run = {"name": "tiny", "seed": 1337, "init_from": "/home/me/gpt2", "resume": "/home/me/run", "data": data}
     about = checkpoint.describe(model, tokenizer, run, "ab12", 29, {"val/loss": 2.25, "val/bpb": 3.5})
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    checkpoint.save({"gptlab": about, "state_dict": weights}, folder / "checkpoints" / "best.ckpt")
+    checkpoint.save_checkpoint({"gptlab": about, "state_dict": weights}, folder / "checkpoints" / "best.ckpt")
     summary = {"train/loss": 2.125, "tokens": 4321, "device": "cpu", "data": {"name": "text", "sha256": "ab12"}}
     (folder / "summary.json").write_text(json.dumps(summary))
     return model
@@ -109,13 +109,13 @@ def test_transformers_has_our_logits_ids_and_greedy_text(
     assert text == continued(ours, ours_tokenizer, PROMPT, 13)
     assert len(text) > len(PROMPT)
 
-    model, again, _ = open_model.load(folder)
+    model, again, _ = open_model.load_model(folder)
     torch.testing.assert_close(model(idx), ours(idx), atol=1e-5, rtol=1e-5)
     assert again.to_dict() == ours_tokenizer.to_dict()
 
 
 def test_special_tokens_are_the_tokenizers_own(command: Any, tmp_path: Path) -> None:
-    """Not those of GPT-2's or Llama's own vocabulary, which are the defaults of their configs."""
+    """The ids must not be the defaults of the configs, which are those of GPT-2's or Llama's own vocabulary."""
     for name in ("char", "char, ended"):
         tokenizer = TOKENIZERS[name]()
         a_run(tmp_path / name, tokenizer)
@@ -140,14 +140,14 @@ def test_safetensors_have_gpt2s_names_and_all_that_we_need(command: Any, tmp_pat
     assert {"wte.weight", "h.0.mlp.c_fc.bias", "ln_f.weight"} <= names
     assert "lm_head.weight" not in names  # tied: the embedding, once
     for path in ("out", "out/model.safetensors"):
-        model, again, info = open_model.load(tmp_path / path)
+        model, again, info = open_model.load_model(tmp_path / path)
         assert torch.equal(model(some_ids(ours)), ours(some_ids(ours)))
         assert again.to_dict() == tokenizer.to_dict()
         assert (info.step, info.metrics["val/loss"], info.config["seed"]) == (29, 2.25, 1337)
     command("export", "out", "twice", "--format", "safetensors")
     first, second = (tmp_path / folder / "model.safetensors" for folder in ("out", "twice"))
     assert first.stat().st_mode & 0o777 == (tmp_path / "out" / "README.md").stat().st_mode & 0o777
-    assert open_model.load(second)[2].metrics == open_model.load(first)[2].metrics
+    assert open_model.load_model(second)[2].metrics == open_model.load_model(first)[2].metrics
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_onnx_that_computes_something_else_is_not_written(
             return [logits.numpy()]
 
     monkeypatch.setattr(onnx, "require_onnx", lambda: None)
-    monkeypatch.setattr(onnx, "trace", lambda model, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx, "export_graph", lambda model, path: path.write_bytes(b""))
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
     assert_refused(command("export", "run", "out", "--format", "onnx"), "logits differ from ours by", "than 1e-03")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -277,7 +277,7 @@ def test_what_is_cut_off_leaves_nothing(
         raise stop
 
     a_run(tmp_path / "run", TOKENIZERS["byte"]())
-    monkeypatch.setattr(model_card, "card", stopped)
+    monkeypatch.setattr(model_card, "model_card", stopped)
     result = command("export", "run", "new/out")
     assert result.returncode == code
     assert words in result.stderr
@@ -355,18 +355,18 @@ def test_a_foreign_models_card_says_what_is_known(command: Any, tmp_path: Path) 
     assert "| tokenizer | bpe, 307 ids |" in text
     for unknown in ("val/loss", "Measured", "| step", "| data |", "<details>"):
         assert unknown not in text
-    assert open_model.load(tmp_path / "again")[0].config == open_model.load(tmp_path / "out")[0].config
+    assert open_model.load_model(tmp_path / "again")[0].config == open_model.load_model(tmp_path / "out")[0].config
 
 
 @torch.no_grad()
 def test_a_trained_run_goes_on_the_same_when_it_has_been_out(command: Any, trained: Path, tmp_path: Path) -> None:
-    text = continued(*open_model.load(trained)[:2], "the old cat", 6)
+    text = continued(*open_model.load_model(trained)[:2], "the old cat", 6)
     for form in ("hf", "safetensors"):
         assert command("export", str(trained), form, "--format", form).returncode == 0
-        assert continued(*open_model.load(tmp_path / form)[:2], "the old cat", 6) == text
+        assert continued(*open_model.load_model(tmp_path / form)[:2], "the old cat", 6) == text
     sha256 = json.loads((trained / "summary.json").read_text())["data"]["sha256"]
-    assert [open_model.load(path)[2].data_sha256 for path in (trained, tmp_path / "safetensors")] == [sha256] * 2
-    assert open_model.load(tmp_path / "hf")[2].data_sha256 is None
+    assert [open_model.load_model(path)[2].data_sha256 for path in (trained, tmp_path / "safetensors")] == [sha256] * 2
+    assert open_model.load_model(tmp_path / "hf")[2].data_sha256 is None
     assert f"| sha256 of the text | {sha256} |" in (tmp_path / "hf" / "README.md").read_text()
 
 
@@ -379,5 +379,5 @@ def test_help_imports_nothing_heavy(shell: Any) -> None:
 
 
 def test_sizes_read_well() -> None:
-    words = [export.in_words(size) for size in (0, 999, 999_900, 54_321, 498_000_000, 6_500_000_000)]
+    words = [export.size_in_words(size) for size in (0, 999, 999_900, 54_321, 498_000_000, 6_500_000_000)]
     assert words == ["0 B", "999 B", "1 MB", "54.3 kB", "498 MB", "6.5 GB"]

@@ -40,7 +40,7 @@ LESSON = "Every effort moves you"
 def saved(path: Path, model: models.Model, tokenizer: Tokenizer) -> Path:
     about = checkpoint.describe(model, tokenizer, {}, "", 7, {"val/loss": 1.25})
     state = {checkpoint.PREFIX + name: value for name, value in parameters(model).items()}
-    checkpoint.save({checkpoint.KEY: about, "state_dict": state}, path)
+    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": state}, path)
     return path
 
 
@@ -293,7 +293,7 @@ def test_json_says_all_of_a_sample(objects: Any, model: str) -> None:
 
 @torch.no_grad()
 def by_hand(path: str, prompt: str, tokens: list[int]) -> list[float]:
-    model, tokenizer, _ = checkpoint.load(Path(path))
+    model, tokenizer, _ = checkpoint.load_checkpoint(Path(path))
     ids = tokenizer.encode(prompt).tolist()
     probabilities = model(torch.tensor([ids + tokens]))[0].double().softmax(dim=-1)
     return [-math.log2(probabilities[len(ids) - 1 + i, token]) for i, token in enumerate(tokens)]
@@ -637,9 +637,11 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     tiny = models.build(GPTConfig(tokenizer.vocab_size, block_size=31, n_layer=2, n_head=3, n_embd=33))
     (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(tiny.config)))
     save_file(
-        huggingface_names.to_hf(parameters(tiny), tiny.config), folder / "model.safetensors", metadata={"format": "pt"}
+        huggingface_names.weights_to_hf(parameters(tiny), tiny.config),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
     )
-    for name, content in huggingface_tokenizer.files(tokenizer, 31).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, 31).items():
         (folder / name).write_text(content, "utf-8")
     result = command("generate", "gpt2", LESSON, *flags)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What a checkpoint means: a file of plain dicts, from which model and tokenizer come back, without Lightning."""
+"""Checkpoints: files of plain dicts that restore a model and its tokenizer, without Lightning."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, write_atomically
 
 FORMAT = 2
-SEAL = b"sha256:"  # begins the zip's comment, which names the hash of all that stands before it
-KEY = "gptlab"  # what we add to Lightning's dict
-PREFIX = "model."  # where the LightningModule keeps the model
+SEAL = b"sha256:"  # begins the zip's comment, which has the hash of everything before it
+KEY = "gptlab"  # our entry in Lightning's dict
+PREFIX = "model."  # of the model's weights in the LightningModule's
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a model says of itself."""
+class ModelInfo:
+    """What a model's file says about the model."""
 
     path: Path
-    """What was opened."""
+    """The file or folder that was opened."""
     step: int | None
-    """None: the file does not say."""
+    """The optimizer step; None if the file does not say."""
     metrics: dict[str, float]
-    """Of the validation at that step; empty if there was none."""
+    """The metrics of the validation at that step; empty if there was none."""
     config: dict[str, Any]
     """The run's resolved config; empty for a model that is not gptlab's."""
     data_sha256: str | None
-    """Of the text that the model has learned from; None: the file does not say."""
+    """The hash of the text that the model has learned from; None if the file does not say."""
     origin: str
     """What kind of model this is, in words."""
 
     @property
     def words(self) -> str:
-        """One line for people."""
+        """A one-line description."""
         step = "" if self.step is None else f", step {self.step:,}"
         return f"{self.path} ({self.origin}{step})"
 
 
-Loaded = tuple[Model, Tokenizer, Info]
-"""A model on the CPU in evaluation mode, its tokenizer, and what the model says of itself."""
+LoadedModel = tuple[Model, Tokenizer, ModelInfo]
+"""A model on the CPU in evaluation mode, its tokenizer, and its info."""
 
 
 def describe(
@@ -62,7 +62,7 @@ def describe(
     step: int | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """The plain dict that makes a checkpoint enough to sample, evaluate or export; arguments as of `Info`."""
+    """Describe a model as the plain dict that `restore` reads; for the arguments see `ModelInfo`."""
     return {
         "format": FORMAT,
         "version": __version__,
@@ -75,31 +75,31 @@ def describe(
     }
 
 
-def save(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that `path` holds the old one or the new one, never a part.
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically: at any moment `path` holds the old file or the new one.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
 
     def write(file: BinaryIO) -> None:
         hashed = _Hashed(file)
         try:
             torch.save(content, cast(BinaryIO, hashed))
-        except RuntimeError as error:  # what torch makes of a refused write
+        except RuntimeError as error:  # torch hides a failed write in it
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
             raise cause or error from None
         comment = SEAL + hashed.digest.hexdigest().encode()
-        file.seek(-2, 2)  # the comment's length, and then the comment, are the end of a zip file
+        file.seek(-2, 2)  # a zip file ends with the comment's length and the comment
         file.write(len(comment).to_bytes(2, "little") + comment)
 
     write_atomically(path, write)
 
 
 class _Hashed:
-    """A file that only grows, and the hash of what was written."""
+    """A file that is only appended to, and the hash of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -113,11 +113,11 @@ class _Hashed:
         self.file.flush()
 
 
-def verify(path: Path) -> bool:
-    """Whether the file at `path` carries its hash.
+def verify_checksum(path: Path) -> bool:
+    """Verify the checksum of a file; returns whether it has one.
 
     Raises:
-        UserError: it does, and it is not what was written.
+        UserError: the contents do not have the checksum.
     """
     end = len(SEAL) + 64
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -126,21 +126,21 @@ def verify(path: Path) -> bool:
         digest = hashlib.sha256()
         with memoryview(data) as view:
             digest.update(view[: -end - 2])
-        digest.update(b"\0\0")  # there was no comment then
+        digest.update(b"\0\0")  # the length of the comment when the hash was taken
         if digest.hexdigest().encode() != data[-64:]:
             raise UserError(f"{path} is broken: its contents do not have the checksum that it was written with")
     return True
 
 
-def find(path: Path) -> Path:
-    """The checkpoint file that `path` means: itself, or a run directory's best, else its last.
+def find_checkpoint(path: Path) -> Path:
+    """Find the checkpoint file of a path: the file itself, or a run directory's best.ckpt, else its last.ckpt.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     try:
         path.stat()
-    except OSError as error:  # not there, or no name that a file can have
+    except OSError as error:  # missing, or not a possible file name
         raise UserError(
             f"{path}: no such run directory or checkpoint file; runs lie in outputs/<name>/<time>"
         ) from error
@@ -155,33 +155,36 @@ def find(path: Path) -> Path:
     )
 
 
-def read(path: Path, mapped: bool = True) -> dict[str, Any]:
-    """The dict in a checkpoint file of ours, verified; nothing in the file is executed.
+def read_checkpoint(path: Path, mapped: bool = True, content: Any = None) -> dict[str, Any]:
+    """Read the dict in a checkpoint file of ours, and verify its checksum; nothing in the file is executed.
 
     Args:
+        path: the file.
         mapped: leave the tensors in the file until they are used.
+        content: what `load_plain` has read from the file; None: read it here.
 
     Raises:
-        UserError: the file is broken, foreign, or of a newer version.
+        UserError: the file is broken, not a checkpoint of gptlab, or of a newer version.
     """
     try:
-        sealed = path.stat().st_size > 0 and verify(path)
+        sealed = path.stat().st_size > 0 and verify_checksum(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    content = load_plain(path, mapped)
+    if content is None:
+        content = load_plain(path, mapped)
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of gptlab (it has no '{KEY}' entry)")
-    if version(about, path) >= 2 and not sealed:
+    if format_version(about, path) >= 2 and not sealed:
         raise UserError(f"{path} is broken: it lacks the checksum that it was written with")
     return content
 
 
-def version(about: dict[str, Any], path: Path) -> int:
-    """The format of what `describe` has described in the file at `path`.
+def format_version(about: dict[str, Any], path: Path) -> int:
+    """The format of a description by `describe`, in the file at `path`.
 
     Raises:
-        UserError: this version does not know it.
+        UserError: this version of gptlab does not know the format.
     """
     made = about.get("format", 1)
     if not isinstance(made, int) or made > FORMAT:
@@ -193,41 +196,51 @@ def version(about: dict[str, Any], path: Path) -> int:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is kept that is not the last any more."""
+    """The file of a step's checkpoint once a later one is the last."""
     return folder / f"step_{step}.ckpt"
 
 
-def kept(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints from before the last with their steps, the newest first."""
+def kept_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The steps and files of the checkpoints before the last, the newest first."""
     found = (path for path in folder.glob("step_*.ckpt") if path.stem[5:].isdecimal())
     return sorted(((int(path.stem[5:]), path) for path in found), reverse=True)
 
 
-def load(path: Path) -> Loaded:
-    """Model (on the CPU, in evaluation mode), tokenizer and info from a run directory or a checkpoint file alone.
+def load_checkpoint(path: Path, content: Any = None) -> LoadedModel:
+    """Load the model (on the CPU, in evaluation mode), its tokenizer and its info; no other file is needed.
+
+    Args:
+        path: a run directory or a checkpoint file.
+        content: what `load_plain` has read from that file; None: read it here.
 
     Raises:
-        UserError: see `find` and `read`; or the weights do not fit the model that the file describes.
+        UserError: see `find_checkpoint` and `read_checkpoint`; or the weights do not fit the model that is described.
     """
-    file = find(path)
+    file = find_checkpoint(path)
     try:
-        content = read(file)
+        content = read_checkpoint(file, content=content)
     except UserError as error:
         others = [other for other in sorted(file.parent.glob("*.ckpt")) if other != file]
         if not path.is_dir() or not others:
             raise
         raise UserError(f"{error}; the run has others: {', '.join(map(str, others))}") from error
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    return restored(content[KEY], state, file, "gptlab run")
+    return restore(content[KEY], state, file, "gptlab run")
 
 
-def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> Loaded:
-    """What `describe` described, with the weights in `state`, which is used up.
+def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> LoadedModel:
+    """Restore a model from a description by `describe` and its weights.
+
+    Args:
+        about: the description.
+        state: the weights by name; emptied, to save memory.
+        path: the file, for messages and the info.
+        origin: what kind of model this is, in words.
 
     Raises:
-        UserError: they do not fit together.
+        UserError: the description is damaged, or the weights do not fit it.
     """
-    made = version(about, path)
+    made = format_version(about, path)
     try:
         if made == 1:
             about = upgrades.from_format_1(about)
@@ -237,7 +250,9 @@ def restored(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin
         metrics, config_ = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
         if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config_, dict)):
             raise UserError("what it says of itself is damaged")
-        info = Info(path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin)
+        info = ModelInfo(
+            path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin
+        )
         return weights.fill(config, state), tokenizer, info
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"

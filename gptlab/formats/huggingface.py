@@ -1,7 +1,7 @@
-"""A Hugging Face model: from the hub or a folder, weights and tokenizer; nothing in its files is executed.
+"""Hugging Face models, from the hub or a folder: weights and tokenizer. Nothing in their files is executed.
 
-Where a model has more rows of embedding than its tokenizer has tokens (padding to a round number, as nanoGPT's 50,304),
-the rows behind are cut off: no text stands for them, so none is to be drawn or scored.
+If a model has more embeddings than its tokenizer has tokens (padding to a round number, such as nanoGPT's 50,304), the
+rest is cropped: those ids stand for no text, so they should be neither drawn nor scored.
 """
 
 from __future__ import annotations
@@ -13,15 +13,22 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import BPETokenizer, Tokenizer
 from gptlab.formats import huggingface_names, huggingface_tokenizer
-from gptlab.formats.checkpoint import Info, Loaded
-from gptlab.formats.reading import GPT2_SIZES, error_line, naming_path, read_bin, read_json_object, sized_to_tokenizer
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.reading import (
+    GPT2_SIZES,
+    crop_to_tokenizer,
+    error_line,
+    naming_path,
+    read_json_object,
+    read_weights_bin,
+)
 from gptlab.formats.safetensors_file import read_safetensors
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import sha256_of
 
-NAMES = {  # on the hub
+HUB_NAMES = {  # on the hub
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large",
@@ -30,62 +37,65 @@ NAMES = {  # on the hub
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 SMALL_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there; both may be cut into shards
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists; both may be split into shards
 
 
 def download(name: str) -> Path:
-    """The folder of a model of the Hugging Face hub, out of its cache or from the network.
+    """Download a model of the Hugging Face hub, unless the cache has it; returns its folder.
 
     Args:
-        name: one of `NAMES`, or organisation/name.
+        name: one of `HUB_NAMES`, or organisation/name.
 
     Raises:
-        UserError: it is not to be had.
+        UserError: the model cannot be had, or a file in the cache is damaged.
     """
     import huggingface_hub
 
-    repo = NAMES.get(name, name)
+    repo = HUB_NAMES.get(name, name)
     try:
-        for whole in WEIGHTS:
+        for whole in WEIGHT_FILES:
             stem, _, suffix = whole.partition(".")
             shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
             folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*SMALL_FILES, *shards]))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
-    except Exception as error:  # of the hub, of the network, of the disk: no family of errors has all of them
+    except Exception as error:  # errors of hub, network and disk have no common base
         raise UserError(
             f"{name}: there is no such file or folder, and {repo} is not in Hugging Face's cache, nor can it be "
             f"downloaded ({error_line(error)}). Where there is a network, "
             f"`hf download {repo} --local-dir FOLDER` fetches it: copy that folder here and give its path"
         ) from error
     for file in folder.glob(f"{stem}*.{suffix}"):
-        sha256 = file.resolve().name  # in its cache, large files are named by it
+        sha256 = file.resolve().name  # in the cache, large files are named by their hash
         if re.fullmatch("[0-9a-f]{64}", sha256) and sha256_of(file).hexdigest() != sha256:
             raise UserError(f"{file} is not what {repo} has (its sha256 differs): remove it to download it anew")
     return folder
 
 
-def open_folder(folder: Path, raw_dir: Path) -> Loaded:
-    """A folder as `save_pretrained` writes it: config.json, safetensors or pytorch_model.bin, a tokenizer.
+def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
+    """Open a folder of `save_pretrained`: config.json, safetensors or pytorch_model.bin, and a tokenizer.
 
     Args:
+        folder: the folder.
         raw_dir: where GPT-2's vocabulary is looked for if the folder has none.
 
     Raises:
-        UserError: a file is missing or broken, or the model is none of ours.
+        UserError: a file is missing or broken, or gptlab has no such architecture.
     """
     about = read_json_object(folder / "config.json")
     with naming_path(folder / "config.json"):
         config = huggingface_names.config_from_hf(about)
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
-        model = sized_to_tokenizer(weights.fill(config, huggingface_names.from_hf(_weights(folder), config)), tokenizer)
-    return model, tokenizer, Info(folder, None, {}, {}, None, f"Hugging Face {about['model_type']}")
+        model = crop_to_tokenizer(
+            weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config)), tokenizer
+        )
+    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, f"Hugging Face {about['model_type']}")
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Their weights, whole or in shards."""
-    for name in WEIGHTS:
+    """Read the weights in a folder, whole or in shards."""
+    for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             files = [name]
@@ -100,12 +110,19 @@ def _weights(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{index.name} names {file[:99]}, which is no file of this folder")
             if not (folder / file).is_file():
                 raise UserError(f"{index.name} names {file}, which is not there; is the download complete?")
-            state |= read_safetensors(folder / file)[0] if file.endswith(".safetensors") else read_bin(folder / file)
+            state |= (
+                read_safetensors(folder / file)[0] if file.endswith(".safetensors") else read_weights_bin(folder / file)
+            )
         return state
-    raise UserError(f"there are no weights (no {' or '.join(WEIGHTS)}, whole or in shards)")
+    raise UserError(f"there are no weights (no {' or '.join(WEIGHT_FILES)}, whole or in shards)")
 
 
 def read_tokenizer(folder: Path, config: GPTConfig, raw_dir: Path) -> Tokenizer:
+    """Read the tokenizer in a model's folder; if there is none, a model of GPT-2's vocabulary gets GPT-2's.
+
+    Raises:
+        UserError: there is no tokenizer, or it cannot be read.
+    """
     if config.vocab_size in GPT2_SIZES and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return BPETokenizer.gpt2(raw_dir)
-    return huggingface_tokenizer.read(folder)
+    return huggingface_tokenizer.read_folder(folder)

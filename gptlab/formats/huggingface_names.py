@@ -1,7 +1,8 @@
-"""GPT-2 and Llama as `transformers` writes them: configs and weights, in and out.
+"""Converts configs and weights between gptlab and the model families of `transformers`: GPT-2, Llama and its kin.
 
-A family has one table of names and one of fields; import and export read the same ones. What one side has and the
-other lacks is filled in where the function stays the same: a missing bias is zeros, a norm's missing scale ones.
+Each family has a table of module names and one of config fields, which import and export share. Parameters that only
+one side has are filled in where that does not change the function: a missing bias with zeros, a norm's scale with ones.
+In this module, "our" names are gptlab's and "their" names are those of `transformers`.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ class Family:
 
     architecture: str
     base: str
-    """What stands before every name but the head's, unless the model was saved without its head."""
+    """The prefix of every name except the head's; a model saved without its head lacks it."""
     names: dict[str, str]
-    """Our modules to theirs, joined by spaces where ours are one; {} is the number of the block."""
+    """Our module to theirs, or to several of theirs separated by spaces; {} is the number of the block."""
     fields: dict[str, str]
-    """Fields of their config to ours."""
+    """Their config field to ours."""
     defaults: dict[str, Any]
-    """Of those of their fields that a config may lack."""
+    """Their default values for the fields that a config may lack."""
     activations: dict[str, tuple[str, ...]]
-    """Our names to theirs; the first is the one that is written."""
+    """Our activation to their names for it; the first one is written."""
     fixed: dict[str, Any]
-    """What those fields of ours always are that their config has no field for."""
+    """The values of our fields that their config cannot express."""
 
 
 LAYER = "layers.{}."
@@ -150,8 +151,8 @@ QWEN3 = dataclasses.replace(
 )
 FAMILIES = {"gpt2": GPT2, "qwen2": QWEN2, "llama": LLAMA, "mistral": MISTRAL, "qwen3": QWEN3}
 
-# Their fields that change the function, and the only value (besides null) at which it is one of ours.
-MUST = {
+# Their fields that change the function, and the only value (besides null) that gptlab can express.
+REQUIRED_VALUES = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "use_sliding_window": False,
@@ -160,14 +161,14 @@ MUST = {
     "quantization_config": None,
 }
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")  # (in, out) in GPT-2, where nn.Linear has (out, in)
-BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # theirs, and no weights
+BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # their buffers, which are not weights
 
 
 def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
-    """The config of ours that is their config.json.
+    """Our config for their config.json.
 
     Raises:
-        UserError: there is none; all fields in the way, and why.
+        UserError: gptlab has no such model; the message lists all fields in the way, and why.
     """
     family = FAMILIES.get(str(hf.get("model_type")))
     if family is None:
@@ -190,7 +191,7 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
     wrong = [f"{name} is missing" for name in family.fields if name not in given | family.defaults]
     wrong += [
         f"{name}={given[name]!s:.99} (it must be {'absent' if value is None else value})"
-        for name, value in MUST.items()
+        for name, value in REQUIRED_VALUES.items()
         if name in given and given[name] != value
     ]
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -216,10 +217,10 @@ def _config(hf: dict[str, Any], family: Family) -> GPTConfig:
 
 
 def config_to_hf(config: GPTConfig) -> dict[str, Any]:
-    """Their config.json, without the fields that speak of tokens.
+    """Their config.json for our config, without the ids of special tokens.
 
     Raises:
-        UserError: they have no such model; all switches in the way.
+        UserError: `transformers` has no such model; the message lists all fields in the way.
     """
     name = family_of(config)
     family = FAMILIES[name]
@@ -234,22 +235,22 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
         bias = config.bias or config.has_qkv_bias
         result |= {"attention_bias": bias, "mlp_bias": bias}
     rope = {"rope_type": "default", "rope_theta": config.rope_base}
-    result |= {"rope_parameters": rope, "rope_theta": config.rope_base}  # of version 5, and before
+    result |= {"rope_parameters": rope, "rope_theta": config.rope_base}  # for transformers 5 and for older versions
     return result | {"head_dim": config.n_embd // config.n_head}
 
 
 def family_of(config: GPTConfig) -> str:
-    """The `model_type` whose shape `config` has.
+    """The `model_type` that can express a config.
 
     Raises:
-        UserError: it has none; what stands in the way of the nearest.
+        UserError: there is none; the message lists the fields in which the nearest one differs.
     """
     ours = dataclasses.asdict(config) | {"qkv_bias": config.has_qkv_bias}
     ours["n_kv_head"] = None if config.kv_heads == config.n_head else config.n_kv_head
 
     def wrong(family: Family) -> list[str]:
         fields = [
-            f"model.{name}={_typed(ours[name])} (not {_typed(must)})"
+            f"model.{name}={_as_typed(ours[name])} (not {_as_typed(must)})"
             for name, must in family.fixed.items()
             if ours[name] != must
         ]
@@ -266,11 +267,15 @@ def family_of(config: GPTConfig) -> str:
     return name
 
 
-def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Their weights from ours, contiguous; they share memory where nothing is transposed. A tied head is left out.
+def weights_to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Convert our weights to theirs: contiguous, sharing memory where nothing is transposed, without a tied head.
+
+    Args:
+        state: our weights by name.
+        config: the model's config.
 
     Raises:
-        UserError: see `config_to_hf`.
+        UserError: `transformers` has no such model.
     """
     family = FAMILIES[family_of(config)]
     whole = dataclasses.replace(config, norm_weight=True)
@@ -282,18 +287,19 @@ def to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     for name, parameter in lacking.items():
         fill = torch.zeros_like if name.endswith(".bias") else torch.ones_like
         state = state | {name: fill(parameter, device=state["wte.weight"].device)}
-    return _split(state, whole)
+    return _split_weights(state, whole)
 
 
-def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Our weights from theirs, as views where nothing is joined.
+def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Convert their weights to ours, as views where nothing is concatenated.
 
     Args:
-        state: of the whole model, or of the base model if the head is tied. A kind of bias that no block has is zeros.
-        config: from `config_from_hf`.
+        state: the weights by name of the whole model, or of the base model if the head is tied; a bias that is missing
+            in all blocks becomes zeros.
+        config: our config, from `config_from_hf`.
 
     Raises:
-        UserError: names or shapes are others than the config's; what does not fit, in their names.
+        UserError: names or shapes do not fit the config; the message lists them in their names.
     """
     family = FAMILIES[family_of(config)]
     if not any(name.startswith(family.base) for name in state):
@@ -303,7 +309,7 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
         state.pop("lm_head.weight", None)
     check_sound(config, state)
     ours = parameters(empty_model(config))
-    expected = _split(ours, config)
+    expected = _split_weights(ours, config)
     kinds = {re.sub(r"\d+", "{}", name) for name in state}
     for name, parameter in expected.items():
         if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds:
@@ -311,33 +317,33 @@ def from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     check_shapes(state, expected)
     result = {}
     for name in ours:
-        parts = [state[part] for part in _theirs(name, family)]
+        parts = [state[part] for part in _their_names(name, family)]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         result[name] = value.T if family is GPT2 and CONV1D.search(name) else value
     return result
 
 
-def _split(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Their weights from ours, all of which they have."""
+def _split_weights(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Convert our weights to theirs, where both sides have the same parameters."""
     family = FAMILIES[family_of(config)]
     D = config.n_embd // config.n_head
     result = {}
     for name in parameters(empty_model(config)):
         value = state[name].T if family is GPT2 and CONV1D.search(name) else state[name]
-        names = _theirs(name, family)
+        names = _their_names(name, family)
         sizes = {1: [len(value)], 2: [config.hidden] * 2, 3: [config.n_embd, config.kv_heads * D, config.kv_heads * D]}
         for part, piece in zip(names, value.split(sizes[len(names)]), strict=True):
             result[part] = piece.contiguous()
     return result
 
 
-def _typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
+def _as_typed(value: Any) -> str:
+    """A value as the user types it on the command line."""
     return json.dumps(value).strip('"')
 
 
-def _theirs(name: str, family: Family) -> list[str]:
-    """Their names of our parameter."""
+def _their_names(name: str, family: Family) -> list[str]:
+    """Their names for our parameter: one, or several for a fused one."""
     module, kind = name.rsplit(".", 1)
     block = "".join(re.findall(r"^h\.(\d+)", module))
     base = "" if module == "lm_head" else family.base

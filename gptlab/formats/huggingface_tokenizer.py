@@ -1,4 +1,4 @@
-"""Tokenizers as Hugging Face writes them: read into ours, and ours written so that `AutoTokenizer` gives the same ids.
+"""Reads Hugging Face tokenizers into ours, and writes ours so that `AutoTokenizer` gives the same ids.
 
 Only JSON and text is read: no pickles, no code of a repository.
 """
@@ -11,7 +11,10 @@ import re
 import sys
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from gptlab.data.tokenizers import (
     BYTES,
@@ -28,24 +31,21 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.system.errors import UserError
 
-if TYPE_CHECKING:
-    import tokenizers
-
 LETTERS = {byte: letter for letter, byte in BYTES.items()}
 GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
-# In Oniguruma's dialect, which `tokenizers` speaks: there $ ends any line, and {1,3}+ is not possessive.
+# In the dialect of Oniguruma, which `tokenizers` uses: there $ matches at any line's end, and {1,3}+ is not possessive.
 CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
-# What a tokenizer is read from: the first that is there; the last are OpenAI's names.
+# The files of a tokenizer; the first that exist are read. The last ones are OpenAI's names.
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
-def read(folder: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face folder: tokenizer.json, else vocab.json and merges.txt.
+def read_folder(folder: Path) -> Tokenizer:
+    """Read the tokenizer in a Hugging Face folder: tokenizer.json, else vocab.json and merges.txt.
 
-    What one of ours expresses becomes it, with the same ids; anything else is a `JsonTokenizer`.
+    It becomes one of our tokenizers with the same ids where there is an equal one, and otherwise a `JsonTokenizer`.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: the folder has no tokenizer, or it cannot be read.
     """
     found = next((names for names in FILES if all((folder / name).is_file() for name in names)), None)
     if found is None:
@@ -66,13 +66,13 @@ def read(folder: Path) -> Tokenizer:
         raise UserError(f"{file}: {error}") from error
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # `tokenizers` raises nothing else, but for Rust's panics, which are no Exceptions
+    except BaseException as error:  # a panic in Rust is not an Exception
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{file} cannot be read as a tokenizer; is it complete? ({why})") from error
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What the files beside the tokenizer say of it; those of the tokenizer win over those of the model."""
+    """The merged contents of the files beside the tokenizer; the tokenizer's files override the model's."""
     names = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
     about: dict[str, Any] = {}
     for name in names:
@@ -82,7 +82,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
-    """The tokenizer.json of GPT-2's two files."""
+    """The tokenizer.json for GPT-2's two files, vocab.json and merges.txt."""
     lines = merges.removeprefix("\ufeff").split("\n")[merges.startswith("#version") :]
     backend = _byte_level(vocab, [tuple(line.split(" ")) for line in lines if line], GPT2_PATTERN)
     backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
@@ -92,13 +92,14 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
 
 
 def _ids(spec: dict[str, Any]) -> dict[str, int]:
+    """The ids of all tokens in a tokenizer.json."""
     vocab = spec["model"]["vocab"]
-    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}  # of Unigram
+    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}  # Unigram
     return ids | {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
 
 
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
-    """The id that ends a document: the named token, the model's, or <|endoftext|>; None where there is none."""
+    """The id of the end of a document: of eos_token, else the model's eos_token_id, else of <|endoftext|>, or None."""
     ids = _ids(spec)
     token, of_model = about.get("eos_token"), about.get("eos_token_id")
     if isinstance(token, dict):
@@ -111,7 +112,7 @@ def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
 
 
 def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
-    """The tokenizer of ours that is the same as what `spec` describes, if there is one."""
+    """Our tokenizer that is equal to a tokenizer.json, or None."""
     ids = _ids(spec)
     tokens = sorted((token for token in ids if ids[token] != end_of_text), key=ids.__getitem__)
     ended = end_of_text is not None
@@ -128,10 +129,10 @@ def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
 
 
 def _bpe(spec: dict[str, Any], tokens: list[str], end_of_text: int | None) -> BPETokenizer | None:
-    """GPT-2's kind of BPE, where an id is the rank of its merge: what tiktoken can encode.
+    """Our BPE tokenizer for a tokenizer.json whose ids are the ranks of its merges, as in GPT-2; None for others.
 
-    tiktoken merges whichever neighbours make a token, `tokenizers` only the pairs that are listed: both do the same if
-    each listed pair is what the lower ranks make of its token.
+    tiktoken merges any neighbours that form a token, `tokenizers` only the listed pairs. Both agree if each listed pair
+    is what the merges of lower rank make of its token.
     """
     model, cut, post = spec["model"], spec.get("pre_tokenizer") or {}, spec.get("post_processor")
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
@@ -155,10 +156,10 @@ def _bpe(spec: dict[str, Any], tokens: list[str], end_of_text: int | None) -> BP
 
 
 def _merges(ranks: list[bytes]) -> list[tuple[str, str]]:
-    """The pairs of neighbours that are merged, in order, from the tokens in the order of their ranks.
+    """The list of merges for tokens in the order of their ranks.
 
-    A token's pair is what remains of its bytes once all lower ranks are merged; one of which more than two parts
-    remain comes about as a whole piece of text only.
+    A token's pair is what remains of its bytes after all merges of lower rank. A token of which more than two parts
+    remain has no pair: it is only produced where it is a whole piece of text.
     """
     rank = {token: i for i, token in enumerate(ranks)}
     merges = []
@@ -175,20 +176,22 @@ def _merges(ranks: list[bytes]) -> list[tuple[str, str]]:
 
 
 def _letters(token: bytes) -> str:
+    """A token's bytes as the letters that GPT-2's vocabulary has for them."""
     return "".join(LETTERS[b] for b in token)
 
 
-def files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
-    """Names and contents of the files from which `AutoTokenizer` makes the same tokenizer.
+def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
+    """The names and contents of the files from which `AutoTokenizer` reads the same tokenizer.
 
-    As with all of its kind, "<|endoftext|>" in a text is the special token, as in our `encode_special`; with
+    "<|endoftext|>" in a text is the special token by default there, as in our `encode_special`; with
     split_special_tokens=True it is text, as in our `encode`.
 
     Args:
-        block_size: the longest sequence of the model.
+        tokenizer: one of our tokenizers.
+        block_size: the model's longest sequence, in tokens.
 
     Raises:
-        UserError: a vocabulary that JSON cannot hold.
+        UserError: `tokenizers` cannot express the vocabulary or the pattern.
     """
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     config |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
@@ -204,14 +207,11 @@ def files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
     return {"tokenizer.json": content, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
 
 
-def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """One of our own as a tokenizer of Hugging Face's.
+def _backend(tokenizer: Tokenizer) -> Backend:
+    """One of our own tokenizers as a tokenizer of Hugging Face's library.
 
-    BPE without merges and an unknown token leaves out what it does not know, as our characters do.
+    BPE without merges and without an unknown token drops unknown characters, as our `CharTokenizer` does.
     """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models
-
     special = {} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
     if isinstance(tokenizer, CharTokenizer):
         surrogates = [c for c in tokenizer.chars if 0xD800 <= ord(c) < 0xE000]
@@ -231,12 +231,9 @@ def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     return backend
 
 
-def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -> tokenizers.Tokenizer:
-    """Text as the letters of its bytes, cut by `pattern` (None: not cut), then merged."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    # As in tiktoken, a piece that is a token needs no merges; uncut, the name of a special one could be the whole text.
+def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -> Backend:
+    """A byte-level BPE tokenizer; it cuts text by `pattern` (None: not at all) and merges the letters of its bytes."""
+    # As in tiktoken, a piece that is a token needs no merges; an uncut text could be the name of a special token.
     backend = Backend(models.BPE(vocab, merges, ignore_merges=pattern is not None))
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_PATTERN)
     if pattern in (None, GPT2_PATTERN):
@@ -250,14 +247,11 @@ def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -
     return backend
 
 
-def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> tokenizers.Tokenizer:
-    r"""Each word gets a space before it, which decoding takes away before closing marks and at the start.
+def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> Backend:
+    r"""A word-level tokenizer: each word has a space before it, which decoding removes at the start and before marks.
 
-    Python and Oniguruma differ in what \w and \s are: so it is spelled out, as this Python has it.
+    Python and Oniguruma define \w and \s differently, so the pattern lists the characters as this Python has them.
     """
-    from tokenizers import Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
     every = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
     inside = {name: _ranges(re.findall(name, every)) for name in (r"\w", r"\s")}
     words, spaces = inside.values()

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from gptlab import __version__, models
 from gptlab.data.batches import Windows
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import Info
+from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import Model
 from gptlab.runs.identity import does, flatten
 from gptlab.system.errors import UserError
@@ -64,12 +64,15 @@ print(tokenizer.decode(ids))
 }
 
 
-def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -> str:
-    """The text of README.md.
+def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, name: str) -> str:
+    """The text of an export's README.md.
 
     Args:
-        form: hf, safetensors or onnx.
-        name: of the folder.
+        model: the model.
+        tokenizer: its tokenizer.
+        info: its info.
+        form: the format of the export: hf, safetensors or onnx.
+        name: the name of the folder.
     """
     c = model.config
     front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
@@ -97,8 +100,8 @@ def card(model: Model, tokenizer: Tokenizer, info: Info, form: str, name: str) -
     return "\n".join(parts)
 
 
-def _training(tokenizer: Tokenizer, info: Info) -> dict[str, Any]:
-    """What is known of how the model came about; of files, their names alone."""
+def _training(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any]:
+    """Facts about the model's training; of paths only the names."""
     run, summary = flatten(info.config), _summary(info)
     paths = run.get("data.path") or []
     names = ", ".join(Path(str(path)).name for path in (paths if isinstance(paths, list) else [paths]))
@@ -119,14 +122,14 @@ def _training(tokenizer: Tokenizer, info: Info) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
-def _origin(info: Info) -> str | None:
-    """What the run began from, without the folders of the machine that it ran on."""
+def _origin(info: ModelInfo) -> str | None:
+    """The model that the run was initialised from, without the folders of the run's machine."""
     given = info.config.get("init_from")
     return Path(given).name if isinstance(given, str) and Path(given).is_absolute() else given
 
 
-def _summary(info: Info) -> dict[str, Any]:
-    """The flat summary.json of the run directory that a checkpoint lies in; empty where there is none."""
+def _summary(info: ModelInfo) -> dict[str, Any]:
+    """The flattened summary.json of a checkpoint's run directory; empty if there is none."""
     file = info.path.parent.parent / "summary.json"
     with suppress(UserError):
         return flatten(read_json(file, must_be_sealed=False)) if info.path.parent.name == "checkpoints" else {}
@@ -134,6 +137,7 @@ def _summary(info: Info) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    """The versions of gptlab, Python and the installed packages that matter for the export."""
     versions = {"gptlab": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -142,11 +146,13 @@ def _versions() -> dict[str, str]:
 
 
 def _table(rows: dict[str, Any]) -> str:
+    """A Markdown table with two columns."""
     cells = "".join(f"| {key} | {_cell(value)} |\n" for key, value in rows.items())
     return f"| | |\n|---|---|\n{cells}"
 
 
 def _cell(value: Any) -> str:
+    """A value as it is shown in a table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, float):

@@ -6,29 +6,36 @@ import pickle
 import pickletools
 import re
 from pathlib import Path
+from typing import Any
 
 from gptlab import models
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.formats import huggingface_names
-from gptlab.formats.checkpoint import Info, Loaded
-from gptlab.formats.reading import GPT2_SIZES, error_line, load_plain, naming_path, sized_to_tokenizer
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.reading import GPT2_SIZES, crop_to_tokenizer, error_line, load_plain, naming_path
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_bytes
 
-META = 1 << 23  # bytes of a meta.pkl: all of Unicode has less
+MAX_META_BYTES = 1 << 23  # of a meta.pkl: all of Unicode takes less
 
 
-def open_checkpoint(file: Path, raw_dir: Path) -> Loaded:
-    """nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT).
+def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedModel:
+    """Open nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT), on the CPU in evaluation mode.
 
-    Its own meta.pkl holds the characters, beside the file or in ../data/<dataset>; without it the tokens are GPT-2's.
+    The characters are read from meta.pkl, beside the file or in ../data/<dataset>; without it the tokens are GPT-2's.
+
+    Args:
+        file: the ckpt.pt.
+        raw_dir: where GPT-2's vocabulary is looked for.
+        content: what `load_plain` has read from the file, emptied to free the optimizer's state; None: read it here.
 
     Raises:
         UserError: the file is broken or does not fit together, or there is no tokenizer.
     """
-    content = load_plain(file)
+    if content is None:
+        content = load_plain(file)
     try:
         args = content["model_args"]
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
@@ -43,7 +50,7 @@ def open_checkpoint(file: Path, raw_dir: Path) -> Loaded:
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error_line(error)}") from error
-    del content
+    content.clear()
     here = file.absolute().parent
     places = (here / "meta.pkl", here.parent / "data" / dataset / "meta.pkl")
     meta = next((place for place in places if place.is_file()), None)
@@ -54,28 +61,41 @@ def open_checkpoint(file: Path, raw_dir: Path) -> Loaded:
         )
     tokenizer = _meta(meta) if meta is not None else BPETokenizer.gpt2(raw_dir)
     with naming_path(file):
-        model = sized_to_tokenizer(weights.fill(config, state), tokenizer)
-    # Its best_val_loss is of random batches, and perhaps of an earlier step: no metric of these weights.
-    return model, tokenizer, Info(file, step, {}, {}, None, "nanoGPT")
+        model = crop_to_tokenizer(weights.fill(config, state), tokenizer)
+    # Its best_val_loss is from random batches, and perhaps from an earlier step: not a metric of these weights.
+    return model, tokenizer, ModelInfo(file, step, {}, {}, None, "nanoGPT")
 
 
-# What a pickle of dicts of strings and integers is made of; nothing else is read.
-INERT = {"PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "SETITEM", "SETITEMS", "MEMOIZE", "BINPUT", "LONG_BINPUT"}
-INERT |= {"BINGET", "LONG_BINGET", "SHORT_BINUNICODE", "BINUNICODE", "BININT", "BININT1", "BININT2"}
+# The operations of a pickle of dicts of strings and integers; a pickle with any other is refused.
+ALLOWED_OPERATIONS = {
+    "PROTO",
+    "FRAME",
+    "STOP",
+    "MARK",
+    "EMPTY_DICT",
+    "SETITEM",
+    "SETITEMS",
+    "MEMOIZE",
+    "BINPUT",
+    "LONG_BINPUT",
+}
+ALLOWED_OPERATIONS |= {"BINGET", "LONG_BINGET", "SHORT_BINUNICODE", "BINUNICODE", "BININT", "BININT1", "BININT2"}
 
 
 def _meta(file: Path) -> CharTokenizer:
-    """The characters of nanoGPT's meta.pkl.
+    """Read the characters in nanoGPT's meta.pkl; nothing in it is executed.
 
     Raises:
-        UserError: it holds something else, which is not executed.
+        UserError: it is broken, or holds something else.
     """
     try:
-        content = read_bytes(file, META)
+        content = read_bytes(file, MAX_META_BYTES)
         for operation, argument, place in pickletools.genops(content):
-            if operation.name not in INERT or (operation.name.endswith("PUT") and (argument or 0) > (place or 0)):
+            if operation.name not in ALLOWED_OPERATIONS or (
+                operation.name.endswith("PUT") and (argument or 0) > (place or 0)
+            ):
                 raise ValueError(f"it would do more than read: {operation.name} {str(argument or '')[:99]}")
         characters = pickle.loads(content)["itos"]
         return CharTokenizer("".join(characters[i] for i in range(len(characters))))
-    except Exception as error:  # a damaged pickle raises what it likes
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{file} is no meta.pkl of nanoGPT's characters: {error_line(error)}") from error

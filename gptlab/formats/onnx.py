@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, checked with onnxruntime."""
+"""Exports a model as an ONNX graph, and checks it with onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from torch.onnx.errors import OnnxExporterError
+
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats.checkpoint import ModelInfo
 from gptlab.formats.writing import write_tokenizer
+from gptlab.models import Model
 from gptlab.system.errors import UserError
 
-if TYPE_CHECKING:
-    from gptlab.data.tokenizers import Tokenizer
-    from gptlab.formats.checkpoint import Info
-    from gptlab.models import Model
-
-TOLERANCE = 1e-3  # of a logit, between ONNX's runtime and ours
+TOLERANCE = 1e-3  # the largest difference of a logit between onnxruntime and torch
 
 
 def require_onnx() -> None:
+    """Check that the optional packages are installed.
+
+    Raises:
+        UserError: one of them is missing.
+    """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
@@ -29,12 +36,19 @@ def require_onnx() -> None:
             raise UserError(f"--format onnx needs {package}: pip install 'gptlab[onnx]'") from error
 
 
-def to_onnx(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str:
-    """model.onnx, whose logits are compared with ours, and the tokenizer's files."""
+def write_onnx(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) -> str:
+    """Write model.onnx and the tokenizer's files, and compare the graph's logits with ours.
+
+    Returns:
+        The name of the format, with the largest difference.
+
+    Raises:
+        UserError: torch cannot export the model, or the logits differ.
+    """
     write_tokenizer(tokenizer, model.config.block_size, folder)
-    with quiet():
-        trace(model, folder / "model.onnx")
-    difference = compare(model, folder / "model.onnx")
+    with quiet_exporter():
+        export_graph(model, folder / "model.onnx")
+    difference = largest_difference(model, folder / "model.onnx")
     if not difference <= TOLERANCE:
         raise UserError(
             f"onnxruntime's logits differ from ours by {difference:.1e}, more than {TOLERANCE:.0e}: torch exports this "
@@ -43,17 +57,14 @@ def to_onnx(model: Model, tokenizer: Tokenizer, info: Info, folder: Path) -> str
     return f"ONNX, logits within {difference:.1e} of ours"
 
 
-def trace(model: Model, path: Path) -> None:
-    """input_ids (B, T) int64 -> logits (B, T, V), for every B and every T up to block_size.
+def export_graph(model: Model, path: Path) -> None:
+    """Export the graph from input_ids (B, T) int64 to logits (B, T, V), for any B and any T up to block_size.
 
     Raises:
-        UserError: torch cannot express the model.
+        UserError: torch cannot export the model.
     """
-    import torch
-    from torch.onnx.errors import OnnxExporterError
-
     block_size = model.config.block_size
-    idx = torch.zeros(2, block_size, dtype=torch.int64)  # as long as can be, so that a window is one
+    idx = torch.zeros(2, block_size, dtype=torch.int64)  # full length, so that an attention window takes effect
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if block_size > 1:
         axes[1] = torch.export.Dim("time", max=block_size)
@@ -76,11 +87,8 @@ def trace(model: Model, path: Path) -> None:
         ) from error
 
 
-def compare(model: Model, path: Path) -> float:
-    """The largest difference of a logit between onnxruntime and ours, for sequences of several shapes."""
-    import numpy as np
-    import torch
-
+def largest_difference(model: Model, path: Path) -> float:
+    """The largest difference of a logit between onnxruntime and torch, over sequences of several shapes."""
     onnxruntime = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     draw, V, T = np.random.default_rng(0), model.config.vocab_size, model.config.block_size
@@ -94,8 +102,8 @@ def compare(model: Model, path: Path) -> float:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what torch's exporter has to say of libraries that are not there and of its own future."""
+def quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's warnings about missing libraries and future changes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:

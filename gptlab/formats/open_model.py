@@ -1,4 +1,4 @@
-"""MODEL on a command line: whatever it names, the model, its tokenizer and what is known of them."""
+"""Opens what MODEL on a command line names: the model, its tokenizer and its info, in any format."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface, nanogpt, openai_gpt2, reading, safetensors_file
-from gptlab.formats.checkpoint import Info, Loaded
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.models import Model
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
 
-EXPORT = "model.safetensors"
-WORD = re.compile(r"[\w.-]{1,99}")
-HUB = re.compile(r"[\w.-]+/[\w.-]+")  # organisation/name
+EXPORT_FILE = "model.safetensors"
+PLAIN_NAME = re.compile(r"[\w.-]{1,99}")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # organisation/name
 
 
 AnyModel = TypeVar("AnyModel", covariant=True)
@@ -28,17 +28,17 @@ AnyModel = TypeVar("AnyModel", covariant=True)
 
 @dataclass(frozen=True)
 class OpenedModel(Generic[AnyModel]):
-    """A model that somebody named, with its tokenizer and what it says of itself."""
+    """A model, the name that the user gave it, its tokenizer and its info."""
 
     name: str
     model: AnyModel
     tokenizer: Tokenizer
-    info: Info | None
-    """None: it says nothing, as a table of counts."""
+    info: ModelInfo | None
+    """None for an n-gram table."""
 
     @property
     def words(self) -> str:
-        """One line for people."""
+        """A one-line description."""
         return self.info.words if self.info else self.name
 
     @property
@@ -48,7 +48,7 @@ class OpenedModel(Generic[AnyModel]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The config's node of the text; empty if there is none."""
+        """The node `data` of the run's config; empty if there is none."""
         data = self.config.get("data")
         return data if isinstance(data, dict) else {}
 
@@ -61,56 +61,67 @@ class OpenedModel(Generic[AnyModel]):
 def open_model(
     name: str, device: torch.device | None = None, dtype: torch.dtype = torch.float32, *, raw_dir: Path | None = None
 ) -> OpenedModel[Model]:
-    """The model that `name` names, on `device` (None: the CPU), in evaluation mode; other arguments as of `load`."""
-    model, tokenizer, info = load(name, raw_dir=raw_dir)
+    """Open the model that `name` names, in evaluation mode.
+
+    Args:
+        name: a model in any form that `load_model` knows.
+        device: the device for the model; None: the CPU.
+        dtype: the type of the weights.
+        raw_dir: where GPT-2's vocabulary is looked for, see `load_model`.
+
+    Raises:
+        UserError: there is no such model, it is broken, or gptlab has no such architecture.
+    """
+    model, tokenizer, info = load_model(name, raw_dir=raw_dir)
     return OpenedModel(name, model.to(device, dtype), tokenizer, info)
 
 
-def load(name: str | Path, *, raw_dir: Path | None = None) -> Loaded:
-    """Model (on the CPU, fp32, in evaluation mode), tokenizer and info.
+def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
+    """Load a model (on the CPU, fp32, in evaluation mode), its tokenizer and its info.
 
     Args:
         name: a run directory, a checkpoint file, a Hugging Face folder, a .safetensors file of ours, nanoGPT's ckpt.pt,
             OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ..., organisation/name.
-        raw_dir: where GPT-2's vocabulary is looked for if the model has none with it; None: GPTLAB_DATA.
+        raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
-        UserError: there is no such model, it is broken, or it is none of ours.
+        UserError: there is no such model, it is broken, or gptlab has no such architecture.
     """
     path, raw_dir = Path(name), raw_dir or user_folder(os.environ.get("GPTLAB_DATA"))
-    with suppress(RuntimeError):  # there is no such user
+    with suppress(RuntimeError):  # a ~user that does not exist
         path = path.expanduser()
     if _is_file(path):
-        return _file(path, raw_dir)
+        return _load_file(path, raw_dir)
     if _is_file(path / "config.json"):
         return huggingface.open_folder(path, raw_dir)
     if _is_file(path / "hparams.json"):
         return openai_gpt2.open_folder(path, raw_dir)
-    if _is_file(path / EXPORT):
-        return safetensors_file.open_export(path / EXPORT)
-    if str(name) in huggingface.NAMES or (HUB.fullmatch(str(name)) and not path.parent.exists()):
+    if _is_file(path / EXPORT_FILE):
+        return safetensors_file.open_export(path / EXPORT_FILE)
+    if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
         return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
-    if WORD.fullmatch(str(name)) and not path.exists():
+    if PLAIN_NAME.fullmatch(str(name)) and not path.exists():
         raise UserError(
             f"{name}: no such run directory or checkpoint file (runs lie in outputs/<name>/<time>), and no known model "
-            f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), huggingface.NAMES)}"
+            f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), huggingface.HUB_NAMES)}"
         )
-    return checkpoint.load(path)
+    return checkpoint.load_checkpoint(path)
 
 
-def _file(path: Path, raw_dir: Path) -> Loaded:
-    if path.name in huggingface.WEIGHTS and (path.parent / "config.json").is_file():
+def _load_file(path: Path, raw_dir: Path) -> LoadedModel:
+    """Load a model from a file; a file of `torch.save` is read once, and its content tells what it is."""
+    if path.name in huggingface.WEIGHT_FILES and (path.parent / "config.json").is_file():
         return huggingface.open_folder(path.parent, raw_dir)
     if path.suffix == ".safetensors":
         return safetensors_file.open_export(path)
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
-        return nanogpt.open_checkpoint(path, raw_dir)
-    return checkpoint.load(path)
+        return nanogpt.open_checkpoint(path, raw_dir, content)
+    return checkpoint.load_checkpoint(path, content)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no name that a file can have
+    except OSError:  # not a possible file name
         return False

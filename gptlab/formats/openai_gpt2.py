@@ -1,4 +1,4 @@
-"""OpenAI's own release of GPT-2: hparams.json and a TensorFlow checkpoint."""
+"""OpenAI's release of GPT-2: hparams.json and a TensorFlow checkpoint."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from gptlab.formats import huggingface_names
-from gptlab.formats.checkpoint import Info, Loaded
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.huggingface import read_tokenizer
-from gptlab.formats.reading import error_line, naming_path, read_json_object, sized_to_tokenizer
+from gptlab.formats.reading import crop_to_tokenizer, error_line, naming_path, read_json_object
 from gptlab.models import weights
 from gptlab.system.errors import UserError
 
 
-def open_folder(folder: Path, raw_dir: Path) -> Loaded:
-    """OpenAI's own release of GPT-2 (https://github.com/openai/gpt-2): hparams.json and a TensorFlow checkpoint.
+def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
+    """Open a folder of OpenAI's release of GPT-2 (https://github.com/openai/gpt-2), on the CPU in evaluation mode.
+
+    Args:
+        folder: the folder with hparams.json and the TensorFlow checkpoint.
+        raw_dir: where GPT-2's vocabulary is looked for if the folder has none.
 
     Raises:
         UserError: TensorFlow is missing, a file is missing or broken, or the weights do not fit hparams.json.
@@ -31,15 +35,15 @@ def open_folder(folder: Path, raw_dir: Path) -> Loaded:
         )
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
-        model = sized_to_tokenizer(
-            weights.fill(config, huggingface_names.from_hf(_variables(folder), config)), tokenizer
+        model = crop_to_tokenizer(
+            weights.fill(config, huggingface_names.weights_from_hf(_variables(folder), config)), tokenizer
         )
-    return model, tokenizer, Info(folder, None, {}, {}, None, "OpenAI TensorFlow")
+    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, "OpenAI TensorFlow")
 
 
 def _variables(folder: Path) -> dict[str, Tensor]:
-    """The variables of a TensorFlow checkpoint under the names that `transformers` gave them: model/h0/ln_1/g ..."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no greetings
+    """Read the variables of a TensorFlow checkpoint, named as in `transformers`: model/h0/ln_1/g is h.0.ln_1.weight."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -50,7 +54,7 @@ def _variables(folder: Path) -> dict[str, Tensor]:
     try:
         reader = tf.train.load_checkpoint(str(folder))
         values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except Exception as error:  # TensorFlow raises what it likes
+    except Exception as error:  # TensorFlow has no common base of its errors
         raise UserError(
             f"TensorFlow cannot read the checkpoint; are checkpoint and model.ckpt.* all there? ({error_line(error)})"
         ) from error

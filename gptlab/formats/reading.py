@@ -1,4 +1,4 @@
-"""Files of tensors as others write them, read without executing anything, and errors that name the file."""
+"""Readers for files of others: nothing in them is executed, and errors name the file."""
 
 from __future__ import annotations
 
@@ -21,37 +21,43 @@ from gptlab.models import Model, weights
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_bytes
 
-DESCRIPTION = 1 << 28  # bytes
-CALLS = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL"}
-BUILT = re.compile(
+MAX_PICKLE_BYTES = 1 << 28  # of the pickle that describes a file's tensors
+CALLING_OPERATIONS = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL"}
+ALLOWED_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? (\w+Storage|Size|device)"
     r"|torch (float|double|half|bfloat16|bool|int|long|short|u?int(8|16|32|64)|float(16|32|64))|_codecs encode"
 )
 
 
 def refuse_calls(path: Path) -> None:
-    """That a file of `torch.save` builds nothing but tensors and plain data.
+    """Check that a file of `torch.save` builds only tensors and plain data.
 
-    torch executes nothing of a stranger's either, but lets a file ask for a bytearray of any length, and more.
+    `torch.load` with weights_only executes no foreign code either, but lets a file allocate a bytearray of any length.
 
     Raises:
-        UserError: it does; or what describes its tensors is larger than any description.
+        UserError: the file would call something else, or its pickle is larger than any real one.
     """
     if not zipfile.is_zipfile(path):
-        return  # of the old form, which is read as a stream; torch looks at it
+        return  # the old format, a stream that torch checks itself
     with zipfile.ZipFile(path) as content:
         for entry in content.infolist():
             if not entry.filename.endswith("/data.pkl"):
                 continue
-            if entry.file_size > DESCRIPTION:
+            if entry.file_size > MAX_PICKLE_BYTES:
                 raise UserError(f"{path} is no checkpoint: {entry.filename} has {entry.file_size:,} bytes")
             for operation, argument, _ in pickletools.genops(content.read(entry)):
-                if operation.name in CALLS or (operation.name == "GLOBAL" and not BUILT.fullmatch(str(argument))):
+                if operation.name in CALLING_OPERATIONS or (
+                    operation.name == "GLOBAL" and not ALLOWED_GLOBALS.fullmatch(str(argument))
+                ):
                     raise UserError(f"{path} is no checkpoint: it would call {str(argument)[:99]}")
 
 
 def load_plain(path: Path, mapped: bool = True) -> Any:
-    """What torch.save has written into a file, its tensors `mapped`, or read; nothing in the file is executed.
+    """Load a file of `torch.save` on the CPU; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are used, where the format allows it.
 
     Raises:
         UserError: the file is broken, or holds more than plain data and tensors.
@@ -59,7 +65,7 @@ def load_plain(path: Path, mapped: bool = True) -> Any:
     try:
         refuse_calls(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle protocol
+            warnings.simplefilter("ignore")  # about the pickle protocol of other programs
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except UserError:
         raise
@@ -67,18 +73,27 @@ def load_plain(path: Path, mapped: bool = True) -> Any:
         raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
 
 
-GPT2_SIZES = (50257, 50304)  # of GPT-2's vocabulary, and padded to a multiple of 64
+GPT2_SIZES = (50257, 50304)  # GPT-2's vocabulary, and the same padded to a multiple of 64
 
 
-def read_bin(file: Path) -> dict[str, Tensor]:
+def read_weights_bin(file: Path) -> dict[str, Tensor]:
+    """Read a pytorch_model.bin: weights by name.
+
+    Raises:
+        UserError: the file is broken, or holds something else.
+    """
     content = load_plain(file)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} holds something else than weights by name")
     return content
 
 
-def sized_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
-    """The model with as many tokens as the tokenizer has."""
+def crop_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
+    """Crop a model's embeddings to the size of its tokenizer.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model.
+    """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
@@ -88,6 +103,11 @@ def sized_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
         content = json.loads(read_bytes(file))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,14 +118,14 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def error_line(error: Exception) -> str:
-    """The kind of an error and the beginning of what it says."""
+    """The type of an error and the beginning of its message, in one line."""
     said, _, _ = str(error).strip().partition("\n")
     return f"{type(error).__name__}: {said[:200]}"
 
 
 @contextmanager
 def naming_path(path: Path) -> Iterator[None]:
-    """Mistakes begin with the path of what they are in."""
+    """Let the messages of UserErrors begin with a path, unless they have it already."""
     try:
         yield
     except UserError as error:

@@ -1,22 +1,23 @@
-"""One file of safetensors: our own exports and the weights of others, verified."""
+"""Safetensors files: our own exports, with a checksum, and the weights of others."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptlab.formats import checkpoint
-from gptlab.formats.checkpoint import Loaded
+from gptlab.formats.checkpoint import LoadedModel
 from gptlab.models import weights
 from gptlab.system.errors import UserError
 
-DIGEST = f"{checkpoint.KEY}.sha256"  # of our own weights, in the header of their file
+DIGEST_KEY = f"{checkpoint.KEY}.sha256"  # the header's key for the checksum of our own weights
 
 
-def open_export(file: Path) -> Loaded:
-    """What `python -m gptlab.export --format safetensors` has written.
+def open_export(file: Path) -> LoadedModel:
+    """Open a file of `python -m gptlab.export --format safetensors`, on the CPU in evaluation mode.
 
     Raises:
         UserError: the file is broken, or its header does not describe the model.
@@ -27,26 +28,34 @@ def open_export(file: Path) -> Loaded:
             f"{file} has weights only: its header lacks the '{checkpoint.KEY}' entry of gptlab's exports. Of a Hugging "
             f"Face model give the folder, with config.json and the tokenizer in it"
         )
-    unknown = header.keys() - {"format", checkpoint.KEY, DIGEST}
-    if unknown:  # perhaps its checksum, of which the name is damaged
+    unknown = header.keys() - {"format", checkpoint.KEY, DIGEST_KEY}
+    if unknown:  # perhaps the checksum under a damaged name
         raise UserError(f"{file}: its header is damaged (it has {', '.join(sorted(unknown))[:99]})")
     try:
         about = {"step": None, "metrics": {}, "config": {}, "data_sha256": None} | json.loads(header[checkpoint.KEY])
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: its header is damaged ({error})") from error
-    return checkpoint.restored(about, state, file, "gptlab export")
+    return checkpoint.restore(about, state, file, "gptlab export")
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, mapped, and the header of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
+    """Read the tensors (mapped into memory) and the header of a safetensors file; our own checksum is verified.
 
+    Raises:
+        UserError: the file is broken, or has changed since gptlab wrote it.
+    """
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
             state, header = {name: content.get_tensor(name) for name in names}, content.metadata() or {}
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for its types
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # torch raises the last for unknown types
         raise UserError(f"{file} is broken or no safetensors file ({error}); is the download complete?") from error
-    if DIGEST in header and header[DIGEST] != weights.digest(state, header.get(checkpoint.KEY, "")):
+    if DIGEST_KEY in header and header[DIGEST_KEY] != weights.digest(state, header.get(checkpoint.KEY, "")):
         raise UserError(f"{file} has changed since gptlab wrote it (the sha256 differs): export the model again")
     return state, header

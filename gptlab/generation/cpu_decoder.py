@@ -18,18 +18,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gptlab.models.gpt import GPT
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span
 from gptlab.system.files import user_folder
 from gptlab.system.machine import processor_features
-
-if TYPE_CHECKING:
-    from gptlab.models.gpt import GPT
 
 log = logging.getLogger(__name__)
 

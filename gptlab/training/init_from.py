@@ -32,7 +32,7 @@ def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model,
     from gptlab.formats import open_model
     from gptlab.models import weights
 
-    source, tokenizer, info = open_model.load(name, raw_dir=raw_dir)
+    source, tokenizer, info = open_model.load_model(name, raw_dir=raw_dir)
     config = fitted(source.config, model, name)
     log.info("weights: %s", info.words)
     return weights.crop(source, config).train(), tokenizer

@@ -59,7 +59,7 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
     run_dir, content, step = start.run_dir, start.content, start.step
     assert content is not None
     about = content[checkpoint.KEY]
-    if (made := checkpoint.version(about, run_dir)) < checkpoint.FORMAT:
+    if (made := checkpoint.format_version(about, run_dir)) < checkpoint.FORMAT:
         raise UserError(
             f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
             f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
@@ -116,11 +116,15 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     folder = run_dir / "checkpoints"
     passed_over, without_curves = [], None
-    for path in (folder / "last.ckpt", *(path for _, path in checkpoint.kept(folder)), folder / "best.ckpt"):
+    for path in (
+        folder / "last.ckpt",
+        *(path for _, path in checkpoint.kept_checkpoints(folder)),
+        folder / "best.ckpt",
+    ):
         if not path.is_file():
             continue
         try:
-            content = checkpoint.read(path, mapped=False)
+            content = checkpoint.read_checkpoint(path, mapped=False)
         except UserError as error:
             passed_over.append(str(error))
             continue

@@ -38,7 +38,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     for key in ("train/loss", "val/loss", "grad_norm", "lr"):
         assert curve(a, key) == pytest.approx(curve(b, key), abs=1e-5), f"{key} of {a.name}"
     assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
-    one, two = (checkpoint.read(path / "checkpoints" / "last.ckpt") for path in (a, b))
+    one, two = (checkpoint.read_checkpoint(path / "checkpoints" / "last.ckpt") for path in (a, b))
     assert one["state_dict"].keys() == two["state_dict"].keys()
     assert one["loops"].keys() == two["loops"].keys()
     mine, other = one["optimizer_states"][0], two["optimizer_states"][0]
@@ -124,7 +124,7 @@ def test_two_processes_compute_what_one_does_and_go_on_with_each_other(
     assert "on 2 x cpu (fsdp)" in stdout
     summary = json.loads((tmp_path / "one-fsdp" / "summary.json").read_text())
     assert (summary["devices"], summary["tokens"]) == (2, 7 * 6 * 17)
-    model, _, _ = checkpoint.load(tmp_path / "one-fsdp")
+    model, _, _ = checkpoint.load_checkpoint(tmp_path / "one-fsdp")
     assert model.lm_head.weight is model.wte.weight
 
 
@@ -348,7 +348,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(
     process.terminate()
     stdout, stderr = process.communicate(timeout=100)
     assert process.returncode == 143, stderr
-    step = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
+    step = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
     assert stdout.count(f"stopped after step {step}") == 1
 
 

@@ -1,4 +1,4 @@
-"""Every token is predicted once with the context that the protocol names; intervals hold what they promise."""
+"""Every token is predicted once with the context that the protocol names; intervals have their coverage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ids(count: int, seed: int = 5) -> np.ndarray:
 
 @torch.no_grad()
 def one_by_one(model: GPT, ids: np.ndarray, context: int, stride: int) -> list[float]:
-    """The protocol in the plainest words: each token by a forward pass of its own over what its window shows of it."""
+    """The protocol spelled out: a forward pass for each token over the part of its window before it."""
     found = []
     for i in range(1, len(ids)):
         window = max(-(-(i - context) // stride), 0)  # the first one that reaches token i
@@ -79,7 +79,7 @@ def test_windows_as_far_apart_as_long_are_those_of_validation(count: int) -> Non
 
 
 def test_more_context_is_counted_by_a_shorter_stride(model: GPT) -> None:
-    """The places in the window that count, and how often each: those of the first window once more."""
+    """The scored positions of a window, with their counts: the first window scores all of its positions."""
     result = measure(model, ids(T + 4 * 5 + 1), ByteTokenizer(), "val", Windows(T, 5), CPU)
     means, counts = result.by_position()
     assert counts.tolist() == [1] * (T - 5) + [5] * 5
@@ -157,7 +157,7 @@ def measured(nats: np.ndarray, sizes: np.ndarray | None = None) -> Measurement:
 
 
 def test_the_interval_is_that_of_the_normal_distribution() -> None:
-    """Independent differences of known spread: 1.96 standard errors either side."""
+    """For independent differences of known spread, the interval is 1.96 standard errors on either side."""
     draw = np.random.default_rng(3)
     count, spread = 300_007, 0.5
     a = draw.normal(2, 1, count)
@@ -172,7 +172,7 @@ def test_the_interval_is_that_of_the_normal_distribution() -> None:
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 200 texts with dependent neighbours 95% are 190; fewer than 175, or all, come less than once in 10,000."""
+    """95% of 200 texts with dependent neighbours are 190; below 175, or 200, has a probability under 1 in 10,000."""
     monkeypatch.setattr(comparison, "RESAMPLES", 500)
     draw, count = np.random.default_rng(5), 50_000
     held = 0

@@ -1,4 +1,4 @@
-"""Copies are found all, as long as they are, and nowhere else."""
+"""All copies are found, at their full length, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptlab.models import GPT, GPTConfig
 
 
 def by_hand(text: str, source: str) -> list[tuple[int, int]]:
-    """Begin and length of each stretch that can be made longer at neither end."""
+    """The begin and length of each copy that cannot be extended at either end."""
     longest = [next((k for k in range(end, 0, -1) if text[end - k : end] in source), 0) for end in range(len(text) + 1)]
     ends = [end for end in range(1, len(text) + 1) if end == len(text) or longest[end + 1] <= longest[end]]
     return [(end - longest[end], longest[end]) for end in ends if longest[end]]

@@ -1,4 +1,4 @@
-"""Counts become probabilities as the paper says, checked against dictionaries and by hand."""
+"""N-gram probabilities follow the paper, checked against dictionaries and by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw(seed: int, count: int) -> np.ndarray:
 
 
 class Slow:
-    """Equations 21 to 26 of Chen and Goodman 1998, section 4.1.6, word by word, with dictionaries."""
+    """Equations 21 to 26 of Chen and Goodman 1998, section 4.1.6, written out with dictionaries."""
 
     def __init__(self, ids: list[int], vocab_size: int, order: int) -> None:
         self.vocab_size, self.order = vocab_size, order
@@ -124,7 +124,7 @@ def test_a_large_vocabulary_does_not_confuse_its_ngrams() -> None:
 
 
 def test_tiny_shakespeare_has_the_losses_of_the_reference(data_dir: Path) -> None:
-    """Unigram and bigram as the lessons have them; order 6 as in a plain Python program: 1.52."""
+    """Orders 1 and 2 match the lessons; order 6 matches a plain Python program: 1.52."""
     text = (data_dir / "tinyshakespeare.txt").read_text()
     train, val = text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :]
     tokenizer = CharTokenizer.fit([train])

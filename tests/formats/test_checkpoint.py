@@ -1,4 +1,4 @@
-"""A checkpoint alone brings back model and tokenizer; a broken or foreign file says so and does nothing."""
+"""A checkpoint alone restores model and tokenizer; a broken or foreign file is refused, and nothing in it runs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LAST = Path("checkpoints") / "last.ckpt"
 
 @pytest.fixture(scope="module")
 def content(trained: Path) -> dict[str, Any]:
-    """A finished run's checkpoint, as plain torch reads it; not to be written to."""
+    """The checkpoint of a finished run as torch reads it; tests must not change it."""
     return torch.load(trained / LAST, weights_only=True)
 
 
 @pytest.mark.parametrize("inside", [Path(), BEST, LAST])
 def test_a_run_or_a_file_of_it_brings_back_model_and_tokenizer(trained: Path, inside: Path) -> None:
-    model, tokenizer, info = checkpoint.load(trained / inside)
+    model, tokenizer, info = checkpoint.load_checkpoint(trained / inside)
     assert info.path == trained / (BEST if inside == Path() else inside)
     assert (info.step, info.config["name"], info.origin) == (7, "gpt800k", "gptlab run")
     assert isinstance(model.config, GPTConfig)
@@ -47,7 +47,7 @@ def test_a_run_or_a_file_of_it_brings_back_model_and_tokenizer(trained: Path, in
 
 
 def test_a_loaded_model_has_the_loss_that_its_checkpoint_claims(trained: Path, text_file: Path, tmp_path: Path) -> None:
-    model, _, info = checkpoint.load(trained)
+    model, _, info = checkpoint.load_checkpoint(trained)
     corpus = corpora.load("text", [str(text_file)], tmp_path, tmp_path)
     split, characters = Split("position", 0.1, 0.0), TokenizerConfig("char", None)
     ids = prepare(corpus, split, characters, tmp_path, tmp_path).ids("val")
@@ -62,26 +62,26 @@ def test_a_loaded_model_has_the_loss_that_its_checkpoint_claims(trained: Path, t
 def test_a_run_without_a_best_checkpoint_gives_its_last(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(trained / LAST, tmp_path / LAST)
-    assert checkpoint.load(tmp_path)[2].path == tmp_path / LAST
+    assert checkpoint.load_checkpoint(tmp_path)[2].path == tmp_path / LAST
 
 
 def test_a_checkpoint_moves_to_another_place(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / BEST, tmp_path / "gpt.pt")
-    moved, here = checkpoint.load(tmp_path / "gpt.pt")[0], checkpoint.load(trained)[0]
+    moved, here = checkpoint.load_checkpoint(tmp_path / "gpt.pt")[0], checkpoint.load_checkpoint(trained)[0]
     assert all(torch.equal(a, b) for a, b in zip(moved.parameters(), here.parameters(), strict=True))
 
 
 def test_a_loaded_model_needs_its_file_no_longer(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / BEST, tmp_path / "gpt.ckpt")
-    model = checkpoint.load(tmp_path / "gpt.ckpt")[0]
+    model = checkpoint.load_checkpoint(tmp_path / "gpt.ckpt")[0]
     os.truncate(tmp_path / "gpt.ckpt", 0)  # what is only mapped would be gone
-    here = checkpoint.load(trained)[0]
+    here = checkpoint.load_checkpoint(trained)[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), here.parameters(), strict=True))
 
 
 def test_loading_draws_no_random_numbers(trained: Path) -> None:
     before = torch.get_rng_state()
-    checkpoint.load(trained)
+    checkpoint.load_checkpoint(trained)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -108,7 +108,7 @@ def test_a_compiled_model_leaves_no_trace_in_its_checkpoint(run: Any, content: d
     compiled = torch.load(tmp_path / LAST, weights_only=True)
     assert_plain(compiled, "checkpoint")
     assert compiled["state_dict"].keys() == content["state_dict"].keys()
-    checkpoint.load(tmp_path)
+    checkpoint.load_checkpoint(tmp_path)
 
 
 def foreign(path: Path, content: dict[str, Any]) -> None:
@@ -120,38 +120,42 @@ def foreign_tensor(path: Path, content: dict[str, Any]) -> None:
 
 
 def newer(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content | {"gptlab": content["gptlab"] | {"format": 7, "version": "9.9.9"}}, path)
+    checkpoint.save_checkpoint(content | {"gptlab": content["gptlab"] | {"format": 7, "version": "9.9.9"}}, path)
 
 
 def wrong_shape(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content | {"state_dict": content["state_dict"] | {"model.wpe.weight": torch.zeros(5, 7)}}, path)
+    checkpoint.save_checkpoint(
+        content | {"state_dict": content["state_dict"] | {"model.wpe.weight": torch.zeros(5, 7)}}, path
+    )
 
 
 def missing_weight(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content | {"state_dict": {k: v for k, v in content["state_dict"].items() if "ln_f" not in k}}, path)
+    checkpoint.save_checkpoint(
+        content | {"state_dict": {k: v for k, v in content["state_dict"].items() if "ln_f" not in k}}, path
+    )
 
 
 def other_size(path: Path, content: dict[str, Any]) -> None:
     about = content["gptlab"]
-    checkpoint.save(content | {"gptlab": about | {"model": about["model"] | {"n_layer": 3}}}, path)
+    checkpoint.save_checkpoint(content | {"gptlab": about | {"model": about["model"] | {"n_layer": 3}}}, path)
 
 
 def unknown_model(path: Path, content: dict[str, Any]) -> None:
     about = content["gptlab"]
-    checkpoint.save(content | {"gptlab": about | {"model": about["model"] | {"name": "mamba"}}}, path)
+    checkpoint.save_checkpoint(content | {"gptlab": about | {"model": about["model"] | {"name": "mamba"}}}, path)
 
 
 def no_step(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content | {"gptlab": {k: v for k, v in content["gptlab"].items() if k != "step"}}, path)
+    checkpoint.save_checkpoint(content | {"gptlab": {k: v for k, v in content["gptlab"].items() if k != "step"}}, path)
 
 
 def truncated(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content, path)
+    checkpoint.save_checkpoint(content, path)
     os.truncate(path, path.stat().st_size * 2 // 3)
 
 
 def a_flipped_bit(path: Path, content: dict[str, Any]) -> None:
-    checkpoint.save(content, path)
+    checkpoint.save_checkpoint(content, path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -213,13 +217,13 @@ def test_what_is_no_checkpoint_is_refused_by_name_and_reason(
     path = tmp_path / "gpt.ckpt"
     make(path, content)
     with pytest.raises(UserError, match=f"(?s){message}") as refused:
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert str(path) in str(refused.value)
 
 
 def test_a_prompt_in_the_models_place_is_no_run() -> None:
     with pytest.raises(UserError, match="no such run directory or checkpoint file"):
-        checkpoint.load(Path("to be or not to be " * 17))
+        checkpoint.load_checkpoint(Path("to be or not to be " * 17))
 
 
 class Bomb:
@@ -237,21 +241,21 @@ def test_code_in_a_checkpoint_is_not_executed(content: dict[str, Any], tmp_path:
     path, struck = tmp_path / "gpt.ckpt", tmp_path / "struck"
     write(content | {"losses": Bomb(struck)}, path)
     with pytest.raises(UserError, match=r"gpt.ckpt is (broken or )?no checkpoint"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert not struck.exists()
 
 
 def test_a_saved_checkpoint_is_whole_and_alone(content: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "new" / "gpt.ckpt"
     for step in (5, 7):  # the second time over the first
-        checkpoint.save(content | {"gptlab": content["gptlab"] | {"step": step}}, path)
-        assert checkpoint.load(path)[2].step == step
+        checkpoint.save_checkpoint(content | {"gptlab": content["gptlab"] | {"step": step}}, path)
+        assert checkpoint.load_checkpoint(path)[2].step == step
         assert list(path.parent.iterdir()) == [path]
 
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes: the system refuses to write, as on a full disk."""
+    """Limit the files of this process to `size` bytes, so that writing fails as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -269,7 +273,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_checkpoint_and_no_other_file(tm
         full_disk(size),
         pytest.raises(UserError, match=r"cannot write in .*: File too large; free some space"),
     ):
-        checkpoint.save({"weights": torch.zeros(100_003)}, path)
+        checkpoint.save_checkpoint({"weights": torch.zeros(100_003)}, path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -278,6 +282,6 @@ def test_what_cannot_be_saved_leaves_the_old_checkpoint_and_no_other_file(tmp_pa
     path = tmp_path / "gpt.ckpt"
     path.write_bytes(b"the old one")
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        checkpoint.save({"weights": torch.zeros(7), "code": lambda: None}, path)
+        checkpoint.save_checkpoint({"weights": torch.zeros(7), "code": lambda: None}, path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from gptlab import models
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
-from gptlab.formats import huggingface, huggingface_names, huggingface_tokenizer, openai_gpt2, safetensors_file
+from gptlab.formats import (
+    huggingface,
+    huggingface_names,
+    huggingface_tokenizer,
+    open_model,
+    openai_gpt2,
+    safetensors_file,
+)
 from gptlab.formats import nanogpt as nanogpt_format
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import empty_model, fill, parameters
@@ -55,9 +62,9 @@ def llama() -> Any:
 
 
 def write(model: Any, folder: Path, **options: Any) -> Path:
-    """What `save_pretrained` makes of a model, and a tokenizer of 101 characters."""
+    """A folder of `save_pretrained`, with a tokenizer of 101 characters."""
     model.save_pretrained(folder, **options)
-    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS), T).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(CharTokenizer(CHARS), T).items():
         (folder / name).write_text(content, "utf-8")
     return folder
 
@@ -77,7 +84,7 @@ def theirs(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of a GPT-2; to be damaged."""
+    """A folder with a GPT-2, which tests may damage."""
     return write(gpt2(), tmp_path / "gpt2")
 
 
@@ -143,7 +150,7 @@ def test_loading_leaves_the_random_state_as_it_was(folder: Path) -> None:
 def test_rows_behind_the_last_token_are_cut_off(tmp_path: Path) -> None:
     theirs = llama()
     write(theirs, tmp_path)
-    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS[:97]), T).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(CharTokenizer(CHARS[:97]), T).items():
         (tmp_path / name).write_text(content, "utf-8")
     model, tokenizer, _ = huggingface.open_folder(tmp_path, NOWHERE)
     assert model.config.vocab_size == tokenizer.vocab_size == 97
@@ -258,7 +265,7 @@ def test_a_damaged_folder_is_named_with_the_reason(folder: Path, damage: Callabl
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
-    for name, content in huggingface_tokenizer.files(ByteTokenizer(), T).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(ByteTokenizer(), T).items():
         (folder / name).write_text(content, "utf-8")
     with pytest.raises(UserError, match=r"gpt2: the tokenizer has 256 tokens and the model 101: they do not belong"):
         huggingface.open_folder(folder, NOWHERE)
@@ -287,7 +294,7 @@ def test_code_in_weights_is_not_executed(folder: Path, tmp_path: Path, zipped: b
 
 
 def export(model: GPT, file: Path, /, **changes: Any) -> Path:
-    """As `--format safetensors` writes it."""
+    """A file as `--format safetensors` writes it."""
     about = {"model": models.to_dict(model.config), "tokenizer": CharTokenizer(CHARS).to_dict()}
     about |= {"step": 7, "metrics": {"val/loss": 1.5}} | changes
     state = {name: weight.contiguous() for name, weight in parameters(model).items()}
@@ -322,7 +329,7 @@ def test_a_safetensors_file_that_is_no_export_is_refused(folder: Path, tmp_path:
 
 
 def nanogpt(model: GPT, file: Path, prefix: str = "", /, **changes: Any) -> Path:
-    """A checkpoint as nanoGPT writes it, made by hand: its names, its buffers, what stands beside the weights."""
+    """Write a checkpoint as nanoGPT does: its names and buffers, and the entries beside the weights."""
     c = model.config
     weights = {f"{prefix}transformer.{name}": weight for name, weight in parameters(model).items()}
     weights[f"{prefix}lm_head.weight"] = model.wte.weight.detach()
@@ -357,6 +364,14 @@ def test_a_checkpoint_of_nanogpt_is_read(tmp_path: Path, place: str, prefix: str
     assert (model.config.dropout, model.config.bias) == (0.2, bias)
     assert tokenizer.encode(CHARS[5:8]).tolist() == [5, 6, 7]
     assert (info.path, info.step, info.metrics, info.origin) == (file, 1250, {}, "nanoGPT")
+
+
+def test_a_checkpoint_of_nanogpt_is_unpickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, files, load = nanogpt(gpt(), tmp_path / "ckpt.pt"), [], torch.load
+    meta(tmp_path / "meta.pkl")
+    monkeypatch.setattr(torch, "load", lambda path, **options: files.append(path) or load(path, **options))
+    assert open_model.load_model(file)[2].origin == "nanoGPT"
+    assert files == [file]
 
 
 def test_the_padded_rows_of_nanogpt_are_cut_off_and_so_never_drawn(data_dir: Path, tmp_path: Path) -> None:
@@ -425,7 +440,7 @@ def test_a_meta_pkl_that_is_more_or_less_than_characters_is_refused_and_not_exec
 def variables(model: GPT) -> dict[str, np.ndarray]:
     """A model's weights under OpenAI's names, matrices as convolutions of width 1."""
     result = {}
-    for name, weight in huggingface_names.to_hf(parameters(model), model.config).items():
+    for name, weight in huggingface_names.weights_to_hf(parameters(model), model.config).items():
         *module, kind = name.removeprefix("transformer.").replace("h.", "h", 1).split(".")
         if module[-1] in ("wte", "wpe"):
             result[f"model/{module[0]}"] = weight.numpy()
@@ -440,13 +455,13 @@ def hparams(model: GPT, folder: Path, **changes: Any) -> None:
     c = model.config
     sizes = {"n_vocab": c.vocab_size, "n_ctx": c.block_size, "n_embd": c.n_embd, "n_head": c.n_head}
     (folder / "hparams.json").write_text(json.dumps(sizes | {"n_layer": c.n_layer} | changes))
-    for name, content in huggingface_tokenizer.files(CharTokenizer(CHARS), T).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(CharTokenizer(CHARS), T).items():
         (folder / name).write_text(content, "utf-8")
 
 
 @pytest.fixture
 def tensorflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """What stands in the place of TensorFlow reads these variables."""
+    """A stand-in for TensorFlow that reads these variables."""
     values: dict[str, np.ndarray] = {}
 
     class Reader:
@@ -524,7 +539,9 @@ def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: P
     assert ours.num_parameters() == 124_439_808
     (tmp_path / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(config)))
     save_file(
-        huggingface_names.to_hf(parameters(ours), config), tmp_path / "model.safetensors", metadata={"format": "pt"}
+        huggingface_names.weights_to_hf(parameters(ours), config),
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     idx = torch.randint(50257, (1, 17), generator=generator)

@@ -47,7 +47,7 @@ from gptlab.formats import (
     safetensors_file,
     writing,
 )
-from gptlab.formats.model_card import card
+from gptlab.formats.model_card import model_card
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.reports import records
@@ -85,7 +85,7 @@ class TooLong(BaseException):
 
 @contextmanager
 def watch(folder: Path) -> Iterator[None]:
-    """Nothing is started, nothing outside of `folder` is written, and it takes no longer than LONGEST."""
+    """Check that no process starts, nothing outside of `folder` is written, and it takes at most LONGEST."""
 
     def stop(*_: Any) -> None:
         raise TooLong
@@ -108,7 +108,7 @@ def watch(folder: Path) -> Iterator[None]:
 
 
 def said(error: UserError) -> None:
-    """There is a message, and it fits on a screen."""
+    """Check that there is a message, and that it fits on a screen."""
     assert 0 < len(str(error)) < 3000
 
 
@@ -146,7 +146,7 @@ def repeat(content: bytearray, draw: random.Random) -> None:
 
 
 def renumber(content: bytearray, draw: random.Random) -> None:
-    """Another digit for a digit: what stays well-formed everywhere."""
+    """Replace a digit by another one, which keeps every format well-formed."""
     places = [i for i, byte in enumerate(content) if 48 <= byte < 58]
     if places:
         content[draw.choice(places)] = draw.randrange(48, 58)
@@ -193,8 +193,8 @@ def gpt() -> models.Model:
     return models.build(GPT2).eval()
 
 
-def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: checkpoint.Info | None = None) -> Any:
-    """All of a loaded model, by value; it is also used."""
+def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: checkpoint.ModelInfo | None = None) -> Any:
+    """Everything in a loaded model, by value; it is also used."""
     about = (info.step, info.metrics, info.config, info.data_sha256) if info else ()
     with torch.no_grad():
         model(torch.zeros(1, min(3, model.config.block_size), dtype=torch.int64))
@@ -203,7 +203,7 @@ def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: checkpoint.
 
 
 def used(tokenizer: tokenizers.Tokenizer) -> Any:
-    """All of a tokenizer, by value; it is also used."""
+    """Everything in a tokenizer, by value; it is also used."""
     ids = tokenizer.encode("to be, <|endoftext|> ü")
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     assert len(tokenizer.token_bytes()) == tokenizer.vocab_size
@@ -219,8 +219,8 @@ def content_of_a_checkpoint() -> dict[str, Any]:
 
 
 def make_export(folder: Path) -> None:
-    info = checkpoint.Info(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
-    writing.to_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
+    info = checkpoint.ModelInfo(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
+    writing.write_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
 
 
 def read_export(folder: Path) -> Any:
@@ -228,7 +228,7 @@ def read_export(folder: Path) -> Any:
 
 
 def make_hf(folder: Path) -> None:
-    writing.to_hf(gpt(), CharTokenizer(CHARS), checkpoint.Info(folder, None, {}, {}, None, "x"), folder)
+    writing.write_hf(gpt(), CharTokenizer(CHARS), checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder)
 
 
 def read_hf(folder: Path) -> Any:
@@ -237,7 +237,7 @@ def read_hf(folder: Path) -> Any:
 
 def make_bin(folder: Path) -> None:
     make_hf(folder)
-    torch.save(huggingface_names.to_hf(parameters(gpt()), GPT2), folder / "pytorch_model.bin")
+    torch.save(huggingface_names.weights_to_hf(parameters(gpt()), GPT2), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
@@ -262,7 +262,7 @@ def make_prepared(folder: Path) -> None:
 
 
 def read_prepared(folder: Path) -> Any:
-    """What comes of it, with the text at hand: what is damaged is always put right."""
+    """The result where the text is at hand: damage is always repaired."""
     whole = folder / "text.kept"
     corpus = corpora.from_files("text", (whole if whole.exists() else folder / "text.txt",), "text")
     corpus = corpora.replace(corpus, origin="here")
@@ -282,7 +282,7 @@ def make_stopped(folder: Path) -> None:
 
 
 def read_stopped(folder: Path) -> Any:
-    """What comes of it when the preparation goes on, or begins anew."""
+    """The result when the preparation is continued or started again."""
     writer = ShardWriter(folder)
     for ids in UNITS[writer.units :]:
         writer.add(ids, {"x"})
@@ -300,7 +300,7 @@ def make_run(folder: Path) -> None:
 
 
 def make_around(folder: Path) -> None:
-    """What a report can do without."""
+    """The files that a report does not need."""
     path = fake_run(folder / "run", 1.25)
     files.write_json(path / "job.json", {"overrides": {"model.n_head": "4"}, "baseline": {}})
     for name in ("config.yaml", "summary.json"):
@@ -322,7 +322,7 @@ def hand_made_run(folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    return used(huggingface_tokenizer.read(folder))
+    return used(huggingface_tokenizer.read_folder(folder))
 
 
 def write_tokenizer(tokenizer: tokenizers.Tokenizer) -> Callable[[Path], None]:
@@ -334,15 +334,15 @@ def bpe() -> tokenizers.BPETokenizer:
 
 
 def make_two_files(folder: Path) -> None:
-    """vocab.json and merges.txt."""
-    content = json.loads(huggingface_tokenizer.files(bpe(), 7)["tokenizer.json"])["model"]
+    """A tokenizer as vocab.json and merges.txt."""
+    content = json.loads(huggingface_tokenizer.tokenizer_files(bpe(), 7)["tokenizer.json"])["model"]
     (folder / "vocab.json").write_text(json.dumps(content["vocab"]))
     merges = (" ".join(merge) if isinstance(merge, list) else merge for merge in content["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
 def foreign(folder: Path) -> None:
-    """Llama's kind: one that no tokenizer of ours expresses."""
+    """A tokenizer like Llama's, which none of ours can express."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     vocab = {"<unk>": 0, "<s>": 1, **{f"<0x{b:02X}>": 2 + b for b in range(256)}}
@@ -358,7 +358,7 @@ def foreign(folder: Path) -> None:
 
 
 def tokenizer_dict(tokenizer: tokenizers.Tokenizer) -> Kind:
-    """As a JSON file of ours holds it."""
+    """The value as a JSON file of ours holds it."""
     return Kind(
         lambda folder: files.write_json(folder / "tokenizer.json", tokenizer.to_dict()),
         lambda folder: used(tokenizers.from_dict(files.read_json(folder / "tokenizer.json"))),
@@ -393,8 +393,8 @@ def make_parquet(folder: Path) -> None:
 
 KINDS = {
     "checkpoint": Kind(
-        lambda folder: checkpoint.save(content_of_a_checkpoint(), folder / "a.ckpt"),
-        lambda folder: seen(*checkpoint.load(folder / "a.ckpt")),
+        lambda folder: checkpoint.save_checkpoint(content_of_a_checkpoint(), folder / "a.ckpt"),
+        lambda folder: seen(*checkpoint.load_checkpoint(folder / "a.ckpt")),
         sealed=checkpoint.FORMAT > 1,
         quick=250,
         slow=1500,
@@ -483,7 +483,7 @@ QUICK, SLOW = 1500, 3000
 
 
 def with_junk(content: Any, draw: random.Random) -> Any:
-    """A copy in which one place, or a few, hold something else, are gone, or are new."""
+    """A copy in which one place or a few are changed, removed or added."""
     if isinstance(content, dict) and content and draw.random() < 0.95:
         changed = dict(content)
         key = draw.choice([*content])
@@ -518,16 +518,22 @@ def strange_dicts(seeds: range, folder: Path) -> None:
     about, state = content[checkpoint.KEY], parameters(model)
     theirs = huggingface_names.config_to_hf(GPT2)
     llama = GPTConfig(9, n_layer=1, n_head=1, n_embd=4, pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
-    described = [CharTokenizer(CHARS), WORDS, bpe(), tokenizers.ByteTokenizer(), huggingface_tokenizer.read(folder)]
+    described = [
+        CharTokenizer(CHARS),
+        WORDS,
+        bpe(),
+        tokenizers.ByteTokenizer(),
+        huggingface_tokenizer.read_folder(folder),
+    ]
     dicts = [tokenizer.to_dict() for tokenizer in described]
 
     def restored(draw: random.Random) -> None:
         both = with_junk({"about": about, "state": state}, draw)
         if isinstance(both, dict) and isinstance(both.get("about"), dict) and isinstance(both.get("state"), dict):
-            found, tokenizer, info = checkpoint.restored(both["about"], dict(both["state"]), folder, "test")
+            found, tokenizer, info = checkpoint.restore(both["about"], dict(both["state"]), folder, "test")
             seen(found, tokenizer, info)
             assert info.words
-            card(found, tokenizer, info, "safetensors", "a")
+            model_card(found, tokenizer, info, "safetensors", "a")
 
     def model_config(draw: random.Random) -> None:
         plain = with_junk(models.to_dict(draw.choice((GPT2, llama))), draw)

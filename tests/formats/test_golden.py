@@ -1,4 +1,4 @@
-"""What older versions wrote opens in this one and says the same: see tests/golden/README.md."""
+"""Files of older versions open in this one with the same results: see tests/golden/README.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_golden_file_has_its_answers_and_its_line() -> None:
 
 @pytest.mark.parametrize("name", sorted(ANSWERS))
 def test_an_older_file_opens_and_says_what_its_own_version_said(name: str) -> None:
-    model, tokenizer, info = open_model.load(GOLDEN / name)
+    model, tokenizer, info = open_model.load_model(GOLDEN / name)
     answer = ANSWERS[name]
     ids = tokenizer.encode(PROMPT).tolist()
     assert ids == answer["ids"]
@@ -65,7 +65,7 @@ def test_an_older_run_is_measured_on_the_text_that_it_names(command: Any, tmp_pa
 def test_an_older_run_is_exported(command: Any, tmp_path: Path, name: str) -> None:
     result = command("export", str(GOLDEN / name), str(tmp_path / "out"), "--format", "safetensors")
     assert result.returncode == 0, result.stderr
-    here, there = open_model.load(GOLDEN / name), open_model.load(tmp_path / "out")
+    here, there = open_model.load_model(GOLDEN / name), open_model.load_model(tmp_path / "out")
     assert here[0].config == there[0].config
     assert all(torch.equal(a, b) for a, b in zip(here[0].parameters(), there[0].parameters(), strict=True))
     assert here[1].to_dict() == there[1].to_dict()
@@ -80,7 +80,7 @@ def test_a_run_begins_with_an_older_model(command: Any, tmp_path: Path, name: st
         *("data.batch_size=2", "trainer.sample_tokens=0", "hydra.run.dir=run", f"data.cache_dir={tmp_path / 'cache'}"),
     )
     assert result.returncode == 0, result.stderr
-    assert checkpoint.load(tmp_path / "run")[0].num_parameters() == ANSWERS[name]["parameters"]
+    assert checkpoint.load_checkpoint(tmp_path / "run")[0].num_parameters() == ANSWERS[name]["parameters"]
 
 
 def test_what_an_upgrade_is_given_stays_as_it_was() -> None:
@@ -101,4 +101,4 @@ def test_a_damaged_older_file_is_one_message(tmp_path: Path, change: dict[str, A
     content[checkpoint.KEY] |= change
     torch.save(content, tmp_path / "damaged.ckpt")
     with pytest.raises(UserError, match=r"damaged.ckpt does not fit together"):
-        checkpoint.load(tmp_path / "damaged.ckpt")
+        checkpoint.load_checkpoint(tmp_path / "damaged.ckpt")

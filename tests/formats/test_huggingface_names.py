@@ -1,4 +1,4 @@
-"""Configs and weights of `transformers` are ours and back: the same logits, the same greedy text, every name once."""
+"""Configs and weights convert from and to `transformers`: same logits, same greedy text, every name once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ OURS = {
 
 
 def shaken(model: Any) -> Any:
-    """Biases and norms, too, show in the result."""
+    """Randomise all parameters, so that biases and norms affect the result, too."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,14 +77,16 @@ def ours(name: str) -> GPT:
 
 def imported(model: Any) -> GPT:
     config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
-    return fill(config, huggingface_names.from_hf(model.state_dict(), config))
+    return fill(config, huggingface_names.weights_from_hf(model.state_dict(), config))
 
 
 def exported(model: GPT) -> Any:
     config = huggingface_names.config_to_hf(model.config)
     model_class = getattr(transformers, config["architectures"][0])
     copy = model_class(model_class.config_class(**json.loads(json.dumps(config)), bos_token_id=0, eos_token_id=None))
-    missing, unexpected = copy.load_state_dict(huggingface_names.to_hf(model.state_dict(), model.config), strict=False)
+    missing, unexpected = copy.load_state_dict(
+        huggingface_names.weights_to_hf(model.state_dict(), model.config), strict=False
+    )
     assert unexpected == []
     assert missing == (["lm_head.weight"] if model.config.tied else [])
     return copy.eval()
@@ -92,7 +94,7 @@ def exported(model: GPT) -> Any:
 
 @torch.no_grad()
 def assert_same(gpt: nn.Module, model: Any) -> None:
-    """Logits at 1e-5, and twenty greedy tokens."""
+    """Check that logits agree to 1e-5, and twenty greedy tokens exactly."""
     idx = torch.randint(V, (5, T), generator=torch.Generator().manual_seed(3))
     logits, reference = gpt(idx), model(idx).logits
     assert reference.std() > 0.5  # or the comparison would show little
@@ -125,9 +127,9 @@ def test_names_go_there_and_back(name: str) -> None:
     config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
     if config.tied:
         del state["lm_head.weight"]
-    here = huggingface_names.from_hf(state, config)
+    here = huggingface_names.weights_from_hf(state, config)
     check_shapes(here, parameters(empty_model(config)))
-    back = huggingface_names.to_hf(here, config)
+    back = huggingface_names.weights_to_hf(here, config)
     for key in back.keys() - state.keys():  # Llama's biases come all or none
         assert not back.pop(key).any()
     assert back.keys() == state.keys()
@@ -141,7 +143,7 @@ def test_weights_of_openai_have_no_prefix_and_no_head_but_buffers() -> None:
     for i in range(3):
         state |= {f"h.{i}.attn.bias": torch.ones(1, 1, T, T).tril(), f"h.{i}.attn.masked_bias": torch.tensor(-1e4)}
     config = huggingface_names.config_from_hf(model.config.to_dict())
-    assert_same(fill(config, huggingface_names.from_hf(state, config)), model)
+    assert_same(fill(config, huggingface_names.weights_from_hf(state, config)), model)
 
 
 OPENAI = {  # config.json of the first release, which lacks what later ones have
@@ -240,7 +242,7 @@ READ = {"rope_parameters", "attention_bias", "mlp_bias", "head_dim", "layer_type
 def test_every_field_of_their_configs_has_been_thought_of(name: str) -> None:
     general = transformers.PretrainedConfig().to_dict()
     fields = transformers.AutoConfig.for_model(name).to_dict().keys() - general.keys()
-    known = READ | HARMLESS | huggingface_names.MUST.keys() | huggingface_names.FAMILIES[name].fields.keys()
+    known = READ | HARMLESS | huggingface_names.REQUIRED_VALUES.keys() | huggingface_names.FAMILIES[name].fields.keys()
     assert fields - known - {"sliding_window"} == set()  # which Qwen has only with use_sliding_window
 
 
@@ -266,8 +268,8 @@ def test_an_architecture_that_transformers_lacks_is_refused_with_every_reason(
     config = GPTConfig(**(SIZES | changes))
     for attempt in (
         huggingface_names.config_to_hf,
-        lambda config: huggingface_names.to_hf({}, config),
-        lambda config: huggingface_names.from_hf({}, config),
+        lambda config: huggingface_names.weights_to_hf({}, config),
+        lambda config: huggingface_names.weights_from_hf({}, config),
     ):
         with pytest.raises(UserError, match=message):
             attempt(config)
@@ -285,7 +287,7 @@ def test_weights_that_do_not_fit_are_listed_in_their_names_with_what_and_why() -
         r"must be \[20, 60\], model.norm.weight is missing, model.layers.3.input_layernorm.weight is unexpected$"
     )
     with pytest.raises(UserError, match=message):
-        huggingface_names.from_hf(state, config)
+        huggingface_names.weights_from_hf(state, config)
 
 
 def test_of_many_misfits_the_first_ten_are_listed() -> None:
@@ -306,7 +308,7 @@ def test_a_bias_that_only_some_blocks_lack_is_missing() -> None:
     with pytest.raises(
         UserError, match=r"weights that do not fit .* \(1\): model.layers.1.self_attn.v_proj.bias is missing"
     ):
-        huggingface_names.from_hf(state, config)
+        huggingface_names.weights_from_hf(state, config)
 
 
 def test_filling_a_model_draws_nothing_and_leaves_no_weight_without_numbers() -> None:

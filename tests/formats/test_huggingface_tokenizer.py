@@ -1,4 +1,4 @@
-"""Tokenizers go out to transformers and come in from there, and no id and no character changes on the way."""
+"""Tokenizers convert to and from transformers without changing an id or a character."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ OURS: dict[str, Callable[[], Tokenizer]] = {
 
 
 def written(tokenizer: Tokenizer, folder: Path, block_size: int = 17) -> Path:
-    for name, content in huggingface_tokenizer.files(tokenizer, block_size).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, block_size).items():
         (folder / name).write_text(content, "utf-8")
     return folder
 
 
 @pytest.fixture(scope="module", params=OURS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any, Tokenizer]:
-    """One of ours, transformers' from its files, and ours from them again."""
+    """One of our tokenizers, the one of transformers from its files, and ours from the same files."""
     tokenizer = OURS[request.param]()
     folder = written(tokenizer, tmp_path_factory.mktemp("tokenizer"))
-    return tokenizer, transformers.AutoTokenizer.from_pretrained(folder), huggingface_tokenizer.read(folder)
+    return tokenizer, transformers.AutoTokenizer.from_pretrained(folder), huggingface_tokenizer.read_folder(folder)
 
 
 def assert_same(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
@@ -109,7 +109,7 @@ def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> 
         encoded = backend.encode(text).ids
         assert encoded == tokenizer.encode(text).tolist()
         assert backend.decode(encoded, skip_special_tokens=False) == text
-        assert huggingface_tokenizer.read(tmp_path / str(i)).to_dict() == tokenizer.to_dict()
+        assert huggingface_tokenizer.read_folder(tmp_path / str(i)).to_dict() == tokenizer.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> 
 )
 def test_what_json_cannot_say_is_refused(tokenizer: Callable[[], Tokenizer], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        huggingface_tokenizer.files(tokenizer(), 17)
+        huggingface_tokenizer.tokenizer_files(tokenizer(), 17)
 
 
 # In, from others.
@@ -131,11 +131,11 @@ def test_what_json_cannot_say_is_refused(tokenizer: Callable[[], Tokenizer], mes
 def test_gpt2_is_known_by_its_merges(data_dir: Path, tmp_path: Path, names: tuple[str, str]) -> None:
     for ours, theirs in zip(names, ("encoder.json", "vocab.bpe"), strict=True):
         (tmp_path / ours).write_bytes((data_dir / "gpt2" / theirs).read_bytes())
-    assert huggingface_tokenizer.read(tmp_path).to_dict() == BPETokenizer.gpt2(data_dir).to_dict()
+    assert huggingface_tokenizer.read_folder(tmp_path).to_dict() == BPETokenizer.gpt2(data_dir).to_dict()
 
 
 def byte_level(merges: list[tuple[str, str]], order: int = 1, **pre: Any) -> huggingface.Tokenizer:
-    """GPT-2's kind of tokenizer; `order` -1 has the ids the other way round."""
+    """A tokenizer like GPT-2's; with `order` -1 its ids are reversed."""
     tokens = [*BYTES, *(a + b for a, b in merges), END_OF_TEXT][::order]
     backend = huggingface.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(**({"add_prefix_space": False} | pre))
@@ -189,7 +189,7 @@ def test_byte_level_ids_stay_what_they_are(
     theirs = backend()
     change(theirs)
     theirs.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = huggingface_tokenizer.read(tmp_path)
+    tokenizer = huggingface_tokenizer.read_folder(tmp_path)
     assert tokenizer.name == name
     assert tokenizer.end_of_text == theirs.token_to_id(END_OF_TEXT)
     theirs.encode_special_tokens = True
@@ -201,7 +201,7 @@ def test_byte_level_ids_stay_what_they_are(
 
 
 def llama(**post: Any) -> huggingface.Tokenizer:
-    """As Llama 2's: SentencePiece's BPE, where bytes stand for what it does not know, and <s> before a text."""
+    """A tokenizer like Llama 2's: SentencePiece's BPE with byte fallback, and <s> before a text."""
     merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "\u2581")]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"theory\u00e9"]
     tokens += [a + b for a, b in merges]
@@ -226,7 +226,7 @@ def llama_folder(tmp_path: Path) -> Path:
 
 
 def test_a_tokenizer_of_llamas_form_is_read(llama_folder: Path) -> None:
-    tokenizer, theirs = huggingface_tokenizer.read(llama_folder), llama()
+    tokenizer, theirs = huggingface_tokenizer.read_folder(llama_folder), llama()
     assert isinstance(tokenizer, JsonTokenizer)
     assert (tokenizer.end_of_text, tokenizer.begin, tokenizer.vocab_size) == (2, (1,), theirs.get_vocab_size())
     for text in ("the theory", "  the\n\U0001f600 \u00e9\u00e8", "", *AWKWARD[:8]):
@@ -244,10 +244,10 @@ def test_a_tokenizer_of_llamas_form_is_read(llama_folder: Path) -> None:
 
 
 def test_a_foreign_tokenizer_goes_out_as_it_came(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    tokenizer = tokenizers.from_dict(json.loads(json.dumps(huggingface_tokenizer.read(llama_folder).to_dict())))
+    tokenizer = tokenizers.from_dict(json.loads(json.dumps(huggingface_tokenizer.read_folder(llama_folder).to_dict())))
     folder = written(tokenizer, tmp_path_factory.mktemp("out"))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    assert huggingface_tokenizer.read(folder).to_dict() == tokenizer.to_dict()
+    assert huggingface_tokenizer.read_folder(folder).to_dict() == tokenizer.to_dict()
     assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
     for text in ("the theory", "\u00e8\n the"):
         ids = [*tokenizer.begin, *tokenizer.encode(text).tolist()]
@@ -264,7 +264,7 @@ def unigram() -> huggingface.Tokenizer:
 
 def test_characters_without_an_id_are_named(tmp_path: Path) -> None:
     unigram().save(str(tmp_path / "tokenizer.json"))
-    tokenizer = huggingface_tokenizer.read(tmp_path)
+    tokenizer = huggingface_tokenizer.read_folder(tmp_path)
     assert tokenizer.unknown("the big theory\n") == ["\n", "b", "g", "i"]
     assert tokenizer.end_of_text is None
     assert tokenizer.tokens[tokenizer.encode("the theory")[0]] == b" the"
@@ -286,7 +286,7 @@ def test_the_end_of_a_text_is_what_the_files_say(tmp_path: Path, beside: dict[st
     llama().save(str(tmp_path / "tokenizer.json"))
     for name, content in beside.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert huggingface_tokenizer.read(tmp_path).end_of_text == end
+    assert huggingface_tokenizer.read_folder(tmp_path).end_of_text == end
 
 
 def wordpiece() -> str:
@@ -320,7 +320,7 @@ def without(key: str) -> str:
 def test_a_tokenizer_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content, "latin1" if content.startswith("\x80") else "utf-8")
     with pytest.raises(UserError, match=message) as refused:
-        huggingface_tokenizer.read(tmp_path)
+        huggingface_tokenizer.read_folder(tmp_path)
     assert str(tmp_path / "tokenizer.json") in str(refused.value)
 
 
@@ -328,10 +328,10 @@ def test_a_damaged_pair_of_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(UserError, match=r"vocab.json cannot be read as a tokenizer"):
-        huggingface_tokenizer.read(tmp_path)
+        huggingface_tokenizer.read_folder(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
     with pytest.raises(UserError, match=r"has no tokenizer.json, nor vocab.json and merges.txt.*save_pretrained"):
-        huggingface_tokenizer.read(tmp_path)
+        huggingface_tokenizer.read_folder(tmp_path)

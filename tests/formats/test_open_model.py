@@ -1,4 +1,4 @@
-"""MODEL may be a run, a file, a folder or a name; each is told from the others, and what is none of them says so."""
+"""MODEL may be a run, a file, a folder or a name; each is recognised, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def hugging_face(trained: Path, folder: Path) -> Path:
-    model, tokenizer, _ = checkpoint.load(trained)
+    model, tokenizer, _ = checkpoint.load_checkpoint(trained)
     assert isinstance(model.config, GPTConfig)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(model.config)))
     save_file(
-        huggingface_names.to_hf(parameters(model), model.config),
+        huggingface_names.weights_to_hf(parameters(model), model.config),
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-    for name, content in huggingface_tokenizer.files(tokenizer, 17).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, 17).items():
         (folder / name).write_text(content, "utf-8")
     return folder
 
 
 def safetensors(trained: Path, file: Path) -> Path:
-    model, tokenizer, info = checkpoint.load(trained)
+    model, tokenizer, info = checkpoint.load_checkpoint(trained)
     about = {"model": models.to_dict(model.config), "tokenizer": tokenizer.to_dict(), "step": info.step}
     file.parent.mkdir(exist_ok=True)
     save_file(parameters(model), file, metadata={"gptlab": json.dumps(about | {"metrics": info.metrics})})
@@ -54,16 +54,39 @@ def safetensors(trained: Path, file: Path) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Hugging Face's cache, empty, and no network."""
+    """An empty Hugging Face cache, and no network."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
-def assert_is(loaded: tuple[Any, Any, checkpoint.Info], trained: Path, origin: str) -> None:
-    """The model and the tokenizer of the trained run, ready to use."""
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that torch.load was called for."""
+    files: list[Path] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: files.append(Path(file)) or load(file, **options))
+    return files
+
+
+def test_a_checkpoint_is_unpickled_once(trained: Path, tmp_path: Path, loads: list[Path]) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    for path in (trained, best):
+        loads.clear()
+        open_model.load_model(path)
+        assert loads == [best]
+    damaged = tmp_path / "damaged.ckpt"
+    content = bytearray(best.read_bytes())
+    content[-1] ^= 1  # within the checksum
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match="do not have the checksum"):
+        open_model.load_model(damaged)
+
+
+def assert_is(loaded: tuple[Any, Any, checkpoint.ModelInfo], trained: Path, origin: str) -> None:
+    """Check that model and tokenizer are those of the trained run, ready to use."""
     model, tokenizer, info = loaded
-    reference, characters, _ = checkpoint.load(trained)
+    reference, characters, _ = checkpoint.load_checkpoint(trained)
     assert info.origin == origin
     assert not model.training
     idx = torch.tensor([tokenizer.encode("the old cat").tolist()])
@@ -73,48 +96,48 @@ def assert_is(loaded: tuple[Any, Any, checkpoint.Info], trained: Path, origin: s
 
 def test_a_run_and_its_checkpoints_are_loaded(trained: Path) -> None:
     for path in (trained, trained / "checkpoints" / "last.ckpt", str(trained)):
-        assert_is(open_model.load(path), trained, "gptlab run")
-    assert open_model.load(trained)[2].path == trained / "checkpoints" / "best.ckpt"
+        assert_is(open_model.load_model(path), trained, "gptlab run")
+    assert open_model.load_model(trained)[2].path == trained / "checkpoints" / "best.ckpt"
 
 
 def test_a_path_may_begin_at_home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(trained.parent))
-    assert_is(open_model.load(f"~/{trained.name}"), trained, "gptlab run")
+    assert_is(open_model.load_model(f"~/{trained.name}"), trained, "gptlab run")
     with pytest.raises(UserError, match=r"~nobody-here/run: no such run directory"):
-        open_model.load("~nobody-here/run")
+        open_model.load_model("~nobody-here/run")
 
 
 def test_a_hugging_face_folder_and_its_weights_are_loaded(trained: Path, folder: Path) -> None:
     for path in (folder, str(folder), folder / "model.safetensors"):
-        assert_is(open_model.load(path), trained, "Hugging Face gpt2")
+        assert_is(open_model.load_model(path), trained, "Hugging Face gpt2")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert_is(open_model.load(folder / "pytorch_model.bin"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load_model(folder / "pytorch_model.bin"), trained, "Hugging Face gpt2")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "cats.safetensors"])
 def test_an_export_is_loaded_and_so_is_its_folder(trained: Path, tmp_path: Path, name: str) -> None:
     file = safetensors(trained, tmp_path / "out" / name)
-    assert_is(open_model.load(file), trained, "gptlab export")
+    assert_is(open_model.load_model(file), trained, "gptlab export")
     if name == "model.safetensors":
-        assert_is(open_model.load(tmp_path / "out"), trained, "gptlab export")
+        assert_is(open_model.load_model(tmp_path / "out"), trained, "gptlab export")
 
 
 def test_a_checkpoint_of_nanogpt_is_loaded(trained: Path, tmp_path: Path) -> None:
-    model, tokenizer, _ = checkpoint.load(trained)
+    model, tokenizer, _ = checkpoint.load_checkpoint(trained)
     args = {name: getattr(model.config, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
     weights = {f"transformer.{name}": weight for name, weight in parameters(model).items()}
     content = {"model": weights, "model_args": args | {"bias": model.config.bias, "dropout": 0.0}, "iter_num": 7}
     torch.save(content, tmp_path / "ckpt.pt")
     characters = {i: tokenizer.decode([i]) for i in range(tokenizer.vocab_size)}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": characters}))
-    assert_is(open_model.load(tmp_path / "ckpt.pt"), trained, "nanoGPT")
+    assert_is(open_model.load_model(tmp_path / "ckpt.pt"), trained, "nanoGPT")
 
 
 def test_openais_folder_is_told_by_its_hparams(tmp_path: Path) -> None:
     (tmp_path / "hparams.json").write_text("{}")
     with pytest.raises(UserError, match=r"hparams.json: this gpt2 is none of gptlab's models: vocab_size is missing"):
-        open_model.load(tmp_path)
+        open_model.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +151,7 @@ def test_a_name_is_found_in_the_cache_without_a_network(
     hugging_face(trained, place / "snapshots" / SHA)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(SHA)
-    loaded = open_model.load(name)
+    loaded = open_model.load_model(name)
     assert_is(loaded, trained, "Hugging Face gpt2")
     assert loaded[2].path == place / "snapshots" / SHA
 
@@ -152,7 +175,7 @@ def test_of_a_repository_only_what_is_needed_is_downloaded(
         return str(tmp_path / "hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert_is(open_model.load("me/cats"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load_model("me/cats"), trained, "Hugging Face gpt2")
     fetched = {str(file.relative_to(tmp_path / "hub")) for file in (tmp_path / "hub").rglob("*")}
     assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json", weights}
 
@@ -162,7 +185,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     shutil.copytree(folder, "gpt2")
-    assert_is(open_model.load("gpt2"), trained, "Hugging Face gpt2")
+    assert_is(open_model.load_model("gpt2"), trained, "Hugging Face gpt2")
 
 
 @pytest.mark.parametrize(("name", "repo"), [("gpt2", "openai-community/gpt2"), ("me/cats", "me/cats")])
@@ -173,7 +196,7 @@ def test_a_name_that_cannot_be_had_offline_says_the_ways_out(offline: Path, name
         rf"FOLDER` fetches it: copy that folder here and give its path$"
     )
     with pytest.raises(UserError, match=message):
-        open_model.load(name)
+        open_model.load_model(name)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +222,16 @@ def test_a_name_of_nothing_says_so(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match=message):
-        open_model.load(name)
+        open_model.load_model(name)
 
 
 def test_a_file_of_another_kind_says_what_it_is_not(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(7)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x.pt is not a checkpoint of gptlab \(it has no 'gptlab' entry\)"):
-        open_model.load(tmp_path / "x.pt")
+        open_model.load_model(tmp_path / "x.pt")
     (tmp_path / "x.safetensors").write_text("To be, or not to be")
     with pytest.raises(UserError, match=r"x.safetensors is broken or no safetensors file"):
-        open_model.load(tmp_path / "x.safetensors")
+        open_model.load_model(tmp_path / "x.safetensors")
 
 
 def test_vocabularies_are_looked_for_where_gptlab_data_says(
@@ -217,6 +240,6 @@ def test_vocabularies_are_looked_for_where_gptlab_data_says(
     given = []
     monkeypatch.setattr(open_model.huggingface, "open_folder", lambda path, raw_dir: given.append(raw_dir))
     monkeypatch.setenv("GPTLAB_DATA", str(tmp_path / "data"))
-    open_model.load(folder)
-    open_model.load(folder, raw_dir=tmp_path)
+    open_model.load_model(folder)
+    open_model.load_model(folder, raw_dir=tmp_path)
     assert given == [tmp_path / "data", tmp_path]

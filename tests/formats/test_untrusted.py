@@ -1,4 +1,4 @@
-"""What a stranger might try, one thing at a time: see test_fuzz.py for what chance tries."""
+"""Attacks by a malicious file, one at a time; test_fuzz.py has the random ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.evaluation import eval_data
 from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanogpt, safetensors_file, writing
-from gptlab.formats.checkpoint import Info
+from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import fill, parameters
 from gptlab.reports import records
@@ -35,7 +35,7 @@ CHARS = "abcde"
 
 
 class Bomb:
-    """A pickle of it makes a folder when it is read."""
+    """An object whose pickle makes a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Bomb:
 
 
 def content(model: models.Model | None = None, **about: Any) -> dict[str, Any]:
-    """Of a checkpoint."""
+    """The dict in a checkpoint."""
     model = model or models.build(TINY)
     described = checkpoint.describe(model, CharTokenizer(CHARS), {"name": "a"}, "7d", 7, {}) | about
     return {checkpoint.KEY: described, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}
@@ -64,18 +64,18 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path, place:
     for key in place:
         node = node[key]
     node["x"] = Bomb(tmp_path / "struck")
-    checkpoint.save(whole, tmp_path / "a.ckpt")
+    checkpoint.save_checkpoint(whole, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"is (broken or )?no checkpoint"):
-        checkpoint.load(tmp_path / "a.ckpt")
+        checkpoint.load_checkpoint(tmp_path / "a.ckpt")
     assert not (tmp_path / "struck").exists()
 
 
 def test_a_checkpoint_builds_nothing_but_tensors_and_plain_data(tmp_path: Path) -> None:
     for junk in (bytearray(9), {1, 2}, Bomb(tmp_path / "struck")):
-        checkpoint.save(content() | {"x": junk}, tmp_path / "a.ckpt")
+        checkpoint.save_checkpoint(content() | {"x": junk}, tmp_path / "a.ckpt")
         started = time.perf_counter()
         with pytest.raises(UserError, match="it would call"):
-            checkpoint.load(tmp_path / "a.ckpt")
+            checkpoint.load_checkpoint(tmp_path / "a.ckpt")
         assert quick(started)
 
 
@@ -84,8 +84,8 @@ def test_a_target_in_a_config_is_a_word(tmp_path: Path, capsys: pytest.CaptureFi
     where = {"name": "text", "path": str(tmp_path / "a.txt"), "text_key": "text", "subset": None, "revision": None}
     config = {"name": "a", "data": where | {"max_documents": None, "x": target}, "tokenizer": target, "model": target}
     (tmp_path / "a.txt").write_text("abcde" * 99)
-    checkpoint.save(content(config=config, data_sha256=None), tmp_path / "a.ckpt")
-    assert checkpoint.load(tmp_path / "a.ckpt")[2].config == config
+    checkpoint.save_checkpoint(content(config=config, data_sha256=None), tmp_path / "a.ckpt")
+    assert checkpoint.load_checkpoint(tmp_path / "a.ckpt")[2].config == config
     evaluate.main([str(tmp_path / "a.ckpt")])
     assert "nats per token" in capsys.readouterr().out
     with pytest.raises(UserError, match="this version's GPTConfig does not fit"):
@@ -101,12 +101,12 @@ def test_a_target_in_a_config_is_a_word(tmp_path: Path, capsys: pytest.CaptureFi
 def test_sizes_that_a_file_does_not_hold_are_refused_at_once(tmp_path: Path, field: str, size: int) -> None:
     started, changed = time.perf_counter(), content()
     changed[checkpoint.KEY]["model"][field] = size
-    checkpoint.save(changed, tmp_path / "a.ckpt")
+    checkpoint.save_checkpoint(changed, tmp_path / "a.ckpt")
     if field == "window" and size <= 1 << 24:
-        checkpoint.load(tmp_path / "a.ckpt")  # it says how far is seen, and that is no further than there is
+        checkpoint.load_checkpoint(tmp_path / "a.ckpt")  # it says how far is seen, and that is no further than there is
     else:
         with pytest.raises(UserError):
-            checkpoint.load(tmp_path / "a.ckpt")
+            checkpoint.load_checkpoint(tmp_path / "a.ckpt")
     assert quick(started)
 
 
@@ -145,7 +145,9 @@ def test_weights_are_numbers_in_memory(tensor: Any) -> None:
 
 def test_a_foreign_config_is_no_larger_than_its_weights(tmp_path: Path) -> None:
     for field in ("n_layer", "n_embd", "n_positions", "n_head"):
-        writing.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+        writing.write_hf(
+            models.build(TINY), CharTokenizer(CHARS), ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path
+        )
         about = json.loads((tmp_path / "config.json").read_text()) | {field: 1 << 24, "n_inner": 7}
         (tmp_path / "config.json").write_text(json.dumps(about))
         started = time.perf_counter()
@@ -171,7 +173,7 @@ def test_ids_that_no_memory_holds_are_refused(tmp_path: Path, i: int) -> None:
     model = {"type": "WordLevel", "vocab": {"<unk>": 0, "a": i}, "unk_token": "<unk>"}
     (tmp_path / "tokenizer.json").write_text(backend(model=model))
     with pytest.raises(UserError, match="it has the id"):
-        huggingface_tokenizer.read(tmp_path)
+        huggingface_tokenizer.read_folder(tmp_path)
     state = tokenizers.BPETokenizer.fit(["to be"], 257).to_dict()
     with pytest.raises(UserError, match="have not an id each"):
         tokenizers.from_dict(state | {"special": {tokenizers.END_OF_TEXT: i}})
@@ -183,15 +185,15 @@ def test_steps_that_blow_a_text_up_are_refused(tmp_path: Path) -> None:
     steps = [replaced("a", "aa") for _ in range(60)]
     (tmp_path / "tokenizer.json").write_text(backend(normalizer={"type": "Sequence", "normalizers": steps}))
     with pytest.raises(UserError, match="more than 64 times as long"):
-        huggingface_tokenizer.read(tmp_path)
+        huggingface_tokenizer.read_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text(backend(normalizer=replaced(" ", "▁")))
-    assert huggingface_tokenizer.read(tmp_path).encode("a").tolist() == [1]
+    assert huggingface_tokenizer.read_folder(tmp_path).encode("a").tolist() == [1]
 
 
 def test_a_pattern_that_is_tried_for_ever_is_given_up(tmp_path: Path) -> None:
     cut = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(backend(pre_tokenizer=cut))
-    tokenizer, started = huggingface_tokenizer.read(tmp_path), time.perf_counter()
+    tokenizer, started = huggingface_tokenizer.read_folder(tmp_path), time.perf_counter()
     with pytest.raises(UserError, match="cannot be applied to the text"):
         tokenizer.encode("a" * 40 + "b")
     assert quick(started)
@@ -237,14 +239,14 @@ def test_lines_of_any_length_are_put_together(tmp_path: Path, monkeypatch: pytes
 # Places
 
 
-def strangers(tmp_path: Path, **data: Any) -> Info:
-    """A checkpoint that names places."""
+def strangers(tmp_path: Path, **data: Any) -> ModelInfo:
+    """The info of a checkpoint whose config names folders."""
     where = {"name": "text", "path": str(tmp_path / "a.txt"), "text_key": "text", "subset": None, "revision": None}
     where |= {"max_documents": None, "dir": str(tmp_path / "chosen"), "cache_dir": str(tmp_path / "chosen")} | data
     (tmp_path / "a.txt").write_text("abcde" * 99)
     config = {"name": "a", "data": where, "tokenizer": {"name": "char", "vocab_size": None}}
-    checkpoint.save(content(config=config, data_sha256=None), tmp_path / "a.ckpt")
-    return checkpoint.load(tmp_path / "a.ckpt")[2]
+    checkpoint.save_checkpoint(content(config=config, data_sha256=None), tmp_path / "a.ckpt")
+    return checkpoint.load_checkpoint(tmp_path / "a.ckpt")[2]
 
 
 def test_a_checkpoint_does_not_choose_where_gptlab_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +255,7 @@ def test_a_checkpoint_does_not_choose_where_gptlab_writes(tmp_path: Path, monkey
     monkeypatch.setattr(prepare, "LARGE", 0)
     (tmp_path / "chosen").mkdir()
     info = strangers(tmp_path)
-    source = eval_data.own("a", info.config, CharTokenizer(CHARS))
+    source = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS))
     assert source.pieces("val")
     assert list((tmp_path / "chosen").iterdir()) == []
     assert list((tmp_path / "mine" / "gptlab").iterdir())
@@ -269,13 +271,13 @@ def test_a_stream_is_opened_where_the_run_has_prepared_it_and_written_elsewhere(
     monkeypatch.setattr(corpora, "load", lambda *_, **__: corpus)
     info = strangers(tmp_path, name="hub", split="document", val_fraction=0.3)
     split, how = Split("document", 0.3, 0.0), TokenizerConfig("char", None)
-    first = eval_data.own("a", info.config, CharTokenizer(CHARS)).prepared
+    first = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).prepared
     assert first is not None
     assert first.folder.parent == tmp_path / "mine" / "gptlab"
     assert not (tmp_path / "chosen").exists()
     theirs = prepare.prepare(corpus, split, how, tmp_path, tmp_path / "chosen")
     before = sorted((tmp_path / "chosen").rglob("*"))
-    again = eval_data.own("a", info.config, CharTokenizer(CHARS)).prepared
+    again = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).prepared
     assert again is not None
     assert again.folder == theirs.folder
     assert sorted((tmp_path / "chosen").rglob("*")) == before
@@ -290,10 +292,10 @@ def test_a_run_finds_its_text_where_it_was_downloaded(tmp_path: Path, monkeypatc
     info = strangers(tmp_path, name="verdict")
     (tmp_path / "chosen").mkdir()
     (tmp_path / "chosen" / "t.txt").write_bytes(text)
-    assert eval_data.own("a", info.config, CharTokenizer(CHARS)).pieces("all")[0].text == text.decode()
+    assert eval_data.source_of_run("a", info.config, CharTokenizer(CHARS)).pieces("all")[0].text == text.decode()
     (tmp_path / "chosen" / "t.txt").write_bytes(text[1:])
     with pytest.raises(UserError, match="is not the text that data=verdict means"):
-        eval_data.own("a", info.config, CharTokenizer(CHARS))
+        eval_data.source_of_run("a", info.config, CharTokenizer(CHARS))
 
 
 @pytest.mark.parametrize("data", [{"path": 5}, {"path": {"a": 1}}, {"val_fraction": "x"}, {"name": ["text"]}])
@@ -301,7 +303,7 @@ def test_a_damaged_config_names_the_way_out(tmp_path: Path, data: dict[str, Any]
     info = strangers(tmp_path, **data)
     for config in (info.config, {"data": None}, {}):
         with pytest.raises(UserError, match=r"give (a text|it) with --data FILE"):
-            eval_data.own("a", config, CharTokenizer(CHARS))
+            eval_data.source_of_run("a", config, CharTokenizer(CHARS))
 
 
 def test_what_has_no_end_is_no_text(tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_names_lead_nowhere(tmp_path: Path, name: str) -> None:
         TokenizerConfig(name, None)
     with pytest.raises(UserError):
         tokenizers.from_dict({"name": name, "chars": "ab", "end_of_text": False})
-    writing.to_hf(models.build(TINY), CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+    writing.write_hf(models.build(TINY), CharTokenizer(CHARS), ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": f"{name}/x"}}))
     with pytest.raises(UserError, match=r"which is no file of this folder"):
@@ -331,7 +333,9 @@ def test_names_lead_nowhere(tmp_path: Path, name: str) -> None:
 
 def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None:
     model, file = models.build(TINY), tmp_path / "model.safetensors"
-    writing.to_safetensors(model, CharTokenizer(CHARS), Info(tmp_path, 7, {}, {"name": "a"}, None, ""), tmp_path)
+    writing.write_safetensors(
+        model, CharTokenizer(CHARS), ModelInfo(tmp_path, 7, {}, {"name": "a"}, None, ""), tmp_path
+    )
     torch.testing.assert_close(safetensors_file.open_export(file)[0].state_dict(), model.state_dict(), rtol=0, atol=0)
     whole = file.read_bytes()
     for place in (-1, whole.index(b'\\"step\\": 7') + len('\\"step\\": 7') - 1):
@@ -344,7 +348,7 @@ def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None
     state, header = safetensors_file.read_safetensors(file)
     save_file(state, file, metadata={checkpoint.KEY: header[checkpoint.KEY], "format": "pt"})
     assert safetensors_file.open_export(file)[2].step == 7
-    writing.to_hf(model, CharTokenizer(CHARS), Info(tmp_path, None, {}, {}, None, ""), tmp_path)
+    writing.write_hf(model, CharTokenizer(CHARS), ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path)
     weights = bytearray(file.read_bytes())
     weights[-1] ^= 1
     file.write_bytes(weights)
@@ -354,7 +358,7 @@ def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None
 
 
 def test_a_broken_download_of_the_hub_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its cache, a large file is a link to one that is named by its sha256."""
+    """In the cache, a large file is a link to a file named by its sha256."""
     import huggingface_hub
 
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"

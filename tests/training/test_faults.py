@@ -51,7 +51,7 @@ class Poison(L.Callback):
 
 
 def state(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read(path)["state_dict"]
+    return checkpoint.read_checkpoint(path)["state_dict"]
 
 
 def test_a_step_that_is_not_finite_stops_the_run_with_the_weights_from_before_it(
@@ -78,7 +78,7 @@ def test_no_checkpoint_is_made_of_a_run_that_has_halted(
     interrupt(monkeypatch, Spoil(4))
     with pytest.raises(UserError, match="the gradients of step 5 are not finite"):
         run(tmp_path, *LONG, "trainer.log_every=20")
-    assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert checkpoint.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
 def test_the_first_layer_that_went_bad_is_named_and_the_batch_is_kept(
@@ -87,8 +87,8 @@ def test_the_first_layer_that_went_bad_is_named_and_the_batch_is_kept(
     interrupt(monkeypatch, Poison(1))
     with pytest.raises(UserError, match=r"went bad: h.1.mlp.c_proj, forward\."):
         run(tmp_path, *LONG)
-    content = checkpoint.read(tmp_path / "nonfinite_step_2.ckpt")
-    model, tokenizer, info = checkpoint.load(tmp_path / "nonfinite_step_2.ckpt")
+    content = checkpoint.read_checkpoint(tmp_path / "nonfinite_step_2.ckpt")
+    model, tokenizer, info = checkpoint.load_checkpoint(tmp_path / "nonfinite_step_2.ckpt")
     assert info.step == 1
     assert len(content["batches"]) == 2
     for batch in content["batches"]:
@@ -109,7 +109,7 @@ def test_such_steps_can_be_left_out_and_are_counted(
     second, third, fourth, fifth = (tmp_path / "checkpoints" / f"step_{step}.ckpt" for step in (2, 3, 4, 5))
     for path in (third, fourth):
         assert all(torch.equal(tensor, state(second)[name]) for name, tensor in state(path).items())
-        assert checkpoint.read(path)["optimizer_states"][0]["state"][0]["step"] == 2
+        assert checkpoint.read_checkpoint(path)["optimizer_states"][0]["state"][0]["step"] == 2
     assert not torch.equal(state(fifth)["model.wte.weight"], state(fourth)["model.wte.weight"])
     with (tmp_path / "metrics.csv").open(newline="") as rows:
         losses = [float(row["train/loss"]) for row in csv.DictReader(rows) if row["train/loss"]]
@@ -221,10 +221,10 @@ def test_prepared_data_that_were_deleted_are_made_again(
 
 def test_another_tokenizer_is_refused(run: Any, tmp_path: Path) -> None:
     run(tmp_path / "run", f"data.cache_dir={tmp_path / 'cache'}")
-    content = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt", mapped=False)
+    content = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt", mapped=False)
     characters = content["gptlab"]["tokenizer"]["chars"]
     content["gptlab"]["tokenizer"]["chars"] = characters[::-1]
-    checkpoint.save(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    checkpoint.save_checkpoint(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(
         UserError, match=r"the tokenizer is not the run's own \(tokenizer=char, \d+ in its vocabulary\)"
     ):
@@ -271,4 +271,4 @@ def test_a_job_that_slurm_does_not_take_back_is_saved_all_the_same(
     with pytest.raises(SystemExit):
         run(tmp_path / "run")
     assert "job 42 could not be put back into SLURM's queue: " in caplog.text
-    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
+    assert checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5

@@ -65,7 +65,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_differ(run: Any, tmp_pa
 def test_val_loss_is_the_exact_mean_over_the_split(trained: Path, compose: Any) -> None:
     """Computed here a second way: window by window, without padding, in double precision."""
     summary = json.loads((trained / "summary.json").read_text())
-    model, tokenizer, info = checkpoint.load(trained / "checkpoints" / "last.ckpt")
+    model, tokenizer, info = checkpoint.load_checkpoint(trained / "checkpoints" / "last.ckpt")
     text = Path(info.config["data"]["path"]).read_text()
     part = text[int(len(text) * 0.9) :]
     ids = torch.from_numpy(tokenizer.encode(part))
@@ -82,7 +82,7 @@ def test_val_loss_is_the_exact_mean_over_the_split(trained: Path, compose: Any) 
 
 def test_a_test_part_is_measured_once_at_the_end(run: Any, tmp_path: Path) -> None:
     summary = run(tmp_path, "data.test_fraction=0.2", "data.val_fraction=0.1")
-    model, tokenizer, info = checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")
+    model, tokenizer, info = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     text = Path(info.config["data"]["path"]).read_text()
     ids = tokenizer.encode(text[int(len(text) * 0.8) :])
     batches = EvalBatches(ids, batch_size=16, block_size=17, share=Share(0, 1, 1), device=torch.device("cpu"))

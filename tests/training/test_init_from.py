@@ -55,7 +55,7 @@ def bigram(compose: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def last(run_dir: Path) -> Any:
-    return checkpoint.load(run_dir / "checkpoints" / "last.ckpt")
+    return checkpoint.load_checkpoint(run_dir / "checkpoints" / "last.ckpt")
 
 
 # What is taken over.
@@ -63,7 +63,7 @@ def last(run_dir: Path) -> Any:
 
 def test_the_first_validation_is_the_sources_own_and_training_lowers_it(tune: Any, trained: Path) -> None:
     run = tune(f"init_from={trained}", "optim.lr=1e-2")
-    _, tokenizer, info = checkpoint.load(trained)
+    _, tokenizer, info = checkpoint.load_checkpoint(trained)
     losses = curve(run, "val/loss")
     assert losses[0] == pytest.approx(info.metrics["val/loss"], abs=1e-6)
     assert losses[-1] < losses[0] - 0.1
@@ -73,7 +73,7 @@ def test_the_first_validation_is_the_sources_own_and_training_lowers_it(tune: An
 def test_a_run_holds_the_architecture_that_it_has_taken(tune: Any, trained: Path) -> None:
     run = tune(f"init_from={trained}")
     model, tokenizer, info = last(run)
-    assert model.config == checkpoint.load(trained)[0].config
+    assert model.config == checkpoint.load_checkpoint(trained)[0].config
     config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     assert config == info.config
     assert config["init_from"] == str(trained)  # type: ignore[index, call-overload]
@@ -89,7 +89,9 @@ def test_the_optimizer_begins_anew(tune: Any, trained: Path) -> None:
     assert curve(run, "lr")[:4] == pytest.approx([0.25 * 3e-5, 0.5 * 3e-5, 0.75 * 3e-5, 3e-5])
     steps = {
         float(state["step"])
-        for state in checkpoint.read(run / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"].values()
+        for state in checkpoint.read_checkpoint(run / "checkpoints" / "last.ckpt")["optimizer_states"][0][
+            "state"
+        ].values()
     }
     assert steps == {7.0}
 
@@ -117,7 +119,7 @@ def test_a_gpt2_of_hugging_face_is_fine_tuned(tune: Any, text_file: Path, tmp_pa
     source.save_pretrained(folder)
     from gptlab.formats import huggingface_tokenizer
 
-    for name, content in huggingface_tokenizer.files(tokenizer, 23).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, 23).items():
         (folder / name).write_text(content)
     run = tune(f"init_from='{folder}'", "optim.lr=1e-2", "data.val_fraction=0.02", "trainer.max_steps=30")
     model, ours, _ = last(run)
@@ -140,7 +142,7 @@ def test_a_gpt2_of_hugging_face_is_fine_tuned(tune: Any, text_file: Path, tmp_pa
 
 
 def test_fewer_positions_are_the_first_ones(trained: Path, tmp_path: Path) -> None:
-    source = checkpoint.load(trained)[0]
+    source = checkpoint.load_checkpoint(trained)[0]
     model, _ = init_from.load(trained, {"name": "pretrained", "block_size": 11}, tmp_path)
     assert model.config.block_size == 11
     assert torch.equal(model.wpe.weight, source.wpe.weight[:11])  # type: ignore
@@ -165,7 +167,7 @@ def test_positions_that_are_not_learned_have_any_number(run: Any, tmp_path: Path
 def test_dropout_and_kernels_can_be_changed(trained: Path, tmp_path: Path) -> None:
     changes = {"dropout": 0.5, "attention": "manual", "gradient_checkpointing": True}
     model, _ = init_from.load(trained, {"name": "pretrained", **changes}, tmp_path)
-    source = checkpoint.load(trained)[0]
+    source = checkpoint.load_checkpoint(trained)[0]
     idx = torch.arange(17)[None]
     assert not torch.equal(model(idx), model(idx))  # it is in training mode
     torch.testing.assert_close(model.eval()(idx), source(idx))
@@ -175,12 +177,16 @@ def test_dropout_and_kernels_can_be_changed(trained: Path, tmp_path: Path) -> No
 def test_an_architecture_that_is_typed_must_fit_and_initialisation_does_not_matter(tune: Any, trained: Path) -> None:
     explicit = ("model=gpt800k", *SHAPE, "model.dropout=0.1", "model.init=torch", "model.n_inner=132")
     typed = tune(f"init_from={trained}", *explicit, "optim.lr=1e-3", folder="typed")
-    assert curve(typed, "val/loss")[0] == pytest.approx(checkpoint.load(trained)[2].metrics["val/loss"], abs=1e-6)
+    assert curve(typed, "val/loss")[0] == pytest.approx(
+        checkpoint.load_checkpoint(trained)[2].metrics["val/loss"], abs=1e-6
+    )
 
 
 def test_the_checkpoints_own_tokenizer_can_be_typed(tune: Any, trained: Path) -> None:
     run = tune(f"init_from={trained}", "tokenizer=char")
-    assert curve(run, "val/loss")[0] == pytest.approx(checkpoint.load(trained)[2].metrics["val/loss"], abs=1e-6)
+    assert curve(run, "val/loss")[0] == pytest.approx(
+        checkpoint.load_checkpoint(trained)[2].metrics["val/loss"], abs=1e-6
+    )
 
 
 # What is refused.

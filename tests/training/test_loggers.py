@@ -119,7 +119,7 @@ def test_the_projector_finds_the_embeddings_and_a_readable_line_for_each_token(w
     vectors = torch.tensor(
         [[float(x) for x in line.split("\t")] for line in (folder / embedding.tensor_path).read_text().splitlines()]
     )
-    model, tokenizer, _ = checkpoint.load(watched / "checkpoints" / "last.ckpt")
+    model, tokenizer, _ = checkpoint.load_checkpoint(watched / "checkpoints" / "last.ckpt")
     torch.testing.assert_close(vectors, model.wte.weight.detach(), rtol=1e-3, atol=0)
     lines = (folder / embedding.metadata_path).read_text().splitlines()
     assert lines[:3] == ["\\n", "␣", "."]

@@ -176,7 +176,7 @@ def test_checkpoints_come_every_so_many_steps_and_the_last_ones_are_kept(run: An
     folder = tmp_path / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"last.ckpt", "step_10.ckpt", "step_9.ckpt", "best.ckpt"}
     for path, step in (("last.ckpt", 11), ("step_10.ckpt", 10), ("step_9.ckpt", 9)):
-        assert checkpoint.read(folder / path)["global_step"] == step
+        assert checkpoint.read_checkpoint(folder / path)["global_step"] == step
 
 
 def test_checkpoints_come_after_so_many_minutes(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,9 +279,9 @@ def test_a_run_killed_when_it_had_stopped_early_stays_stopped(
 
 def test_another_machine_is_said(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path)
-    content = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt", mapped=False)
+    content = checkpoint.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt", mapped=False)
     content["machine"]["threads"] = 97
-    checkpoint.save(content, tmp_path / "checkpoints" / "last.ckpt")
+    checkpoint.save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
     run(tmp_path, "trainer.max_steps=8", resume=True)
     assert "threads is 1 here and was 97: the same run to rounding, not to the bit" in caplog.text
 
@@ -289,10 +289,10 @@ def test_another_machine_is_said(run: Any, tmp_path: Path, caplog: pytest.LogCap
 def test_a_run_of_an_older_version_is_opened_and_not_gone_on_with(run: Any, tmp_path: Path) -> None:
     run(tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
-        content = checkpoint.read(path, mapped=False)
+        content = checkpoint.read_checkpoint(path, mapped=False)
         content["gptlab"]["format"] = 1
         torch.save(content, path)
-    checkpoint.load(tmp_path)
+    checkpoint.load_checkpoint(tmp_path)
     with pytest.raises(UserError, match=r"which this version opens but does not go on from; begin .* init_from="):
         run(tmp_path, "trainer.max_steps=9", resume=True)
 
@@ -309,9 +309,9 @@ def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Pa
     old = of_old(directory.read_config(Path("run/config.yaml")))
     Path("run/config.yaml").write_text(f"# sha256 of what follows: {'0' * 64}\n" if damaged else yaml.safe_dump(old))
     for path in Path("run/checkpoints").iterdir():
-        content = checkpoint.read(path, mapped=False)
+        content = checkpoint.read_checkpoint(path, mapped=False)
         content["gptlab"]["config"] = of_old(content["gptlab"]["config"])
-        checkpoint.save(content, path)
+        checkpoint.save_checkpoint(content, path)
 
     for folder in ("run", "whole"):
         further = command("train", f"resume={folder}", "trainer.max_steps=9")
@@ -407,7 +407,7 @@ def test_a_checkpoint_that_has_lost_its_curves_is_passed_over(
     """As where a process was killed when it had cut them to go on from an older one."""
     shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
     (tmp_path / "summary.json").unlink()
-    lengths = checkpoint.read(tmp_path / "checkpoints" / "step_6.ckpt")["lengths"]
+    lengths = checkpoint.read_checkpoint(tmp_path / "checkpoints" / "step_6.ckpt")["lengths"]
     os.truncate(tmp_path / "metrics.csv", lengths["metrics.csv"])
     run(tmp_path, *HARD, resume=True)
     assert "last.ckpt is newer than metrics.csv, which would lack what came before it" in caplog.text

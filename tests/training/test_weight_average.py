@@ -27,8 +27,8 @@ EACH = ("trainer.checkpoint_every=1", "trainer.keep_checkpoints=9", "model.dropo
 
 def content(run_dir: Path, step: int) -> dict[str, Any]:
     folder = run_dir / "checkpoints"
-    last = checkpoint.read(folder / "last.ckpt")
-    return last if last["global_step"] == step else checkpoint.read(checkpoint.step_file(folder, step))
+    last = checkpoint.read_checkpoint(folder / "last.ckpt")
+    return last if last["global_step"] == step else checkpoint.read_checkpoint(checkpoint.step_file(folder, step))
 
 
 def weights(run_dir: Path, step: int) -> dict[str, Tensor]:

@@ -274,7 +274,7 @@ class Torture:
         sound = {}
         for file in [self.run_dir / "checkpoints" / "last.ckpt", *(self.run_dir / "checkpoints").glob("step_*.ckpt")]:
             with suppress(UserError):
-                checkpoint.read(file)
+                checkpoint.read_checkpoint(file)
                 sound[file.name] = file.stat().st_ino
         return "last.ckpt" in sound and len(set(sound.values())) > 1
 

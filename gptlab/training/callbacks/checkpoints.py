@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.content = content
 
     def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        checkpoint.save(checkpoint_, Path(path))
+        checkpoint.save_checkpoint(checkpoint_, Path(path))
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         assert self.content is not None
@@ -149,8 +149,8 @@ class Checkpoints(Checkpoint):
         with with_averaged_weights(trainer):
             trainer.save_checkpoint(last)
         if trainer.is_global_zero:  # now that the new one is there
-            before = [path for number, path in checkpoint.kept(self.folder) if number < step]
-            for _, path in checkpoint.kept(self.folder):
+            before = [path for number, path in checkpoint.kept_checkpoints(self.folder) if number < step]
+            for _, path in checkpoint.kept_checkpoints(self.folder):
                 if path not in before[: self.keep - 1]:
                     path.unlink()
         self._last_step = step

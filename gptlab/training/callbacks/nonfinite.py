@@ -45,7 +45,7 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     }
     file = Path(trainer.default_root_dir) / f"nonfinite_step_{step + 1}.ckpt"
     if trainer.is_global_zero:
-        checkpoint.save(content, file)
+        checkpoint.save_checkpoint(content, file)
     raise UserError(
         f"the gradients of step {step + 1} are not finite (learning rate {module.lr_at(step):g}); the first layer that "
         f"went bad: {where}. The weights before it and its batches are in {file}. Lower optim.lr={module.optim.lr:g}, "

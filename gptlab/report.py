@@ -39,22 +39,22 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gptlab.reports import difference, records, tables
-    from gptlab.reports.report import collect
+    from gptlab.reports.report import build_report
     from gptlab.system import terminal
 
     console = Console(highlight=False)
     if args.diff:
-        found = difference.diff(*args.diff)
+        found = difference.compare_runs(*args.diff)
         if args.json:
             print(terminal.as_json(found), end="")
         else:
-            tables.show_diff(found, args.diff[0], args.diff[1], console)
+            tables.print_difference(found, args.diff[0], args.diff[1], console)
         return
-    report = collect(args.paths, args.metric, args.baseline, args.sort, args.reference)
+    report = build_report(args.paths, args.metric, args.baseline, args.sort, args.reference)
     if args.json:
-        print(terminal.as_json(tables.content(report)), end="")
+        print(terminal.as_json(tables.report_dict(report)), end="")
     else:
-        tables.show(report, console)
+        tables.print_report(report, console)
     out = args.out
     if out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
         out = args.paths[0] / "report"
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         if not args.no_plots:
             from gptlab.reports import plots
 
-            images = plots.write(report, out)
-        tables.write(report, out, images)
+            images = plots.write_plots(report, out)
+        tables.write_files(report, out, images)
     if not args.json:
         where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
         console.print(where, markup=False, soft_wrap=True)

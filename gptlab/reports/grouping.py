@@ -1,4 +1,4 @@
-"""Which runs belong together, what varies between them, and how a group is called."""
+"""Group runs that differ only in their seed, find what varies between the groups, and label them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gptlab.reports.records import LeftOut, Run, computes, value
+from gptlab.reports.records import LeftOut, Run, affects_result, comparable_value
 
-DEFAULT = "(default)"  # the value of what a config does not name; nothing that can be typed
+DEFAULT = "(default)"  # the value of a key that a config does not name; cannot be typed as a value
 SECTIONS = ("experiment", "model", "arch", "optim", "schedule", "data", "tokenizer", "trainer")
-TRAITS = {  # what should be alike in all runs: its column, and the groups of the config that change it on purpose
+TRAITS = {  # should be equal in all runs: the column, and the config groups that may change it on purpose
     "devices": ("device", {"trainer"}),
     "precisions": ("precision", {"trainer", "precision"}),
     "versions of gptlab": ("version", set()),
@@ -23,16 +23,20 @@ TRAITS = {  # what should be alike in all runs: its column, and the groups of th
 }
 
 
-def group(found: Iterable[Run]) -> tuple[list[list[Run]], list[LeftOut]]:
-    """Runs that differ in their seed only, together; of the same config and seed the newest, the others left out."""
+def group_runs(found: Iterable[Run]) -> tuple[list[list[Run]], list[LeftOut]]:
+    """Group runs that differ only in their seed; of runs with the same config and seed only the newest is used.
+
+    Returns:
+        The groups, and the older duplicates with the reason why each is left out.
+    """
     groups: dict[str, dict[int, Run]] = {}
     left_out = []
     for run in found:
-        config = {key: each for key, each in run.config.items() if computes(key) and each is not None}
+        config = {key: each for key, each in run.config.items() if affects_result(key) and each is not None}
         identity = json.dumps([config, run.summary["data.sha256"]], sort_keys=True, default=str)
         seeds = groups.setdefault(identity, {})
         other = seeds.get(run.summary["seed"])
-        older, newer = sorted((other, run), key=_written) if other else (None, run)
+        older, newer = sorted((other, run), key=_time_written) if other else (None, run)
         seeds[run.summary["seed"]] = newer
         if older:
             why = f"is the same run as {newer.path}, same config and seed, and older: no second sample"
@@ -40,26 +44,30 @@ def group(found: Iterable[Run]) -> tuple[list[list[Run]], list[LeftOut]]:
     return [list(seeds.values()) for seeds in groups.values()], left_out
 
 
-def _written(run: Run) -> tuple[float, str]:
+def _time_written(run: Run) -> tuple[float, str]:
+    """Sort key: when the run's summary was written; the path breaks ties."""
     return (run.path / "summary.json").stat().st_mtime, str(run.path)
 
 
-def varying(groups: list[list[Run]]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """What tells the groups apart, by key: as typed, if that does; else the runs' names; else the config.
+def distinguishing_values(groups: list[list[Run]]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Find the keys and values that distinguish the groups: the typed overrides, else the run names, else the config.
 
-    Where a group choice (`arch=...`) was not typed, the value is DEFAULT. The second is the group that each of the
-    others differs from in one of several keys; None where there is none.
+    Where a group choice (`arch=...`) was not typed, its value is DEFAULT.
+
+    Returns:
+        The distinguishing keys and values of each group; and those of the group from which every other group differs
+        in exactly one of several keys, None if there is no such group.
     """
     firsts = [each[0] for each in groups]
     described: list[dict[str, Any]] = []
     if all(run.typed == each[0].typed for each in groups for run in each):
         keys = list(dict.fromkeys(key for run in firsts for key in run.typed))
-        described = [{key: _chosen(run, key) for key in keys} for run in firsts]
+        described = [{key: _value_or_default(run, key) for key in keys} for run in firsts]
     plain = [run.typed for run in firsts]
     same_name = all(run.config.get("name") == each[0].config.get("name") for each in groups for run in each)
-    if not _distinct(described) and same_name:
-        described = [{"name": value(run.config.get("name"))} for run in firsts]
-    if not _distinct(described):
+    if not _all_distinct(described) and same_name:
+        described = [{"name": comparable_value(run.config.get("name"))} for run in firsts]
+    if not _all_distinct(described):
         described = _fewest_keys(firsts)
         common = {key: Counter(each[key] for each in described).most_common(1)[0][0] for key in described[0]}
         plain = [{} if each == common else each for each in described]
@@ -72,22 +80,22 @@ def varying(groups: list[list[Run]]) -> tuple[list[dict[str, Any]], dict[str, An
     return described, base if changes == [0] + [1] * (len(described) - 1) else None
 
 
-def _chosen(run: Run, key: str) -> Any:
-    """The value of a key or group that was typed here or in another run; DEFAULT if it cannot be known."""
+def _value_or_default(run: Run, key: str) -> Any:
+    """Return the run's value of a key or group that some run's command line sets; DEFAULT if it is not known."""
     if key in run.typed:
         return run.typed[key]
-    said = next((k for k in (key, f"{key}.name") if k in run.config and k != "model.name"), None)
-    return value(run.config[said]) if said else DEFAULT
+    found = next((k for k in (key, f"{key}.name") if k in run.config and k != "model.name"), None)
+    return comparable_value(run.config[found]) if found else DEFAULT
 
 
-def _distinct(described: list[dict[str, Any]]) -> bool:
+def _all_distinct(described: list[dict[str, Any]]) -> bool:
     return len({tuple(map(str, each.values())) for each in described}) == len(described) > 0
 
 
 def _fewest_keys(firsts: list[Run]) -> list[dict[str, Any]]:
-    """Few keys of the config that tell the runs apart: each time the one that tells most of them from others."""
+    """Choose few config keys that distinguish the runs, greedily: always the key that gives the most parts."""
     flat = [
-        {key: value(each) for key, each in run.config.items() if computes(key) or key == "data.path"}
+        {key: comparable_value(each) for key, each in run.config.items() if affects_result(key) or key == "data.path"}
         | {"data.sha256": str(run.summary["data.sha256"])[:8]}
         for run in firsts
     ]
@@ -111,12 +119,12 @@ def _fewest_keys(firsts: list[Run]) -> list[dict[str, Any]]:
     return [{key: each.get(key, DEFAULT) for key in chosen} for each in flat]
 
 
-def labels(described: list[dict[str, Any]], base: dict[str, Any] | None, short: dict[str, str]) -> list[str]:
-    """n_head=4 lr=0.001, a group each; where all change one key of `base`, that key, and `baseline`."""
+def group_labels(described: list[dict[str, Any]], base: dict[str, Any] | None, short: dict[str, str]) -> list[str]:
+    """Return a label for each group, e.g. "n_head=4 lr=0.001"; with `base` only the key that differs, or "baseline"."""
 
     def label(values: dict[str, Any], number: str) -> str:
-        said = {k: v for k, v in values.items() if (v != base[k] if base else v != DEFAULT)}
-        words = {k: f"{v:{number}}" if isinstance(v, float) else str(v) for k, v in said.items()}
+        shown = {k: v for k, v in values.items() if (v != base[k] if base else v != DEFAULT)}
+        words = {k: f"{v:{number}}" if isinstance(v, float) else str(v) for k, v in shown.items()}
         return " ".join(word if k == "name" else f"{short[k]}={word}" for k, word in words.items()) or "baseline"
 
     brief = [label(each, "g") for each in described]

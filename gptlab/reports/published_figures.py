@@ -1,4 +1,4 @@
-"""The lessons' own figures, to stand beside ours: where each is from, and what it was measured on."""
+"""Losses that others published, for comparison: the source of each and the conditions it was measured under."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Reference:
 
     Args:
         conditions: how they were measured, in words.
-        fixed: the keys that all of the figures share.
-        figures: (keys that lead to a figure, the figure); words where no number was given.
+        fixed: the config values that all of the figures share.
+        figures: pairs of the config values that identify a figure, and the figure; words where no number was given.
     """
 
     source: str
@@ -24,17 +24,17 @@ class Reference:
     figures: tuple[tuple[dict[str, Any], float | str], ...]
 
     def figure(self, facts: dict[str, Any]) -> float | str | None:
-        """The figure for a run with this flat config (and `experiment`)."""
+        """Return the figure for a run with these `Run.facts`; None if there is none."""
         matching = (value for keys, value in self.figures if all(facts.get(k) == v for k, v in keys.items()))
         return next(matching, None)
 
-    def differs(self, facts: dict[str, Any]) -> list[str]:
-        """What this run has otherwise than the reference: ["model.n_embd=64 (there: 256)"]."""
+    def differences(self, facts: dict[str, Any]) -> list[str]:
+        """List where this run's config differs from the reference's: ["model.n_embd=64 (there: 256)"]."""
         return [f"{k}={facts.get(k)} (there: {v})" for k, v in self.fixed.items() if facts.get(k) != v]
 
-    def words(self, name: str, facts: list[dict[str, Any]]) -> str:
-        """How to read its figures beside these groups."""
-        other = min((self.differs(each) for each in facts), key=len)
+    def description(self, name: str, facts: list[dict[str, Any]]) -> str:
+        """Describe the source and its conditions, and how the closest of these groups differs from them."""
+        other = min((self.differences(each) for each in facts), key=len)
         unlike = f"; here, other than there, {', '.join(other)}" if other else ""
         return f"reference {name}: {self.source} ({self.conditions}){unlike}"
 
@@ -82,11 +82,11 @@ REFERENCES = {
 }
 
 
-def choose(name: str, facts: list[dict[str, Any]]) -> str:
-    """The name of a reference: the one asked for, or for "" the one that has most figures for these groups.
+def choose_reference(name: str, facts: list[dict[str, Any]]) -> str:
+    """Return the name of the requested reference, or for "" of the one that has most figures for these groups.
 
     Raises:
-        UserError: there is none of that name, or it has nothing for these groups.
+        UserError: there is no reference of that name, or it has no figure for these groups.
     """
     if name and name not in REFERENCES:
         raise UserError(f"--reference {name}: there is no such reference; {did_you_mean(name, REFERENCES)}")
@@ -94,11 +94,11 @@ def choose(name: str, facts: list[dict[str, Any]]) -> str:
     def fits(each: str) -> tuple[int, int]:
         reference = REFERENCES[each]
         found = {str(figure) for group in facts if (figure := reference.figure(group)) is not None}
-        return len(found), -min(len(reference.differs(group)) for group in facts)
+        return len(found), -min(len(reference.differences(group)) for group in facts)
 
     best = name or max(REFERENCES, key=fits)
     figures, unlike = fits(best)
-    if not figures or (not name and figures == 1 and unlike):  # one figure of another model says nothing
+    if not figures or (not name and figures == 1 and unlike):  # a single figure of a different model is no match
         keys = "; ".join(f"{each}: {', '.join(REFERENCES[each].figures[0][0])}" for each in REFERENCES)
         raise UserError(
             f"--reference{' ' + name if name else ''}: there is no figure for any of these runs; leave it out "

@@ -1,4 +1,4 @@
-"""Run directories as records: which there are, and what each says of itself; or why it says nothing."""
+"""Find run directories and read each as a record, or say why it cannot be read."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; nested dicts are flat: "model.n_head", "data.sha256".
+    """A finished run; the keys of its nested dicts are joined by dots: "model.n_head", "data.sha256".
 
     Args:
-        typed: the overrides that its sweep or its command line gave, without names and places.
-        baseline: such overrides of its sweep's baseline; None outside of a sweep.
-        searched: it is a trial of a search, which has no baseline.
+        typed: the overrides from its sweep or its command line, without those that only name or place the run.
+        baseline: the overrides of its sweep's baseline; None outside of a sweep.
+        searched: whether the run is a trial of a search, which has no baseline.
     """
 
     path: Path
@@ -43,21 +43,23 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a reference is looked up by: the config, and the experiment's name."""
+        """The keys that published figures are looked up by: the config and the experiment's name."""
         return {"experiment": self.typed.get("experiment", self.config.get("name")), **self.config}
 
 
 @dataclass(frozen=True)
 class LeftOut:
+    """A run directory that the report does not use, and why."""
+
     path: Path
     why: str
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The run directories among and below `paths`, each once.
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return the run directories among and below `paths`, each once.
 
     Raises:
-        UserError: a path is no folder.
+        UserError: a path is not a folder.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -75,11 +77,11 @@ def is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in MARKS)
 
 
-def read(path: Path) -> Run:
-    """One finished run.
+def read_run(path: Path) -> Run:
+    """Read one finished run.
 
     Raises:
-        UserError: it has not finished, or what it left cannot be read; the message does not repeat the path.
+        UserError: the run has not finished, or its files cannot be read; the message does not repeat the path.
     """
     if not (path / "config.yaml").is_file():
         raise UserError("has not begun: there is no config.yaml")
@@ -99,14 +101,14 @@ def read(path: Path) -> Run:
     wrong = [key for key in NEEDED if not isinstance(summary[key], int | float) or isinstance(summary[key], bool)]
     if wrong:
         raise UserError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
-    environment, job = (_json(path / name) for name in ("environment.json", "job.json"))
-    baseline = _values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
+    environment, job = (_read_json_or_empty(path / name) for name in ("environment.json", "job.json"))
+    baseline = _comparable_values(job["baseline"], {"data.path"}) if isinstance(job.get("baseline"), dict) else None
     searched = "baseline" in job and job["baseline"] is None
-    return Run(path, config, summary, environment, _typed(job, environment), baseline, searched)
+    return Run(path, config, summary, environment, _typed_overrides(job, environment), baseline, searched)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a file; nothing where there is none or it cannot be read."""
+def _read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; an empty dict if the file is missing or cannot be read."""
     try:
         return plain_tree(read_json(path, must_be_sealed=False), path.name)
     except UserError:
@@ -114,7 +116,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _unfinished(path: Path, config: dict[str, Any]) -> str:
-    curve = metrics(path)
+    curve = read_curves(path)
     where = f"at step {curve.index[-1]} of {config.get('trainer.max_steps', '?')}" if len(curve) else "no step yet"
     if (path / "job.json").is_file():
         return f"has not finished ({where}): the same sweep goes on with it"
@@ -123,8 +125,8 @@ def _unfinished(path: Path, config: dict[str, Any]) -> str:
     )
 
 
-def metrics(path: Path) -> pd.DataFrame:
-    """The numbers of a run's metrics.csv by step; empty where it has none that can be read."""
+def read_curves(path: Path) -> pd.DataFrame:
+    """Return the numbers of a run's metrics.csv, indexed by step; an empty frame if none can be read."""
     try:
         frame = pd.read_csv(io.BytesIO(read_bytes(path / "metrics.csv")), on_bad_lines="skip")
         frame = frame.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
@@ -133,38 +135,38 @@ def metrics(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-def computes(key: str) -> bool:
-    """Whether a key of a config has a say in what a run computes; what `recipe` says stands again where it is read."""
+def affects_result(key: str) -> bool:
+    """Return whether a config key affects what a run computes; recipe keys are skipped, other keys repeat them."""
     group = key.partition(".")[0]
     return key != "seed" and group not in ("recipe", "sweep", "hydra") and (not row(key) or does(key, "computes"))
 
 
-def _typed(job: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """The overrides of a sweep's job, else those of the command line, as values."""
+def _typed_overrides(job: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the overrides of a sweep's job, or else of the command line, as comparable values."""
     if isinstance(job.get("overrides"), dict):
-        return _values(job["overrides"], {"data.path"})  # which names a text, in a sweep over texts
+        return _comparable_values(job["overrides"], {"data.path"})  # a sweep over texts varies data.path
     command = environment.get("command")
     words = list(map(str, command[1:])) if isinstance(command, list) else []
-    if {"-m", "--multirun"} & set(words):  # they are all jobs', not this one's
+    if {"-m", "--multirun"} & set(words):  # the overrides of all jobs, not of this one
         return {}
-    return _values(dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-")))
+    return _comparable_values(dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-")))
 
 
-def _values(overrides: dict[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+def _comparable_values(overrides: dict[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
     """{"+seed": "1", "model.n_head": "4"} -> {"model.n_head": 4}."""
     plain = {key.lstrip("+~"): text for key, text in overrides.items()}
-    says = {key for key in plain if computes(key) or key in kept or key.startswith("recipe.")}
-    return {key: value(text) for key, text in plain.items() if key in says}
+    relevant = {key for key in plain if affects_result(key) or key in kept or key.startswith("recipe.")}
+    return {key: comparable_value(text) for key, text in plain.items() if key in relevant}
 
 
-def value(given: Any) -> int | float | str:
-    """Numbers as numbers, whoever wrote them ("1e-3", 0.001); all else as the words that would be typed for it."""
+def comparable_value(given: Any) -> int | float | str:
+    """Return numbers as numbers, however they were written ("1e-3", 0.001), and anything else as it would be typed."""
     if isinstance(given, bool) or given is None:
         return {True: "true", False: "false", None: "null"}[given]
     if isinstance(given, int | float):
         return given
     if isinstance(given, list):
-        return f"[{','.join(str(value(each)) for each in given)}]"
+        return f"[{','.join(str(comparable_value(each)) for each in given)}]"
     for kind in (int, float):
         with suppress(ValueError):
             number = kind(given)

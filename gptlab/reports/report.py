@@ -1,4 +1,4 @@
-"""A report: all there is to say about a set of runs."""
+"""Build a report on a set of runs: their groups, the statistics over seeds, and what limits the comparison."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from gptlab.reports import published_figures
-from gptlab.reports.grouping import TRAITS, group, labels, varying
-from gptlab.reports.records import LeftOut, Run, find, read, value
-from gptlab.reports.statistics import compare, half_width
+from gptlab.reports.grouping import TRAITS, distinguishing_values, group_labels, group_runs
+from gptlab.reports.records import LeftOut, Run, comparable_value, find_runs, read_run
+from gptlab.reports.statistics import compare_means, half_width
 from gptlab.runs.identity import flatten, short_names
 from gptlab.system.errors import UserError, did_you_mean
 
@@ -35,17 +35,17 @@ MEANS |= {key: key for key in ("train/loss", "gap", "val/bpb")}
 
 @dataclass(frozen=True)
 class Report:
-    """What is known about a set of runs.
+    """The results of a set of runs.
 
     Args:
         axes: the keys that vary between groups.
-        short: their names without what is not needed to tell them apart.
-        one_at_a_time: each group but one, the baseline unless another was asked for, changes one key of it.
+        short: the shortest distinct name of each axis.
+        one_at_a_time: whether all groups differ from one of them in exactly one key each.
         baseline: the label of the group that the others are compared with; "" if there is none.
-        groups: one row a group, by label, sorted; NaN is unknown.
-        runs: one row a run; `group` is its group's label.
-        conditions: what must be known to read the numbers, a sentence each.
-        notes: what about these runs makes them less comparable, a sentence each.
+        groups: one row for each group, indexed by label and sorted; NaN is unknown.
+        runs: one row for each run; the column `group` is the label of its group.
+        conditions: sentences that explain how the numbers were measured.
+        notes: sentences that say why these runs are less comparable than they look.
     """
 
     metric: str
@@ -60,89 +60,50 @@ class Report:
     notes: list[str]
 
 
-def known(number: Any) -> bool:
+def is_finite(number: Any) -> bool:
     return isinstance(number, int | float) and math.isfinite(number)
 
 
-def compact(number: float) -> str:
-    """804k, 10.7M, 1.24B, 1.2e15."""
+def compact_number(number: float) -> str:
+    """Return a number in a few characters: 804k, 10.7M, 1.24B, 1.2e15; "-" if it is not finite."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if 0.9995 * size <= number < 1e12:
             return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}".replace("e+", "e") if known(number) else "-"
+    return f"{number:.3g}".replace("e+", "e") if is_finite(number) else "-"
 
 
-def collect(
+def build_report(
     paths: Sequence[Path],
     metric: str = "val/loss",
     baseline: str | None = None,
     sort: str = "mean",
     reference: str | None = None,
 ) -> Report:
-    """Everything there is to say about the runs among and below `paths`.
+    """Build the report on the runs among and below `paths`.
 
     Args:
         metric: a number of the summaries.
-        baseline: a group's label, or key=value words that fit one group only.
+        baseline: a group's label, or key=value words that match exactly one group.
         sort: an axis or a column of the groups.
-        reference: the name of a reference, "" for the one that fits.
+        reference: the name of a reference; "" for the one that fits best.
 
     Raises:
-        UserError: there is nothing to report, or an argument fits none of the runs.
+        UserError: there is nothing to report, or an argument matches none of the runs.
     """
-    found: list[Run] = []
-    left_out: list[LeftOut] = []
-    for path in find(paths):
-        try:
-            found.append(read(path))
-        except UserError as error:
-            left_out.append(LeftOut(path, str(error)))
-    where = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
-    if not found:
-        why = "".join(f"\n  {each.path}: {each.why}" for each in left_out[:10])
-        raise UserError(f"{where}: no finished run there; a run lies in outputs/<name>/<time>{why}")
-    measured = [run for run in found if isinstance(run.summary.get(metric), int | float)]
-    if not measured:
-        keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
-        raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
-    left_out += [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
-    grouped, repeated = group(measured)
-
-    described, base = varying(grouped)
+    measured, left_out = _read_measured_runs(paths, metric)
+    grouped, repeated = group_runs(measured)
+    described, base = distinguishing_values(grouped)
     axes = list(described[0])
     short = short_names(axes)
-    names = labels(described, base, short) if axes else [str(grouped[0][0].config.get("name", "run"))]
+    names = group_labels(described, base, short) if axes else [str(grouped[0][0].config.get("name", "run"))]
     chosen, notes = _baseline(grouped, described, names, short, baseline)
     compared = len(names) > 1 and (baseline is not None or not all(run.searched for run in measured))
 
-    frame = pd.DataFrame(
-        _run_row(run, name, values)
-        for name, values, each in zip(names, described, grouped, strict=True)
-        for run in each
-    )
-    numbers = frame.select_dtypes("float")
-    frame[numbers.columns] = numbers.where(np.isfinite(numbers))  # what has diverged has no number
-    frame["gap"] = frame["val/loss"] - frame["train/loss"]
-    parts = {name: frame[frame["group"] == name] for name in names}
-    by_seed = {name: dict(zip(part["seed"], part[metric], strict=True)) for name, part in parts.items()}
-    groups = pd.DataFrame(
-        {
-            "group": name,
-            **values,
-            **_group_row(parts[name], metric),
-            **(compare(by_seed[name], by_seed[names[chosen]]) if compared else {}),
-        }
-        for name, values in zip(names, described, strict=True)
-    ).set_index("group")
+    runs = _run_table(grouped, described, names)
+    groups = _group_table(runs, described, names, metric, names[chosen] if compared else None)
     conditions = _conditions(metric, groups, names[chosen])
     if reference is not None:
-        if metric not in ("val/loss", "best_val_loss"):
-            raise UserError(f"--reference: its figures are validation losses, not {metric}; leave one of the two out")
-        facts = [each[0].facts for each in grouped]
-        name = published_figures.choose(reference, facts)
-        figures = [published_figures.REFERENCES[name].figure(each) for each in facts]
-        groups["reference"] = pd.Series(figures, index=groups.index, dtype=object)
-        conditions.append(published_figures.REFERENCES[name].words(name, facts))
+        conditions.append(_add_reference(groups, [each[0].facts for each in grouped], reference, metric))
     return Report(
         metric=metric,
         axes=axes,
@@ -150,11 +111,83 @@ def collect(
         one_at_a_time=base is not None,
         baseline=names[chosen] if compared else "",
         groups=groups.loc[_order(groups, axes, short, sort)],
-        runs=frame,
+        runs=runs,
         left_out=left_out + repeated,
         conditions=conditions,
-        notes=notes + _notes(frame, metric, axes),
+        notes=notes + _notes(runs, metric, axes),
     )
+
+
+def _read_measured_runs(paths: Sequence[Path], metric: str) -> tuple[list[Run], list[LeftOut]]:
+    """Read the finished runs that have measured `metric`; the others are left out.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    found: list[Run] = []
+    left_out: list[LeftOut] = []
+    for path in find_runs(paths):
+        try:
+            found.append(read_run(path))
+        except UserError as error:
+            left_out.append(LeftOut(path, str(error)))
+    if not found:
+        where = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+        why = "".join(f"\n  {each.path}: {each.why}" for each in left_out[:10])
+        raise UserError(f"{where}: no finished run there; a run lies in outputs/<name>/<time>{why}")
+    measured = [run for run in found if isinstance(run.summary.get(metric), int | float)]
+    if not measured:
+        keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
+        raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
+    left_out += [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
+    return measured, left_out
+
+
+def _run_table(grouped: list[list[Run]], described: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
+    """Return one row for each run; numbers that are not finite become NaN."""
+    runs = pd.DataFrame(
+        _run_row(run, name, values)
+        for name, values, each in zip(names, described, grouped, strict=True)
+        for run in each
+    )
+    numbers = runs.select_dtypes("float")
+    runs[numbers.columns] = numbers.where(np.isfinite(numbers))
+    runs["gap"] = runs["val/loss"] - runs["train/loss"]
+    return runs
+
+
+def _group_table(
+    runs: pd.DataFrame, described: list[dict[str, Any]], names: list[str], metric: str, baseline: str | None
+) -> pd.DataFrame:
+    """Return one row for each group, by label; compared with the group `baseline` unless that is None."""
+    parts = {name: runs[runs["group"] == name] for name in names}
+    by_seed = {name: dict(zip(part["seed"], part[metric], strict=True)) for name, part in parts.items()}
+    return pd.DataFrame(
+        {
+            "group": name,
+            **values,
+            **_group_row(parts[name], metric),
+            **(compare_means(by_seed[name], by_seed[baseline]) if baseline is not None else {}),
+        }
+        for name, values in zip(names, described, strict=True)
+    ).set_index("group")
+
+
+def _add_reference(groups: pd.DataFrame, facts: list[dict[str, Any]], reference: str, metric: str) -> str:
+    """Add published figures to `groups` as a column; returns the sentence that says where they are from.
+
+    Args:
+        facts: the `Run.facts` of each group.
+
+    Raises:
+        UserError: there are no figures for `metric`; also see `published_figures.choose_reference`.
+    """
+    if metric not in ("val/loss", "best_val_loss"):
+        raise UserError(f"--reference: its figures are validation losses, not {metric}; leave one of the two out")
+    name = published_figures.choose_reference(reference, facts)
+    figures = [published_figures.REFERENCES[name].figure(each) for each in facts]
+    groups["reference"] = pd.Series(figures, index=groups.index, dtype=object)
+    return published_figures.REFERENCES[name].description(name, facts)
 
 
 def _baseline(
@@ -164,9 +197,9 @@ def _baseline(
     short: dict[str, str],
     wanted: str | None,
 ) -> tuple[int, list[str]]:
-    """Which group the others are compared with, and what there is to say about it."""
+    """Return the index of the group that the others are compared with, and notes on that choice."""
     if wanted is not None:
-        return _wanted(described, names, short, wanted), []
+        return _requested_baseline(described, names, short, wanted), []
     first = names.index("baseline") if "baseline" in names else 0
     planned = [run.baseline for each in groups for run in each if run.baseline is not None]
     if not planned or any(each != planned[0] for each in planned):
@@ -177,14 +210,21 @@ def _baseline(
     return first, [f"the sweep's own baseline is not among these runs; {names[first]} stands in for it"]
 
 
-def _wanted(described: list[dict[str, Any]], names: list[str], short: dict[str, str], wanted: str) -> int:
+def _requested_baseline(described: list[dict[str, Any]], names: list[str], short: dict[str, str], wanted: str) -> int:
+    """Return the index of the group that `wanted` names: a label, or key=value words that match one group.
+
+    Raises:
+        UserError: it matches none or several.
+    """
     if wanted in names:
         return names.index(wanted)
     words = [word.partition("=") for word in wanted.split()]
     fits = [
         number
         for number, each in enumerate(described)
-        if all(any(key in (k, short[k]) and value(text) == v for k, v in each.items()) for key, _, text in words)
+        if all(
+            any(key in (k, short[k]) and comparable_value(text) == v for k, v in each.items()) for key, _, text in words
+        )
     ]
     if len(fits) == 1:
         return fits[0]
@@ -203,7 +243,7 @@ def _run_row(run: Run, name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """The runs of a group as one."""
+    """Return the means over the runs of a group, and the 95% interval of the mean of `metric`."""
     half = float(half_width(part[metric].to_numpy()))
     mean = {key: float(part[key].mean(skipna=False)) for key in (metric, *MEANS)}
     whole = {key: round(mean[key]) for key in ("parameters", "flops", "tokens") if math.isfinite(mean[key])}
@@ -217,7 +257,11 @@ def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
 
 
 def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: str) -> list[str]:
-    """The labels, by an axis or a column; numbers by size and before words, unknowns last."""
+    """Return the labels sorted by an axis or a column: numbers before words, unknown values last.
+
+    Raises:
+        UserError: there is no such axis or column.
+    """
     columns = {**{short[axis]: axis for axis in axes}, **{key: key for key in (*axes, *groups)}}
     if sort not in columns:
         raise UserError(f"--sort {sort}: there is no such axis or column; {did_you_mean(sort, columns)}")
@@ -231,7 +275,7 @@ def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: s
 
 
 def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
-    """How the numbers were had."""
+    """Return sentences that explain how the numbers were measured."""
     protocol = PROTOCOLS.get(metric, "from the runs' summaries")
     words = [f"{metric}: {protocol}; the mean over n seeds with its 95% interval (Student's t), ? for a single seed"]
     if "test" in groups:
@@ -247,7 +291,7 @@ def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
 
 
 def _notes(frame: pd.DataFrame, metric: str, axes: list[str]) -> list[str]:
-    """What makes these runs less comparable than they look."""
+    """Return sentences that say why these runs are less comparable than they look."""
     notes = []
     for what, (column, explained) in TRAITS.items():
         if column not in frame:

@@ -1,4 +1,4 @@
-"""What seeds say: intervals of means and medians, and differences between groups."""
+"""Statistics over seeds: confidence intervals of means and medians, and differences between groups."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ CONFIDENCE = 0.95
 
 
 def half_width(values: np.ndarray) -> np.ndarray:
-    """Half of the 95% interval of the mean over the first axis, by Student's t; NaN, unknown, for a single value."""
+    """Return half the width of the 95% interval of the mean over the first axis (Student's t); NaN for one value."""
     if len(values) < 2:
         return np.full(values.shape[1:], math.nan)
     return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of the median, by the ranks of a sign test; None, unknown, for less than six values."""
+    """Return the 95% interval of the median, by the ranks of a sign test; None for fewer than six values."""
     low, high = map(float, stats.quantile_test(values, p=0.5).confidence_interval(CONFIDENCE))
     return (low, high) if math.isfinite(low + high) else None
 
 
-def compare(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
-    """Our mean less theirs, of losses by seed: by a paired t-test if the seeds of one, at least two, are among those of
-    the other, else by Welch's.
+def compare_means(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
+    """Compare two groups of losses by seed: the difference of their means, ours minus theirs, its interval and p.
 
-    Where neither can be had, for want of seeds or of any spread, the difference stands alone.
+    The test is a paired t-test if all seeds of one group, at least two, are among those of the other; otherwise
+    Welch's. With too few seeds or no spread there is no test, and interval and p are NaN.
     """
     shared = [seed for seed in ours if seed in theirs]
-    # Two seeds that many have in common by chance are not what either was measured on.
+    # Pair only if one group's seeds all pair: a few seeds shared by chance would ignore the rest.
     paired = len(shared) >= 2 and len(shared) == min(len(ours), len(theirs))
     a, b = (np.array([x[seed] for seed in (shared if paired else x)]) for x in (ours, theirs))
     found = {"difference": a.mean() - b.mean(), "difference_low": math.nan, "difference_high": math.nan, "p": math.nan}

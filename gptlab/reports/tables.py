@@ -1,4 +1,4 @@
-"""A report in words: on the terminal, as Markdown, CSV, JSON and LaTeX."""
+"""Write a report as tables: on the terminal and as Markdown, CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gptlab.reports.report import Report, compact, known
+from gptlab.reports.report import Report, compact_number, is_finite
 from gptlab.system.files import write_atomically
 from gptlab.system.terminal import as_json, duration, print_table, table, width
 
@@ -17,56 +17,54 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = 1  # of report.json
-MOST_LEFT_OUT = 10  # on the terminal; the files name all
+MAX_LEFT_OUT = 10  # runs left out that the terminal lists; the files list all
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 LATEX |= {each: f"\\{each}" for each in "&%$#_{}"} | {each: f"${each}$" for each in "<>|"}
 
 
-# One cell
+def format_loss(number: float) -> str:
+    return f"{number:.4f}" if is_finite(number) else "-"
 
 
-def loss(number: float) -> str:
-    return f"{number:.4f}" if known(number) else "-"
+def format_half_width(low: float, high: float) -> str:
+    """Return half of an interval as " ± 0.0123"; nothing if it is unknown."""
+    return f" ± {(high - low) / 2:.4f}" if is_finite(low) else ""
 
 
-def spread(low: float, high: float) -> str:
-    """Half of an interval."""
-    return f" ± {(high - low) / 2:.4f}" if known(low) else ""
+def format_p_value(p: float) -> str:
+    return ("<0.001" if p < 0.001 else f"{p:.3f}") if is_finite(p) else "-"
 
 
-def p_value(p: float) -> str:
-    return ("<0.001" if p < 0.001 else f"{p:.3f}") if known(p) else "-"
-
-
-# The table
-
-
-def cells(report: Report) -> dict[str, list[str]]:
-    """Columns by their headings, numbers rounded for people; the label's heading is empty."""
+def table_columns(report: Report) -> dict[str, list[str]]:
+    """Return the table's cells by column heading, numbers rounded for reading; the label's heading is empty."""
     rows = report.groups.reset_index().to_dict("records")
 
     def mean(row: dict[str, Any]) -> str:
-        return f"{row['mean']:.4f}{spread(row['low'], row['high']) or ' ± ?'}" if known(row["mean"]) else "not finite"
+        return (
+            f"{row['mean']:.4f}{format_half_width(row['low'], row['high']) or ' ± ?'}"
+            if is_finite(row["mean"])
+            else "not finite"
+        )
 
     def difference(row: dict[str, Any]) -> str:
         if row["group"] == report.baseline:
             return "baseline"
-        interval = spread(row["difference_low"], row["difference_high"])
-        return f"{row['difference']:+.4f}{interval}" if known(row["difference"]) else "-"
+        interval = format_half_width(row["difference_low"], row["difference_high"])
+        return f"{row['difference']:+.4f}{interval}" if is_finite(row["difference"]) else "-"
 
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "": lambda row: row["group"],
         "n": lambda row: str(row["n"]),
         report.metric: mean,
         "difference": difference,
-        "p": lambda row: p_value(row["p"]),
+        "p": lambda row: format_p_value(row["p"]),
         "reference": lambda row: "-" if pd.isna(row["reference"]) else str(row["reference"]),
-        "train": lambda row: loss(row["train/loss"]),
-        "gap": lambda row: loss(row["gap"]),
-        "bits/byte": lambda row: loss(row["val/bpb"]),
-        "params": lambda row: compact(row["parameters"]),
-        "FLOPs": lambda row: compact(row["flops"]),
-        "tokens": lambda row: compact(row["tokens"]),
+        "train": lambda row: format_loss(row["train/loss"]),
+        "gap": lambda row: format_loss(row["gap"]),
+        "bits/byte": lambda row: format_loss(row["val/bpb"]),
+        "params": lambda row: compact_number(row["parameters"]),
+        "FLOPs": lambda row: compact_number(row["flops"]),
+        "tokens": lambda row: compact_number(row["tokens"]),
         "time": lambda row: duration(row["seconds"]),
     }
     for column in ("difference", "p", "reference"):
@@ -75,36 +73,36 @@ def cells(report: Report) -> dict[str, list[str]]:
     return {heading: [cell(row) for row in rows] for heading, cell in columns.items()}
 
 
-def sentences(report: Report) -> list[str]:
-    """What stands below the table."""
+def footnotes(report: Report) -> list[str]:
+    """Return the lines below the table."""
     return [*report.conditions, *(f"note: {note}" for note in report.notes)]
 
 
-def show(report: Report, console: Console) -> None:
-    """The table, in two where the terminal is too narrow for one, and what must be known to read it."""
-    columns = cells(report)
+def print_report(report: Report, console: Console) -> None:
+    """Print the table, in two parts if the terminal is too narrow, and its footnotes."""
+    columns = table_columns(report)
     first = [heading for heading in columns if heading in ("", "n", report.metric, "difference", "p", "reference")]
     rest = {heading: column for heading, column in columns.items() if heading not in first}
     narrow = console.is_terminal and width(table(columns), console) > console.width
     parts = [{heading: columns[heading] for heading in first}, {"": columns[""], **rest}] if narrow else [columns]
     for part in parts:
         print_table(table(part), console)
-    lines = sentences(report)
+    lines = footnotes(report)
     if report.left_out:
         lines.append(f"left out, {len(report.left_out)}:")
-        lines += [f"  {each.path}: {each.why}" for each in report.left_out[:MOST_LEFT_OUT]]
-        if len(report.left_out) > MOST_LEFT_OUT:
-            lines.append(f"  ... and {len(report.left_out) - MOST_LEFT_OUT} more, in the report's files and --json")
+        lines += [f"  {each.path}: {each.why}" for each in report.left_out[:MAX_LEFT_OUT]]
+        if len(report.left_out) > MAX_LEFT_OUT:
+            lines.append(f"  ... and {len(report.left_out) - MAX_LEFT_OUT} more, in the report's files and --json")
     for line in lines:
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
-def markdown(report: Report, plots: list[str]) -> str:
-    columns = cells(report)
+def to_markdown(report: Report, plots: list[str]) -> str:
+    columns = table_columns(report)
     columns[""] = ["`" + name.replace("|", "\\|").replace("`", "'") + "`" for name in columns[""]]
     lines = [f"# {report.metric}", "", _line(columns), _line("-:" if heading else "-" for heading in columns)]
     lines += [_line(row) for row in zip(*columns.values(), strict=True)]
-    lines += ["", *(f"* {line}" for line in sentences(report))]
+    lines += ["", *(f"* {line}" for line in footnotes(report))]
     if report.left_out:
         lines += ["", "Left out:", "", *(f"* `{each.path}` {each.why}" for each in report.left_out)]
     for name in plots:
@@ -116,13 +114,13 @@ def _line(row: Iterable[str]) -> str:
     return f"| {' | '.join(row)} |"
 
 
-def latex(report: Report) -> str:
-    """A tabular in the manner of booktabs."""
+def to_latex(report: Report) -> str:
+    """Return the table as a LaTeX tabular with the rules of booktabs."""
 
     def escaped(text: str) -> str:
         return "".join(LATEX.get(character, character) for character in text)
 
-    columns = cells(report)
+    columns = table_columns(report)
     names = columns.pop("")
     rows = [
         [escaped(name), *(re.sub(r"^-(?=\d)", "$-$", escaped(cell)) for cell in row)]
@@ -130,7 +128,7 @@ def latex(report: Report) -> str:
     ]
     lines = [
         r"% needs \usepackage{booktabs}",
-        *(f"% {line}" for line in sentences(report)),
+        *(f"% {line}" for line in footnotes(report)),
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         " & ".join(["", *map(escaped, columns)]) + r" \\",
@@ -142,8 +140,8 @@ def latex(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def content(report: Report) -> dict[str, Any]:
-    """The whole report, for report.json."""
+def report_dict(report: Report) -> dict[str, Any]:
+    """Return the whole report as a dict, for report.json."""
     return {
         "format": FORMAT,
         "metric": report.metric,
@@ -157,21 +155,21 @@ def content(report: Report) -> dict[str, Any]:
     }
 
 
-def write(report: Report, folder: Path, plots: list[str]) -> None:
-    """report.md, .csv, .json and .tex, and runs.csv with a row a run.
+def write_files(report: Report, folder: Path, plots: list[str]) -> None:
+    """Write report.md, .csv, .json and .tex, and runs.csv with a row for each run.
 
     Args:
-        plots: names of the images that report.md shows.
+        plots: names of the images that report.md shows, without ".png".
 
     Raises:
         UserError: the folder cannot be written.
     """
     files = {
-        "report.md": markdown(report, plots),
+        "report.md": to_markdown(report, plots),
         "report.csv": report.groups.to_csv(),
         "runs.csv": report.runs.to_csv(index=False),
-        "report.tex": latex(report),
-        "report.json": as_json(content(report)),
+        "report.tex": to_latex(report),
+        "report.json": as_json(report_dict(report)),
     }
     for name, text in files.items():
         _write(folder / name, text)
@@ -181,11 +179,12 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-# Two runs
+def print_difference(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: Path, console: Console) -> None:
+    """Print how two runs differ: in config, environment and results.
 
-
-def show_diff(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: Path, console: Console) -> None:
-    """What two runs differ in: the config, what surrounded them, the results and their difference."""
+    Args:
+        found: see `difference.compare_runs`.
+    """
     for letter, path in (("A", a), ("B", b)):
         console.print(f"{letter}: {path}", markup=False, soft_wrap=True)
     if not found["config"]:
@@ -193,14 +192,14 @@ def show_diff(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: Path, co
     for what, rows in found.items():
         columns = {
             "": [key for key, _, _ in rows],
-            "A": [word(x) for _, x, _ in rows],
-            "B": [word(y) for *_, y in rows],
+            "A": [format_value(x) for _, x, _ in rows],
+            "B": [format_value(y) for *_, y in rows],
         }
         if what == "results":
-            columns["B - A"] = [f"{y - x:+.6g}" if known(x) and known(y) else "-" for _, x, y in rows]
+            columns["B - A"] = [f"{y - x:+.6g}" if is_finite(x) and is_finite(y) else "-" for _, x, y in rows]
         if rows:
             print_table(table(columns, what), console)
 
 
-def word(value: Any) -> str:
+def format_value(value: Any) -> str:
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -311,10 +311,10 @@ def read_around(folder: Path) -> Any:
     path = shutil.copytree(folder / "run", folder / "copy", dirs_exist_ok=True)
     for name in ("config.yaml", "summary.json"):
         shutil.copy(folder / name, path / name)
-    run = records.read(path)
+    run = records.read_run(path)
     assert run.baseline in ({}, None)
     assert run.typed in ({}, {"model.n_head": 4})
-    return run.summary["val/loss"], records.metrics(path).columns.to_list()
+    return run.summary["val/loss"], records.read_curves(path).columns.to_list()
 
 
 def hand_made_run(folder: Path) -> None:
@@ -404,9 +404,9 @@ KINDS = {
     ),
     "prepared": Kind(make_prepared, read_prepared, True, 250, 1000),
     "stopped": Kind(make_stopped, read_stopped, True, 250, 1000),
-    "run": Kind(make_run, lambda folder: records.read(folder / "run"), True, 250, 1000),
+    "run": Kind(make_run, lambda folder: records.read_run(folder / "run"), True, 250, 1000),
     "around a run": Kind(make_around, read_around, False, 60, 300),
-    "run, hand-made": Kind(hand_made_run, lambda folder: records.read(folder / "run"), False, 60, 300),
+    "run, hand-made": Kind(hand_made_run, lambda folder: records.read_run(folder / "run"), False, 60, 300),
     "chars": tokenizer_dict(CharTokenizer(CHARS)),
     "words": tokenizer_dict(WORDS),
     "bpe": tokenizer_dict(bpe()),

@@ -24,7 +24,7 @@ from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import fill, parameters
 from gptlab.reports import records
-from gptlab.reports.report import collect
+from gptlab.reports.report import build_report
 from gptlab.runs import directory
 from gptlab.system import files
 from gptlab.system.errors import UserError
@@ -401,12 +401,12 @@ def edit(file: Path, old: str, new: str) -> None:
 )
 def test_a_run_that_was_changed_is_left_out_with_its_reason(tmp_path: Path, file: str, old: str, new: str) -> None:
     run = sealed(tmp_path)
-    assert records.read(run).summary["val/loss"] == 1.25
+    assert records.read_run(run).summary["val/loss"] == 1.25
     edit(run / file, old, new)
     with pytest.raises(UserError, match=f"^{file} has changed since gptlab wrote it"):
-        records.read(run)
+        records.read_run(run)
     fake_run(tmp_path / "good", 1.5)
-    (left,) = collect([tmp_path]).left_out
+    (left,) = build_report([tmp_path]).left_out
     assert left.path == run
     assert "has changed" in left.why
     assert file != "summary.json" or directory.read_summary(run) is None
@@ -418,7 +418,7 @@ def test_who_deletes_the_seal_lets_a_change_count(tmp_path: Path) -> None:
     (run / "config.yaml").write_text((run / "config.yaml").read_text().partition("\n")[2])
     lines = (run / "summary.json").read_text().replace("1.25", "1.15").partition("\n")[2]
     (run / "summary.json").write_text("{" + lines)
-    found = records.read(run)
+    found = records.read_run(run)
     assert (found.config["model.n_head"], found.summary["val/loss"]) == (8, 1.15)
 
 
@@ -456,7 +456,7 @@ def test_a_config_that_asks_too_much_leaves_its_run_out(tmp_path: Path, text: st
     run, started = fake_run(tmp_path / "run", 1.5), time.perf_counter()
     (run / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
-        records.read(run)
+        records.read_run(run)
     assert quick(started)
 
 
@@ -465,5 +465,5 @@ def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path: Path) -> None:
         run = fake_run(tmp_path / name, 1.5, seed)
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert {each.path.name for each in report.left_out} == {"config.yaml", "summary.json"}

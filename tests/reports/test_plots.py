@@ -13,13 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from gptlab.reports import plots
-from gptlab.reports.report import collect
+from gptlab.reports.report import build_report
 from tests.reports.test_report import fake_run, heads_sweep
 
 
 def drawn(paths: list[Path], **options: Any) -> dict[str, Figure]:
     with matplotlib.rc_context(plots.STYLE):
-        return dict(plots.figures(collect(paths, **options)))
+        return dict(plots.figures(build_report(paths, **options)))
 
 
 def entries(figure: Figure) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_sweep_of_one_number(heads: Path) -> None:
     (axes,) = found["by_n_head"].axes
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8"]
-    groups = collect([heads]).groups.sort_values("model.n_head")
+    groups = build_report([heads]).groups.sort_values("model.n_head")
     assert axes.lines[0].get_ydata() == pytest.approx(groups["mean"].to_numpy())
 
 
@@ -66,12 +66,32 @@ def test_curves_are_means_over_the_shared_steps(tmp_path: Path) -> None:
     curves = ["0,,4.0\n1,3.0,\n2,2.0,\n2,,3.0\n4,1.0,\n4,,2.0\n", "0,,4.2\n1,3.2,\n2,2.2,\n2,,3.4\n"]
     for seed, curve in enumerate(curves):
         (fake_run(tmp_path / str(seed), 1.5, seed) / "metrics.csv").write_text(header + curve)
-    found = plots.curve(collect([tmp_path]), "gpt3m")
+    found = plots.mean_curve(build_report([tmp_path]), "gpt3m")
     assert found.index.to_list() == [0, 2]
     assert found["val"].to_list() == pytest.approx([4.1, 3.2])
     assert found["train"][2] == pytest.approx(2.6)
     assert np.isnan(found["train"][0])
     assert found["half"][2] == pytest.approx(12.706205 * 0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("seeds", "lines", "bands"), [(1, 1, 0), (2, 3, 0), (3, 1, 1)])
+def test_few_seeds_have_thin_curves_instead_of_a_band(tmp_path: Path, seeds: int, lines: int, bands: int) -> None:
+    for seed in range(seeds):
+        fake_run(tmp_path / str(seed), 1.5 + seed / 10, seed)
+    figure = drawn([tmp_path])["curves"]
+    whole, end = figure.axes
+    assert (len(end.lines), len(end.collections)) == (lines, bands)
+    assert (len(whole.lines), len(whole.collections)) == (lines + 1, bands)  # and train/loss
+    assert ("thin: single seeds (no band for fewer than 3)" in entries(figure)) == (seeds == 2)
+    assert ("band" in figure.get_suptitle()) == (seeds == 3)
+
+
+def test_a_run_with_two_validations_shows_its_points_and_no_second_half(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", 1.5)
+    (run / "metrics.csv").write_text("step,train/loss,val/loss\n0,,4.0\n5,3.0,\n10,2.0,\n10,,2.5\n")
+    (whole,) = drawn([run])["curves"].axes
+    assert [line.get_marker() for line in whole.lines] == ["o", "o"]
+    assert list(whole.lines[0].get_ydata()) == [4.0, 2.5]
 
 
 def test_a_grid_has_a_line_for_each_choice_of_the_others(tmp_path: Path) -> None:
@@ -80,7 +100,7 @@ def test_a_grid_has_a_line_for_each_choice_of_the_others(tmp_path: Path) -> None
     assert entries(found["by_lr"]) == ["mlp=gelu", "mlp=relu", "mlp=relu2", "baseline"]
     assert entries(found["by_mlp"]) == ["lr=0.0001", "lr=0.0003", "lr=0.001", "baseline"]
     assert [label.get_text() for label in found["by_mlp"].axes[0].get_xticklabels()] == ["gelu", "relu", "relu2"]
-    assert len(entries(found["curves"])) <= 8
+    assert len([name for name in entries(found["curves"]) if "=" in name]) <= 8  # beside the entry for single seeds
     assert "the best, the worst and the baseline of 9 groups" in found["curves"].get_suptitle()
 
 
@@ -149,9 +169,9 @@ def test_everything_lies_within_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes(heads: Path, tmp_path: Path) -> None:
-    report = collect([heads])
+    report = build_report([heads])
     for folder in ("a", "b"):
-        assert plots.write(report, tmp_path / folder) == ["curves", "losses", "by_n_head"]
+        assert plots.write_plots(report, tmp_path / folder) == ["curves", "losses", "by_n_head"]
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [f"{name}.{kind}" for name in ("by_n_head", "curves", "losses") for kind in ("png", "svg")]
     for name in files:
@@ -165,4 +185,4 @@ def test_the_same_runs_give_the_same_bytes(heads: Path, tmp_path: Path) -> None:
     [([1, 2, 4, 8], True), ([2, 4, 6, 8], False), ([1e-4, 3e-4, 1e-3], True), ([0, 1, 10], False), ([1, 100], False)],
 )
 def test_which_values_are_steps_of_a_factor(values: list[float], expected: bool) -> None:
-    assert plots.geometric(pd.Series(values)) is expected
+    assert plots.is_geometric(pd.Series(values)) is expected

@@ -15,8 +15,8 @@ import yaml
 from scipy import stats
 
 from gptlab.reports import plots, records, statistics
-from gptlab.reports.difference import diff
-from gptlab.reports.report import Report, collect
+from gptlab.reports.difference import compare_runs
+from gptlab.reports.report import Report, build_report
 from gptlab.system.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -146,7 +146,7 @@ def test_the_interval_is_students_t() -> None:
 
 def test_shared_seeds_are_compared_in_pairs_whatever_their_order() -> None:
     ours, theirs = {3: 1.30, 1: 1.10, 2: 1.25}, {1: 1.20, 2: 1.33, 3: 1.39}
-    found = statistics.compare(ours, theirs)
+    found = statistics.compare_means(ours, theirs)
     expected = stats.ttest_rel([1.10, 1.25, 1.30], [1.20, 1.33, 1.39])
     low, high = expected.confidence_interval(0.95)
     assert (found["test"], found["pairs"]) == ("paired", 3)
@@ -157,7 +157,7 @@ def test_shared_seeds_are_compared_in_pairs_whatever_their_order() -> None:
 
 
 def test_a_missing_seed_leaves_the_others_in_pairs_and_is_said(tmp_path: Path) -> None:
-    found = statistics.compare({1: 1.0, 2: 1.2}, {1: 1.5, 2: 1.6, 8: -50.0})
+    found = statistics.compare_means({1: 1.0, 2: 1.2}, {1: 1.5, 2: 1.6, 8: -50.0})
     assert (found["test"], found["pairs"]) == ("paired", 2)
     assert found["difference"] == pytest.approx(-0.45)
     for seed in (1, 2, 3):
@@ -166,7 +166,7 @@ def test_a_missing_seed_leaves_the_others_in_pairs_and_is_said(tmp_path: Path) -
         fake_run(
             tmp_path / f"b{seed}", 1.6 + seed / 70, seed, {"model.n_head": "8"}, {"model.n_head": "4"}, model__n_head=8
         )
-    words = collect([tmp_path]).conditions
+    words = build_report([tmp_path]).conditions
     assert "over the shared seeds only, hence not that of the means: n_head=8" in words
 
 
@@ -174,7 +174,7 @@ def test_seeds_shared_by_chance_are_no_pairs() -> None:
     """Pairs of the two alone would say the contrary of what ten seeds do."""
     ours = {4: 1.80, 5: 1.81, 6: 1.55, 7: 1.54, 8: 1.55}
     theirs = {1: 1.66, 2: 1.67, 3: 1.66, 4: 1.70, 5: 1.71}
-    found = statistics.compare(ours, theirs)
+    found = statistics.compare_means(ours, theirs)
     assert found["test"] == "Welch"
     assert found["difference"] == pytest.approx(sum(ours.values()) / 5 - sum(theirs.values()) / 5)
 
@@ -187,7 +187,7 @@ def test_a_sweep_over_texts_or_the_recipe_keeps_its_baseline(tmp_path: Path) -> 
                 {"summary": {"data": {"sha256": value}}} if key == "data.path" else {"trainer__max_steps": int(value)}
             )
             fake_run(root / name, 1.5, 1, {key: value}, {key: first}, **other)
-        report = collect([root])
+        report = build_report([root])
         assert report.baseline == f"{key.rpartition('.')[2]}={first}"
 
 
@@ -196,22 +196,22 @@ def test_a_search_has_no_baseline(tmp_path: Path) -> None:
         path = fake_run(tmp_path / f"t{number}", 1.5 + number, 1, {"optim.lr": str(lr)}, {}, optim__lr=lr)
         job = json.loads((path / "job.json").read_text()) | {"baseline": None}
         (path / "job.json").write_text(json.dumps(job))
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert report.baseline == ""
     assert "difference" not in report.groups
-    assert "difference" in collect([tmp_path], baseline="lr=0.1").groups
+    assert "difference" in build_report([tmp_path], baseline="lr=0.1").groups
     assert plots.figures(report)
 
 
 def test_a_report_among_the_runs_hides_none_of_them(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5)
     (tmp_path / "report.json").write_text("{}")
-    assert len(collect([tmp_path]).runs) == 1
+    assert len(build_report([tmp_path]).runs) == 1
 
 
 def test_without_shared_seeds_it_is_welchs_test() -> None:
     ours, theirs = {1: 1.1, 2: 1.4, 3: 1.2}, {3: 1.5, 4: 1.9}
-    found = statistics.compare(ours, theirs)
+    found = statistics.compare_means(ours, theirs)
     expected = stats.ttest_ind([1.1, 1.4, 1.2], [1.5, 1.9], equal_var=False)
     low, high = expected.confidence_interval(0.95)
     assert (found["test"], found["pairs"]) == ("Welch", 0)
@@ -233,7 +233,7 @@ def test_without_shared_seeds_it_is_welchs_test() -> None:
 def test_without_spread_or_seeds_the_difference_stands_alone(
     ours: dict[int, float], theirs: dict[int, float], difference: float
 ) -> None:
-    found = statistics.compare(ours, theirs)
+    found = statistics.compare_means(ours, theirs)
     assert found["difference"] == pytest.approx(difference)
     assert found["test"] == "none"
     assert all(math.isnan(found[key]) for key in ("difference_low", "difference_high", "p"))
@@ -243,7 +243,7 @@ def test_without_spread_or_seeds_the_difference_stands_alone(
 
 
 def test_a_sweep_is_grouped_by_what_it_varies(tmp_path: Path) -> None:
-    report = collect([heads_sweep(tmp_path)])
+    report = build_report([heads_sweep(tmp_path)])
     assert labels(report) == ["n_head=8", "n_head=4", "n_head=2", "n_head=1"]
     assert report.axes == ["model.n_head"]
     assert report.baseline == "n_head=4"
@@ -261,11 +261,11 @@ def test_a_sweep_is_grouped_by_what_it_varies(tmp_path: Path) -> None:
 def test_a_key_that_is_null_is_as_one_that_older_runs_lack(tmp_path: Path) -> None:
     fake_run(tmp_path / "old", 1.5, seed=1)
     fake_run(tmp_path / "new", 1.6, seed=2, init_from=None)
-    assert collect([tmp_path]).groups["n"].tolist() == [2]
+    assert build_report([tmp_path]).groups["n"].tolist() == [2]
 
 
 def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
-    groups = collect([heads_sweep(tmp_path, seeds=1)]).groups
+    groups = build_report([heads_sweep(tmp_path, seeds=1)]).groups
     assert groups[["low", "high", "difference_low", "difference_high", "p"]].isna().all(axis=None)
     assert groups["difference"].notna().all()
 
@@ -277,7 +277,7 @@ def test_one_at_a_time_names_the_change_and_the_baseline(tmp_path: Path) -> None
         fake_run(tmp_path / f"heads{seed}", 1.5 + seed / 90, seed, {"model.n_head": "8"}, {}, model__n_head=8)
         fake_run(tmp_path / f"arch{seed}", 1.7 + seed / 80, seed, {"arch": "llama"}, {}, model__mlp="swiglu")
         fake_run(tmp_path / f"lr{seed}", 1.8 + seed / 70, seed, {"+optim.lr": "3e-3"}, {}, optim__lr=0.003)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert labels(report) == ["n_head=8", "baseline", "arch=llama", "lr=0.003"]
     assert report.baseline == "baseline"
     assert report.groups["model.n_head"].to_list() == [8, 4, 4, 4]
@@ -290,7 +290,7 @@ def test_without_a_sweep_the_typed_words_are_the_labels(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.6, typed=[*words, "seed=1"])
     fake_run(tmp_path / "b", 1.5, typed=[*words, "model=gpt1m", "optim.lr=3e-4"], model__n_layer=6, optim__lr=3e-4)
     fake_run(tmp_path / "c", 1.4, typed=[*words, "model=gpt1m"], model__n_layer=6)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert set(labels(report)) == {"lr=0.001", "model=gpt1m lr=0.0003", "model=gpt1m lr=0.001"}
     assert report.baseline == "lr=0.001"  # the first
 
@@ -299,14 +299,14 @@ def test_an_unfinished_grid_is_no_sweep_of_one_at_a_time(tmp_path: Path) -> None
     for heads, lr in ((2, "1e-3"), (4, "1e-3"), (2, "3e-3")):
         overrides = {"model.n_head": str(heads), "optim.lr": lr}
         fake_run(tmp_path / f"{heads}{lr}", 1.5 + heads, 1, overrides, model__n_head=heads, optim__lr=float(lr))
-    assert set(labels(collect([tmp_path]))) == {"n_head=2 lr=0.001", "n_head=4 lr=0.001", "n_head=2 lr=0.003"}
+    assert set(labels(build_report([tmp_path]))) == {"n_head=2 lr=0.001", "n_head=4 lr=0.001", "n_head=2 lr=0.003"}
 
 
 def test_toggles_of_the_config_are_one_at_a_time(tmp_path: Path) -> None:
     changes = {"model__mlp": "relu", "model__qk_norm": True, "optim__lr": 0.01}
     for number, change in enumerate([{}, *({key: each} for key, each in changes.items())]):
         fake_run(tmp_path / str(number), 1.5 + number, **change)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert labels(report) == ["baseline", "mlp=relu", "qk_norm=true", "lr=0.01"]
     assert report.one_at_a_time
 
@@ -320,7 +320,7 @@ def test_where_typed_words_do_not_tell_the_config_does(tmp_path: Path) -> None:
                 follows = {"schedule__warmup_steps": 100 * layers, "recipe": {"lr": lr}}
                 path = tmp_path / f"{layers}{lr}{seed}"
                 fake_run(path, 1.5 + lr + layers, seed, typed=words, model__n_layer=layers, optim__lr=lr, **follows)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert labels(report) == [f"n_layer={layers} lr={lr}" for layers in (2, 4) for lr in (0.001, 0.003)]
     assert (report.groups["n"] == 2).all()
 
@@ -328,7 +328,7 @@ def test_where_typed_words_do_not_tell_the_config_does(tmp_path: Path) -> None:
 def test_names_are_labels_where_commands_are_alike(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.6, name="before")
     fake_run(tmp_path / "b", 1.5, name="after", optim__weight_decay=0.2, model__mlp="relu")
-    assert labels(collect([tmp_path])) == ["after", "before"]
+    assert labels(build_report([tmp_path])) == ["after", "before"]
 
 
 def test_other_text_is_another_group(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_other_text_is_another_group(tmp_path: Path) -> None:
     data = {"name": "text", "tokenizer": "char", "vocab_size": 65}
     for place, sha, seed in (("x", "aaaa", 1), ("y", "aaaa", 2), ("y", "bbbb", 1)):
         fake_run(tmp_path / f"{place}{sha}", 1.5, seed, summary={"data": data | {"sha256": sha}}, data__path=place)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert sorted(report.groups["n"]) == [1, 2]
     assert report.axes in (["data.path"], ["data.sha256"])
 
@@ -344,7 +344,7 @@ def test_other_text_is_another_group(tmp_path: Path) -> None:
 def test_the_same_run_is_no_second_sample(tmp_path: Path) -> None:
     old, new = (fake_run(tmp_path / name, loss, name=name) for name, loss in (("z-old", 1.5), ("a-new", 1.7)))
     os.utime(old / "summary.json", (1, 1))
-    report = collect([tmp_path, new, tmp_path / "a-new"])
+    report = build_report([tmp_path, new, tmp_path / "a-new"])
     assert report.groups["n"].to_list() == [1]
     assert report.groups["mean"].to_list() == [1.7]
     ((left, why),) = [(each.path, each.why) for each in report.left_out]
@@ -366,8 +366,8 @@ def test_the_same_run_is_no_second_sample(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_what_would_be_typed(given: Any, expected: Any) -> None:
-    assert records.value(given) == expected
-    assert type(records.value(given)) is type(expected)
+    assert records.comparable_value(given) == expected
+    assert type(records.comparable_value(given)) is type(expected)
 
 
 # The baseline, the order, the metric
@@ -387,22 +387,22 @@ def grid(root: Path) -> Path:
 def test_a_baseline_can_be_chosen_in_any_words(tmp_path: Path) -> None:
     grid(tmp_path)
     for words in ("n_head=10 lr=0.001", "lr=1e-3 n_head=10", "optim.lr=1e-3 model.n_head=10"):
-        assert collect([tmp_path], baseline=words).baseline == "n_head=10 lr=0.001"
-    report = collect([tmp_path])
+        assert build_report([tmp_path], baseline=words).baseline == "n_head=10 lr=0.001"
+    report = build_report([tmp_path])
     assert "the sweep's own baseline is not among these runs" in report.notes[0]
 
 
 def test_axes_sort_as_numbers(tmp_path: Path) -> None:
-    report = collect([grid(tmp_path)], sort="n_head")
+    report = build_report([grid(tmp_path)], sort="n_head")
     assert [label.split()[0] for label in labels(report)] == ["n_head=2", "n_head=2", "n_head=10", "n_head=10"]
-    assert collect([tmp_path], sort="optim.lr").groups["optim.lr"].is_monotonic_increasing
-    assert collect([tmp_path], sort="p").groups["p"].isna().iloc[-1]
+    assert build_report([tmp_path], sort="optim.lr").groups["optim.lr"].is_monotonic_increasing
+    assert build_report([tmp_path], sort="p").groups["p"].isna().iloc[-1]
 
 
 def test_any_number_of_the_summaries_is_a_metric(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, summary={"test/loss": 1.9})
     fake_run(tmp_path / "b", 1.6, 2)
-    report = collect([tmp_path], metric="test/loss")
+    report = build_report([tmp_path], metric="test/loss")
     assert report.groups["mean"].to_list() == [1.9]
     assert report.left_out == [records.LeftOut(tmp_path / "b", "has no test/loss")]
     assert "test split" in report.conditions[0]
@@ -423,7 +423,7 @@ def test_any_number_of_the_summaries_is_a_metric(tmp_path: Path) -> None:
 def test_what_collect_refuses(tmp_path: Path, arguments: dict[str, str], words: str) -> None:
     grid(tmp_path)
     with pytest.raises(UserError) as error:
-        collect([tmp_path], **arguments)
+        build_report([tmp_path], **arguments)
     assert words in str(error.value)
 
 
@@ -446,7 +446,7 @@ def test_two_hundred_runs_and_three_that_cannot_be_counted(tmp_path: Path) -> No
     (tmp_path / "good" / "0" / "checkpoints").mkdir()
     (tmp_path / "empty").mkdir()
 
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert len(report.runs) == 200
     assert report.groups["n"].to_list() == [5] * 40
     for label, losses in expected.items():
@@ -479,7 +479,7 @@ def test_why_a_run_is_left_out(tmp_path: Path, file: str, content: str | None, w
         (broken / file).unlink()
     else:
         (broken / file).write_text(content)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert [each.path for each in report.left_out] == [broken]
     assert words in report.left_out[0].why
     assert len(report.runs) == 1
@@ -488,7 +488,7 @@ def test_why_a_run_is_left_out(tmp_path: Path, file: str, content: str | None, w
 def test_wrong_types_leave_a_run_out(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5)
     fake_run(tmp_path / "b", 1.5, 2, summary={"val/loss": "low"})
-    assert "val/loss is 'low', not a number" in collect([tmp_path]).left_out[0].why
+    assert "val/loss is 'low', not a number" in build_report([tmp_path]).left_out[0].why
 
 
 def test_what_surrounds_a_run_may_be_broken(tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_what_surrounds_a_run_may_be_broken(tmp_path: Path) -> None:
         path = fake_run(tmp_path / name, 1.5, ord(name))
         for file in ("environment.json", "job.json", "metrics.csv"):
             (path / file).write_text(content)
-    assert collect([tmp_path]).groups["n"].to_list() == [3]
+    assert build_report([tmp_path]).groups["n"].to_list() == [3]
 
 
 def test_a_sweeps_unfinished_job_says_how_it_goes_on(tmp_path: Path) -> None:
@@ -505,20 +505,20 @@ def test_a_sweeps_unfinished_job_says_how_it_goes_on(tmp_path: Path) -> None:
     job = fake_run(tmp_path / "job", 1.5, 2, {"model.n_head": "4"})
     (job / "summary.json").unlink()
     (job / "config.yaml").unlink()
-    left_out = collect([tmp_path]).left_out
+    left_out = build_report([tmp_path]).left_out
     assert [(each.path, each.why) for each in left_out] == [(job, "has not begun: there is no config.yaml")]
     (job / "config.yaml").write_text("{}")
-    assert "the same sweep goes on with it" in collect([tmp_path]).left_out[0].why
+    assert "the same sweep goes on with it" in build_report([tmp_path]).left_out[0].why
 
 
 def test_nothing_to_report_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run there; a run lies in outputs/"):
-        collect([tmp_path])
+        build_report([tmp_path])
     (fake_run(tmp_path / "a", 1.5) / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"a: summary\.json cannot be read"):
-        collect([tmp_path])
+        build_report([tmp_path])
     with pytest.raises(UserError, match="none: no such folder"):
-        collect([tmp_path / "none"])
+        build_report([tmp_path / "none"])
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -526,7 +526,7 @@ def test_a_run_that_diverged_has_no_mean(tmp_path: Path, loss: float) -> None:
     """Leaving it out would flatter its group."""
     heads_sweep(tmp_path)
     fake_run(tmp_path / "n", loss, 7, {"model.n_head": "8"}, {"model.n_head": "4"}, {"val/bpb": loss}, model__n_head=8)
-    report = collect([tmp_path])
+    report = build_report([tmp_path])
     assert labels(report)[-1] == "n_head=8"
     assert report.groups["n"].iloc[-1] == 4
     assert math.isnan(report.groups["mean"].iloc[-1])
@@ -536,7 +536,7 @@ def test_a_run_that_diverged_has_no_mean(tmp_path: Path, loss: float) -> None:
 def test_runs_that_are_unlike_are_noted(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, 1, summary={"device": "NVIDIA A100", "status": "stopped_early"})
     fake_run(tmp_path / "b", 1.5, 2, environment={"git_commit": "bbb", "versions": {"gptlab": "0.2.0"}})
-    notes = "\n".join(collect([tmp_path]).notes)
+    notes = "\n".join(build_report([tmp_path]).notes)
     for words in (
         "different devices: NVIDIA A100 (1), cpu (1)",
         "different commits: 96435ae (1), bbb (1)",
@@ -550,7 +550,7 @@ def test_what_is_swept_on_purpose_is_not_noted(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         summary = {"precision": precision, "data": {"sha256": "a", "tokenizer": precision, "name": "x"}}
         fake_run(tmp_path / precision, 1.5, 1, {"precision": precision}, summary=summary, precision__name=precision)
-    notes = collect([tmp_path]).notes
+    notes = build_report([tmp_path]).notes
     assert notes[1:] == ["val/loss does not compare tokenizers: use --metric val/bpb"]
 
 
@@ -558,7 +558,7 @@ def test_what_is_swept_on_purpose_is_not_noted(tmp_path: Path) -> None:
 
 
 def test_the_lessons_figures_stand_beside_ours(tmp_path: Path) -> None:
-    report = collect([heads_sweep(tmp_path)], reference="")
+    report = build_report([heads_sweep(tmp_path)], reference="")
     assert report.groups["reference"].to_dict() == {
         "n_head=1": 1.7172,
         "n_head=2": 1.6691,
@@ -572,42 +572,42 @@ def test_the_lessons_figures_stand_beside_ours(tmp_path: Path) -> None:
 def test_other_conditions_than_the_references_are_said(tmp_path: Path) -> None:
     for heads in (1, 2, 3):
         fake_run(tmp_path / str(heads), 1.6, model__n_head=heads, model__n_embd=96)
-    report = collect([tmp_path], reference="heads")
+    report = build_report([tmp_path], reference="heads")
     assert report.groups["reference"].isna().sum() == 1
     assert "other than there, model.n_embd=96 (there: 256)" in report.conditions[-1]
     with pytest.raises(UserError, match="no figure"):
-        collect([fake_run(tmp_path / "one", 1.6, model__n_embd=64)], reference="")
+        build_report([fake_run(tmp_path / "one", 1.6, model__n_embd=64)], reference="")
 
 
 def test_the_ladder_goes_by_experiment_or_name(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 2.4, overrides={"experiment": "ladder_2_head"}, model__n_embd=32)
     fake_run(tmp_path / "b", 2.3, typed=["experiment=ladder_5_stacked"], name="ladder_5_stacked")
-    report = collect([tmp_path], reference="")
+    report = build_report([tmp_path], reference="")
     assert report.groups["reference"].to_list() == ["no better", 2.4]
 
 
 def test_a_diff_has_what_differs_and_the_results(tmp_path: Path) -> None:
     a = fake_run(tmp_path / "a", 1.5, optim__lr=1e-3, recipe={"lr": 1e-3}, model__only_here=1)
     b = fake_run(tmp_path / "b", 1.25, 2, optim__lr=3e-4, environment={"git_commit": "bbb"}, summary={"test/loss": 2.0})
-    found = diff(a, b)
+    found = compare_runs(a, b)
     assert found["config"] == [("seed", 1, 2), ("optim.lr", 0.001, 0.0003), ("model.only_here", 1, None)]
     assert found["surroundings"] == [("git_commit", "96435ae", "bbb")]
     assert ("val/loss", 1.5, 1.25) in found["results"]
     assert ("test/loss", None, 2.0) in found["results"]
     with pytest.raises(UserError, match="is not a run directory"):
-        diff(a, tmp_path)
+        compare_runs(a, tmp_path)
     (b / "summary.json").unlink()
     with pytest.raises(UserError, match="has not finished"):
-        diff(a, b)
+        compare_runs(a, b)
 
 
 def test_a_real_run_is_read(trained: Path) -> None:
-    report = collect([trained])
+    report = build_report([trained])
     summary = json.loads((trained / "summary.json").read_text())
     assert report.left_out == []
     assert report.groups["mean"].to_list() == [summary["val/loss"]]
     assert report.runs["steps"].to_list() == [7]
-    assert records.metrics(trained)["val/loss"].dropna().iloc[-1] == pytest.approx(summary["val/loss"])
+    assert records.read_curves(trained)["val/loss"].dropna().iloc[-1] == pytest.approx(summary["val/loss"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from gptlab.reports import tables
-from gptlab.reports.report import Report, collect, compact
+from gptlab.reports.report import Report, build_report, compact_number
 from gptlab.system import terminal
 from tests.reports.test_report import fake_run, heads_sweep
 
@@ -28,18 +28,18 @@ def report(tmp_path: Path) -> Report:
         fake_run(root / f"odd{number}", loss, number, {"model.n_head": ODD}, {"model.n_head": "4"}, model__n_head=ODD)
     fake_run(root / "one", 1.8, 1, {"model.n_head": "16"}, {"model.n_head": "4"}, model__n_head=16)
     (fake_run(root / "broken", 1.5) / "summary.json").write_text("{")
-    return collect([root], reference="heads")
+    return build_report([root], reference="heads")
 
 
 def test_every_format_says_the_same(report: Report, tmp_path: Path) -> None:
-    tables.write(report, tmp_path, [])
+    tables.write_files(report, tmp_path, [])
     content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     frame = pd.read_csv(tmp_path / "report.csv")
     assert frame["group"].to_list() == [row["group"] for row in content["groups"]] == list(report.groups.index)
     for column in ("mean", "low", "high", "difference", "p", "parameters", "flops", "seconds", "train/loss", "gap"):
         for ours, theirs in zip(content["groups"], frame[column], strict=True):
             assert theirs == pytest.approx(math.nan if ours[column] is None else ours[column], rel=1e-14, nan_ok=True)
-    cells = tables.cells(report)
+    cells = tables.table_columns(report)
     for name, mean, low in zip(frame["group"], frame["mean"], frame["low"], strict=True):
         cell = cells["val/loss"][cells[""].index(name)]
         half = "?" if math.isnan(low) else f"{mean - low:.4f}"
@@ -50,7 +50,7 @@ def test_every_format_says_the_same(report: Report, tmp_path: Path) -> None:
 
 
 def test_a_single_seed_is_unknown_everywhere(report: Report, tmp_path: Path) -> None:
-    tables.write(report, tmp_path, [])
+    tables.write_files(report, tmp_path, [])
     (row,) = (row for row in json.loads((tmp_path / "report.json").read_text())["groups"] if row["n"] == 1)
     assert [row[key] for key in ("low", "high", "difference_low", "difference_high", "p")] == [None] * 5
     assert row["difference"] == pytest.approx(1.8 - report.groups["mean"]["n_head=4"])
@@ -58,7 +58,7 @@ def test_a_single_seed_is_unknown_everywhere(report: Report, tmp_path: Path) -> 
 
 
 def test_a_row_a_run_for_pandas(report: Report, tmp_path: Path) -> None:
-    tables.write(report, tmp_path, [])
+    tables.write_files(report, tmp_path, [])
     runs = pd.read_csv(tmp_path / "runs.csv")
     assert len(runs) == 12 + 3 + 1
     assert {"run", "group", "model.n_head", "seed", "val/loss", "data.sha256", "mfu", "commit"} <= set(runs)
@@ -67,19 +67,19 @@ def test_a_row_a_run_for_pandas(report: Report, tmp_path: Path) -> None:
 
 
 def test_markdown_has_as_many_cells_in_every_row(report: Report) -> None:
-    text = tables.markdown(report, ["curves"])
+    text = tables.to_markdown(report, ["curves"])
     rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(report.groups)
-    assert {len(row) for row in rows} == {len(tables.cells(report)) + 2}
+    assert {len(row) for row in rows} == {len(tables.table_columns(report)) + 2}
     assert "![curves](curves.png)" in text
     assert "broken` summary.json cannot be read" in text
 
 
 def test_latex_escapes_what_it_must(report: Report) -> None:
-    text = tables.latex(report)
+    text = tables.to_latex(report)
     body = text.partition("\\midrule\n")[2].partition("\n\\bottomrule")[0].splitlines()
     plain = [re.sub(r"\\[&%$#_{}]", "", line) for line in body]
-    columns = len(tables.cells(report))
+    columns = len(tables.table_columns(report))
     assert all(line.endswith(r" \\") and line.count("&") == columns - 1 for line in plain)
     assert not any(re.search(r"[%#_]", line) or line.count("$") % 2 for line in plain)
     assert f"{{l{'r' * (columns - 1)}}}" in text
@@ -90,7 +90,7 @@ def test_latex_escapes_what_it_must(report: Report) -> None:
 
 def shown(report: Report, **options: Any) -> str:
     console = Console(file=StringIO(), highlight=False, **options)
-    tables.show(report, console)
+    tables.print_report(report, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -107,10 +107,10 @@ def test_nothing_is_folded_in_a_pipe(report: Report) -> None:
     lines = shown(report, width=80).splitlines()
     (row,) = (line for line in lines if line.startswith(" n_head=8"))
     assert row.split() == [
-        *("n_head=8", "3", *tables.cells(report)["val/loss"][0].split()),
-        *tables.cells(report)["difference"][0].split(),
-        *(column[0] for column in list(tables.cells(report).values())[4:-1]),
-        *tables.cells(report)["time"][0].split(),
+        *("n_head=8", "3", *tables.table_columns(report)["val/loss"][0].split()),
+        *tables.table_columns(report)["difference"][0].split(),
+        *(column[0] for column in list(tables.table_columns(report).values())[4:-1]),
+        *tables.table_columns(report)["time"][0].split(),
     ]
 
 
@@ -118,7 +118,7 @@ def test_many_left_out_are_counted(tmp_path: Path) -> None:
     fake_run(tmp_path / "good", 1.5)
     for number in range(13):
         (fake_run(tmp_path / f"bad{number}", 1.5) / "summary.json").unlink()
-    text = shown(collect([tmp_path]), width=300)
+    text = shown(build_report([tmp_path]), width=300)
     assert "left out, 13:\n" in text
     assert text.count("has not finished") == 10
     assert "... and 3 more" in text
@@ -140,7 +140,7 @@ def test_many_left_out_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_for_people(number: float, words: str) -> None:
-    assert compact(number) == words
+    assert compact_number(number) == words
 
 
 @pytest.mark.parametrize(

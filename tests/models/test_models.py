@@ -134,8 +134,8 @@ def test_named_sizes_have_the_published_number_of_parameters(
 
 
 def table_of_sizes() -> dict[str, dict[str, int | None]]:
-    """README's table: size -> column -> number, None where it has none."""
-    lines = (ROOT / "README.md").read_text().split("### Sizes\n")[1].split("\n#")[0].splitlines()
+    """The table of docs/models.md: size -> column -> number, None where it has none."""
+    lines = (ROOT / "docs" / "models.md").read_text().split("## Sizes\n")[1].split("\n#")[0].splitlines()
     header, _, *rows = ([cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
     numbers = [[int(cell.replace(",", "")) if re.search(r"\d", cell) else None for cell in row[1:]] for row in rows]
     return {row[0]: dict(zip(header[1:], cells, strict=True)) for row, cells in zip(rows, numbers, strict=True)}

@@ -107,11 +107,13 @@ def draw(runs: dict[str, list[Point]], file: Path) -> None:
             style: dict[str, Any] = {"ls": "--", "color": DARK} if name == LOOP else {"color": colour}
             axes.plot(seconds, losses, marker="o", ms=4, **style)
             axes.annotate(
-                f"{name}, {losses[-1]:.3f}", points[-1], (7, 4), textcoords="offset points", size=8, bbox=LABEL
+                f"{name}, {losses[-1]:.3f}", points[-1], (7, -11), textcoords="offset points", size=8, bbox=LABEL
             )
         for loss, words in LINES.items():
             axes.axhline(loss, color=DARK, lw=0.8, ls=":")
-            axes.annotate(words, (0.01, loss), (0, 3), ("axes fraction", "data"), "offset points", size=8, color=DARK)
+            axes.annotate(
+                words, (0.99, loss), (0, 3), ("axes fraction", "data"), "offset points", size=8, color=DARK, ha="right"
+            )
         axes.set(
             xscale="log", xlabel="seconds on two CPU cores, from the command on", ylabel="val/loss, nats per token"
         )

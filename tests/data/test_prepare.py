@@ -334,8 +334,10 @@ def test_a_stream_is_split_by_document_and_read_twice(tmp_path: Path) -> None:
 # Once.
 
 
-def files(folder: Path) -> dict[str, os.stat_result]:
-    return {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+def files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when a file is written, by the file's name; not when it was last read."""
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def test_a_text_is_prepared_once(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Seque
         accelerator=settings.trainer.accelerator,
         devices=place.processes_here,
         num_nodes=place.machines,
-        strategy=strategies.build(place.strategy, place.world_size),
+        strategy=strategies.build_strategy(place.strategy, place.world_size),
         precision=PRECISIONS[place.precision],  # type: ignore[arg-type]
         max_steps=settings.trainer.max_steps,
         max_epochs=-1,

@@ -29,7 +29,7 @@ from gptlab.data.text_files import PIECE, Piece
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system import machine
 from gptlab.system.errors import UserError, quoted
-from gptlab.system.files import read_json, sha256_of, write_json, writing
+from gptlab.system.files import explain_write_errors, read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def prepare(
     except UserError as error:
         damage = error
         log.warning("%s. The text is prepared anew", damage)
-    with writing(cache_dir):
+    with explain_write_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / f".{folder.name}.lock"):
             with suppress(UserError):

@@ -1,9 +1,9 @@
-"""A run in several processes: who started them, how many there are, and what they tell each other before training.
+"""A run in several processes: who started them, how many there are, and how they start training together.
 
-torchrun and SLURM's srun start all processes at once. The first alone then reads the config and prepares the run, as
-if there were no others; when nothing can be refused any more it tells them the run's folder, and they follow. So one
-process speaks, one folder is made, and a refused run ends everywhere. (Where nobody has started others, Lightning's
-launcher does, at the same moment and to the same end.)
+torchrun and SLURM's srun start all processes at once. First only process 0 reads the config and prepares the run, as
+if it were alone. When nothing can be refused any more it sends the run's folder to the others, and they follow. So one
+process prints, one folder is made, and a refused run ends everywhere. (Without torchrun or srun, Lightning's launcher
+starts the other processes, at the same moment and to the same effect.)
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from gptlab.system.terminal import single_quoted
 
 log = logging.getLogger(__name__)
 
-PATIENCE = timedelta(minutes=10)  # until all processes of a run must have come
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes of a run to arrive
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among those that torchrun or srun has started."""
+    """The place of this process among those that torchrun or srun has started."""
 
     rank: int
     size: int
-    """All processes of the run."""
+    """Number of processes of the run."""
     local_size: int
-    """Those on this machine."""
+    """Number of them on this machine."""
     starter: str
+    """torchrun or srun."""
 
 
 def place() -> Place | None:
-    """None: nobody has started more than this process.
+    """Return the place of this process; None if neither torchrun nor srun started it beside others.
 
     Raises:
         UserError: SLURM's processes are not spread evenly over the machines.
@@ -58,7 +59,7 @@ def place() -> Place | None:
 
 
 def _adopt_slurm() -> None:
-    """Give a process that srun has started beside others the variables that torchrun would have given it."""
+    """Set the environment variables of torchrun in a process that srun has started beside others."""
     env = os.environ
     size = int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or 1)
     if "SLURM_PROCID" not in env or size == 1 or {"RANK", "LOCAL_RANK"} & env.keys():
@@ -71,26 +72,27 @@ def _adopt_slurm() -> None:
     env["GROUP_RANK"] = env.get("SLURM_NODEID", "0")
     lists = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     env.setdefault("MASTER_ADDR", first_machine(next((env[name] for name in lists if env.get(name)), "127.0.0.1")))
-    # The same for all processes of a job's step, and seldom that of another on the machine.
+    # The same port for all processes of a job's step, and rarely the port of another job on the machine.
     number = int(env.get("SLURM_JOB_ID") or 0) + 97 * int(env.get("SLURM_STEP_ID") or 0)
     env.setdefault("MASTER_PORT", str(15_000 + number % 10_000))
 
 
 def first_machine(names: str) -> str:
-    """The first of SLURM's list of names: gpu-[07-09,12],login1 -> gpu-07."""
+    """Return the first name of SLURM's list of machines: gpu-[07-09,12],login1 -> gpu-07."""
     match = re.match(r"([^\[,\s]*)(?:\[([^\]\-,]*)[^\]]*\])?([^\[,\s]*)", names)
     assert match is not None
     return match[1] + (match[2] or "") + match[3]
 
 
 def devices(asked: int | str, visible: int) -> int:
-    """How many devices of this machine the run takes, a process each.
+    """Return how many devices of this machine the run uses, one for each process.
 
     Args:
-        asked: trainer.devices, a number or "auto": as many as were started; else `visible`.
+        asked: trainer.devices, a number or "auto".
+        visible: what "auto" means if nobody has started several processes.
 
     Raises:
-        UserError: it contradicts what was started.
+        UserError: `asked` contradicts the number of processes on this machine.
     """
     here = place()
     if here is None:
@@ -104,10 +106,10 @@ def devices(asked: int | str, visible: int) -> int:
 
 
 def machines() -> int:
-    """Over how many machines the run's processes are spread.
+    """Return over how many machines the run's processes are spread.
 
     Raises:
-        UserError: not evenly.
+        UserError: they are not spread evenly.
     """
     here = place()
     if here is None:
@@ -118,34 +120,36 @@ def machines() -> int:
 
 
 class _Process:
-    """What this process knows of the run that it is in, and of the runs before it."""
+    """The state of this process: its current run and the number of runs before it."""
 
     def __init__(self) -> None:
         self.number = 0
-        """Of its runs so far, in each process the same."""
+        """How many runs there have been, the same in each process."""
         self.base: Any = None
-        """torch's store of all of them, which the first process may have to keep up."""
+        """torch's key-value store for all runs, which process 0 may have to serve."""
         self.new_run()
 
     def new_run(self) -> None:
         self.number += 1
         self.store: Any = None
-        """Where the processes leave word for each other; None: there are no others."""
+        """The part of `base` for this run; None: there are no other processes."""
         self.told = False
-        """The first process: whether the others may follow."""
+        """In process 0: whether it has sent the others its message."""
         self.training = False
-        """Whether all have begun."""
+        """Whether all processes have begun training."""
 
 
 _process = _Process()  # a process is in one run at a time, and its store outlives a run
 
 
 def join(arguments: list[str]) -> list[str]:
-    """The command line of this process: what was typed; beside it the run's folder, when the first has told it.
+    """Return the command line of this process: `arguments`, and after process 0 the run's folder that it sent.
+
+    Processes other than 0 wait here until process 0 has prepared the run.
 
     Raises:
-        UserError: not all processes have come.
-        SystemExit: the first has refused the run, and said why, or has ended without one.
+        UserError: not all processes have arrived.
+        SystemExit: process 0 has refused the run, and said why, or has ended without one.
     """
     here = place()
     _process.new_run()
@@ -155,38 +159,38 @@ def join(arguments: list[str]) -> list[str]:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        _process.base = _process.base or next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
+        _process.base = _process.base or next(iter(rendezvous("env://", timeout=JOIN_TIMEOUT)))[0]
     except RuntimeError as error:
         raise UserError(
             f"of the {here.size} processes that {here.starter} should have started not all have come to "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {PATIENCE.seconds // 60} minutes; "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {JOIN_TIMEOUT.seconds // 60} minutes; "
             f"under SLURM start them with srun"
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     _process.store = PrefixStore(f"gptlab/{attempt}/{_process.number}", _process.base)
     if here.rank == 0:
         return arguments
-    _until(lambda: _process.store.check(["first"]))
-    word = json.loads(_process.store.get("first"))
+    _wait_until(lambda: _process.store.check(["first"]))
+    message = json.loads(_process.store.get("first"))
     _process.store.add("heard", 1)
-    if word["run_dir"] is None:
-        sys.exit(word["code"])
-    return [*arguments, f"hydra.run.dir={single_quoted(word['run_dir'])}", f"hydra.job.name=process_{here.rank}"]
+    if message["run_dir"] is None:
+        sys.exit(message["code"])
+    return [*arguments, f"hydra.run.dir={single_quoted(message['run_dir'])}", f"hydra.job.name=process_{here.rank}"]
 
 
 def begin(run_dir: Path) -> None:
-    """Let the processes begin training together; the first has checked all that can be refused.
+    """Let the processes begin training together; process 0 has checked all that can be refused.
 
     Raises:
-        UserError: one of the others has refused the run.
-        SystemExit: the same, in the others.
+        UserError: in process 0, if another process has refused the run.
+        SystemExit: in the other processes, for the same reason.
     """
     here = place()
     if _process.store is not None and here is not None and not _process.training:
         if here.rank == 0:
-            _tell(str(run_dir), 0)
+            _tell_others(str(run_dir), 0)
         _process.store.add("ready", 1)
-        _until(lambda: _process.store.check(["refused"]) or _process.store.add("ready", 0) >= here.size)
+        _wait_until(lambda: _process.store.check(["refused"]) or _process.store.add("ready", 0) >= here.size)
         if _process.store.check(["refused"]):
             if here.rank == 0:
                 raise UserError(_process.store.get("refused").decode())
@@ -195,52 +199,53 @@ def begin(run_dir: Path) -> None:
 
 
 def refuse(reason: object) -> None:
-    """Called where this process ends with an error; one that is not the first leaves it to that to say so.
+    """End the run of this process with an error, which process 0 alone reports.
 
     Raises:
-        SystemExit: it is not the first, and the first says it.
+        SystemExit: this is not process 0.
     """
     here = place()
     if here is not None and here.rank > 0:
         if _process.store is not None:
             _process.store.set("refused", f"process {here.rank}, on {socket.gethostname()}: {reason}")
         sys.exit(1)
-    if here is None and os.environ.get("LOCAL_RANK", "0") != "0":  # of Lightning's launcher
+    if here is None and os.environ.get("LOCAL_RANK", "0") != "0":  # started by Lightning's launcher
         sys.exit(1 if _process.training else f"error: process {os.environ['LOCAL_RANK']}: {reason}")
 
 
 def leave() -> None:
-    """Called where the command line ends: nobody waits for a process that has left."""
+    """Tell the other processes that this one's command has ended, so that none waits for it."""
     here, error = place(), sys.exc_info()[1]
     if _process.store is None or here is None or _process.training:
         return
     try:
         if here.rank == 0 and not _process.told:
-            _tell(None, 0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
+            _tell_others(None, 0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
             end = time.monotonic() + 10
-            _until(lambda: _process.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
+            _wait_until(lambda: _process.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
         elif here.rank > 0 and error is not None and not isinstance(error, SystemExit):
             refuse(f"{type(error).__name__}: {error}")
-    except RuntimeError:  # the others are gone already
+    except RuntimeError:  # the others have ended already
         return
 
 
-def _tell(run_dir: str | None, code: int) -> None:
+def _tell_others(run_dir: str | None, code: int) -> None:
+    """Send the run's folder, or None and an exit code, to the other processes."""
     _process.store.set("first", json.dumps({"run_dir": run_dir, "code": code}))
     _process.told = True
 
 
-def _until(done: Callable[[], object]) -> None:
-    """Wait as long as it takes, e.g. while the first prepares a large text; not for processes that are gone."""
+def _wait_until(done: Callable[[], object]) -> None:
+    """Wait without a time limit, e.g. while process 0 prepares a large text; exit if its store is gone."""
     try:
         while not done():
             time.sleep(0.05)
-    except RuntimeError:  # the store has ended with the process, or the torchrun, that keeps it
+    except RuntimeError:  # the process or torchrun that serves the store has ended
         sys.exit(1)
 
 
 def requeue() -> None:
-    """Have SLURM put this job back into its queue."""
+    """Put this job back into SLURM's queue; a failure is logged, not raised."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ["SLURM_JOB_ID"]
     try:

@@ -1,4 +1,4 @@
-"""Weights that are spread over processes, each holding a part of every tensor (torch's fully_shard)."""
+"""Weights that are sharded over processes, each holding a part of every tensor (torch's fully_shard)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gptlab.models import Model, weights
 
 
-def shard(model: Model, mesh: DeviceMesh) -> None:
-    """Spread the weights over `mesh`, in place: each block is gathered when its turn comes, the rest stays together.
+def shard_model(model: Model, mesh: DeviceMesh) -> None:
+    """Shard the weights over `mesh`, in place: each block is gathered when its turn comes.
 
-    The rest, which are embeddings, last norm and head, is one group, so that a tied weight stays tied.
+    Embeddings, last norm and head are one group, so that a tied weight stays tied.
     """
     if isinstance(model, FSDPModule):
         return
@@ -27,18 +27,22 @@ def shard(model: Model, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
-def compile_blocks(model: Model, **how: Any) -> None:
-    """torch.compile for a model that is to be spread: a block is compiled, gathering its weights is not."""
+def compile_blocks(model: Model, **options: Any) -> None:
+    """Compile each block of a model that will be sharded; gathering its weights is not compiled.
+
+    Args:
+        options: arguments of torch.compile.
+    """
     for block in getattr(model, "h", ()):
-        block.forward = torch.compile(block.forward, **how)
+        block.forward = torch.compile(block.forward, **options)
 
 
 @contextmanager
 def gathered_model(model: Model) -> Iterator[Model]:
-    """A model that has all weights, for this process alone to use inside: of one that is spread a plain twin.
+    """Provide a model with all weights for this process alone: an unsharded twin, if `model` is sharded.
 
-    All must come here, whether they use it or not. (Through the model itself a forward pass would have to be made by
-    all alike: fully_shard remembers each.)
+    All processes must call this, whether they use the twin or not. (Forward passes of the sharded model itself would
+    have to be the same in all processes.)
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not groups:
@@ -55,21 +59,21 @@ def gathered_model(model: Model) -> Iterator[Model]:
 
 
 def reshard(model: Model) -> None:
-    """Forget the whole weights that a forward pass has gathered: the parts have changed."""
+    """Drop the weights that a forward pass has gathered, once the shards have changed."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, of which each process may hold a part; all must come here."""
+    """Return the whole of a tensor that may be sharded; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict as one process alone would have it, on the CPU; what is one tensor under two names stays one.
+def gathered_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Gather a state dict as a single process would have it, on the CPU; tensors under two names stay shared.
 
-    For the first process, which writes it; in the others the tensors are empty. All must come here.
+    Only process 0, which writes it, gets the numbers; in the others the tensors are empty. All must call this.
     """
     known: dict[int, Tensor] = {}
     first = torch.distributed.get_rank() == 0
@@ -90,7 +94,7 @@ def gathered(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where `parameter` is spread and has the same shape; else the tensor."""
+    """Return this process's shard of `tensor` if `parameter` is sharded and of the same shape; else `tensor`."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     tensor = tensor.to(parameter.device)

@@ -1,4 +1,4 @@
-"""How Lightning runs several processes: DDP, or FSDP with checkpoints that are those of a single process."""
+"""Lightning's strategies for several processes: DDP, or FSDP with the checkpoints of a single process."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from gptlab.distributed import processes
-from gptlab.distributed.sharding import gathered, shard, shard_like
+from gptlab.distributed.sharding import gathered_state, shard_like, shard_model
 from gptlab.models import Model
 
 
-def build(name: str, world_size: int) -> Strategy | str:
-    """Lightning's strategy of trainer.strategy; a single process needs none."""
+def build_strategy(name: str, world_size: int) -> Strategy | str:
+    """Return the strategy that trainer.strategy names; "auto" for a single process, which needs none."""
     if world_size == 1:
         return "auto"
     return FullySharded(world_size) if name == "fsdp" else DDPStrategy()
 
 
 def environment() -> ClusterEnvironment:
-    """Who starts processes, whatever Lightning would find: its handlers for SLURM's signals stay away as well."""
+    """Return who starts processes, so that Lightning does not detect SLURM and install its signal handlers."""
     here = processes.place()
     return TorchElasticEnvironment() if here is not None and here.size > 1 else LightningEnvironment()
 
 
 def end_children(trainer: L.Trainer) -> None:
-    """End the processes that Lightning has started, which may wait for this one."""
+    """Kill the processes that Lightning has started, which may wait for this one."""
     if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 class FullySharded(ModelParallelStrategy):
-    """Weights, gradients and optimizer state spread over all processes, on CPUs as well.
+    """Weights, gradients and optimizer state sharded over all processes, also on CPUs.
 
-    What is saved is what a single process would save: whole tensors by their plain names, the optimizer's by their
-    number. So checkpoints go freely between one process, DDP and this.
+    Checkpoints are those of a single process: whole tensors by their plain names, the optimizer's by their index. So
+    one process, DDP and this strategy can resume each other's runs.
     """
 
     lightning_restore_optimizer = True  # by `load_optimizer_state_dict`
@@ -58,7 +58,7 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         self.accelerator.setup(trainer)
         self.model = module = self.precision_plugin.convert_module(self.model)
-        shard(cast(Model, module.model), self.device_mesh["data_parallel"])
+        shard_model(cast(Model, module.model), self.device_mesh["data_parallel"])
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -66,12 +66,12 @@ class FullySharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return gathered(self.lightning_module.state_dict(keep_vars=True))
+        return gathered_state(self.lightning_module.state_dict(keep_vars=True))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
-        return gathered(optimizer.state_dict())
+        return gathered_state(optimizer.state_dict())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from gptlab.system.errors import UserError
-from gptlab.system.files import plain_tree, read_bytes, read_json, sealed, unsealed, write_atomically
+from gptlab.system.files import plain_tree, read_bytes, read_json, seal, unseal, write_atomically
 from gptlab.system.terminal import duration
 
 SUMMARY_FORMAT = 1
@@ -29,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
     try:
-        content = yaml.load(unsealed(read_bytes(path, LARGEST), path.name), Loader=loader)
+        content = yaml.load(unseal(read_bytes(path, LARGEST), path.name), Loader=loader)
     except UserError:
         raise
     except Exception as error:  # of a wrong date, a number of a thousand digits, ...: each has its own
@@ -47,7 +47,7 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     """
     from omegaconf import OmegaConf
 
-    content = sealed(OmegaConf.to_yaml(OmegaConf.create(config))).encode()
+    content = seal(OmegaConf.to_yaml(OmegaConf.create(config))).encode()
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.runs import directory
-from gptlab.system.files import write_json, writing
+from gptlab.system.files import explain_write_errors, write_json
 
 Point = dict[str, str]  # what a job varies: the key of an override -> its value, as typed
 LOG = "job.log"  # what the child prints, to be read when it has failed
@@ -69,9 +69,9 @@ class Job:
         Raises:
             UserError: another process is in it, or it cannot be written.
         """
-        with writing(self.dir):
+        with explain_write_errors(self.dir):
             self.dir.mkdir(parents=True, exist_ok=True)
-        with directory.locked(self.dir), writing(self.dir):
+        with directory.locked(self.dir), explain_write_errors(self.dir):
             if not directory.has_checkpoint(self.dir):  # the beginning of a run that cannot go on
                 for path in self.dir.iterdir():
                     if path.is_dir() and not path.is_symlink():

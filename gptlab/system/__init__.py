@@ -1,1 +1,1 @@
-"""The ground of all rooms: errors, files, the machine and its accelerator, the terminal."""
+"""What all other packages build on: errors, files, the machine and its accelerator, the terminal."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that say so when they have changed."""
+"""Files that are complete or absent, and that show when they have been changed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import platformdirs
 
 from gptlab.system.errors import UserError
 
-LARGEST = 1 << 28  # bytes of a file that is read at once
+LARGEST = 1 << 28  # bytes of a file that is read into memory
 SEAL = re.compile(rb'(?:# |\{")sha256 of what follows(?:: |": ")([0-9a-f]{64})(?:",)?')
-TRACE = re.compile(rb"[0-9a-f]{24}")  # in a first line: of a seal, which damage may have left unreadable
-DEPTH = 30  # of nested values
-VALUES = 100_000  # in a config or the like
-BEGINNING = 150  # bytes in which a seal is looked for
+SEAL_TRACE = re.compile(rb"[0-9a-f]{24}")  # in a first line: the rest of a seal that damage has made unreadable
+MAX_DEPTH = 30  # of nested values in a config
+MAX_VALUES = 100_000  # in a config
+SEAL_BYTES = 150  # at the beginning of a file, where its seal is looked for
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and give it the name `path`.
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it to `path`.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; what stood at `path` is untouched.
+        UserError: the disk is full or the folder cannot be written; an old file at `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path.parent):
+        with explain_write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 write(file)
@@ -46,9 +46,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's contents, or a folder's names, on the disk, where they survive a power cut."""
+    """Flush a file's contents, or a folder's entries, to the disk, where they survive a power cut."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -57,10 +57,10 @@ def sync(path: Path) -> None:
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """The content of a file of at most `most` bytes.
+    """Read a file of at most `most` bytes.
 
     Raises:
-        UserError: it cannot be read, is larger, or is no file: of a pipe, reading would have no end.
+        UserError: it cannot be read, is larger, or is not a regular file: a pipe could be endless.
     """
     try:
         size = path.stat().st_size
@@ -69,12 +69,12 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         if size > most:
             raise OSError(f"it has {size:,} bytes, and {most:,} are the most")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+    except (OSError, ValueError) as error:  # a NUL in the name raises ValueError
         raise UserError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def sha256_of(path: Path) -> Any:
-    """The sha256 of a file, as hashlib's object."""
+    """Return the sha256 of a file, as a hashlib object that can be updated further."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -82,22 +82,22 @@ def sha256_of(path: Path) -> Any:
     return found
 
 
-def sealed(text: str) -> str:
-    """YAML with a first line, a comment, from which `unsealed` sees whether anything after it has changed."""
+def seal(text: str) -> str:
+    """Return YAML with a comment on top by which `unseal` notices any change after it."""
     return f"# sha256 of what follows: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-def unsealed(content: bytes, name: str) -> bytes:
-    """`content`, which is as gptlab wrote it, or without a seal: of an older version, or written by hand.
+def unseal(content: bytes, name: str) -> bytes:
+    """Check the seal of a file and return its content; without a seal (an old version, a file by hand) it passes.
 
     Args:
-        name: of the file, for the message.
+        name: the file's name, for the message.
 
     Raises:
-        UserError: it has changed since.
+        UserError: the content has changed since it was sealed.
     """
     first, _, rest = content.partition(b"\n")
-    if not TRACE.search(first[:BEGINNING]):
+    if not SEAL_TRACE.search(first[:SEAL_BYTES]):
         return content
     seal = SEAL.fullmatch(first)
     if seal is None or hashlib.sha256(rest).hexdigest().encode() != seal[1]:
@@ -109,7 +109,7 @@ def unsealed(content: bytes, name: str) -> bytes:
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:
-    """Write an object, sealed; `content` has something in it.
+    """Write an object, which is not empty, with a seal as its first entry.
 
     Raises:
         UserError: see `write_atomically`.
@@ -120,16 +120,16 @@ def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> N
 
 
 def read_json(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
-    """The object that `write_json` wrote.
+    """Read the object that `write_json` wrote.
 
     Args:
-        must_be_sealed: or it may come from an older version, which had no seals, or from someone's hand.
+        must_be_sealed: reject files without a seal, which come from older versions or were written by hand.
 
     Raises:
-        UserError: it cannot be read, is no object, or has changed; the message begins with the file's name.
+        UserError: it cannot be read, is not an object, or has changed; the message begins with the file's name.
     """
     try:
-        content = json.loads(unsealed(read_bytes(path), path.name))
+        content = json.loads(unseal(read_bytes(path), path.name))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -142,19 +142,19 @@ def read_json(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
 
 
 def plain_tree(content: Any, name: str) -> Any:
-    """`content`, a tree of dicts, lists and plain values of a size that a person could have meant.
+    """Check that `content` is a tree of dicts, lists and plain values of reasonable size, and return it.
 
     Raises:
-        UserError: it is larger, has something else in it, or refers to itself: in YAML and in pickles a few lines can
-            stand for more than any memory holds.
+        UserError: it is larger, holds other types, or refers to itself: a few lines of YAML or a short pickle can
+            expand to more than memory holds.
     """
     rest, count = [(content, 0)], 0
     while rest:
         each, depth = rest.pop()
         count += 1
-        if depth > DEPTH or count > VALUES:
+        if depth > MAX_DEPTH or count > MAX_VALUES:
             raise UserError(
-                f"{name} is damaged: it is nested more than {DEPTH} deep, or has more than {VALUES:,} values"
+                f"{name} is damaged: it is nested more than {MAX_DEPTH} deep, or has more than {MAX_VALUES:,} values"
             )
         if isinstance(each, dict | list):
             if isinstance(each, dict) and not all(isinstance(key, str) for key in each):
@@ -168,8 +168,8 @@ def plain_tree(content: Any, name: str) -> Any:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write in `folder` into one message with the way out."""
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError on writing in `folder` into a UserError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -180,15 +180,15 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def user_folder(given: str | None) -> Path:
-    """`given`, or the user's cache folder for gptlab."""
+    """Return `given`, or the user's cache folder for gptlab."""
     return expand_user(given) if given else platformdirs.user_cache_path("gptlab", appauthor=False)
 
 
 def expand_user(path: str) -> Path:
-    """`path`, in which ~ is the user's home.
+    """Return `path` with ~ replaced by the user's home.
 
     Raises:
-        UserError: there is no such user.
+        UserError: `path` begins with ~ and an unknown user.
     """
     try:
         return Path(path).expanduser()
@@ -198,16 +198,16 @@ def expand_user(path: str) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which gets its name once the block has ended well.
+    """Provide a temporary folder beside `folder`, and rename it to `folder` if the block succeeds.
 
     Raises:
-        UserError: the disk is full or the place cannot be written to; nothing is left then.
+        UserError: the disk is full or the location cannot be written; nothing is left behind.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    lacking = [parent for parent in folder.parents if not parent.exists()]
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
-        with writing(folder.parent):
+        with explain_write_errors(folder.parent):
             temporary.mkdir(parents=True)
             yield temporary
             if folder.exists():
@@ -215,6 +215,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for parent in lacking:
-            with suppress(OSError):  # it is not empty: all went well
+        for parent in new_parents:
+            with suppress(OSError):  # it is not empty: the block has succeeded
                 parent.rmdir()

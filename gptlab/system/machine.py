@@ -1,4 +1,4 @@
-"""This machine without its accelerator: cores, memory, processor. Nothing here loads torch."""
+"""This machine without its accelerator: cores, memory, processor. Nothing in this module imports torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 
 def peak_memory_bytes() -> int | None:
-    """The largest resident memory that this process has had; None where the system does not tell."""
-    with suppress(OSError, StopIteration):  # Linux counts into ru_maxrss what the process that started this one had
+    """Return the largest resident memory that this process has had; None if the system does not report it."""
+    with suppress(OSError, StopIteration):  # Linux's ru_maxrss includes the peak of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
@@ -25,18 +25,18 @@ def peak_memory_bytes() -> int | None:
 
 
 def processor_name() -> str:
-    """The name of this machine's processor, as its maker has it where the system tells."""
+    """Return the name of this machine's processor, by its maker if the system reports it."""
     known = (value for key, value in _processor() if key == "model name")
     return next(known, None) or platform.processor() or platform.machine()
 
 
 def processor_features() -> str:
-    """What the processor can do; the machine's name where the system does not tell."""
+    """Return the processor's feature flags; the machine's name if the system does not report them."""
     return next((f"{key}: {value}" for key, value in _processor() if key in ("flags", "Features")), platform.node())
 
 
 def _processor() -> list[tuple[str, str]]:
-    """What Linux says of the processor: (key, value) of each line."""
+    """Return (key, value) of each line of Linux's description of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,12 +46,12 @@ def _processor() -> list[tuple[str, str]]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
-    """The names by which CUDA_VISIBLE_DEVICES chooses the GPUs that this process may use; asked without torch."""
+    """Return the GPUs that this process may use, by their names for CUDA_VISIBLE_DEVICES, without importing torch."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in visible.split(",") if name]
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
@@ -62,9 +62,9 @@ def gpus() -> list[str]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: by default it gives large tensors back at once, and each new one is slow at first.
+    """Let glibc keep freed memory: by default it returns large tensors to the system, and new ones are slow at first.
 
-    Elsewhere than on Linux with glibc this does nothing.
+    Without Linux and glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -74,5 +74,5 @@ def keep_freed_memory() -> None:
 
 
 def rows_that_fit_caches(rows: int, block_size: int) -> int:
-    """How many of `rows` sequences a CPU best computes at once: what stays in its caches, about 1024 tokens."""
+    """Return how many of `rows` sequences a CPU best computes at once: as many as fit its caches, about 1024 tokens."""
     return max(size for size in range(1, rows + 1) if rows % size == 0 and (size * block_size <= 1024 or size == 1))

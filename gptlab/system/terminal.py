@@ -1,4 +1,4 @@
-"""What is shown on a terminal: tables, JSON, durations, text without control characters."""
+"""Format output for a terminal: tables, JSON, durations, text without control characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """12.3s, 4m 10s, 1h 05m; - if it is not known."""
+    """Format seconds as 12.3s, 4m 10s or 1h 05m; NaN as -."""
     if seconds != seconds:
         return "-"
     if seconds < 60:
@@ -29,11 +29,12 @@ def single_quoted(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` with U+FFFD for control characters, which a byte model draws and a terminal would obey."""
+    """Return `text` with U+FFFD for control characters, which a byte model may sample and a terminal would obey."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 def table(columns: dict[str, list[str]], title: str | None = None) -> Table:
+    """Return a table of these columns, by heading; a column without a heading, or headed A or B, may be folded."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -48,22 +49,24 @@ def table(columns: dict[str, list[str]], title: str | None = None) -> Table:
 
 
 def width(shown: Table, console: Console) -> int:
-    """Columns of a terminal that the table needs if nothing is folded."""
+    """Return how many terminal columns the table needs if nothing is folded."""
     return console.measure(shown, options=console.options.update(width=10_000)).maximum
 
 
 def print_table(shown: Table, console: Console) -> None:
-    if not console.is_terminal:  # nothing is folded in a file or a pipe
+    """Print a table; in a file or a pipe nothing is folded."""
+    if not console.is_terminal:
         console.width = max(console.width, width(shown, console))
     console.print(shown)
 
 
 def as_json(content: Any) -> str:
+    """Return `content` as indented JSON; see `jsonable`."""
     return json.dumps(jsonable(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def jsonable(content: Any) -> Any:
-    """`content` as JSON can hold it: unknown numbers are null."""
+    """Return `content` in a form that JSON can hold: NaN and pandas' NA become None, paths strings."""
     if isinstance(content, dict):
         return {key: jsonable(each) for key, each in content.items()}
     if isinstance(content, list | tuple):
@@ -72,6 +75,6 @@ def jsonable(content: Any) -> Any:
         return str(content)
     try:
         unknown = bool(content != content)
-    except TypeError:  # pandas' NA, which is neither equal to itself nor not
+    except TypeError:  # pandas' NA, whose comparison is NA again
         unknown = True
     return None if unknown else content

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from gptlab.runs.directory import write_config
 from gptlab.runs.environment import environment
 from gptlab.system.errors import UserError
-from gptlab.system.files import write_json, writing
+from gptlab.system.files import explain_write_errors, write_json
 from gptlab.system.machine import keep_freed_memory, rows_that_fit_caches
 from gptlab.training import placement
 from gptlab.training.optimizers import describe_groups, parameter_groups
@@ -178,7 +178,7 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     log.info("%s: %s", run.settings.optim.name, groups)
     if rank() != 0:
         return
-    with writing(run_dir):
+    with explain_write_errors(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
         clear(run_dir)

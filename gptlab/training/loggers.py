@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from gptlab.system.files import write_atomically, writing
+from gptlab.system.files import explain_write_errors, write_atomically
 
 FIELDS = (
     *("step", "tokens", "seconds", "train/loss", "val/loss", "val/bpb", "val/ppl", "val/gap"),
@@ -43,7 +43,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with writing(self.path.parent), self.path.open("a", newline="") as file:
+        with explain_write_errors(self.path.parent), self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
             if file.tell() == 0:
                 writer.writeheader()
@@ -84,7 +84,7 @@ class TensorBoard(TensorBoardLogger):
     def embed(self, vectors: Tensor, labels: list[str]) -> None:
         """The rows of `vectors`, (n, C), for the Projector tab; the files that TensorBoard reads, and no events."""
         folder = Path(self.save_dir) / PLUGIN
-        with writing(folder):
+        with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             rows = ("\t".join(f"{x:.4g}" for x in row) for row in vectors.tolist())
             about = 'embeddings { tensor_name: "wte" tensor_path: "vectors.tsv" metadata_path: "tokens.tsv" }'

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gptlab.distributed import processes, strategies
 from gptlab.runs.identity import does, flatten
 from gptlab.system import accelerator
-from gptlab.system.files import writing
+from gptlab.system.files import explain_write_errors
 from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Lengths, Patience
 from gptlab.training.callbacks.curves import Curves
 from gptlab.training.callbacks.diagnostics import Diagnostics
@@ -45,7 +45,7 @@ def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Seque
         accelerator=settings.trainer.accelerator,
         devices=place.processes_here,
         num_nodes=place.machines,
-        strategy=strategies.build(place.strategy, place.world_size),
+        strategy=strategies.build_strategy(place.strategy, place.world_size),
         precision=PRECISIONS[place.precision],  # type: ignore[arg-type]
         max_steps=settings.trainer.max_steps,
         max_epochs=-1,
@@ -137,7 +137,7 @@ def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> N
         except Exception as error:
             strategies.end_children(trainer)
             if isinstance(error, OSError) and error.errno in REFUSED:
-                with writing(run_dir):
+                with explain_write_errors(run_dir):
                     raise
             raise
         finally:

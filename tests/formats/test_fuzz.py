@@ -295,7 +295,7 @@ def make_run(folder: Path) -> None:
     (path / "metrics.csv").unlink()
     (path / "environment.json").unlink()
     text, summary = (path / "config.yaml").read_text(), json.loads((path / "summary.json").read_text())
-    (path / "config.yaml").write_text(files.sealed(text))
+    (path / "config.yaml").write_text(files.seal(text))
     files.write_json(path / "summary.json", summary)
 
 

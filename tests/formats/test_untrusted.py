@@ -374,9 +374,9 @@ def test_a_broken_download_of_the_hub_is_noticed(tmp_path: Path, monkeypatch: py
         huggingface.download("gpt2")
 
 
-def sealed(tmp_path: Path) -> Path:
+def seal(tmp_path: Path) -> Path:
     run = fake_run(tmp_path / "run", 1.25)
-    (run / "config.yaml").write_text(files.sealed((run / "config.yaml").read_text()))
+    (run / "config.yaml").write_text(files.seal((run / "config.yaml").read_text()))
     files.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()))
     return run
 
@@ -400,7 +400,7 @@ def edit(file: Path, old: str, new: str) -> None:
     ],
 )
 def test_a_run_that_was_changed_is_left_out_with_its_reason(tmp_path: Path, file: str, old: str, new: str) -> None:
-    run = sealed(tmp_path)
+    run = seal(tmp_path)
     assert records.read_run(run).summary["val/loss"] == 1.25
     edit(run / file, old, new)
     with pytest.raises(UserError, match=f"^{file} has changed since gptlab wrote it"):
@@ -413,7 +413,7 @@ def test_a_run_that_was_changed_is_left_out_with_its_reason(tmp_path: Path, file
 
 
 def test_who_deletes_the_seal_lets_a_change_count(tmp_path: Path) -> None:
-    run = sealed(tmp_path)
+    run = seal(tmp_path)
     edit(run / "config.yaml", "n_head: 4", "n_head: 8")
     (run / "config.yaml").write_text((run / "config.yaml").read_text().partition("\n")[2])
     lines = (run / "summary.json").read_text().replace("1.25", "1.15").partition("\n")[2]

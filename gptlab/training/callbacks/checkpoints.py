@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptlab.distributed.processes import requeue
 from gptlab.formats import checkpoint
-from gptlab.system.files import sync, writing
+from gptlab.system.files import explain_write_errors, sync
 from gptlab.training.callbacks.nonfinite import check_finite
 from gptlab.training.callbacks.weight_average import with_averaged_weights
 from gptlab.training.module import LMModule
@@ -43,7 +43,7 @@ class Lengths(L.Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        with writing(self.run_dir):
+        with explain_write_errors(self.run_dir):
             for path in (*appended(self.run_dir), self.run_dir):
                 sync(path)
         checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
@@ -144,7 +144,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         last, step = self.folder / "last.ckpt", trainer.global_step
         if trainer.is_global_zero and self.keep > 1 and self._last_step is not None:
-            with writing(self.folder):
+            with explain_write_errors(self.folder):
                 _name_also(last, checkpoint.step_file(self.folder, self._last_step))
         with with_averaged_weights(trainer):
             trainer.save_checkpoint(last)

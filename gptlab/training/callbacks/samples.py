@@ -15,7 +15,7 @@ from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.system.errors import quoted
-from gptlab.system.files import writing
+from gptlab.system.files import explain_write_errors
 from gptlab.system.terminal import harmless
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
@@ -59,7 +59,7 @@ class Samples(L.Callback):
         with trainer.precision_plugin.val_step_context():
             ids += [int(tokens) for tokens, _ in generate(context, self.tokens, self.sampling, [generator])]
         text = harmless(tokenizer.decode(ids))
-        with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
+        with explain_write_errors(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(f"--- step {step}\n{text}\n")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):

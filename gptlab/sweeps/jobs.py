@@ -1,4 +1,4 @@
-"""One job of a sweep: a run in a folder that is named by what it varies and a hash of its config, and its state."""
+"""One job of a sweep: a run in a folder that is named by the keys it varies and by a hash of its config."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from gptlab.runs import directory
 from gptlab.system.files import explain_write_errors, write_json
 
-Point = dict[str, str]  # what a job varies: the key of an override -> its value, as typed
-LOG = "job.log"  # what the child prints, to be read when it has failed
+Point = dict[str, str]  # the overrides that a job varies: key -> value, as typed
+LOG = "job.log"  # the output of the job's process
 
 
-def folder(root: Path, point: Point, names: dict[str, str], config_hash: str) -> Path:
-    """Where the job lies: below `root`, under whatever name a job with this config has there already.
+def job_folder(root: Path, point: Point, names: dict[str, str], config_hash: str) -> Path:
+    """Return the job's folder below `root`: an existing one with this config hash, whatever its name, or a new one.
 
-    The name holds nothing that a shell or Hydra's command line would take apart.
+    The name has no characters that a shell or Hydra's command line would interpret.
     """
     if root.is_dir():
         for path in root.iterdir():
             if path.name.endswith(f"+{config_hash}"):
                 return path
-    parts = [f"{names[key]}-{point[key]}" for key in sorted(point, key=lambda key: key == "seed")]  # that last
+    parts = [f"{names[key]}-{point[key]}" for key in sorted(point, key=lambda key: key == "seed")]  # seed last
     if all(key == "seed" for key in point):
         parts.insert(0, "baseline")
     name = "+".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
@@ -35,9 +35,11 @@ def folder(root: Path, point: Point, names: dict[str, str], config_hash: str) ->
 
 @dataclass(frozen=True, eq=False)
 class Job:
+    """A run of a sweep: the values it varies, its command line and its folder."""
+
     point: Point
     words: tuple[str, ...]
-    """Its command line, but for its folder."""
+    """The job's command line without its folder."""
     dir: Path
     max_steps: int
 
@@ -50,11 +52,11 @@ class Job:
         return self.dir.name.rpartition("+")[2]
 
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run says of itself; None if it has not finished."""
+        """Return the run's summary; None if it has not finished."""
         return directory.read_summary(self.dir)
 
     def command(self) -> list[str]:
-        """Goes on where the job was cut off, if it had come to a checkpoint."""
+        """Return the command that runs the job, or resumes it if it has a checkpoint."""
         place = "'" + str(self.dir).replace("\\", "\\\\").replace("'", "\\'") + "'"
         if directory.has_checkpoint(self.dir):
             moved = [word for word in self.words if word.lstrip("+").startswith(("data.dir=", "data.cache_dir="))]
@@ -64,28 +66,32 @@ class Job:
         return [sys.executable, "-m", "gptlab.train", *words, "hydra.mode=RUN"]
 
     def prepare(self, about: dict[str, Any]) -> None:
-        """Make the folder ready for a start; `about` the sweep goes into job.json, for the report.
+        """Prepare the folder for a start.
+
+        Args:
+            about: the sweep's name and baseline; job.json keeps them for the report.
 
         Raises:
-            UserError: another process is in it, or it cannot be written.
+            UserError: another process uses the folder, or it cannot be written.
         """
         with explain_write_errors(self.dir):
             self.dir.mkdir(parents=True, exist_ok=True)
         with directory.locked(self.dir), explain_write_errors(self.dir):
-            if not directory.has_checkpoint(self.dir):  # the beginning of a run that cannot go on
+            if not directory.has_checkpoint(self.dir):  # leftovers of a run that cannot be resumed
                 for path in self.dir.iterdir():
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
                     elif path.name != directory.LOCK:
                         path.unlink()
-            (self.dir / "summary.json").unlink(missing_ok=True)  # a broken one
+            (self.dir / "summary.json").unlink(missing_ok=True)  # an unreadable one
         self.describe(about)
 
     def describe(self, about: dict[str, Any]) -> None:
+        """Write job.json: `about` the sweep, and what this job varies."""
         write_json(self.dir / "job.json", {**about, "overrides": self.point})
 
     def rows(self) -> list[dict[str, str]]:
-        """The curves so far; a row that is being written is left out."""
+        """Return the rows of metrics.csv so far, without a row that is still being written."""
         path = self.dir / "metrics.csv"
         if not path.is_file():
             return []
@@ -93,7 +99,7 @@ class Job:
             return [row for row in csv.DictReader(file) if row.get("step") and None not in row.values()]
 
     def last_lines(self, most: int = 8) -> list[str]:
-        """The end of what the child has printed."""
+        """Return the last `most` lines of the job's output that are not blank."""
         path = self.dir / LOG
         if not path.is_file():
             return []

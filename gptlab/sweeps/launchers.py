@@ -1,4 +1,4 @@
-"""Where a sweep's jobs run: as processes on this machine, or through SLURM. A job is a command line in any case."""
+"""Launch a sweep's jobs as processes on this machine or through SLURM; a job is a command line in both cases."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gptlab.system.machine import cores, gpus
 
 
 class Handle(Protocol):
-    """A job that was started."""
+    """A job that has been started."""
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return the job's exit code; None while it runs."""
 
     def stop(self, number: int) -> None:
-        """Send it a signal."""
+        """Send signal `number` to the job."""
 
 
 class RunningElsewhere:
-    """A job that another process is at: a sweep that was killed has left it running, or another one has started it."""
+    """A job that another process runs: a killed sweep left it running, or another sweep has started it."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -37,12 +37,12 @@ class RunningElsewhere:
         return None if directory.in_use(self.job.dir) else 0
 
     def stop(self, number: int) -> None:
-        """It is not ours to stop."""
+        """Do nothing: the other process decides."""
 
 
 @dataclass
 class JobProgress:
-    """How far a job has come."""
+    """The state of a job and the latest values of its curves; losses in nats per token."""
 
     state: str = "waiting"  # then running, finished, failed, pruned, stopped
     handle: Handle | None = None
@@ -57,6 +57,8 @@ class JobProgress:
 
 
 class LocalHandle:
+    """A process on this machine; its slot returns to `free` when it has ended."""
+
     def __init__(self, process: subprocess.Popen[bytes], slot: int, free: list[int]) -> None:
         self.process = process
         self.slot: int | None = slot
@@ -75,15 +77,15 @@ class LocalHandle:
 
 
 class Local:
-    """Processes on this machine, which share its cores, and each of which has GPUs of its own where there are several.
+    """Run jobs as processes on this machine, which share its cores; with several GPUs each job gets its own.
 
-    Each leads a process group: what the terminal sends to the sweep, Ctrl-C above all, reaches a job only through it,
-    and a sweep that is killed leaves its jobs to finish.
+    Each job leads a process group: signals from the terminal, such as Ctrl-C, reach it only through the sweep, and
+    when a sweep is killed its jobs finish.
 
     Args:
-        jobs: at once; None: as many as there are GPUs for, on a CPU one.
-        devices: GPUs of one job.
-        on_gpu: whether the jobs use GPUs at all.
+        jobs: how many run at once; None: as many as the GPUs allow, or one on a CPU.
+        devices: the number of GPUs of one job.
+        on_gpu: whether the jobs use GPUs.
     """
 
     def __init__(self, jobs: int | None, devices: int = 1, on_gpu: bool = False) -> None:
@@ -93,7 +95,7 @@ class Local:
         self._free = list(range(self.jobs))
 
     def environment(self, slot: int) -> dict[str, str]:
-        """What a job's process sees: its share of the cores and its GPUs."""
+        """Return the environment of the process in `slot`, with its share of the cores and its GPUs."""
         added = {}
         if self.jobs > 1:
             added["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.jobs)))
@@ -116,14 +118,14 @@ class Local:
 
 
 def run_logged(job: Job, log: Path) -> int:
-    """On the cluster's machine: run the job there, with its output in `log`; returns its exit code.
+    """Run the job, on the cluster's machine, with its output in `log`; returns its exit code.
 
-    It may have waited in the queue since a sweep that was killed, while a later one has finished the job or begun it.
+    A job that a killed sweep left in the queue may have been finished or started by a later sweep.
     """
     if job.summary():
         return 0
 
-    def keep_going() -> None:  # submitit's early warning would end a process that does not know it
+    def keep_going() -> None:  # submitit's early warning would end a process without a handler
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     with log.open("ab") as file:
@@ -131,6 +133,8 @@ def run_logged(job: Job, log: Path) -> int:
 
 
 class SlurmHandle:
+    """A job in SLURM's queue."""
+
     def __init__(self, job: Any) -> None:
         self.job = job
 
@@ -144,15 +148,15 @@ class SlurmHandle:
 
 
 class Slurm:
-    """SLURM's queue, by submitit (https://github.com/facebookincubator/submitit).
+    """Run jobs in SLURM's queue, through submitit (https://github.com/facebookincubator/submitit).
 
     Args:
-        jobs: at once; None: all.
-        parameters: submitit's own, without "slurm_" before the names: partition, time (minutes), gpus_per_node, ...
-        cluster: slurm, or local to try the same without one.
+        jobs: how many are queued at once; None: all.
+        parameters: submitit's parameters without the prefix "slurm_": partition, time (minutes), gpus_per_node, ...
+        cluster: "slurm", or "local" to try the same without a cluster.
 
     Raises:
-        UserError: submitit or SLURM is not there, or a parameter that they do not know.
+        UserError: submitit or SLURM is not installed, or does not know a parameter.
     """
 
     def __init__(self, jobs: int | None, folder: Path, parameters: Mapping[str, Any], cluster: str = "slurm") -> None:

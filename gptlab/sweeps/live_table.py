@@ -1,4 +1,4 @@
-"""A sweep on a terminal while it runs: a table of its jobs, or a line when one starts and ends."""
+"""Show a running sweep on a terminal: a live table of its jobs, or a line whenever one starts or ends."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from gptlab.system import terminal
 
 
 class Plan(Protocol):
+    """The part of a sweep's plan that is shown."""
+
     total: int
 
 
 class Jobs(Protocol):
-    """What is shown of a sweep."""
+    """The parts of a sweep that are shown."""
 
     progress: dict[Job, JobProgress]
     signal: int | None
@@ -38,13 +40,13 @@ class Jobs(Protocol):
 
 
 class LiveTable:
-    """A live table on a terminal; a line when a job starts and ends where the output goes elsewhere."""
+    """A live table on a terminal; elsewhere a line whenever a job starts or ends."""
 
     def __init__(self, sweep: Jobs) -> None:
         self.sweep = sweep
         self.console = Console(highlight=False)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self._told: dict[Job, str] = {}
+        self._printed: dict[Job, str] = {}
 
     def __enter__(self) -> LiveTable:
         if self.live:
@@ -59,7 +61,7 @@ class LiveTable:
     def update(self) -> None:
         try:
             self.show()
-        except OSError:  # the terminal was closed, or what read our lines: the jobs are not to suffer for it
+        except OSError:  # the terminal or the reader of a pipe is gone: the jobs must not fail for it
             self.live, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115, PTH123
 
     def show(self) -> None:
@@ -67,8 +69,8 @@ class LiveTable:
             self.live.update(Group(*self.content()), refresh=True)
             return
         for number, (job, progress) in enumerate(self.sweep.progress.items(), start=1):
-            if self._told.get(job) != progress.state:
-                self._told[job] = progress.state
+            if self._printed.get(job) != progress.state:
+                self._printed[job] = progress.state
                 loss = "" if progress.val_loss is None else f", val/loss {progress.val_loss:.4f}"
                 print(f"{number}/{self.sweep.plan.total} {job.name}: {self.state(job)}{loss}", flush=True)
 
@@ -78,7 +80,7 @@ class LiveTable:
         return "running elsewhere" if elsewhere else progress.state
 
     def content(self) -> Iterator[Any]:
-        """The summary line, and a row a job: those that run or failed, and as many of the newest as fit."""
+        """Yield the summary line and the table: running and failed jobs, and as many of the newest others as fit."""
         sweep = self.sweep
         counts = [(len(sweep.having(state)), state) for state in ("finished", "running", "pruned", "failed")]
         line = ", ".join(f"{count} {state}" for count, state in counts if count or state in ("finished", "running"))

@@ -1,4 +1,4 @@
-"""Which runs a sweep makes: every combination, one factor at a time, or what a search asks for next."""
+"""Plan the runs of a sweep: every combination, one factor at a time, or whatever a search proposes next."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Axis:
 
     key: str
     values: tuple[str, ...] = ()
-    """As typed; of an interval none."""
+    """The values as typed; empty for an interval."""
     low: float = math.nan
     high: float = math.nan
     log: bool = False
@@ -34,13 +34,13 @@ class Axis:
 
 
 def grid(axes: list[Axis]) -> list[Point]:
-    """Every combination; the last axis varies fastest."""
+    """Return every combination of values; the last axis varies fastest."""
     keys = [axis.key for axis in axes]
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(axis.values for axis in axes))]
 
 
 def one_at_a_time(axes: list[Axis]) -> list[Point]:
-    """The baseline, which changes nothing, and each value of each axis alone; all of them with every seed."""
+    """Return the baseline, which changes nothing, and each value of each axis alone; each of these with every seed."""
     changes: list[Point] = [{}]
     changes += [{axis.key: value} for axis in axes if axis.key != "seed" for value in axis.values]
     seeds = grid([axis for axis in axes if axis.key == "seed"])
@@ -48,7 +48,7 @@ def one_at_a_time(axes: list[Axis]) -> list[Point]:
 
 
 class FixedPlan:
-    """Jobs that are known from the beginning."""
+    """A plan whose jobs are all known from the start."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -56,30 +56,30 @@ class FixedPlan:
         self._next = iter(jobs)
 
     def ask(self) -> Job | None:
-        """The next job to run; None if there is none."""
+        """Return the next job to run; None if there is none."""
         return next(self._next, None)
 
     def hopeless(self, job: Job) -> bool:
-        """Whether a running job is to be stopped for its validation curve."""
+        """Return whether a running job should be stopped because of its validation curve."""
         return False
 
     def tell(self, job: Job, state: str, loss: float | None) -> None:
-        """How a job has ended, finished, pruned or failed, and its last loss."""
+        """Record how a job ended (finished, pruned or failed) and its last val/loss."""
 
     def closing_words(self) -> str:
         return ""
 
 
 class Search:
-    """Optuna's (Akiba et al. 2019, https://arxiv.org/abs/1907.10902): a tree-structured Parzen estimator proposes.
+    """A search by Optuna's tree-structured Parzen estimator (Akiba et al. 2019, https://arxiv.org/abs/1907.10902).
 
-    The study lies in `folder`, so that the same command goes on with it: trials that were cut off run to their end
-    first. A trial whose validation curve is worse than the median of the others' at the same step is stopped.
+    The study is kept in `folder`, so that the same command continues it, interrupted trials first. With `prune` a trial
+    is stopped if its validation loss is worse than the median of the other trials at the same step.
 
     Args:
-        name: of the study, the same for all that searches the same over the same axes.
-        trials: finished or pruned ones to reach, over all commands.
-        make: a job of a point.
+        name: the name of the study, equal for searches of the same config over the same axes.
+        trials: how many finished or pruned trials to reach, over all commands.
+        make: returns the job of a point.
 
     Raises:
         UserError: optuna is not installed.
@@ -114,7 +114,7 @@ class Search:
         )
         states = optuna.trial.TrialState
         past = self.study.get_trials(deepcopy=False)
-        # What has been drawn before is not to be drawn again.
+        # A different seed for each command, so that it does not propose the same points again.
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
         self._cut_off = [trial for trial in past if trial.state == states.RUNNING]
         ended = sum(trial.state in (states.COMPLETE, states.PRUNED) for trial in past)
@@ -157,15 +157,17 @@ class Search:
     def tell(self, job: Job, state: str, loss: float | None) -> None:
         from optuna.trial import TrialState
 
-        self.hopeless(job)  # reports the last points
+        self.hopeless(job)  # reports the last points of the curve
         ended = TrialState.COMPLETE if state == "finished" else TrialState.PRUNED
-        if state == "failed" and not self._reported[job]:  # else it may have diverged, which the search is to learn
+        if (
+            state == "failed" and not self._reported[job]
+        ):  # with a curve it may have diverged, which the search should learn
             ended = TrialState.FAIL
         value = loss if state == "finished" else None
         self.study.tell(self._trials.pop(job), value, ended, skip_if_finished=True)
 
     def closing_words(self) -> str:
-        """What the search has found."""
+        """Return the best trial in words; nothing if no trial has finished."""
         from optuna.trial import TrialState
 
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

@@ -1,4 +1,4 @@
-"""Many runs as one command: each job a child process, started once, gone on with where it was cut off, shown live."""
+"""Run a sweep: each job is a child process, which is resumed where it was interrupted, and progress is shown live."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class SweepConfig:
+    """The config group `sweep`, checked.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
     axes: dict[str, Any]
     method: str
     dir: str
@@ -47,10 +53,10 @@ class SweepConfig:
 
 @dataclass
 class Sweep:
-    """Runs what `plan` asks for, at most `launcher.jobs` at once, until nothing is left or a signal comes.
+    """Runs the jobs of `plan`, at most `launcher.jobs` at once, until none is left or a signal comes.
 
     Args:
-        about: what the report must know of the sweep: its name and its baseline.
+        about: the sweep's name and baseline, which the report needs.
     """
 
     plan: FixedPlan | Search
@@ -61,7 +67,7 @@ class Sweep:
     signal: int | None = None
 
     def run(self) -> None:
-        """Returns when all jobs have ended, or, after a signal, when those that ran have saved and stopped."""
+        """Run until all jobs have ended or, after a signal, until the running ones have saved and stopped."""
         with self.listening(), LiveTable(self) as view:
             try:
                 self.fill()
@@ -71,8 +77,8 @@ class Sweep:
                     for job in self.running():
                         self.look(job)
                     self.fill()
-            except BaseException:  # e.g. a folder that cannot be written: leave nothing running behind
-                if self.signal is None:  # a run takes a second one for haste
+            except BaseException:  # e.g. a folder that cannot be written: leave no job running
+                if self.signal is None:  # a second signal would make a run stop without saving
                     self.stop(signal.SIGINT)
                 raise
 
@@ -96,6 +102,7 @@ class Sweep:
                 self.start(job)
 
     def start(self, job: Job) -> None:
+        """Start a job, unless another process runs it already."""
         progress = self.progress[job]
         progress.state = "running"
         try:
@@ -105,13 +112,13 @@ class Sweep:
             if not directory.in_use(job.dir):
                 raise
             progress.handle = RunningElsewhere(job)
-        if self.signal is not None:  # it came while the job was being started
+        if self.signal is not None:  # the signal came while the job was being started
             progress.handle.stop(signal.SIGINT)
         self.read(job)
         progress.first_step = progress.step
 
     def read(self, job: Job) -> None:
-        """What the job's curves say."""
+        """Update the progress of a job from its curves."""
         progress = self.progress[job]
         for row in job.rows():
             progress.step = int(row["step"])
@@ -120,7 +127,7 @@ class Sweep:
                 progress.best = min(progress.val_loss, progress.best or progress.val_loss)
 
     def look(self, job: Job) -> None:
-        """See how a running job goes on, and whether it has ended."""
+        """Update the progress of a running job, and handle its end."""
         progress = self.progress[job]
         assert progress.handle is not None
         elsewhere = isinstance(progress.handle, RunningElsewhere)
@@ -132,7 +139,7 @@ class Sweep:
         if code is None:
             if not progress.hopeless and self.plan.hopeless(job):
                 progress.hopeless = True
-                progress.handle.stop(signal.SIGTERM)  # once: a run takes the second for haste
+                progress.handle.stop(signal.SIGTERM)  # once: a second would make it stop without saving
         elif summary := job.summary():
             self.end(job, "finished", summary)
         elif self.signal is not None:
@@ -140,12 +147,13 @@ class Sweep:
         elif progress.hopeless:
             self.end(job, "pruned")
         elif elsewhere or directory.in_use(job.dir):
-            self.start(job)  # it was cut off there, or is run by somebody who came between
+            self.start(job)  # it was interrupted there, or another process has just started it
         else:
             progress.code = code
             self.end(job, "failed")
 
     def end(self, job: Job, state: str, summary: dict[str, Any] | None = None) -> None:
+        """Record that a job has ended, and tell the plan."""
         progress = self.progress[job]
         progress.state = state
         if summary:
@@ -154,13 +162,14 @@ class Sweep:
         self.plan.tell(job, state, progress.val_loss)
 
     def stop(self, number: int) -> None:
+        """Send signal `number` to all running jobs."""
         for job in self.running():
             if handle := self.progress[job].handle:
                 handle.stop(number)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """The first signal lets the jobs finish their steps and save; the second ends them at once."""
+        """Handle signals: the first lets the jobs finish their steps and save, the second kills them."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             again, self.signal = self.signal is not None, number
@@ -176,7 +185,7 @@ class Sweep:
                 signal.signal(number, handler)
 
     def seconds_left(self) -> float | None:
-        """From the steps that were made since the sweep began; None before there are any."""
+        """Estimate the seconds left from the steps made since the sweep started; None before the first step."""
         spent = sum(progress.seconds for progress in self.progress.values())
         made = sum(p.step - p.first_step for p in self.progress.values() if p.handle is not None)
         if not made:
@@ -189,7 +198,7 @@ class Sweep:
 
 
 def closing_words(sweep: Sweep) -> str:
-    """Why jobs have failed, by their last lines; what a search has found."""
+    """Return the last lines of failed jobs, and the result of a search."""
     parts = []
     for job in sweep.having("failed"):
         code = sweep.progress[job].code
@@ -202,6 +211,6 @@ def closing_words(sweep: Sweep) -> str:
 
 
 def report_command(sweep: Sweep) -> list[str]:
-    """The report over the jobs that have finished; files go to the sweep's folder."""
+    """Return the command that reports on the finished jobs; its files go to the sweep's folder."""
     folders = [str(job.dir) for job in sweep.having("finished")]
     return [sys.executable, "-m", "gptlab.report", *folders, "--out", str(sweep.dir / "report")]

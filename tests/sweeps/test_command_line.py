@@ -174,7 +174,7 @@ def test_truth_is_written_as_it_is_typed() -> None:
 
 
 def test_an_axis_in_a_file_is_as_if_typed() -> None:
-    assert [command_line.as_typed(value) for value in (None, True, 3, "1,2", [4, None])] == [
+    assert [command_line.typed_values(value) for value in (None, True, 3, "1,2", [4, None])] == [
         "null",
         "true",
         "3",

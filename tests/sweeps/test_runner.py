@@ -254,11 +254,11 @@ def test_folders_read_well_and_a_config_has_one_only(tmp_path: Path) -> None:
     names = identity.short_names(["model.n_head", "+trainer.x", "data.x", "optim.name", "seed"])
     assert list(names.values()) == ["n_head", "trainer.x", "data.x", "optim", "seed"]
     point = {"model.n_head": "4", "data.x": "'a b/c,=d'", "seed": "1"}
-    path = jobs.folder(tmp_path, point, names, "0123abcd")
+    path = jobs.job_folder(tmp_path, point, names, "0123abcd")
     assert path.name == "n_head-4+data.x-_a_b_c_d_+seed-1+0123abcd"
     path.mkdir()
-    assert jobs.folder(tmp_path, {"model.n_head": "4"}, names, "0123abcd") == path  # told otherwise, the same run
-    assert jobs.folder(tmp_path, {"seed": "1"}, names, "ffffffff").name == "baseline+seed-1+ffffffff"
+    assert jobs.job_folder(tmp_path, {"model.n_head": "4"}, names, "0123abcd") == path  # told otherwise, the same run
+    assert jobs.job_folder(tmp_path, {"seed": "1"}, names, "ffffffff").name == "baseline+seed-1+ffffffff"
 
 
 def search(root: Path, trials: int, loss: Any, prune: bool = False, name: str = "a") -> Sweep:

@@ -82,9 +82,6 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-# The command line
-
-
 def child(args: argparse.Namespace) -> None:
     """Measure one side; what it refuses is told to the parent."""
     parent = Parent() if directory.first_process() else None
@@ -122,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = checked(args)
     notes = Console(stderr=True, highlight=False, style="dim", quiet=not sys.stderr.isatty())
-    measure, steps = (comparison.compare_training, STEPS)
+    measure, steps = comparison.compare_training, STEPS
     if args.sampling:
         measure, steps = comparison.compare_generation, TOKENS
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the other processes are ended

@@ -11,8 +11,6 @@ import argparse
 import csv
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -43,18 +41,15 @@ Point = tuple[float, float]
 
 
 def record_preset(name: str) -> list[Point]:
-    """Train an experiment, with nothing prepared and nothing compiled before."""
+    """Train an experiment; the points of its validations, by its log."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gptlab.train", f"experiment={name}", *RUNS[name]]
-        command += [f"hydra.run.dir={folder}/run", f"data.cache_dir={folder}/cache"]
-        start = datetime.now()
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        start = datetime.now().timestamp()
+        time_to_loss.train_cold(folder, f"experiment={name}", *RUNS[name])
         log = Path(folder, "run", "train.log").read_text()
     found = []
     for clock, thousandths, loss in VALIDATED.findall(log):
         at = datetime.fromisoformat(clock).timestamp() + int(thousandths) / 1000
-        found.append((at - start.timestamp(), float(loss)))
+        found.append((at - start, float(loss)))
     return found
 
 

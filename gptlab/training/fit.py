@@ -14,10 +14,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from gptlab.runs.directory import write_config
+from gptlab.runs.directory import first_process, write_config
 from gptlab.runs.environment import environment
 from gptlab.system.errors import UserError
 from gptlab.system.files import explain_write_errors, write_json
@@ -77,17 +76,13 @@ def fit_once(
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Let the first of several processes speak for all; the others' errors are heard all the same."""
+    before = logging.root.manager.disable
     try:
-        if rank() != 0:
+        if not first_process():
             logging.disable(logging.WARNING)
         yield
     finally:
-        logging.disable(logging.NOTSET)
-
-
-def rank() -> int:
-    """The number of this process among those of the run, before and after there is a Trainer."""
-    return getattr(rank_zero_only, "rank", 0)
+        logging.disable(before)
 
 
 class MicroBatches:
@@ -110,7 +105,15 @@ class MicroBatches:
             )
         if place.kind == "cpu":
             keep_freed_memory()
-        self.sizes = [first_micro_batch_size(settings, place)]
+        self.sizes = [self._first_size()]
+
+    def _first_size(self) -> int | None:
+        """The size that is tried first; None: all at once."""
+        if not self.auto:
+            return self.settings.data.micro_batch_size
+        if self.place.kind == "cpu" and self.share:
+            return rows_that_fit_caches(self.share, self.settings.model.get("block_size") or 1024)
+        return self.share
 
     def __iter__(self) -> Iterator[Settings]:
         for size in self.sizes:  # which grows meanwhile
@@ -145,17 +148,6 @@ class MicroBatches:
         torch.cuda.empty_cache()
 
 
-def first_micro_batch_size(settings: Settings, place: Placement) -> int | None:
-    """Where `data.micro_batch_size` is auto, the size that is tried first; None: all at once."""
-    size = settings.data.micro_batch_size
-    if size != "auto":
-        return size
-    share = settings.data.batch_size // place.world_size
-    if place.kind == "cpu" and share:
-        return rows_that_fit_caches(share, settings.model.get("block_size") or 1024)
-    return share
-
-
 def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     """Say what is run, and let the run's folder hold it: its config, its environment, no more of its past than `start`.
 
@@ -176,7 +168,7 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     if start is not None:
         log.info("going on after step %d", start.step)
     log.info("%s: %s", run.settings.optim.name, groups)
-    if rank() != 0:
+    if not first_process():
         return
     with explain_write_errors(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)

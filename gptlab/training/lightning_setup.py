@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.profilers import Profiler
@@ -91,8 +93,6 @@ def keep_on_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
 
 def set_attribute(module: L.LightningModule, name: str, value: Any) -> None:
     """A quicker `__setattr__` for a LightningModule: Lightning sets one name forty times a step, by nn.Module's way."""
-    from torch import nn
-
     if name == "_current_fx_name":
         module.__dict__[name] = value
     else:

@@ -44,7 +44,6 @@ class Run:
 
     settings: Settings
     place: Placement
-    decided: Decided
     data: LMDataModule
     module: LMModule
 
@@ -120,7 +119,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",
     )
-    return Run(settings, place, decided, data, module)
+    return Run(settings, place, data, module)
 
 
 def seed_torch(settings: Settings) -> None:

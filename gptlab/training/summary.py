@@ -78,8 +78,8 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         "config_hash": config_hash(run.config, data.sha256),
         "run_dir": str(run_dir),
     }
-    if (name := run.settings.trainer.baseline) is not None and trainer.is_global_zero:
-        summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
     if trainer.is_global_zero:
+        if (name := run.settings.trainer.baseline) is not None:
+            summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
         write_json(run_dir / "summary.json", summary)
     return summary

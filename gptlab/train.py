@@ -116,9 +116,9 @@ def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
     lightning_setup.import_lightning()
     from gptlab.formats import checkpoint
-    from gptlab.training.resume import newest
+    from gptlab.training.resume import newest_checkpoint
 
-    found = newest(run_dir)
+    found = newest_checkpoint(run_dir)
     return found and (found[0], found[1][checkpoint.KEY]["config"])
 
 

@@ -44,7 +44,9 @@ def test_a_hook_that_the_module_has_is_called_each_step(
 ) -> None:
     Recorder, calls = recorder(LMModule, hook)
     made: list[LMModule] = []
-    monkeypatch.setattr("gptlab.training.run.LMModule", lambda *args: made.append(Recorder(*args)) or made[-1])
+    monkeypatch.setattr(
+        "gptlab.training.run.LMModule", lambda *args, **how: made.append(Recorder(*args, **how)) or made[-1]
+    )
     fit.fit(compose(*QUICK), tmp_path)
     assert calls == [hook] * 3
     assert left_out(made[0]) == [other for other in HOOKS_OF_A_STEP if other != hook]

@@ -85,7 +85,8 @@ def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None
     if "hydra.mode=RUN" in words or not named or flags & set(INFORMATION):
         return None
     if flags:
-        raise UserError(f"{min(flags, key=words.index)}: does not go with a sweep")
+        first = next(flag for word in words if (flag := word.partition("=")[0]) in flags)
+        raise UserError(f"{first}: does not go with a sweep")
     return config_dir, [word for word in words if word not in many]
 
 

@@ -24,7 +24,6 @@ from gptlab.sweeps.launchers import JobProgress, Local, Slurm
 from gptlab.sweeps.live_table import LiveTable
 from gptlab.sweeps.plans import Axis, FixedPlan, Search
 from gptlab.sweeps.runner import Sweep, closing_words
-from gptlab.system import machine
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from tests.conftest import ROOT
@@ -173,7 +172,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 
 def test_cores_are_shared_out_and_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: 11)
+    monkeypatch.setattr(launchers, "cores", lambda: 11)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     four = Local(None, 1, on_gpu=True)

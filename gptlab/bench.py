@@ -1,6 +1,6 @@
 """`python -m gptlab.bench [group=choice ...] [key=value ...]`: how fast a run is, and what its time goes into.
 
-Only light imports stand up here: this process gives turns to others, which measure.
+Only light imports stand at the top: this process gives turns to others, which measure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from gptlab.benchmarks import comparison
 from gptlab.benchmarks.alternation import Parent
 from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEPS, TOKENS
-from gptlab.benchmarks.show import show
+from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory
 from gptlab.system.errors import UserError, command_line
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
     machine = comparison.machine_facts(found["device"], found.get("data_sha256"))
     found = {"format": comparison.FORMAT, "machine": machine, **found}
     if args.json is None:
-        show(found, Console(highlight=False))
+        print_results(found, Console(highlight=False))
     elif args.json == "-":
         print(json.dumps(found, indent=2))
     else:

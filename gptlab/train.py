@@ -1,6 +1,6 @@
 """`python -m gptlab.train`: Hydra composes a run from conf/, and it is trained; -m or sweep=<name> makes many runs.
 
-Only light imports stand up here: `--help`, `--cfg job` and completion answer at once.
+Only light imports stand at the top: `--help`, `--cfg job` and completion answer at once.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
     lightning_setup.import_lightning()
     from gptlab.formats import checkpoint
-    from gptlab.training.resume import newest
+    from gptlab.training.resume import newest_checkpoint
 
-    found = newest(run_dir)
+    found = newest_checkpoint(run_dir)
     return found and (found[0], found[1][checkpoint.KEY]["config"])
 
 

@@ -17,7 +17,6 @@ import torch
 
 from gptlab import bench, models
 from gptlab.benchmarks import bare_loop, comparison, gpu, plain_loop
-from gptlab.benchmarks.alternation import Child
 from gptlab.benchmarks.gpu import Measurement
 from gptlab.benchmarks.measured_run import OPTIM, PARTS
 from gptlab.formats import checkpoint
@@ -186,10 +185,9 @@ sys.stdin.read()
 BENCH = f"""
 import sys
 from gptlab import bench
-from gptlab.benchmarks.alternation import Child
-from gptlab.benchmarks import alternation, comparison
+from gptlab.benchmarks import comparison
 waiting = [sys.executable, "-c", {WAITING!r}, "pid"]
-comparison.our_child = lambda name, words, folder: alternation.Child(name, waiting, folder)
+comparison.our_child = lambda name, words, folder: comparison.Child(name, waiting, folder)
 bench.main(sys.argv[1:])
 """
 
@@ -219,7 +217,9 @@ def test_a_side_that_dies_is_named_with_its_last_words(
     command: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = ["-c", "import sys; sys.exit('no more memory')"]
-    monkeypatch.setattr(comparison, "our_child", lambda name, _, folder: Child(name, [sys.executable, *dying], folder))
+    monkeypatch.setattr(
+        comparison, "our_child", lambda name, _, folder: comparison.Child(name, [sys.executable, *dying], folder)
+    )
     assert_refused(command("bench", *overrides), "the process of gptlab has ended, with exit code 1", "no more memory")
 
 
@@ -294,7 +294,7 @@ def test_the_plain_model_has_the_rates_of_its_config() -> None:
 
 def test_the_plain_generation_continues(config: GPTConfig) -> None:
     idx = torch.randint(29, (3, 7))
-    text = plain_loop.continued(plain_loop.PlainGPT(config).eval(), idx, 17)
+    text = plain_loop.generate_without_cache(plain_loop.PlainGPT(config).eval(), idx, 17)
     assert text.shape == (3, 7 + 17)
     assert torch.equal(text[:, :7], idx)
 
@@ -324,9 +324,9 @@ def test_the_time_to_a_loss_is_that_of_the_first_validation_below_it(
 ) -> None:
     with (trained / "metrics.csv").open(newline="") as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
-    assert gpu.reached(trained)["seconds"] is None
+    assert gpu.time_to_goal(trained)["seconds"] is None
     monkeypatch.setattr(gpu, "GOAL", float(validations[1]["val/loss"]))
-    found = gpu.reached(trained)
+    found = gpu.time_to_goal(trained)
     assert found["seconds"] == float(validations[1]["seconds"])
     assert found["val/loss"] == pytest.approx(float(validations[-1]["val/loss"]))
 

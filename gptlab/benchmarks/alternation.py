@@ -1,7 +1,7 @@
-"""Processes that are measured in turn, A B A B, on one machine: one works while the others wait, and use nothing.
+"""Measure processes in turn, A B A B, on one machine: one works while the others wait without using it.
 
-An order is a line of JSON on a child's standard input, its answer one on its standard output; all else that it prints
-goes into its log.
+An order is a line of JSON on a child's standard input, the answer one on its standard output; everything else that the
+child prints goes into its log.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     import torch
 
 Answer = dict[str, Any]
-LAST_LINES = 12  # of the log of a child that has died
+LAST_LINES = 12  # lines of a dead child's log that the error message shows
 
 
 class Child:
-    """A child, as its parent sees it; leads a process group, so that Ctrl-C reaches the parent alone, which ends it.
+    """A child process, as its parent sees it; it leads a process group, so that Ctrl-C reaches only the parent.
 
     Args:
-        folder: for its log, and for a cache of compiled code that is empty, so that what it compiles can be measured.
+        name: the name of the child and of its log.
+        folder: where its log and its cache of compiled code go; the cache starts empty, to measure compilation.
     """
 
     def __init__(self, name: str, command: list[str], folder: Path) -> None:
@@ -50,14 +51,14 @@ class Child:
 
     def send(self, **order: Any) -> None:
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # what it has died of is heard next
+        with suppress(BrokenPipeError):  # `receive` will report why the child died
             print(json.dumps(order), file=self.process.stdin, flush=True)
 
     def receive(self) -> Answer:
-        """Its next answer.
+        """Return the child's next answer.
 
         Raises:
-            UserError: it refuses, or has died.
+            UserError: the child refuses the order, or has died.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -71,6 +72,7 @@ class Child:
         return answer
 
     def request(self, **order: Any) -> Answer:
+        """Send an order and return its answer; raises as `receive`."""
         self.send(**order)
         return self.receive()
 
@@ -78,7 +80,7 @@ class Child:
         return self
 
     def __exit__(self, *args: Any) -> None:
-        """End it, and all that it has started; nothing of it is needed any more."""
+        """Kill the child and all processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -89,7 +91,7 @@ class Child:
 
 
 class Parent:
-    """The parent, as a child sees it. From now on what the child prints goes into its log."""
+    """The parent process, as a child sees it; from its creation on, the child's output goes into the log."""
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
@@ -99,13 +101,13 @@ class Parent:
         print(json.dumps(answer), file=self._answers, flush=True)
 
     def receive(self) -> Answer | None:
-        """The next order; None when the parent is gone."""
+        """Return the next order; None when the parent is gone."""
         line = sys.stdin.readline()
         return json.loads(line) if line else None
 
 
 class Stopwatch:
-    """Seconds between marks. A GPU is waited for at the beginning and at the end alone: until then it has its queue."""
+    """Measures seconds between marks; waits for a GPU only at the start and the end, so that its queue stays full."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -115,6 +117,7 @@ class Stopwatch:
         self.mark()
 
     def mark(self) -> None:
+        """Mark the end of a step."""
         if self.device.type != "cuda":
             self._marks.append(time.perf_counter())
             return
@@ -125,7 +128,7 @@ class Stopwatch:
         self._marks.append(event)
 
     def read(self) -> Answer:
-        """`total` seconds, and the `seconds` from mark to mark."""
+        """Return the `total` seconds and the list of `seconds` between marks."""
         wait_for(self.device)
         total = time.perf_counter() - self._begin
         pairs = zip(self._marks, self._marks[1:], strict=False)
@@ -135,7 +138,7 @@ class Stopwatch:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until all that was asked of `device` is done."""
+    """Wait until `device` has finished its queued work."""
     if device.type != "cpu":
         import torch
 
@@ -143,7 +146,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> int | None:
-    """The most bytes that this process has had: of a GPU what torch has allocated, else its resident memory."""
+    """Return this process's peak memory in bytes: allocated by torch on a GPU, else resident; None if unknown."""
     if device.type == "cuda":
         import torch
 
@@ -152,14 +155,14 @@ def memory(device: torch.device) -> int | None:
 
 
 def about_here(device: torch.device) -> Answer:
-    """What a child says of itself before its first step."""
+    """Return the facts that a child reports before its first step: memory, threads and processes."""
     import torch
 
     return {"memory_before": memory(device), "threads": torch.get_num_threads(), "processes": 1}
 
 
 def make_steps(parent: Parent, step: Callable[[], object], device: torch.device) -> None:
-    """Make steps, as many as asked for, until the parent is gone."""
+    """Make as many steps as each order asks for, and answer with their times, until the parent is gone."""
     parent.send(**about_here(device))
     while (order := parent.receive()) is not None:
         watch = Stopwatch(device)

@@ -18,13 +18,13 @@ from gptlab.training.settings import Settings
 
 
 def make_bare_steps(settings: Settings, parent: Parent) -> None:
-    """Make steps whenever the parent asks for them."""
+    """Make steps of the bare loop whenever the parent asks for them."""
     module, step = bare_step(settings)
     make_steps(parent, step, module.device)
 
 
 def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
-    """The same model, compiled alike, with the same optimizer and batches, and what makes a step in plain Python."""
+    """Return a run's module, compiled as in the run, and a function that makes one of its steps in plain Python."""
     place = placement.decide(settings)
     settings = next(iter(MicroBatches(settings, place)))
     run = assemble(settings, place)

@@ -1,4 +1,4 @@
-"""How fast a run or its generation is, beside another loop: both in turn, A B A B."""
+"""Compare the speed of a run, or of its generation, with another loop: both in turn, A B A B."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = 1
-WARMUP = 10  # steps at most before the first round
-BATCHES, PROMPT = (1, 16), 32  # of --sampling: texts at once, and tokens that they begin with
+WARMUP = 10  # at most so many steps before the first round
+BATCHES, PROMPT = (1, 16), 32  # for --sampling: batch sizes, and tokens of a prompt
 STEPS, TOKENS, ROUNDS = 20, 32, 5
 RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
 
@@ -32,13 +32,17 @@ def compare_training(
     steps: int = STEPS,
     rounds: int = ROUNDS,
 ) -> dict[str, Any]:
-    """How fast a run trains, as --json prints it.
+    """Measure how fast a run trains; returns the dict that --json prints.
 
     Args:
-        config: composed of `overrides`.
-        against: `LOOP`, `BARE` or None: measure the run alone.
-        folder: for what the processes write; it is not kept.
-        steps, rounds: optimizer steps of a round, and how many rounds each side has.
+        config: the config composed from `overrides`.
+        against: the other side, `LOOP` or `BARE`; None: measure the run alone.
+        folder: a temporary folder for the files of the processes.
+        notes: where progress is printed.
+        steps, rounds: optimizer steps in a round, and rounds of each side.
+
+    Raises:
+        UserError: a side refuses the run, or dies.
     """
     with ExitStack() as stack:
         run = stack.enter_context(our_child(RUN, overrides, folder))
@@ -87,29 +91,29 @@ def compare_training(
 
 
 def run_names(config: dict[str, Any]) -> dict[str, Any]:
-    """How the run is called."""
+    """Return the names of the run and of its compile choice."""
     return {"name": config["name"], "compile": config["compile"]["name"]}
 
 
 def our_child(name: str, overrides: list[str], folder: Path) -> Child:
-    """A process that measures our own run, or a bare loop over its parts, or its generation."""
+    """Start a process that measures our run, its bare loop or its generation; `name` is RUN, BARE or SAMPLING."""
     command = [sys.executable, "-m", "gptlab.bench", "--side", name, "--folder", str(folder / name)]
     return Child(name, [*command, *overrides], folder)
 
 
 def process_figures(said: dict[str, Any], memory: int | None) -> dict[str, Any]:
-    """Memory, threads and processes of one side."""
+    """Return the memory in bytes, threads and processes of one side."""
     same = {key: said[key] for key in ("threads", "processes")}
     return {"memory_bytes": memory, "memory_before_bytes": said["memory_before"], **same}
 
 
 def plain_child(folder: Path) -> Child:
-    """A process that measures the plain loop."""
+    """Start a process that measures the plain loop."""
     return Child(LOOP, [sys.executable, "-m", "gptlab.benchmarks.plain_loop"], folder)
 
 
 def speed(answers: list[Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a step over all rounds; tokens and FLOPs per second at their median."""
+    """Return the spread of seconds per step over all rounds, and tokens per second and mfu at the median."""
     each = spread([seconds for answer in answers for seconds in answer["seconds"]])
     tokens = found["tokens_per_step"] / each["median"]
     flops, listed = tokens * found["flops_per_token"], found["listed_peak_flops"]
@@ -123,18 +127,18 @@ def speed(answers: list[Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds_per_step(answers: list[Any]) -> list[float]:
-    """Of each round, with all that is between its steps."""
+    """Return the seconds per step of each round, including the time between steps."""
     return [answer["total"] / len(answer["seconds"]) for answer in answers]
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median, and the 10th and the 90th percentile."""
+    """Return the median, and the 10th and 90th percentiles."""
     tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Ours / theirs by rounds: the median with its 95% interval, if that is known, the least and the most."""
+    """Return the ratio ours / theirs over the rounds: median, its 95% interval (None if unknown), min and max."""
     from gptlab.reports.statistics import median_interval
 
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -152,10 +156,14 @@ def compare_generation(
     steps: int = TOKENS,
     rounds: int = ROUNDS,
 ) -> dict[str, Any]:
-    """How fast a run's model generates, as --json prints it; arguments as of `compare_training`.
+    """Measure how fast a run's model generates; returns the dict that --json prints.
 
     Args:
-        steps: tokens that are generated in a round.
+        against: the other side, `LOOP`; None: measure the run alone.
+        steps: tokens generated in a round; the other arguments are those of `compare_training`.
+
+    Raises:
+        UserError: a side refuses the run, or dies.
     """
     with ExitStack() as stack:
         ours = stack.enter_context(our_child(SAMPLING, overrides, folder))
@@ -189,7 +197,7 @@ def compare_generation(
 
 
 def batch_figures(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
-    """Tokens per second of all texts together, from the beginning of the prompt to the last token."""
+    """Return the tokens per second of the whole batch, from the start of the prompt to the last token."""
     seconds = {name: [answer["total"] for answer in answers] for name, answers in rounds.items()}
     found: dict[str, Any] = {}
     for name, answers in rounds.items():
@@ -202,6 +210,6 @@ def batch_figures(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def machine_facts(device: str, data_sha256: str | None) -> dict[str, Any]:
-    """What the figures hold for: the processor, versions, commit, command."""
+    """Return the conditions of the figures: processor, versions, commit and command."""
     here = {"processor": processor_name(), "cores": cores()}
     return here | environment.environment(device, data_sha256 or "")

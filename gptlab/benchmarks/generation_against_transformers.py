@@ -23,12 +23,12 @@ from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 
 PROMPT = 32
-SHAPES = {  # block_size holds the whole text, so that transformers, which cannot go on past it, has the same to do
+SHAPES = {  # block_size holds the whole text, since transformers cannot generate beyond it
     "gpt10m": (GPTConfig(65, 532, 6, 6, n_embd=384, bias=False), 500),
     "gpt124m": (GPTConfig(50257, 1024, 12, 12, n_embd=768), 224),
 }
-CROP = 256  # of the loop without a cache, as nanoGPT's block_size
-TOKENS = 8  # that this loop is timed for, in the middle of the text: it takes seconds a token
+CROP = 256  # the context of the loop without a cache, nanoGPT's block_size
+TOKENS = 8  # tokens for which that loop is timed, in the middle of the text: each takes seconds
 
 
 def theirs(config: GPTConfig, dtype: torch.dtype, device: str) -> transformers.GPT2LMHeadModel:
@@ -39,7 +39,7 @@ def theirs(config: GPTConfig, dtype: torch.dtype, device: str) -> transformers.G
 
 
 def runners(name: str, B: int, device: str) -> dict[str, Callable[[], float]]:
-    """What each makes of it: a function that returns its tokens per second."""
+    """Return for each way to generate a function that runs it and returns its tokens per second."""
     config, count = SHAPES[name]
     prompt = torch.randint(config.vocab_size, (B, PROMPT), generator=torch.Generator().manual_seed(0))
 
@@ -88,7 +88,7 @@ def runners(name: str, B: int, device: str) -> dict[str, Callable[[], float]]:
 
 
 def bandwidth(device: str) -> float:
-    """The best of ten readings of 1 GiB, in bytes a second."""
+    """Return the memory bandwidth in bytes per second: the best of ten reads of 1 GiB."""
     block = torch.zeros(1 << 28, device=device)
     best = 0.0
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Generation by a run's model, to be timed."""
+"""Time the generation by a run's model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptlab.training.settings import Settings
 
 
 def generate_in_turn(settings: Settings, parent: Parent) -> None:
-    """Answer orders of `batch` texts with `prompt` tokens each, to which `steps` are added."""
+    """Answer orders with `batch`, `prompt` and `steps`: generate `steps` tokens after random prompts of that size."""
     place = placement.decide(settings)
     device = torch.device(place.kind)
     _, model, tokenizer, _ = load(settings)
@@ -35,14 +35,14 @@ def generate_in_turn(settings: Settings, parent: Parent) -> None:
         B, count = order["batch"], order["steps"]
         prompts = torch.randint(tokenizer.vocab_size, (B, order["prompt"])).tolist()
         context = contexts.get(B)
-        if context is None or context.cache is None:  # kept, since it is what a compiled pass was compiled for
+        if context is None or context.cache is None:  # kept, since the compiled pass belongs to it
             context = contexts[B] = Context(model, prompts, count, backend=settings.compile.backend)
         else:
             context.take_back(len(context.rows[0]))
             for row, prompt in zip(context.rows, prompts, strict=True):
                 row.extend(prompt)
         generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(B)]
-        watch = Stopwatch(torch.device("cpu"))  # where tokens are drawn, after the device has been waited for
+        watch = Stopwatch(torch.device("cpu"))  # tokens are drawn on the CPU, which waits for the device
         for _ in generate(context, count, sampling, generators):
             watch.mark()
         parent.send(**watch.read(), tokens=count, memory=memory(device))

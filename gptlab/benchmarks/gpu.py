@@ -22,20 +22,22 @@ import torch
 
 from gptlab.system.files import read_json, write_json
 
-GOAL = 1.4697  # val/loss of gpt10m, to which the time is taken
-LAST_LINES = 8
+GOAL = 1.4697  # the val/loss of gpt10m to which time is measured
+LAST_LINES = 8  # lines of a failed process's output that its error shows
 
 
 @dataclass(frozen=True)
 class Measurement:
+    """One process to measure: a verb of gptlab, the words of its command line, and its time limit."""
+
     verb: str
     words: tuple[str, ...]
     limit: float
-    """Seconds."""
+    """Time limit in seconds."""
 
 
 def measurements(memory: float) -> dict[str, Measurement]:
-    """All of them by their names, for a GPU with `memory` bytes; the limits are ten minutes together."""
+    """Return all measurements by name for a GPU with `memory` bytes; the limits add up to ten minutes."""
     fast = ("compile=inductor", "precision=bf16")
     graphs = ("compile=reduce_overhead", "precision=bf16")
     gpt10m = ("model=gpt10m", "data=shakespeare_char")
@@ -55,8 +57,8 @@ def measurements(memory: float) -> dict[str, Measurement]:
     }
 
 
-def measured(measurement: Measurement, folder: Path) -> dict[str, Any]:
-    """What the process found; or its `error`. `wall_seconds` is all of it, from start to end."""
+def measure(measurement: Measurement, folder: Path) -> dict[str, Any]:
+    """Run one process; returns its results or its `error`, and `wall_seconds` from its start to its end."""
     last = f"hydra.run.dir={folder / 'run'}" if measurement.verb == "train" else f"--json={folder / 'found.json'}"
     command = [sys.executable, "-m", f"gptlab.{measurement.verb}", *measurement.words, last]
     start = time.perf_counter()
@@ -65,7 +67,7 @@ def measured(measurement: Measurement, folder: Path) -> dict[str, Any]:
         try:
             code: int | str = process.wait(measurement.limit)
         except subprocess.TimeoutExpired:
-            process.terminate()  # which lets it end those that it has started
+            process.terminate()  # so that it can end its own children
             code = f"none within {measurement.limit:g} seconds"
         finally:
             try:
@@ -78,14 +80,14 @@ def measured(measurement: Measurement, folder: Path) -> dict[str, Any]:
     if code != 0:
         return {**found, "error": "\n".join([f"exit code: {code}", *lines[-LAST_LINES:]])}
     if measurement.verb == "train":
-        return {**found, **reached(folder / "run")}
+        return {**found, **time_to_goal(folder / "run")}
     return {**found, **read_json(folder / "found.json")}
 
 
-def reached(run_dir: Path) -> dict[str, Any]:
-    """When a run's val/loss came to GOAL, in seconds of training; None: never.
+def time_to_goal(run_dir: Path) -> dict[str, Any]:
+    """Return the `seconds` of training until a run's val/loss reached GOAL, None if it never did, and its summary.
 
-    `compile_seconds` is what the first point of the curves took longer than the others: `seconds` contains it.
+    `compile_seconds` is how much longer the first interval of the curves took than the others; `seconds` includes it.
     """
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -101,11 +103,11 @@ def reached(run_dir: Path) -> dict[str, Any]:
 
 
 def run(chosen: dict[str, Measurement], out: Path) -> bool:
-    """Make the measurements, and write them to `out`; whether all have succeeded."""
+    """Make the measurements and write them to `out` after each; returns whether all succeeded."""
     found: dict[str, Any] = {}
     for name, measurement in chosen.items():
         with tempfile.TemporaryDirectory(prefix="gptlab-gpu-bench-") as folder:
-            found[name] = measured(measurement, Path(folder))
+            found[name] = measure(measurement, Path(folder))
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, found)
         print(f"{name}: {found[name].get('error', 'measured')} ({found[name]['wall_seconds']:.0f} s)", flush=True)

@@ -1,7 +1,4 @@
-"""What is measured of a run: our own training, as a user has it, a bare loop over the same parts, and generation.
-
-Each is a process that takes turns with others, see `turns`.
-"""
+"""Measure our own training as a user runs it, in a process that takes turns with others, see `alternation`."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ from gptlab.training.placement import Placement
 from gptlab.training.settings import Settings
 
 PARTS = ("loader", "forward", "backward", "optimizer", "logging", "lightning")
-OPTIM = ("lr", "weight_decay", "beta1", "beta2", "grad_clip")  # what the plain loop takes of a run's optimizer
-ENDLESS = 1 << 40  # steps
+OPTIM = ("lr", "weight_decay", "beta1", "beta2", "grad_clip")  # the plain loop takes these keys from a run's optimizer
+ENDLESS = 1 << 40  # steps, more than are ever made
 
 
 class Shares(PassThroughProfiler):
-    """How long each part of a step takes, while `begin` has been called and not yet `end`.
+    """Measures how long each part of a step takes, between `begin` and `end`.
 
-    Lightning tells a profiler when it begins and ends any action, one within another; time counts for the innermost.
+    Lightning tells a profiler when each of its nested actions starts and stops; time counts for the innermost one.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +46,7 @@ class Shares(PassThroughProfiler):
         self._since = time.perf_counter()
 
     def end(self) -> dict[str, float]:
-        """Shares of all, by PARTS."""
+        """Return the share of the time of each of PARTS; the shares add up to 1."""
         assert self.seconds is not None
         self._count()
         seconds, self.seconds = self.seconds, None
@@ -69,18 +66,18 @@ class Shares(PassThroughProfiler):
             self._within.append(part(action_name) or self._within[-1])
 
     def stop(self, action_name: str) -> None:
-        if self.seconds is None or len(self._within) == 1:  # it has begun before we did
+        if self.seconds is None or len(self._within) == 1:  # the action started before `begin`
             return
         self._count()
         self._within.pop()
-        if action_name.endswith(".configure_gradient_clipping"):  # after which the optimizer's own work follows
+        if action_name.endswith(".configure_gradient_clipping"):  # the optimizer's own work follows
             self._within[-1] = "optimizer"
 
 
 def part(action: str) -> str | None:
-    """Of PARTS, or "turns", which is ours; None: that of the action within which it is.
+    """Return the part of a step that an action belongs to; None: the part of the enclosing action.
 
-    Logging is all that the run's callbacks do: curves and loggers, the progress bar, looking whether to save.
+    It is one of PARTS, or "turns" for `MeasuredSteps`. Everything else that callbacks do is "logging".
     """
     owner, _, rest = action.partition("]")
     hook = rest.rpartition(".")[2]
@@ -94,12 +91,12 @@ def part(action: str) -> str | None:
 
 
 class MeasuredSteps(L.Callback):
-    """Lets a run make so many steps whenever it is asked, and sends their times; it does not end by itself.
+    """Lets a run make as many steps as each order asks for, and sends their times; ends when the parent is gone.
 
-    A step is from the end of a step's callbacks to that of the next one's. Validations and samples are left out.
+    A step lasts from the end of one step's callbacks to the end of the next step's callbacks.
 
     Args:
-        parent: None in processes that are not the first.
+        parent: the process that sends orders; None in all processes but the first.
     """
 
     def __init__(self, settings: Settings, place: Placement, parent: Parent | None) -> None:
@@ -114,7 +111,7 @@ class MeasuredSteps(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step = trainer.global_step
-        if self.order is not None:  # the run has begun again, with smaller micro-batches
+        if self.order is not None:  # the run has started again with smaller micro-batches
             self._begin(self.order)
             return
         self._tell(trainer, **self._about(trainer, pl_module))
@@ -142,7 +139,7 @@ class MeasuredSteps(L.Callback):
         """Wait for the next order to make steps.
 
         Raises:
-            SystemExit: there are no more.
+            SystemExit: the parent is gone.
         """
         while True:
             order = trainer.strategy.broadcast(self.parent.receive() if self.parent else None)
@@ -152,7 +149,7 @@ class MeasuredSteps(L.Callback):
                 self._begin(order)
                 return
             precision, processes = self.place.precision, trainer.world_size
-            # After the memory, which it needs some of; all processes at once, as in a step.
+            # Memory first, since measuring the peak uses some; all processes at once, as in a step.
             answer: dict[str, Any] = {"memory": self._memory(trainer)}
             peaks = [accelerator.peak_flops(self.device, precision, measured=True) for _ in range(5)]
             answer["measured_peak_flops"] = max(peaks) * processes
@@ -161,7 +158,7 @@ class MeasuredSteps(L.Callback):
             self._tell(trainer, **answer)
 
     def _memory(self, trainer: L.Trainer) -> int | None:
-        """That of all processes."""
+        """Return the peak memory of all processes together, in bytes; None if unknown."""
         here = memory(self.device)
         if here is None or trainer.world_size == 1:
             return here
@@ -187,7 +184,7 @@ class MeasuredSteps(L.Callback):
                 "ids": str(shard(data.prepared.folder, "train", 0)),
                 "id_type": id_type(module.tokenizer.vocab_size).__name__,
                 "batch_size": s.data.batch_size,
-                # What `auto` chooses is ours: a plain loop takes the batch whole, unless a number is given.
+                # `auto` is our own feature: a plain loop takes the whole batch unless a number is given.
                 "accumulation": 1 if s.data.micro_batch_size == "auto" else data.config.accumulation(1),
                 "optim": {field: getattr(s.optim, field) for field in OPTIM} | {"lr": s.optim.adam_lr or s.optim.lr},
                 "schedule": asdict(s.schedule),
@@ -202,7 +199,12 @@ class MeasuredSteps(L.Callback):
 
 
 def train(settings: Settings, run_dir: Path, parent: Parent | None) -> None:
-    """Train as a user's run does, steps at a time; raises as `fit.fit`."""
+    """Train as a user's run does, as many steps as each order asks for.
+
+    Raises:
+        UserError: see `fit.fit`.
+        SystemExit: the parent is gone.
+    """
     others: dict[str, Any] = {
         "val_first": False,
         "val_every": ENDLESS,

@@ -1,9 +1,9 @@
-"""What a nanoGPT user has, to be measured against: the plain PyTorch loop, eager, and generation without a cache.
+"""The baseline of the benchmarks: a nanoGPT user's eager PyTorch loop, and generation without a KV cache.
 
-Written after what nanoGPT does (https://github.com/karpathy/nanoGPT): random crops out of a memory map that is opened
-anew for each batch, AdamW that is fused on a GPU only, the learning rate set by hand, a look at the loss every 10
-steps; on a GPU TF32, autocast and pinned memory. The model is ours, with torch's dropout in the place of its own.
-It imports no Lightning and no Hydra, so that its memory is that user's, too.
+It does what nanoGPT does (https://github.com/karpathy/nanoGPT): random crops from a memory map that is reopened for
+each batch, AdamW that is fused only on a GPU, the learning rate set by hand, the loss read every 10 steps; on a GPU
+TF32, autocast and pinned memory. The model is ours with torch's dropout. It imports neither Lightning nor Hydra, so
+that its memory is that user's, too.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ TEMPERATURE, TOP_K = 0.8, 200
 
 
 class TorchDrop(Drop):
-    """Dropout that torch draws."""
+    """Dropout drawn by torch."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, drop: Drop) -> Tensor:
-    """`sdpa_attention` whose fused kernels draw their dropout on a CPU as well."""
+    """Compute `sdpa_attention` with fused kernels that draw their own dropout, on a CPU as well; (B, H, T, D)."""
     how: dict[str, Any] = {"scale": scale, "dropout_p": drop.p, "enable_gqa": q.shape[1] != k.shape[1]}
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, **how)  # (B, H, T, D)
 
@@ -58,30 +58,31 @@ class PlainGPT(GPT):
                 module.attention = attend
 
     def drops(self) -> list[Drop]:
-        """Of the embeddings, and then of each block's three places, which are alike in all blocks."""
+        """Return the dropouts of the embeddings and of a block's three places, which are the same in all blocks."""
         return [TorchDrop(p if self.training else 0.0) for p in self.rates[:4]]
 
     def embed(self, idx: Tensor, t: Tensor | None = None) -> Tensor:
         return self.drops()[0](super().embed(idx, t))
 
     def given(self, block: nn.Module, inputs: tuple[Tensor, PassContext]) -> tuple[Tensor, PassContext]:
-        """What a block is called with: features (B, T, C), and places with torch's dropout."""
+        """Replace the dropouts in a block's arguments, features (B, T, C) and places, by torch's."""
         x, places = inputs
         return x, places._replace(dropouts=tuple(self.drops()[1:]))
 
 
-def plain(config: ModelConfig) -> Model:
+def build_plain_model(config: ModelConfig) -> Model:
+    """Build a model whose dropout is torch's."""
     return PlainGPT(config) if isinstance(config, GPTConfig) else models.build(config)
 
 
 class PlainLoop:
-    """One optimizer step after another.
+    """A nanoGPT user's training loop, one `step` at a time.
 
     Args:
-        model: as `models.to_dict` has it.
-        ids, id_type: the file of the training part's ids, and their type.
-        batch_size: of a step, in `accumulation` parts.
-        optim: lr, weight_decay, beta1, beta2 and grad_clip; the optimizer is AdamW in any case.
+        model: the model's config, as `models.to_dict` returns it.
+        ids, id_type: the file of the training ids, and their numpy dtype.
+        batch_size: rows of one optimizer step, divided into `accumulation` micro-batches.
+        optim: lr, weight_decay, beta1, beta2 and grad_clip of AdamW.
         schedule: the fields of ScheduleConfig.
     """
 
@@ -104,7 +105,7 @@ class PlainLoop:
         self.rows, self.accumulation = batch_size // accumulation, accumulation
         config = models.from_dict(model)
         self.block_size = config.block_size
-        self.model = plain(config).to(self.device)
+        self.model = build_plain_model(config).to(self.device)
         self.optim, self.schedule = optim, ScheduleConfig(**schedule)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
@@ -119,8 +120,8 @@ class PlainLoop:
         self.following = self.batch()
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Random crops and their targets, (b, T) int64 each."""
-        ids = np.memmap(self.ids, dtype=self.id_type, mode="r")  # anew: else its pages would count as memory in use
+        """Return random crops and their targets, (b, T) int64 each."""
+        ids = np.memmap(self.ids, dtype=self.id_type, mode="r")  # reopened: else its pages would count as memory in use
         T = self.block_size
         starts = torch.randint(len(ids) - T, (self.rows,)).tolist()
 
@@ -141,7 +142,7 @@ class PlainLoop:
             with self.autocast:
                 logits = self.model(idx)  # (b, T, V)
                 loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / self.accumulation
-            self.following = self.batch()  # while a GPU is at work
+            self.following = self.batch()  # while the GPU works
             self.scaler.scale(loss).backward()
         if self.optim["grad_clip"]:
             self.scaler.unscale_(self.optimizer)
@@ -155,17 +156,17 @@ class PlainLoop:
 
 
 def autocast(device: torch.device) -> tuple[Any, torch.dtype]:
-    """The context of a forward pass on `device`, and the type that it computes in."""
+    """Return the context of a forward pass on `device`, and the dtype that it computes in."""
     if device.type != "cuda":
         return nullcontext(), torch.float32
-    torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves a product alone
+    torch.set_float32_matmul_precision("high")  # TF32 for the products that autocast leaves in fp32
     half = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.autocast("cuda", half), half
 
 
 @torch.no_grad()
-def continued(model: Model, idx: Tensor, count: int) -> Tensor:
-    """idx (B, T) and `count` tokens more: for each of them the last block_size tokens are read anew."""
+def generate_without_cache(model: Model, idx: Tensor, count: int) -> Tensor:
+    """Return idx (B, T) with `count` more tokens, (B, T + count); each reads the last block_size tokens again."""
     for _ in range(count):
         logits = model.head(model.features(idx[:, -model.config.block_size :])[:, -1])  # (B, V)
         best = (logits.float() / TEMPERATURE).topk(min(TOP_K, logits.shape[-1]))
@@ -175,27 +176,28 @@ def continued(model: Model, idx: Tensor, count: int) -> Tensor:
 
 
 def train(parent: Parent, order: dict[str, Any]) -> None:
+    """Make steps of the loop that `order` describes, whenever the parent asks for them."""
     loop = PlainLoop(**order)
     make_steps(parent, loop.step, loop.device)
 
 
 def sample(parent: Parent, model: dict[str, Any], device: str) -> None:
-    """Answer orders of `batch` texts with `prompt` tokens each, to which `steps` are added."""
+    """Answer orders with `batch`, `prompt` and `steps`: generate `steps` tokens after random prompts of that size."""
     where = torch.device(device)
     config = models.from_dict(model)
-    built = plain(config).eval().to(where)
+    built = build_plain_model(config).eval().to(where)
     half, _ = autocast(where)
     parent.send(**about_here(where))
     while (order := parent.receive()) is not None:
         idx = torch.randint(config.vocab_size, (order["batch"], order["prompt"]), device=where)
         watch = Stopwatch(where)
         with half:
-            continued(built, idx, order["steps"])
+            generate_without_cache(built, idx, order["steps"])
         parent.send(**watch.read(), tokens=order["steps"], memory=memory(where))
 
 
 def main() -> None:
-    """A child of `bench`, whose first order says what to do."""
+    """Run as a child of `bench`; the first order says whether to train or to generate."""
     parent = Parent()
     order = parent.receive()
     if order is None:

@@ -1,4 +1,4 @@
-"""What was measured of speed, on a terminal."""
+"""Print the results of a benchmark on a terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from gptlab.benchmarks.comparison import RUN
 if TYPE_CHECKING:
     from rich.console import Console
 
-# How it is shown
 
-
-def show(found: dict[str, Any], console: Console) -> None:
+def print_results(found: dict[str, Any], console: Console) -> None:
+    """Print the machine, the run, a table with a column for each side, and the ratio of their times."""
     from rich import box
     from rich.table import Table
 
-    if not console.is_terminal:  # nothing is folded in a file or a pipe
+    if not console.is_terminal:  # no line breaks in a file or a pipe
         console.width = 200
     here = found["machine"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("gptlab", "torch", "lightning"))
     console.print(f"{here['device']}; {here['processor']}, {here['cores']} cores; {versions}", markup=False)
     names = list(found["sides"])
-    console.print(measured(found), markup=False)
+    console.print(describe_run(found), markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in names:
@@ -42,8 +41,8 @@ def show(found: dict[str, Any], console: Console) -> None:
             )
 
 
-def measured(found: dict[str, Any]) -> str:
-    """What was measured, in a line."""
+def describe_run(found: dict[str, Any]) -> str:
+    """Return the measured run in one line."""
     tokens = f", {found['tokens_per_step']:,} tokens a step" if "tokens_per_step" in found else ""
     text = f" of {found['data']}" if "data" in found else ""
     how = f"precision={found['precision']} compile={found['compile']}"

@@ -34,10 +34,11 @@ RATE = 1e-3
 
 
 def nanogpt_cpu_run(text: str, folder: Path, lr: float) -> tuple[PlainLoop, Tensor]:
-    """The plain loop of nanoGPT's CPU run, and the ids of the validation split, (n,) int64.
+    """Return the plain loop of nanoGPT's CPU run, and the ids of the validation split, (n,) int64.
 
     Args:
         folder: where the training ids are written.
+        lr: the peak learning rate.
     """
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = np.array([index[character] for character in text], dtype=np.uint16)
@@ -68,15 +69,15 @@ def train(text: str, folder: Path, lr: float) -> float:
 
 @torch.no_grad()
 def whole_split_loss(model: GPT, ids: Tensor) -> float:
-    """Nats per token in windows that follow each other."""
+    """Return nats per token of ids (n,), read in consecutive windows."""
     windows = [ids[i : i + BLOCK + 1] for i in range(0, len(ids) - 1, BLOCK)]  # the last may be shorter
     batches = (*torch.stack(windows[:-1]).split(64), windows[-1][None])
     nats = [F.cross_entropy(model(x[:, :-1]).mT, x[:, 1:], reduction="sum").item() for x in batches]
     return sum(nats) / (len(ids) - 1)
 
 
-def reference(lr: float) -> tuple[float, float]:
-    """Seconds and loss of the plain loop in a process of its own."""
+def time_plain_loop(lr: float) -> tuple[float, float]:
+    """Run the plain loop in its own process; returns its seconds and loss."""
     command = [sys.executable, "-m", "gptlab.benchmarks.time_to_loss", "--alone", f"--lr={lr}"]
     start = time.perf_counter()
     shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -84,15 +85,15 @@ def reference(lr: float) -> tuple[float, float]:
 
 
 def train_cold(folder: str, *words: str) -> None:
-    """Run gptlab.train in `folder`/run as a process of its own, with nothing prepared and nothing compiled before."""
+    """Run gptlab.train in `folder`/run, in its own process, with nothing prepared and nothing compiled before."""
     command = [sys.executable, "-m", "gptlab.train", *words]
     command += [f"hydra.run.dir={folder}/run", f"data.cache_dir={folder}/cache"]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
-def ours(*overrides: str) -> tuple[float, float]:
-    """Seconds and loss of gptlab.train likewise."""
+def time_gptlab(*overrides: str) -> tuple[float, float]:
+    """Run gptlab.train in its own process; returns its seconds and loss."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train_cold(folder, "experiment=speedrun_cpu", *overrides)
@@ -100,11 +101,11 @@ def ours(*overrides: str) -> tuple[float, float]:
 
 
 def race(lr: float, rounds: int, *overrides: str) -> list[tuple[float, float, float]]:
-    """Of each round the ratio of times, ours / the loop's, and both losses."""
+    """Run both in turn; returns for each round the ratio of times, ours / the loop's, our loss and the loop's."""
     found = []
     for number in range(1, rounds + 1):
-        theirs, their_loss = reference(lr)
-        seconds, loss = ours(f"seed={number}", *overrides)
+        theirs, their_loss = time_plain_loop(lr)
+        seconds, loss = time_gptlab(f"seed={number}", *overrides)
         found.append((seconds / theirs, loss, their_loss))
         print(
             f"plain loop {theirs:.1f} s to {their_loss:.4f}, gptlab {seconds:.1f} s to {loss:.4f}: "

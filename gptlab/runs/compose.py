@@ -1,4 +1,4 @@
-"""From the words of a command line to the config of a run, by Hydra's grammar and composition."""
+"""Compose the config of a run from the words of a command line, by Hydra's grammar and composition."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
 
 INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
-PRETRAINED = "pretrained"  # the choice of model and tokenizer that leaves them to init_from
-FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # can be changed without other weights
+PRETRAINED = "pretrained"  # the model and tokenizer choice that takes them from init_from
+FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # keys that do not change the weights
 
 
 def compose(arguments: list[str]) -> dict[str, Any]:
-    """The composed config of the run that a command line asks for; of its flags only --config-dir counts."""
+    """Compose the config of the run that a command line asks for; flags other than --config-dir are ignored."""
     config_dir, words = config_dir_and_words(arguments)
     overrides = [word for word in with_implied_groups(words) if not word.startswith("-")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -38,7 +38,7 @@ def compose(arguments: list[str]) -> dict[str, Any]:
 
 
 def config_dir_and_words(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The absolute folder that --config-dir names, None if there is none, and all other words of a command line."""
+    """Return the absolute folder of --config-dir, None without it, and all other words of a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-cd", "--config-dir")
     found, words = parser.parse_known_args(arguments)
@@ -46,22 +46,22 @@ def config_dir_and_words(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """The override that lets Hydra look for choices in a folder, too."""
+    """Return the overrides that make Hydra also look for choices in a folder."""
     return [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []
 
 
 def run_config(cfg: DictConfig) -> dict[str, Any]:
-    """The composed config of one run."""
+    """Return the composed config of one run as plain data, without the groups sweep and hydra."""
     return resolved(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("sweep", "hydra")]))
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain data, its interpolations resolved."""
+    """Return a config as plain data with its interpolations resolved."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def with_implied_groups(words: list[str]) -> list[str]:
-    """The command line with the groups that a typed `init_from` chooses where no others are typed."""
+    """Return the words with the groups that `init_from` implies, unless others are typed."""
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
     if typed.get("init_from", "null") == "null" or typed.get("resume", "null") not in ("null", "auto"):
         return words
@@ -73,10 +73,10 @@ def with_implied_groups(words: list[str]) -> list[str]:
 
 
 def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None:
-    """The --config-dir and the words of a sweep's command line; None if it asks for a single run or for information.
+    """Return the --config-dir and the words of a sweep's command line; None if it asks for one run or for information.
 
     Raises:
-        UserError: a flag that a sweep cannot have.
+        UserError: there is a flag that does not go with a sweep.
     """
     config_dir, words = config_dir_and_words(arguments)
     many = ("-m", "--multirun", "hydra.mode=MULTIRUN")
@@ -90,7 +90,7 @@ def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None
 
 
 def refuse_key(key: str) -> UserError:
-    """What to say of a key of the model that model=pretrained does not have."""
+    """Return the error for a model key that model=pretrained does not have."""
     return UserError(
         f"{key}: model={PRETRAINED} has the architecture of init_from, of which "
         f"{', '.join(f'model.{field}' for field in FREE)} can be changed; leave other keys of the model out, and arch="
@@ -99,10 +99,10 @@ def refuse_key(key: str) -> UserError:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Let what Hydra, OmegaConf or the system refuse of a command line be one message, with the way out.
+    """Turn errors of Hydra, OmegaConf or the system about a command line into one message with a way out.
 
     Raises:
-        UserError: in their place.
+        UserError: in place of theirs.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and Hydra prints no traceback of its own
     try:
@@ -112,7 +112,7 @@ def refusals() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     except ValueError as error:
-        if not str(error).startswith("Config group override must be"):  # Hydra's words for model=3
+        if not str(error).startswith("Config group override must be"):  # Hydra's message for model=3
             raise
         typed = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
         raise UserError(
@@ -125,7 +125,7 @@ def refusals() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """One message for what Hydra or OmegaConf refuse, with the way out where theirs would mislead."""
+    """Return one message for an error of Hydra or OmegaConf, with a better way out where theirs misleads."""
     message = str(error).partition("\nConfig search path")[0].strip()
     if match := re.match(r"Could not override '([^']+)'", message):  # Hydra would advise to add the key
         if match[1].startswith("model.") and f"model={PRETRAINED}" in with_implied_groups(sys.argv[1:]):
@@ -144,7 +144,7 @@ def explain(error: Exception) -> str:
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:
-    """Every key of a nested dict, dotted."""
+    """Return every key of a nested dict, joined by dots."""
     if not isinstance(config, dict):
         return []
     return [found for key, value in config.items() for found in (prefix + key, *keys(value, f"{prefix}{key}."))]

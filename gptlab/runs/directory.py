@@ -1,4 +1,4 @@
-"""A run directory: what is written into it besides curves and checkpoints, and how it is found again."""
+"""Read and write the files of a run directory, and lock it for one process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gptlab.system.terminal import duration
 
 SUMMARY_FORMAT = 1
 LOCK = ".lock"
-LARGEST = 1 << 20  # bytes of a config
+MAX_CONFIG_BYTES = 1 << 20
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's config.yaml.
+    """Read a run's config.yaml.
 
     Raises:
-        UserError: it cannot be read, is no config, or has changed since it was written; the message does not repeat the
-            folder.
+        UserError: it cannot be read, is not a config, or was changed after it was written; the message does not repeat
+            the folder.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if available
     try:
-        content = yaml.load(unseal(read_bytes(path, LARGEST), path.name), Loader=loader)
+        content = yaml.load(unseal(read_bytes(path, MAX_CONFIG_BYTES), path.name), Loader=loader)
     except UserError:
         raise
-    except Exception as error:  # of a wrong date, a number of a thousand digits, ...: each has its own
+    except Exception as error:  # a wrong date, a number of a thousand digits, ...: each raises another class
         raise UserError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path.name} is no config")
@@ -53,10 +53,10 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Be the only process that trains in `run_dir`; the lock ends with the process, however that ends.
+    """Lock `run_dir`, so that only one process trains in it; the lock ends with the process, however it ends.
 
     Raises:
-        UserError: another one does.
+        UserError: another process has the lock.
     """
     try:
         with FileLock(run_dir / LOCK, timeout=1):
@@ -66,7 +66,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def in_use(run_dir: Path) -> bool:
-    """Whether a process trains in `run_dir`."""
+    """Return whether a process trains in `run_dir`."""
     if not (run_dir / LOCK).exists():
         return False
     try:
@@ -77,13 +77,13 @@ def in_use(run_dir: Path) -> bool:
 
 
 def first_process() -> bool:
-    """Whether this is a run's only process, or the first of several that Lightning or a cluster has started."""
+    """Return whether this is a run's only process, or the first of several started by Lightning or a cluster."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """A finished run's summary; None where there is none that can be read, or it has changed since."""
+    """Read a finished run's summary; None if it is missing, unreadable or was changed."""
     try:
         summary = read_json(run_dir / "summary.json", must_be_sealed=False)
     except UserError:
@@ -93,15 +93,15 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run can go on where it was stopped."""
+    """Return whether a run has a checkpoint to resume from."""
     return (run_dir / "config.yaml").is_file() and any((run_dir / "checkpoints").glob("*.ckpt"))
 
 
 def resumable(run_dir: Path) -> Path:
-    """The config file of a run, which goes on from its newest checkpoint, or begins anew where it has none yet.
+    """Return the config file of a run that can be resumed, if only from its start.
 
     Raises:
-        UserError: it is no run directory.
+        UserError: `run_dir` is not a run directory.
     """
     config = run_dir / "config.yaml"
     if not config.is_file():
@@ -112,10 +112,10 @@ def resumable(run_dir: Path) -> Path:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Leave no trace of a run that was refused before it began: no log, no folder, no empty parents below here."""
+    """Remove the log, the folder and its empty parents of a run that was refused before it started."""
     here = Path.cwd()
     if in_use(run_dir):
-        return  # it is another process's
+        return  # by another process
     with suppress(OSError):  # not there, or not empty
         if {path.name for path in run_dir.iterdir()} <= {"train.log", LOCK}:
             for path in run_dir.iterdir():
@@ -125,7 +125,7 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def closing_words(summary: dict[str, Any]) -> str:
-    """The end of a run in a few lines: where it lies, how well it did, what to try next."""
+    """Return the closing message of a run: its folder, its results and commands to try next."""
     run_dir = os.path.relpath(summary["run_dir"])
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]

@@ -1,4 +1,4 @@
-"""What surrounded a run: versions, device, git commit, data hash, command line."""
+"""Record the environment of a run: versions, device, git commit, data hash and command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("gptlab", "torch", "lightning", "hydra-core", "omegaconf", "numpy", 
 
 
 def environment(device: str, data_sha256: str) -> dict[str, Any]:
-    """Versions, device, git commit, data hash and the command line."""
+    """Return the versions, device, git commit, data hash and command line of this process."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -32,7 +32,7 @@ def environment(device: str, data_sha256: str) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "-dirty" where files differ; None outside of one."""
+    """Return the commit of this code's checkout, with "-dirty" if files differ; None outside of a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

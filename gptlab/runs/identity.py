@@ -1,4 +1,4 @@
-"""Which keys of a config decide what a run computes, and the hash that names it."""
+"""Decide which config keys determine what a run computes, and hash them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from gptlab.runs import upgrades
 
-# What each key of a config does to a run; a row that ends with a dot is for all keys below it that have none.
-#   computes  it is part of what the run computes, and so of its hash
+# The effects of each config key on a run; a row that ends with a dot is for all keys below it without their own row.
+#   computes  it affects what the run computes, and is part of its hash
 #   changes   a resumed run may change it: that does not contradict the steps already taken
-#   moved     it is another place or machine: the same run, but for rounding
+#   moved     it differs between places or machines: the run is the same up to rounding
 #   shown     it is a column of TensorBoard's HParams tab
 KEYS: dict[str, str] = {
     "name": "",
@@ -20,7 +20,7 @@ KEYS: dict[str, str] = {
     "seed": "computes shown",
     "deterministic": "computes changes moved shown",
     "init_from": "computes shown",
-    "recipe.": "computes",  # and stands again where it is read
+    "recipe.": "computes",  # other groups repeat its values
     "model.": "computes shown",
     "tokenizer.": "computes shown",
     "data.": "computes shown",
@@ -52,19 +52,19 @@ KEYS: dict[str, str] = {
 
 
 def row(key: str) -> str | None:
-    """The row of `KEYS` that a dotted key has; None: no config has such a key."""
+    """Return the name of the row of `KEYS` for a dotted key; None if there is no such key."""
     group = f"{key.partition('.')[0]}."
     return key if key in KEYS else group if group in KEYS and key != group[:-1] else None
 
 
 def does(key: str, what: str) -> bool:
-    """Whether a dotted key of a config computes, changes, is moved or is shown, see `KEYS`."""
+    """Return whether a dotted key has the effect `what`: computes, changes, moved or shown, see `KEYS`."""
     found = row(key)
     return found is not None and what in KEYS[found].split()
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"n_head": 4}} -> {"model.n_head": 4}."""
+    """Return a nested dict as a flat one with dotted keys: {"model": {"n_head": 4}} -> {"model.n_head": 4}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -72,7 +72,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """model.n_head -> n_head, optim.name -> optim, where no two keys become the same."""
+    """Return the shortest distinct name of each key: model.n_head -> n_head, optim.name -> optim."""
 
     def short(key: str) -> str:
         head, _, last = key.lstrip("+").rpartition(".")
@@ -83,11 +83,11 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:
-    """12 hex digits that name what a run computes: its config and its text, without names and places on a machine."""
+    """Return 12 hex digits that identify what a run computes: its config and its text, without names and folders."""
     what: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            older = upgrades.NEW.get(key, {}).items()  # what runs did before there was such a key
+            older = upgrades.NEW.get(key, {}).items()  # the behaviour before the key existed
             what[key] = {k: v for k, v in value.items() if does(f"{key}.{k}", "computes") and (k, v) not in older}
         elif value is not None and key not in ("name", "resume"):
             what[key] = value

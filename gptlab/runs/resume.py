@@ -1,4 +1,4 @@
-"""Which run a command line resumes, and with which config: what it may change and what it may not."""
+"""Find the run that a command line resumes, and its config with the changes that are allowed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from gptlab.system.terminal import single_quoted
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"  # of resume
-OUTPUTS = Path("outputs")  # where runs lie by themselves, see hydra.run.dir in conf/train.yaml
+AUTO = "auto"  # value of resume that looks for an unfinished run
+OUTPUTS = Path("outputs")  # the default place of runs, see hydra.run.dir in conf/train.yaml
 
 ReadCheckpoint = Callable[[Path], tuple[Path, dict[str, Any]] | None]
-"""From a run directory to its newest checkpoint and the config in it; None where there is none."""
+"""Returns the path of a run directory's newest checkpoint and the config in it; None if there is none."""
 
 
 def with_run_dir(words: list[str], read_checkpoint: ReadCheckpoint) -> list[str]:
-    """The words of a command line with the folder of the run that they resume, where they name none.
+    """Add to the words of a command line the folder of the run that they resume, unless they name a folder.
 
-    Of `resume=auto` without a run to resume, and where there is no such run, the words themselves: a new folder.
+    Without a run to resume, as may be with resume=auto, the words are returned unchanged: the run gets a new folder.
     """
     typed = {word.lstrip("+").partition("=")[0]: word for word in words}
     if "resume" not in typed or "hydra.run.dir" in typed:
@@ -47,7 +47,7 @@ def with_run_dir(words: list[str], read_checkpoint: ReadCheckpoint) -> list[str]
 
 
 def unfinished(folder: Path, config: dict[str, Any], read_checkpoint: ReadCheckpoint) -> Path | None:
-    """The latest run in `folder` of this config that has not finished, and that no process works at."""
+    """Return the latest run in `folder` with this config that has not finished and is not in use; None if none is."""
     for run_dir in sorted((path.parent for path in folder.glob("*/config.yaml")), reverse=True):
         if (run_dir / "summary.json").exists() or directory.in_use(run_dir):
             continue
@@ -58,12 +58,12 @@ def unfinished(folder: Path, config: dict[str, Any], read_checkpoint: ReadCheckp
 
 
 def differing(past: dict[str, Any], now: dict[str, Any], free: str) -> list[str]:
-    """What is not the same in two configs, as key=value; recommendations are not looked at.
+    """List the differences between two configs as key=value with the value of `now`; recipe keys are ignored.
 
     Args:
-        free: what a key does that need not be the same, see `identity.KEYS`.
+        free: the effect whose keys may differ, see `identity.KEYS`.
     """
-    if now["data"]["name"] == "auto":  # which the run has written the choice of
+    if now["data"]["name"] == "auto":  # the stored config has the data set that was chosen
         now = {**now, "data": {**now["data"], "name": past["data"]["name"]}}
     if now["model"].get("name") == compose.PRETRAINED:  # likewise
         chosen = {key: now["model"][key] for key in compose.FREE if now["model"][key] is not None}
@@ -78,26 +78,26 @@ def differing(past: dict[str, Any], now: dict[str, Any], free: str) -> list[str]
 
 
 def check_same_run(run_dir: Path, past: dict[str, Any], now: dict[str, Any]) -> None:
-    """That the run in `run_dir` may go on with the config `now`.
+    """Check that the run in `run_dir` may be resumed with the config `now`.
 
     Raises:
-        UserError: it would be another run.
+        UserError: a key differs that a resumed run must not change.
     """
     if others := differing(past, now, "changes"):
         raise UserError(f"{run_dir} is another run, which does not have {', '.join(others)}: choose another folder")
 
 
 def with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """An older version's config with the keys that have come since, which leave a run as it was."""
+    """Add to an older version's config the keys added since, with defaults that do not change the run."""
     filled = {group: {**defaults[group], **config.get(group, {})} for group in ("data", "trainer")}
     return {**config, **filled, "deterministic": config.get("deterministic", False)}
 
 
 def stored_config(run_dir: Path, read_checkpoint: ReadCheckpoint) -> dict[str, Any]:
-    """The config that a run was started with; that of its newest checkpoint where config.yaml is broken.
+    """Return the config that a run was started with, from its newest checkpoint if config.yaml is broken.
 
     Raises:
-        UserError: it is broken, and there is no checkpoint.
+        UserError: config.yaml is broken and there is no checkpoint.
     """
     try:
         config = directory.read_config(run_dir / "config.yaml")
@@ -113,10 +113,10 @@ def stored_config(run_dir: Path, read_checkpoint: ReadCheckpoint) -> dict[str, A
 
 
 def resumed_config(run_dir: Path, overrides: list[str], read_checkpoint: ReadCheckpoint) -> dict[str, Any]:
-    """The config that a run was started with, and what the command line changes of it.
+    """Return the config that a run was started with, with the changes of the command line.
 
     Raises:
-        UserError: `run_dir` is no run, its config is broken, or the change would make it another run.
+        UserError: `run_dir` is not a run, its config is broken, or a resumed run must not change one of the keys.
     """
     cfg: DictConfig = OmegaConf.create(stored_config(directory.resumable(run_dir).parent, read_checkpoint))
     for override in OverridesParser.create().parse_overrides(overrides):

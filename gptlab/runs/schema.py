@@ -1,4 +1,4 @@
-"""From a node of the composed config to a checked dataclass; a mistake names the key, the value and the way out."""
+"""Build a checked dataclass from a node of the composed config; an error names the key, the value and a way out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], node: Any, key: str) -> T:
-    """An instance of dataclass `cls` from the config node at `key`.
+    """Build an instance of the dataclass `cls` from the config node at `key`.
 
     Raises:
-        UserError: a key that `cls` lacks, a missing one, a value of the wrong type or out of range.
+        UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     types = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory]  # type: ignore[arg-type]
     for name in node:
         if name not in types:
             raise UserError(f"{key}.{name}={node[name]}: there is no such key; {did_you_mean(str(name), list(types))}")
-        if types[name] == "bool" and not isinstance(node[name], bool):  # OmegaConf would take any number
+        if types[name] == "bool" and not isinstance(node[name], bool):  # OmegaConf would accept any number
             raise UserError(f"{key}.{name}={node[name]}: must be true or false")
     for name in types:
         if OmegaConf.is_missing(node, name) or (name not in node and name in required):

@@ -1,10 +1,10 @@
-"""What older versions wrote, in the words of this one."""
+"""Upgrade what older versions wrote to the format of this one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What a run's config did not say before there was a choice.
+# The values of keys that older configs lack, since there was no choice.
 TOKENIZER = {"name": "char", "vocab_size": None}
 DATA = {
     **{"text_key": "text", "subset": None, "revision": None, "max_documents": None},
@@ -15,30 +15,30 @@ NEW: dict[str, dict[str, Any]] = {
     "data": {"order": "random"},
     "trainer": {"ema": 0, "val_first": True, "baseline": None},
 }
-"""Keys that configs of this format have got since, with what runs did before; they do not change `runs.config_hash`."""
+"""Keys added to configs of this format, with the behaviour before; they do not change `identity.config_hash`."""
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run, with what is `NEW`."""
+    """Return the config of a run, completed with the keys in `NEW`."""
     groups = [group for group in NEW if group != "model" or "norm" in config["model"]]  # a bigram has no such switches
     return {**config, **{group: config[group] | NEW[group] | config[group] for group in groups}}  # in its order
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of format 1 says of itself (see `checkpoint.describe`), as this version would say it.
+    """Convert the description in a checkpoint of format 1 (see `checkpoint.describe`) to the current format.
 
     Raises:
-        AttributeError, KeyError, TypeError: it is no such dict.
+        AttributeError, KeyError, TypeError: `about` is not such a description.
     """
     config, tokenizer = about["config"], about["tokenizer"]
     if tokenizer.get("name") == "char":
         tokenizer = {"end_of_text": False, **tokenizer}
-    if config:  # else it is an exported model that was never gptlab's run
+    if config:  # an exported model from elsewhere has none
         data = {key: value for key, value in config["data"].items() if key != "block_size"}  # is the model's
         config = {"tokenizer": TOKENIZER, **config, "data": DATA | data, "model": _model(config["model"])}
     return {"data_sha256": None, **about, "tokenizer": tokenizer, "config": config, "model": _model(about["model"])}
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
-    """A feed-forward was called by its activation alone when there was one kind of it."""
+    """Rename the key activation to mlp: format 1 named a feed-forward layer by its activation."""
     return {{"activation": "mlp"}.get(key, key): value for key, value in model.items()}

@@ -1,4 +1,4 @@
-"""The LightningDataModule: which text, how it is split, and how an optimizer step's batch is divided."""
+"""The LightningDataModule: prepares a text and divides the batches of a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class LMDataModule(L.LightningDataModule):
-    """Batches (idx, targets), (b, T) int64 each, of one corpus.
+    """Batches of one corpus: idx and targets, (b, T) int64 each; for training also noise, (b,) int32.
 
-    After `prepare_data`, `prepared` holds the ids on disk and the tokenizer, and `config.name` the set that was
-    taken. The trainer's world size and device are read when it asks for the loaders.
+    After `prepare_data`, `prepared` holds the ids on disk and the tokenizer, and `config.name` the chosen data set.
+    The loaders read the trainer's world size and device when they are created.
 
     Args:
-        tokenizer: how to make one for the text, or the one that a trained model has.
+        tokenizer: how to train a tokenizer on the text, or the tokenizer of a trained model.
+        block_size: tokens in a row, T.
+        seed: the seed of the order of batches and of dropout.
     """
 
     prepared: Prepared
@@ -39,10 +41,10 @@ class LMDataModule(L.LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Have the corpus as ids on disk: first called for the vocabulary, before there is a model, then by Lightning.
+        """Write the corpus as ids to disk; called first by us, since the model needs the vocabulary, then by Lightning.
 
         Raises:
-            UserError: the text cannot be had, is too short for a block, or the cache cannot be written.
+            UserError: the text is not available or too short for a block, or the cache cannot be written.
         """
         if hasattr(self, "prepared"):
             return

@@ -24,7 +24,7 @@ from gptlab.system.machine import keep_freed_memory, rows_that_fit_caches
 from gptlab.training import placement
 from gptlab.training.optimizers import describe_groups, parameter_groups
 from gptlab.training.placement import Placement
-from gptlab.training.resume import Start, clear, cut, starting_point
+from gptlab.training.resume import Start, cut_curves, remove_temporary_files, starting_point
 from gptlab.training.run import Run, assemble
 from gptlab.training.settings import Settings
 from gptlab.training.summary import summarise
@@ -173,8 +173,8 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     with explain_write_errors(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
-        clear(run_dir)
-        cut(run_dir, start.lengths if start else {})
+        remove_temporary_files(run_dir)
+        cut_curves(run_dir, start.lengths if start else {})
     write_config(run_dir / "config.yaml", run.config)
     if start is None:
         write_json(run_dir / "environment.json", environment(run.place.device_name, prepared.sha256))

@@ -1,7 +1,4 @@
-"""`init_from=MODEL`: a run that begins with the weights and the tokenizer of a trained model.
-
-What is typed about it is completed before Hydra composes the run: only light imports stand up here.
-"""
+"""`init_from=MODEL`: start a run with the weights and the tokenizer of a trained model."""
 
 from __future__ import annotations
 
@@ -20,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model, Tokenizer]:
-    """The model that `name` names, in training mode and with the changes that the config makes, and its tokenizer.
+    """Load the model `name`, in training mode and with the changes that the config makes, and its tokenizer.
 
     Args:
-        model: the config's node: of model=pretrained the changes, None for none; else all of an architecture.
-        raw_dir: see `loading.load`.
+        model: the config's model node: for model=pretrained its changes (None: no change), else a whole architecture.
+        raw_dir: see `open_model.load`.
 
     Raises:
-        UserError: there is no such model, or it cannot be had in this form; the message lists what does not fit.
+        UserError: there is no such model, or it does not fit the config; the message lists the differences.
     """
     from gptlab.formats import open_model
     from gptlab.models import weights
@@ -39,7 +36,7 @@ def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model,
 
 
 def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> ModelConfig:
-    """The config of a model that has the weights of one with the config `theirs`.
+    """Return the config of a model that can take over the weights of one with the config `theirs`.
 
     Raises:
         UserError: see `load`.
@@ -57,7 +54,7 @@ def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> Mode
     here, a, b = models.to_dict(ours), _computes(ours), _computes(theirs)
     if here["name"] != there["name"]:
         keys = ["name"]
-    else:  # n_inner follows from n_embd, and so on: what differs by itself
+    else:  # only keys that differ themselves: n_inner, for one, follows from n_embd
         keys = [key for key in a if a[key] != b[key] and here[key] != there[key]]
     if keys:
         found = ", ".join(f"model.{key} is {a[key]} here and {b[key]} there" for key in keys)
@@ -74,7 +71,7 @@ def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> Mode
 
 
 def _computes(config: ModelConfig) -> dict[str, Any]:
-    """What decides which weights a model has and what it computes with them."""
+    """Return the config values that decide which weights a model has and what it computes with them."""
     from gptlab import models
     from gptlab.models.gpt_config import GPTConfig
 
@@ -88,14 +85,14 @@ def _computes(config: ModelConfig) -> dict[str, Any]:
 
 
 def node(model: Model) -> dict[str, Any]:
-    """The config's node of a model that is there."""
+    """Return the config's model node for an existing model."""
     from gptlab import models
 
     return {key: value for key, value in models.to_dict(model.config).items() if key != "vocab_size"}
 
 
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer) -> None:
-    """That the tokenizer that the config chooses gives the ids that the weights were trained on.
+    """Check that the config's tokenizer `ours` gives the ids that the weights were trained on.
 
     Raises:
         UserError: it does not.

@@ -1,6 +1,6 @@
-"""What is done to Lightning, in one place: a quicker import, hooks that are skipped, what its loops must be told.
+"""Adapt Lightning: a quicker import, skipped hooks, and the micro-batch counts of resumed loops.
 
-Lightning is imported inside the functions: `import_lightning` has to come first.
+The functions import Lightning themselves, since `import_lightning` must come first.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.profilers import Profiler
 
-# torchmetrics, which Lightning imports, takes these whole where it finds them, for plots and metrics not used here.
+# Lightning imports torchmetrics, which imports these packages, if present, for plots and metrics not used here.
 UNUSED = ("scipy", "matplotlib", "transformers", "torchvision")
 
 
 def import_lightning() -> None:
-    """Import Lightning without what it would bring along, half of its seconds; its messages go through our logging.
+    """Import Lightning without the packages in `UNUSED`, in half the time, and send its messages through our logging.
 
-    To be called before anything else imports it.
+    Must be called before anything else imports Lightning.
     """
     from unittest.mock import patch
 
@@ -43,16 +43,20 @@ def import_lightning() -> None:
 
 
 def version_if_used(package: str) -> str:
+    """Return the version of a package.
+
+    Raises:
+        PackageNotFoundError: it is not installed, or in `UNUSED`.
+    """
     if package in UNUSED:
         raise PackageNotFoundError(package)
     return version(package)
 
 
 def available_and_used(package: str) -> bool:
+    """Return whether a package is installed and not in `UNUSED`."""
     return package not in UNUSED and find_spec(package) is not None
 
-
-# What costs time in every step and does nothing there.
 
 HOOKS_OF_A_STEP = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -62,7 +66,7 @@ NOTHING = nullcontext()
 
 
 def no_profiler() -> Profiler:
-    """A profiler that does nothing: Lightning's own, which measures nothing either, runs a generator for each hook."""
+    """Return a profiler that does nothing; Lightning's default does nothing too, but runs a generator for each hook."""
     from lightning.pytorch.profilers import PassThroughProfiler
 
     class NoProfiler(PassThroughProfiler):
@@ -73,7 +77,7 @@ def no_profiler() -> Profiler:
 
 
 def skip_idle_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Let Lightning skip what does nothing in a step: empty hooks, and sending batches that are on the device."""
+    """Make Lightning skip empty hooks, and the transfer of batches that are on the device already."""
     import lightning as L
 
     callbacks = [(callback, L.Callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
@@ -83,16 +87,16 @@ def skip_idle_hooks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 setattr(owner, hook, None)
     trainer.strategy.batch_to_device = keep_on_device  # type: ignore[method-assign]
     step = type(module).training_step
-    step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]  # which is asked for at each step
+    step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]  # Lightning inspects it at each step
 
 
 def keep_on_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
-    """The batch itself: our loaders make batches on the device."""
+    """Return the batch itself, since our loaders create batches on the device."""
     return batch
 
 
 def set_attribute(module: L.LightningModule, name: str, value: Any) -> None:
-    """A quicker `__setattr__` for a LightningModule: Lightning sets one name forty times a step, by nn.Module's way."""
+    """Set an attribute of a LightningModule quickly: Lightning sets `_current_fx_name` forty times a step."""
     if name == "_current_fx_name":
         module.__dict__[name] = value
     else:
@@ -100,13 +104,14 @@ def set_attribute(module: L.LightningModule, name: str, value: Any) -> None:
 
 
 def count_micro_batches(content: dict[str, Any], accumulation: int) -> None:
-    """Let the loops of a resumed run know how many micro-batches have been, of which a step may have another number.
+    """Set the micro-batch counts of a resumed run, in which a step may have a different number of micro-batches.
 
     Args:
-        content: of the checkpoint, in which Lightning's counts are changed.
+        content: the checkpoint's content, whose counts are changed in place.
+        accumulation: micro-batches of one optimizer step from now on.
     """
     progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     seen = content["global_step"] * accumulation
     for counts in (progress["total"], progress["current"]):
-        open_ones = counts["processed"] - counts["completed"]  # the last, where it was saved at its end
+        open_ones = counts["processed"] - counts["completed"]  # 1 if saved at the end of a micro-batch
         counts.update(ready=seen, started=seen, processed=seen, completed=seen - open_ones)

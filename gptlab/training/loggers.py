@@ -1,4 +1,4 @@
-"""Where a run's curves go: metrics.csv, and TensorBoard's events with the layout of its page."""
+"""Log a run's curves to metrics.csv and to TensorBoard, with a layout for TensorBoard's page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLUGIN = Path("plugins", "org_tensorflow_tensorboard_projector")  # where Tensor
 
 
 class CSVLogger(Logger):
-    """One row a call, written through at once."""
+    """Writes one row to metrics.csv for each call, immediately."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -50,18 +50,18 @@ class CSVLogger(Logger):
             writer.writerow({"step": step, **metrics})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml has the hyperparameters."""
 
 
 class TensorBoard(TensorBoardLogger):
-    """Events in the run directory itself."""
+    """Writes TensorBoard events into the run directory itself."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(run_dir, name="", version="", default_hp_metric=False, flush_secs=10)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        """Curves by step, and losses by tokens and seconds as well: TensorBoard's own axes are steps and the clock."""
+        """Log curves by step, and losses also by tokens and seconds, for which TensorBoard has no axes."""
         axes = {axis: int(metrics[axis]) for axis in ("tokens", "seconds") if axis in metrics}
         super().log_metrics({key: value for key, value in metrics.items() if key not in axes}, step)
         for axis, x in axes.items():
@@ -70,10 +70,10 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Once, when a run begins: what the HParams tab compares, and the layout of the Custom Scalars tab.
+        """Log the values of the HParams tab and the layout of the Custom Scalars tab; called once, at a run's start.
 
-        Without the list of columns that torch would write as well, and of which TensorBoard takes the first run's for
-        all: it then makes its own, and those in which the runs differ come first.
+        torch would also write a list of columns, and TensorBoard would use the first run's list for all runs; without
+        one it makes its own, with the columns that differ between the runs first.
         """
         plain = {key: value if type(value) in (int, float, str) else json.dumps(value) for key, value in params.items()}
         _, start, _ = hparams(plain, {})
@@ -82,7 +82,11 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def embed(self, vectors: Tensor, labels: list[str]) -> None:
-        """The rows of `vectors`, (n, C), for the Projector tab; the files that TensorBoard reads, and no events."""
+        """Write the rows of `vectors`, (n, C), and their labels as the files that the Projector tab reads.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         folder = Path(self.save_dir) / PLUGIN
         with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,7 @@ class TensorBoard(TensorBoardLogger):
                 write_atomically(folder / name, partial(_write, text=text))
 
     def save(self) -> None:
-        """Flush, and leave out Lightning's hparams.yaml: config.yaml has them."""
+        """Flush the events; does not write Lightning's hparams.yaml, since config.yaml has the values."""
         self.experiment.flush()
 
 
@@ -102,8 +106,8 @@ def _write(file: BinaryIO, text: str) -> None:
 
 
 @contextmanager
-def one_report() -> Iterator[None]:
-    """Leave what TensorBoard's own thread cannot write to the main one, whose next write is refused as well."""
+def silent_writer_thread() -> Iterator[None]:
+    """Hide the write errors of TensorBoard's own thread: the main thread's next write fails too and is reported."""
     hook = threading.excepthook
     threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else hook(failed)
     try:
@@ -113,10 +117,10 @@ def one_report() -> Iterator[None]:
 
 
 def layout(n_layer: int) -> dict[str, dict[str, list[Any]]]:
-    """{category: {chart: tags}} of the Custom Scalars tab, the same for all models but for the number of blocks."""
+    """Return the layout of the Custom Scalars tab: {category: {chart: tags}} for a model of `n_layer` blocks."""
 
     def chart(*tags: str) -> list[Any]:
-        """Of all series whose tags match one of these expressions."""
+        """Return a chart of all series whose tags match one of these regular expressions."""
         return ["Multiline", [f"{tag}$" for tag in tags]]
 
     heads = {

@@ -1,4 +1,4 @@
-"""The LightningModule: one cross entropy in nats per token, its exact mean over the validation split, what to save."""
+"""The LightningModule: cross entropy in nats per token, its exact mean over a split, and a checkpoint's content."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gptlab.training.lightning_setup import count_micro_batches, set_attribute
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
 
-RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # what a run that goes on has to know besides weights
+RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # state of the curves that a checkpoint keeps
 
 
 def model_loss(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
-    """Nats per token, or their sum; compiled as one graph, the logits need not be kept in fp32."""
+    """Return the loss in nats: (), "mean" or "sum" over the tokens; compiled as one graph it keeps no fp32 logits."""
     return cross_entropy(model(idx, noise=noise), targets, reduction)
 
 
 class LMModule(L.LightningModule):
     """Trains `model` on batches (idx, targets, noise): (B, T) int64 twice, and (B,) int32 for dropout.
 
-    What is random in a step is a function of the seed and the step alone: a run that goes on needs no random state.
+    Randomness in a step depends only on the seed and the step, so a resumed run needs no random state.
 
     Args:
-        config: the run's resolved config as a plain dict; it travels in the checkpoint, as
-        data_sha256: that of the raw text.
-        compile: what to give torch.compile, for model and loss as one graph; None: eager.
-        fused: let the optimizer make its step in one kernel (not with fp16's gradient scaling).
-        skip: leave out steps whose gradients are not finite, and go on; else such a step is the last, see `bad_step`.
+        config: the run's resolved config as a plain dict; saved in checkpoints.
+        data_sha256: the hash of the raw text; saved in checkpoints.
+        compile: arguments of torch.compile, which compiles model and loss as one graph; None: eager.
+        fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
+        skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class LMModule(L.LightningModule):
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
         self.test_metrics: dict[str, float] = {}
-        # No buffers: DDP would make them the first process's, and bf16_true would round them.
+        # Not buffers: DDP would overwrite them with the first process's, and bf16_true would round them.
         self.grad_norm = torch.zeros(())
         self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
         self.loss_count = torch.zeros(())
         self.skipped = torch.zeros((), dtype=torch.int64)
-        """Steps that have changed nothing, since their gradients were not finite."""
+        """Number of steps that changed nothing because their gradients were not finite."""
         self.bad_step = torch.full((), -1)
-        """The first of them, counted from 0: from then on the weights stay as they are."""
+        """The first step with nonfinite gradients, counted from 0; from then on the weights stay unchanged."""
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         self._sums: list[Tensor] = []
 
@@ -84,32 +84,32 @@ class LMModule(L.LightningModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         idx, targets, noise = batch
-        if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # where kernels draw their own dropout
+        if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # CUDA kernels draw their own dropout
             number = batch_idx * self.trainer.world_size + self.trainer.global_rank
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
         loss = self.model_loss(self.model, idx, targets, "mean", noise)
         counted = loss.detach()
-        rows: Tensor | int = len(idx)  # what losses are weighed by: micro-batches may be others when a run goes on
+        rows: Tensor | int = len(idx)  # weight of the loss: a resumed run may have other micro-batch sizes
         if self.skip:
             rows, counted = rows * counted.isfinite(), counted.nan_to_num(0, 0, 0)
-        elif not self.fused:  # fp16: its gradients may overflow, its loss not
+        elif not self.fused:  # fp16: gradients may overflow, the loss must not
             self._halt(~counted.isfinite())
         self.loss_sum = self.loss_sum + rows * counted
         self.loss_count = self.loss_count + rows
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clip to the global norm; Lightning's own way refuses fused optimizers under autocast."""
+        """Clip to the global norm; Lightning's own clipping refuses fused optimizers under autocast."""
         limit = self.optim.grad_clip or float("inf")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]  # faster than walking the model
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.grad_norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, self.grad_norm)
-        if self.fused:  # fp16's scaling has its own way
+        if self.fused:  # fp16's gradient scaler sets it itself
             optimizer.found_inf = self._refused()  # type: ignore[attr-defined]
 
     def _refused(self) -> Tensor | None:
-        """1 where the step is not to change anything, and counted; nothing waits for a GPU here."""
+        """Return 1 if the step must not change anything, and count it; does not wait for a GPU. None: a usual step."""
         if self.grad_norm.is_cpu and math.isfinite(self.grad_norm) and self.bad_step.item() < 0:
             return None  # the usual case, in a few microseconds
         bad = ~self.grad_norm.isfinite()
@@ -120,17 +120,17 @@ class LMModule(L.LightningModule):
         return bad.float()
 
     def _halt(self, bad: Tensor) -> None:
-        """Remember the first step that was bad."""
+        """Record the current step as the first bad one, if `bad` and none was recorded."""
         before = self.bad_step.to(bad.device)
         self.bad_step = torch.where(bad & (before < 0), self.trainer.global_step, before)
 
     def _losses(self) -> Tensor:
-        """Their sum by rows, and the rows, since the last point of the curves, over all processes."""
+        """Return the sum of losses weighted by rows, and the rows, since the last log, over all processes: (2,)."""
         sums = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
         return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
 
     def train_loss(self) -> float:
-        """Mean loss since the last call, over all processes; nan where every step was left out."""
+        """Return the mean loss since the last call, over all processes; nan if every step was skipped."""
         total, count = self._losses().tolist()
         self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
         return total / count if count else math.nan
@@ -145,8 +145,8 @@ class LMModule(L.LightningModule):
     test_step = validation_step
 
     def _evaluation(self, split: str) -> dict[str, float]:
-        """Loss and the like of all batches of a split, over all processes."""
-        sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: no digit is lost over many batches
+        """Return the metrics of all batches of a split, over all processes."""
+        sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: exact over many batches
         self._sums.clear()
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
@@ -174,7 +174,7 @@ class LMModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_at(self, step: int) -> float:
-        """The learning rate that optimizer step 0, 1, 2, ... is made with."""
+        """Return the learning rate of optimizer step 0, 1, 2, ..."""
         return self.optim.lr * lr_scale(step, self.schedule)
 
     def on_save_checkpoint(self, content: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class LMModule(L.LightningModule):
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         for name in RUNNING:
             setattr(self, name, content["training"][name])
-        if self.trainer.global_rank > 0:  # the sums are of all processes
+        if self.trainer.global_rank > 0:  # the saved sums cover all processes
             self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
         self.val_metrics = content[checkpoint.KEY]["metrics"]
         self.val_step = content["global_step"]

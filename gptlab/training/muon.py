@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-A, B, C = 3.4445, -4.7750, 2.0315  # of a x + b x^3 + c x^5, a step of `orthogonalized`
-EPS = 1e-7  # the least norm that a matrix is divided by
+A, B, C = 3.4445, -4.7750, 2.0315  # coefficients of A x + B x^3 + C x^5, one step of `orthogonalized`
+EPS = 1e-7  # lower bound of the norm that a matrix is divided by
 
 
 def orthogonalized(x: Tensor, steps: int) -> Tensor:
-    """Matrices (N, r, c), r <= c, with singular values of about 1 (0.7 to 1.2 after 5 steps) in place of their own.
+    """Replace the singular values of matrices (N, r, c), r <= c, by values near 1 (0.7 to 1.2 after 5 steps).
 
-    Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/): x becomes P(x x^T) x with the
-    polynomial P(g) = A + B g + C g^2, again and again. All these products are polynomials in the first g = x x^T, so
-    that for wide matrices only (r, r) products are made and x is multiplied once, at the end: from 1.5 times as wide
-    that is fewer operations, and in fp32 the same to rounding. In bf16 it would not be, for g has the squares of the
-    singular values.
+    Each step of the Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/) makes x
+    P(x x^T) x with P(g) = A + B g + C g^2. All products are polynomials in the first g = x x^T, so for matrices more
+    than 1.5 times as wide as high it is cheaper to multiply (r, r) matrices and x once, at the end. In fp32 the result
+    is equal up to rounding; in bf16 it is not, since g holds the squares of the singular values.
     """
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     short = x.dtype == torch.float32 and 2 * x.shape[2] > 3 * x.shape[1]
@@ -40,27 +39,28 @@ def orthogonalized(x: Tensor, steps: int) -> Tensor:
 
 
 def products_in(device: torch.device) -> torch.dtype:
-    """What `orthogonalized` is made in: bf16, which is exact enough, where a GPU has it; else fp32."""
+    """Return the dtype for `orthogonalized`: bf16, which is exact enough, on a GPU that has it; else fp32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of Nesterov's momentum, `orthogonalized` and times sqrt(max(1, rows / columns)): Jordan's convention.
+    """Nesterov momentum, `orthogonalized` and scaled by sqrt(max(1, rows / columns)), which is Jordan's convention.
 
-    So a step changes the output of a matrix as much whatever its shape is, and one learning rate suits all. (The other
-    convention, 0.2 sqrt(max(rows, columns)) of Liu et al. 2025, https://arxiv.org/abs/2502.16982, has AdamW's rates.)
-    Weight decay is decoupled. Matrices of one shape are stacked and turned by batched products.
+    A step thus changes the output of a matrix equally for every shape, and one learning rate suits all. (With the
+    convention of Liu et al. 2025, https://arxiv.org/abs/2502.16982, 0.2 sqrt(max(rows, columns)), it would be AdamW's.)
+    Weight decay is decoupled. Matrices of the same shape are stacked and orthogonalized in batches.
 
-    With "nor_beta" above 0, as a memory, the rows of a step are made about as large as each other, over time, and the
-    step as large as before: NorMuon (Li et al. 2025, https://arxiv.org/abs/2510.05491).
+    With "nor_beta" above 0 the rows of a step are normalized by a running average of their squares, and the step keeps
+    its norm: NorMuon (Li et al. 2025, https://arxiv.org/abs/2510.05491).
 
-    The attribute `found_inf`, where there is one, is 1 if a step is to change nothing; no GPU is waited for to know.
+    The attribute `found_inf`, if set, is 1 if a step must change nothing; reading it does not wait for a GPU.
 
     Args:
-        groups: those with a "momentum" (and "ns_steps" and "nor_beta") are Muon's, all of 2 dimensions; others AdamW's.
-        parts: of a matrix in which several projections are stacked the rows of each, which are turned by themselves.
-        fused: AdamW in one kernel.
+        groups: parameter groups; those with "momentum", "ns_steps" and "nor_beta" hold matrices for Muon, others AdamW.
+        parts: the rows of each projection in a matrix that stacks several, which are orthogonalized separately.
+        betas, eps: AdamW's.
+        fused: whether AdamW runs as one kernel.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Muon(torch.optim.Optimizer):
             bad = None
         for group in self.param_groups:
             if "momentum" in group:
-                self._turn(group, bad)
-        # The groups and the state are others after load_state_dict.
+                self._step_matrices(group, bad)
+        # load_state_dict replaces the groups and the state.
         self.adam.param_groups = [group for group in self.param_groups if "momentum" not in group]
         self.adam.state = self.state
         self.adam.found_inf = bad  # type: ignore[attr-defined]
         self.adam.step()
         return loss
 
-    def _turn(self, group: dict[str, Any], bad: Tensor | None) -> None:
-        """Muon's step of a group; `bad`: () on a GPU, 1 if it is to change nothing."""
+    def _step_matrices(self, group: dict[str, Any], bad: Tensor | None) -> None:
+        """Make Muon's step of a group; `bad`, () on a GPU, is 1 if the step must change nothing."""
         weights: list[Any] = [p for p in group["params"] if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
         for p in weights:
@@ -125,14 +125,16 @@ class Muon(torch.optim.Optimizer):
             x = orthogonalized(x, group["ns_steps"])
             x = (x if r <= c else x.mT).to(parts[0].dtype)
             if group["nor_beta"]:
-                x = _even(x, row_squares, (1 - group["nor_beta"]) * made)
+                x = _normalize_rows(x, row_squares, (1 - group["nor_beta"]) * made)
             torch._foreach_sub_(parts, (x * made).unbind(), alpha=group["lr"] * math.sqrt(max(1, r / c)))
 
 
-def _even(x: Tensor, squares: tuple[Tensor, ...], weight: Any) -> Tensor:
-    """x (N, r, c), rows over the roots of their mean squares, of which `squares` (r, 1) each are a running average.
+def _normalize_rows(x: Tensor, squares: tuple[Tensor, ...], weight: Any) -> Tensor:
+    """Divide the rows of x (N, r, c) by their running root mean squares, and keep the norm of each matrix.
 
-    Each matrix stays as large as it was.
+    Args:
+        squares: the running averages of the mean squares, (r, 1) for each matrix; updated in place.
+        weight: the weight of the new values in these averages.
     """
     mean = x.float().square().mean(-1, keepdim=True)  # (N, r, 1)
     running = torch.stack(squares).float().lerp_(mean, weight)

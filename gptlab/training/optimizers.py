@@ -1,4 +1,4 @@
-"""Optimizers and what they optimize alike."""
+"""Build the optimizer: its config, its parameter groups and their description."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ MUONS = ("adam_lr", "momentum", "ns_steps", "nor_beta")
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """The config group `optim`, checked.
+
+    Raises:
+        UserError: a value is out of range, or belongs to another optimizer.
+    """
+
     name: str
-    """adamw, or muon: for the matrices of the blocks, and AdamW for the rest."""
+    """adamw, or muon, which takes the matrices of the blocks and leaves the rest to AdamW."""
     lr: float
-    """Peak learning rate; with muon that of the blocks' matrices."""
+    """Peak learning rate; with muon, of the blocks' matrices."""
     weight_decay: float
     """Decoupled decay, on matrices only (embeddings among them, as in nanoGPT)."""
     beta1: float
@@ -30,12 +36,12 @@ class OptimConfig:
     grad_clip: float
     """Gradients are scaled down to this global norm; 0: never."""
     adam_lr: float | None = None
-    """Peak learning rate of what is AdamW's beside Muon, as the betas and eps are."""
+    """Peak learning rate of the parameters that muon leaves to AdamW; the betas and eps are theirs, too."""
     momentum: float | None = None
     ns_steps: int | None = None
     """Newton-Schulz iterations, see `muon.orthogonalized`."""
     nor_beta: float | None = None
-    """Memory of NorMuon's row norms, see `muon.Muon`; 0: plain Muon."""
+    """Decay of NorMuon's running row norms, see `muon.Muon`; 0: plain Muon."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -62,12 +68,12 @@ class OptimConfig:
 def parameter_groups(
     model: nn.Module, config: OptimConfig, matrices: Mapping[nn.Parameter, Sequence[int]]
 ) -> list[dict[str, Any]]:
-    """What is optimized alike: "decay" (matrices) and "no_decay" (biases, norm weights, convolutions).
+    """Return the parameter groups: "decay" (matrices) and "no_decay" (biases, norm weights, convolutions).
 
-    Before them, with muon, "matrices": the given ones, those of the model's blocks.
+    With muon the first group is "matrices", with the given matrices of the model's blocks.
 
     Raises:
-        UserError: muon, and there are none.
+        UserError: Muon is chosen and there are no such matrices.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -91,11 +97,14 @@ def parameter_groups(
 def build_optimizer(
     model: nn.Module, config: OptimConfig, matrices: Mapping[nn.Parameter, Sequence[int]], fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), or Muon with it.
+    """Build AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), or Muon together with it.
 
     Args:
-        matrices: those of the blocks, and of each the rows of the projections that are stacked in it.
-        fused: one kernel a step, for what is AdamW's.
+        matrices: the matrices of the blocks, each with the rows of the projections stacked in it.
+        fused: whether AdamW runs as one kernel.
+
+    Raises:
+        UserError: Muon is chosen for a model without such matrices.
     """
     groups = parameter_groups(model, config, matrices)
     betas = (config.beta1, config.beta2)
@@ -105,7 +114,7 @@ def build_optimizer(
 
 
 def describe_groups(groups: list[dict[str, Any]]) -> str:
-    """One line: how many tensors and parameters each group holds, its decay, its learning rate if it has its own."""
+    """Describe the groups in one line: tensors, parameters, weight decay, and learning rate where it is the group's."""
     parts = [
         f"{len(group['params'])} {'matrices' if 'momentum' in group else 'tensors'} with "
         f"{sum(p.numel() for p in group['params']):,} parameters at weight decay {group['weight_decay']:g}"

@@ -1,4 +1,4 @@
-"""What a run resumes from: its newest whole checkpoint, with curves and samples cut to that moment."""
+"""Find the checkpoint that a run resumes from, and cut its curves and samples to that moment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Start:
     run_dir: Path
     path: Path
     content: dict[str, Any] | None
-    """None: it was taken."""
+    """The checkpoint's content; None once it was taken."""
 
     def __post_init__(self) -> None:
         assert self.content is not None
@@ -35,15 +35,19 @@ class Start:
         self.lengths: dict[str, int] = self.content["lengths"]
 
     def take(self) -> dict[str, Any]:
-        """The content, whose memory is the taker's from now on."""
+        """Return the content and drop this reference, so that the caller can free its memory."""
         assert self.content is not None
         content, self.content = self.content, None
         return content
 
 
 def starting_point(run_dir: Path) -> Start | None:
-    """The checkpoint that a run resumes from; None, and said, where there is none yet; raises as `newest`."""
-    found = newest(run_dir)
+    """Return the checkpoint that a run resumes from; None, with a warning, if it has none yet.
+
+    Raises:
+        UserError: see `newest_checkpoint`.
+    """
+    found = newest_checkpoint(run_dir)
     if found is None:
         log.warning("%s has no checkpoint yet: the run starts anew", run_dir)
         return None
@@ -51,10 +55,10 @@ def starting_point(run_dir: Path) -> Start | None:
 
 
 def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> None:
-    """That a run can be resumed from this checkpoint, to the bit.
+    """Check that a run can be resumed from this checkpoint, bit for bit.
 
     Raises:
-        UserError: it has finished, is of an older version, or the text or the tokenizer is not that of its past.
+        UserError: the run has finished, was made by an older version, or had a different text or tokenizer.
     """
     run_dir, content, step = start.run_dir, start.content, start.step
     assert content is not None
@@ -65,7 +69,7 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
             f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
         )
     most = settings.trainer.max_steps
-    if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has no end
+    if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has not finished
         raise UserError(f"resume={run_dir}: the run has made {step} steps: trainer.max_steps={most} must be above that")
     if (run_dir / "summary.json").exists():
         patience = content["callbacks"]["Checkpoints"]["patience"]
@@ -96,26 +100,27 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the last bits of a float depend on, besides the run's config."""
+    """Return the facts of this machine that the last bits of a float depend on."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     processor = device_name("cuda") if torch.cuda.is_available() else cpu
     return {"torch": str(torch.__version__), "processor": processor, "threads": torch.get_num_threads()}
 
 
-def appended(run_dir: Path) -> list[Path]:
+def appended_files(run_dir: Path) -> list[Path]:
+    """Return the files that a run appends to: its curves and samples."""
     return [path for name in ("metrics.csv", "samples.txt", "events.out.*") for path in run_dir.glob(name)]
 
 
-def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """What a run goes on from: the newest of its checkpoints that is whole; None if it has none yet.
+def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest intact checkpoint of a run and its content; None if the run has no checkpoint yet.
 
-    One is passed over, too, whose curves and samples are not all there: they have been cut to go on from an older one.
+    A checkpoint is also skipped if its curves and samples are incomplete: they were cut to resume from an older one.
 
     Raises:
-        UserError: it has some, and none is whole.
+        UserError: there are checkpoints, but none is intact.
     """
     folder = run_dir / "checkpoints"
-    passed_over, without_curves = [], None
+    skipped, without_curves = [], None
     for path in (
         folder / "last.ckpt",
         *(path for _, path in checkpoint.kept_checkpoints(folder)),
@@ -126,24 +131,25 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             content = checkpoint.read_checkpoint(path, mapped=False)
         except UserError as error:
-            passed_over.append(str(error))
+            skipped.append(str(error))
             continue
         short = [name for name, length in content.get("lengths", {}).items() if _size(run_dir / name) < length]
         if not short:
-            return _chosen(path, content, passed_over)
-        passed_over.append(f"{path} is newer than {' and '.join(short)}, which would lack what came before it")
+            return _with_warnings(path, content, skipped)
+        skipped.append(f"{path} is newer than {' and '.join(short)}, which would lack what came before it")
         without_curves = without_curves or (path, content)
     if without_curves:
-        return _chosen(*without_curves, passed_over)
-    if passed_over:
-        raise UserError("\n".join([*passed_over, "no other checkpoint is there: start the run anew"]))
+        return _with_warnings(*without_curves, skipped)
+    if skipped:
+        raise UserError("\n".join([*skipped, "no other checkpoint is there: start the run anew"]))
     return None
 
 
-def _chosen(path: Path, content: dict[str, Any], passed_over: list[str]) -> tuple[Path, dict[str, Any]]:
-    for message in passed_over:
+def _with_warnings(path: Path, content: dict[str, Any], skipped: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint, and warn of those that were skipped for it."""
+    for message in skipped:
         log.warning("%s", message)
-    if passed_over:
+    if skipped:
         log.warning("going on from %s, of step %s", path, content["global_step"])
     return path, content
 
@@ -152,18 +158,21 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def clear(run_dir: Path) -> None:
-    """Remove what killed processes were writing; to be called under the run's lock."""
+def remove_temporary_files(run_dir: Path) -> None:
+    """Remove the unfinished files of killed processes; the caller must hold the run's lock."""
     for path in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("checkpoints/*.new")):
         path.unlink()
 
 
-def cut(run_dir: Path, lengths: dict[str, int]) -> None:
-    """Take from a run's curves and samples what was written after the checkpoint that has these lengths.
+def cut_curves(run_dir: Path, lengths: dict[str, int]) -> None:
+    """Remove from a run's curves and samples all that was written after a checkpoint.
 
-    A resumed run writes it again: nothing is there twice, and nothing is missing. Without lengths all of it goes.
+    A resumed run writes these parts again, so that nothing is missing or there twice.
+
+    Args:
+        lengths: the length in bytes of each file, by name, when the checkpoint was saved; other files are deleted.
     """
-    for path in appended(run_dir):
+    for path in appended_files(run_dir):
         if path.name in lengths:
             os.truncate(path, min(lengths[path.name], path.stat().st_size))
         else:

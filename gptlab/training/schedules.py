@@ -1,4 +1,4 @@
-"""The learning rate over the steps."""
+"""Schedule the learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """The config group `schedule`, checked.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
     name: str
     """constant, cosine, linear or wsd (warmup, stable, decay)."""
     warmup_steps: int
-    """Linear warmup to the peak."""
+    """Steps of linear warmup to the peak."""
     decay_steps: int
-    """Step at which the decay has reached its end; later steps stay there."""
+    """Step at which the decay ends; the rate stays constant afterwards."""
     min_ratio: float
     """Learning rate at the end, as a share of the peak."""
     decay_fraction: float = 0.2
-    """Of wsd: the share of decay_steps at their end in which it decays."""
+    """For wsd: the last share of decay_steps, in which the rate decays."""
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
@@ -36,9 +42,9 @@ class ScheduleConfig:
 
 
 def lr_scale(step: int, config: ScheduleConfig) -> float:
-    """The learning rate of step 0, 1, 2, ... as a share of its peak.
+    """Return the learning rate of step 0, 1, 2, ... as a share of its peak.
 
-    After a linear warmup the cosine is nanoGPT's formula; wsd stays at the peak and then goes down in a straight line
+    After a linear warmup, cosine follows nanoGPT's formula; wsd stays at the peak and then decays linearly
     (Hu et al. 2024, https://arxiv.org/abs/2404.06395; Hägele et al. 2024, https://arxiv.org/abs/2405.18392).
     """
     if step < config.warmup_steps:

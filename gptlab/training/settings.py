@@ -1,4 +1,4 @@
-"""The settings of one run: the composed config, checked; a mistake names the key, the value and the way out."""
+"""Check the composed config of one run; an error names the key, the value and a way out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainerConfig:
     name: str
     accelerator: str
     devices: Any
-    """Of this machine: a number, or "auto"."""
+    """Devices of this machine: a number, or "auto"."""
     max_steps: int
     val_first: bool
     val_every: int
@@ -45,7 +45,7 @@ class TrainerConfig:
     sample_temperature: float
     strategy: str = "auto"
     ema: float = 0.0
-    """Decay per optimizer step of an average of the weights; 0: none."""
+    """Decay per optimizer step of the average of the weights; 0: no average."""
     baseline: str | None = None
     """The name of a table of counts, ngram:1 to ngram:6, to compare the last val/loss with; None: none."""
 
@@ -110,7 +110,7 @@ class CompileConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What a size recommends; other groups read it by interpolation."""
+    """Values recommended for a model size; other groups read them by interpolation."""
 
     batch_size: int
     micro_batch_size: Any
@@ -125,7 +125,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """What a config can change of the architecture of init_from; None: nothing."""
+    """Keys in which a config may change the architecture of init_from; None: unchanged."""
 
     block_size: int | None
     dropout: float | None
@@ -135,7 +135,7 @@ class PretrainedConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """One run, checked. The model's config still lacks its vocabulary, which the data or `init_from` knows."""
+    """The checked settings of one run; the vocabulary is missing, since the data or `init_from` decides it."""
 
     name: str
     seed: int
@@ -144,17 +144,17 @@ class Settings:
     model: dict[str, Any]
     data: DataConfig
     tokenizer: TokenizerConfig | None
-    """None: that of `init_from`."""
+    """None: the tokenizer of `init_from`."""
     optim: OptimConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
     precision: PrecisionConfig
     compile: CompileConfig
     resolved: dict[str, Any] = field(repr=False)
-    """The whole config as it was composed."""
+    """The whole composed config, with its interpolations resolved."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole resolved config, a copy."""
+        """Return a copy of the whole resolved config."""
         return copy.deepcopy(self.resolved)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
@@ -166,7 +166,7 @@ GROUPS = ("recipe", "model", "data", "tokenizer", "optim", "schedule", "trainer"
 
 
 def from_config(config: DictConfig | dict[str, Any]) -> Settings:
-    """Check the whole config, so that a run starts right or not at all.
+    """Check the whole config before a run starts.
 
     Raises:
         UserError: see `schema.build`.
@@ -227,7 +227,7 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
 
 
 def _model(node: DictConfig, source: str | None) -> dict[str, Any]:
-    """The checked node of the model; `source` is what init_from names.
+    """Check the model's node; `source` is the value of init_from.
 
     Raises:
         UserError: see `from_config`.

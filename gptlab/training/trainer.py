@@ -24,7 +24,7 @@ from gptlab.training.callbacks.progress_bar import Progress
 from gptlab.training.callbacks.samples import Samples
 from gptlab.training.callbacks.weight_average import Averaging
 from gptlab.training.lightning_setup import no_profiler, skip_idle_hooks
-from gptlab.training.loggers import CSVLogger, TensorBoard, one_report
+from gptlab.training.loggers import CSVLogger, TensorBoard, silent_writer_thread
 from gptlab.training.resume import Start
 from gptlab.training.run import Run
 
@@ -124,7 +124,11 @@ def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> N
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if run.place.kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with quiet_lightning(), one_report(), logging_redirect_tqdm():  # messages above the bar, not through it
+    with (
+        quiet_lightning(),
+        silent_writer_thread(),
+        logging_redirect_tqdm(),
+    ):  # messages above the bar, not through it
         try:
             processes.begin(run_dir)
             trainer.fit(run.module, datamodule=run.data, ckpt_path=start.path if start else None)

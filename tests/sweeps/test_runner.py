@@ -172,7 +172,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
 
 
 def test_cores_are_shared_out_and_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptlab.sweeps.launchers.cores", lambda: 11)
+    monkeypatch.setattr(launchers, "cores", lambda: 11)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     four = Local(None, 1, on_gpu=True)

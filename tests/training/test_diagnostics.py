@@ -17,7 +17,7 @@ from gptlab.models import Bigram, GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.layers import alibi_slopes
 from gptlab.system.errors import UserError
-from gptlab.training.callbacks.diagnostics import blocks, labels, look_inside
+from gptlab.training.callbacks.diagnostics import look_inside, parameters_by_block, token_labels
 from tests.training.runs_compared import points, rows
 
 V, T, B, C = 29, 13, 5, 33
@@ -154,7 +154,7 @@ def test_a_bigram_has_no_blocks() -> None:
 
 def test_blocks_hold_every_parameter_once() -> None:
     model = build(tied=False)
-    grouped = blocks(model)
+    grouped = parameters_by_block(model)
     assert list(grouped) == ["wte", "wpe", "h.0", "h.1", "ln_f", "lm_head"]
     assert sum(p.numel() for parameters in grouped.values() for p in parameters) == model.num_parameters()
 
@@ -232,7 +232,7 @@ def test_a_wrong_interval_is_refused(compose: Any) -> None:
 
 
 def test_labels_are_one_readable_line_each() -> None:
-    assert labels(CharTokenizer("\t\n\r #'é\u2028")) == ["\\t", "\\n", "\\r", "␣", "#", "'", "é", "\\u2028"]
-    shown = labels(BPETokenizer.fit(["a cat sat on a mat\n" * 9], 257))
+    assert token_labels(CharTokenizer("\t\n\r #'é\u2028")) == ["\\t", "\\n", "\\r", "␣", "#", "'", "é", "\\u2028"]
+    shown = token_labels(BPETokenizer.fit(["a cat sat on a mat\n" * 9], 257))
     assert len(set(shown)) == 257
     assert all(len(label.splitlines()) == 1 and "\t" not in label and label.strip() for label in shown)

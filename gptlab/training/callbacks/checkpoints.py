@@ -1,13 +1,11 @@
-"""A run's checkpoints, so that it can be stopped at any moment and go on as if it had not been."""
+"""Save a run's checkpoints, so that it can be stopped at any moment and resumed as if it had not been."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -18,22 +16,23 @@ from gptlab.distributed.processes import requeue
 from gptlab.formats import checkpoint
 from gptlab.system.files import explain_write_errors, sync
 from gptlab.training.callbacks.nonfinite import check_finite
+from gptlab.training.callbacks.signals import Signals
 from gptlab.training.callbacks.weight_average import with_averaged_weights
 from gptlab.training.module import LMModule
-from gptlab.training.resume import appended, machine_facts
+from gptlab.training.resume import appended_files, machine_facts
 
 log = logging.getLogger(__name__)
 
 
 class Patience(EarlyStopping):
-    """Early stopping; a run that goes on may have another patience than before."""
+    """Early stopping; a resumed run may have a different patience than before."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class Lengths(L.Callback):
-    """Writes into each checkpoint the lengths of the files that a run only appends to, see `cut`; and the machine."""
+    """Adds to each checkpoint the lengths of the files that a run appends to, for `cut_curves`, and the machine."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -44,17 +43,17 @@ class Lengths(L.Callback):
         for logger in trainer.loggers:
             logger.save()
         with explain_write_errors(self.run_dir):
-            for path in (*appended(self.run_dir), self.run_dir):
+            for path in (*appended_files(self.run_dir), self.run_dir):
                 sync(path)
-        checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended(self.run_dir)}
+        checkpoint["lengths"] = {path.name: path.stat().st_size for path in appended_files(self.run_dir)}
         checkpoint["machine"] = machine_facts()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written so that a kill at any moment leaves the old file or the new one.
+    """Writes Lightning's checkpoints so that a kill at any moment leaves either the old file or the new one.
 
     Args:
-        content: of the checkpoint that the run goes on from, which has been read and verified.
+        content: the content of the checkpoint that the run resumes from, already read and verified; None for a new run.
     """
 
     def __init__(self, content: dict[str, Any] | None) -> None:
@@ -65,23 +64,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         assert self.content is not None
-        content, self.content = self.content, None  # its memory is the run's from now on
+        content, self.content = self.content, None  # so that its memory can be freed
         return content
 
 
 class Checkpoints(Checkpoint):
     """Saves last.ckpt, and best.ckpt after a validation that is better than all before it.
 
-    That is after each validation, every `every` steps (0: never), at the first point of the curves that lies `minutes`
-    after the one before, and when a signal asks for it: SIGINT, SIGTERM, and under SLURM SIGUSR1, which has the job put
-    back into the queue. The step is then finished, the run saved, and the exit code 128 + the signal's number: 130,
-    143, 138; a second signal stops at once.
+    last.ckpt is saved after each validation, every `every` steps (0: never), at the first point of the curves at least
+    `minutes` after the previous save, and after a signal, see `Signals`. A signal lets the step finish and exits
+    with 128 + its number: 130, 143 or 138; after SIGUSR1 the job is also put back into SLURM's queue.
 
     Args:
-        keep: how many checkpoints beside best.ckpt; those before the last are step_<N>.ckpt.
-        points: steps between two points of the curves, where several processes ask each other.
-        patience: of early stopping, which a run that goes on has to know of.
-        whole: whether a run that goes on does so from last.ckpt, and not from one before it.
+        val_every: steps between two validations.
+        minutes: minutes between two saves; None: no limit.
+        keep: how many checkpoints to keep beside best.ckpt; those before the last are step_<N>.ckpt.
+        points: steps between two points of the curves, the only steps at which several processes ask each other.
+        patience: the patience of early stopping; a resumed run must know whether it changed.
+        whole: whether a resumed run starts from last.ckpt and not from an older checkpoint.
     """
 
     def __init__(
@@ -106,46 +106,33 @@ class Checkpoints(Checkpoint):
         self.best_step = 0
         self._out_of_patience = False
         self._whole = whole
-        self._last_step: int | None = None  # that of last.ckpt
+        self._last_step: int | None = None  # the step of last.ckpt
         self._saved = time.monotonic()
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def _listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ())):
-            self._handlers.setdefault(number, signal.signal(number, self._remember))
+        self._signals = Signals()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
+        self._signals.restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        log.warning("finishing the step and saving; once more stops at once")
-        for each in self._handlers:
-            signal.signal(each, signal.SIG_DFL)
+        self._signals.restore()
 
     def _any(self, trainer: L.Trainer, mine: bool) -> bool:
-        """Whether it is so for any process: all of them do the same after the same step."""
+        """Return whether `mine` is true in any process, so that all of them do the same after the same step."""
         return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
 
     def _stop(self, trainer: L.Trainer) -> None:
         log.warning("stopped after step %d", trainer.global_step)
-        if self._signal == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+        if self._signals.asks_for_requeue and trainer.is_global_zero:
             requeue()
         else:
             log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+        raise SystemExit(self._signals.exit_code)
 
     def _save(self, trainer: L.Trainer) -> None:
         last, step = self.folder / "last.ckpt", trainer.global_step
         if trainer.is_global_zero and self.keep > 1 and self._last_step is not None:
             with explain_write_errors(self.folder):
-                _name_also(last, checkpoint.step_file(self.folder, self._last_step))
+                _link(last, checkpoint.step_file(self.folder, self._last_step))
         with with_averaged_weights(trainer):
             trainer.save_checkpoint(last)
         if trainer.is_global_zero:  # now that the new one is there
@@ -157,22 +144,22 @@ class Checkpoints(Checkpoint):
         self._saved = time.monotonic()
 
     def on_sanity_check_start(self, *args: Any) -> None:
-        self._listen()
+        self._signals.listen()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.sanity_checking and trainer.world_size == 1 and self._signal is not None:
+        if trainer.sanity_checking and trainer.world_size == 1 and self._signals.heard is not None:
             self._stop(trainer)  # before the first step there is nothing to finish
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._any(trainer, self._signal is not None):
+        if self._any(trainer, self._signals.heard is not None):
             self._stop(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, content: dict[str, Any]) -> None:
         self._last_step = content["global_step"] if self._whole else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._listen()  # where there was no validation before
-        trainer.should_stop = trainer.should_stop or self._out_of_patience  # which Lightning does not keep
+        self._signals.listen()  # no sanity check came before where trainer.val_first is false
+        trainer.should_stop = trainer.should_stop or self._out_of_patience  # Lightning does not save this
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
@@ -183,7 +170,7 @@ class Checkpoints(Checkpoint):
         if step % self.val_every == 0 or step == trainer.max_steps:
             return  # a validation follows, and then a checkpoint
         point = step % self.points == 0
-        stop = (point or trainer.world_size == 1) and self._any(trainer, self._signal is not None)
+        stop = (point or trainer.world_size == 1) and self._any(trainer, self._signals.heard is not None)
         due = point and self._any(trainer, time.monotonic() > self._saved + self.seconds)
         if stop or due or (self.every and step % self.every == 0):
             assert isinstance(trainer.lightning_module, LMModule)
@@ -201,10 +188,10 @@ class Checkpoints(Checkpoint):
         if loss < self.best_val_loss:
             self.best_val_loss, self.best_step = loss, trainer.global_step
             with with_averaged_weights(trainer):
-                trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which speaks of it
+                trainer.save_checkpoint(self.folder / "best.ckpt")  # before last.ckpt, which records it
         self._save(trainer)
-        going_on = trainer.global_step < trainer.max_steps and not trainer.should_stop  # else the run is done anyway
-        if going_on and self._any(trainer, self._signal is not None):
+        continues = trainer.global_step < trainer.max_steps and not trainer.should_stop  # else the run is finished
+        if continues and self._any(trainer, self._signals.heard is not None):
             self._stop(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,13 +206,13 @@ class Checkpoints(Checkpoint):
         self._out_of_patience = state_dict["patience"] is not None and state_dict["patience"] == self.patience
 
 
-def _name_also(path: Path, name: Path) -> None:
-    """Let the file at `path` stand at `name`, too, whatever stood there."""
+def _link(path: Path, name: Path) -> None:
+    """Give the file at `path` the second name `name`, replacing what had it; without hard links move the file."""
     new = name.with_suffix(".new")
     new.unlink(missing_ok=True)
     try:
         os.link(path, new)
-    except OSError:  # no second names on this disk
+    except OSError:  # the file system has no hard links
         path.replace(name)
     else:
         new.replace(name)

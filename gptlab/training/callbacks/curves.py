@@ -1,4 +1,4 @@
-"""Curves and throughput: what is logged, and the time that training itself took."""
+"""Log curves and throughput, and measure the time that training itself took."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class Curves(L.Callback):
-    """Logs training every `log_every` steps and each validation; keeps the time that training itself took.
+    """Logs training every `log_every` steps and each validation, and measures the time that training itself took.
 
-    The one place that waits for the device, so that steps between two logs never do.
+    Only here does training wait for the device, so that the steps between two logs never do.
 
     Args:
-        tokens_per_step: of one optimizer step, over all devices.
-        flops_per_token: forward and backward; 0 where the model multiplies no matrices (no mfu then).
-        peak_flops: what all devices together can reach, FLOP/s.
+        tokens_per_step: tokens of one optimizer step, over all devices.
+        flops_per_token: FLOPs of forward and backward; 0 for a model without matrix products, which has no mfu.
+        peak_flops: the peak of all devices together, in FLOP/s.
+        hparams: the values of TensorBoard's HParams tab, by dotted key.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Curves(L.Callback):
         self.hparams = hparams
         self.train_seconds = 0.0
         self.last: dict[str, float] = {}
-        self._since: float | None = None  # when training went on after a pause
+        self._since: float | None = None  # when training continued after a pause
         self._step = self._skipped = 0
         self._logged: tuple[int, float] = (0, 0.0)  # step and train_seconds of the last log
 
@@ -52,7 +53,7 @@ class Curves(L.Callback):
             self._since = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.ckpt_path is None:  # a resumed run has written them
+        if trainer.ckpt_path is None:  # a resumed run has them already
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.hparams)
 
@@ -94,7 +95,7 @@ class Curves(L.Callback):
         speed = steps * self.tokens_per_step / seconds
         self.last = {
             "train/loss": loss,
-            "lr": pl_module.lr_at(self._step - 1),  # the optimizer's is the next step's already
+            "lr": pl_module.lr_at(self._step - 1),  # the optimizer already has the rate of the next step
             "grad_norm": grad_norm,
             "tokens_per_sec": speed,
         }
@@ -111,7 +112,7 @@ class Curves(L.Callback):
         self._pause()
         assert isinstance(pl_module, LMModule)
         if not trainer.sanity_checking:
-            check_finite(trainer, pl_module)  # before anything is made of the weights
+            check_finite(trainer, pl_module)  # before the weights are used
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
@@ -131,7 +132,7 @@ class Curves(L.Callback):
         )
 
     def _sum_up(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        """The columns that TensorBoard's HParams tab shows unasked: the first five tags in the alphabet."""
+        """Log the columns that TensorBoard's HParams tab shows by default: the first five tags in the alphabet."""
         assert isinstance(trainer.checkpoint_callback, Checkpoints)
         columns = {f"eval/val_{name}": metrics[f"val/{name}"] for name in ("loss", "bpb", "gap")}
         columns["eval/train_loss"] = self.last["train/loss"]

@@ -1,6 +1,6 @@
-"""What goes on inside the model while it trains: norms by block, activations, attention; for TensorBoard.
+"""Measure the inside of a training model for TensorBoard: norms by block, activations and attention.
 
-B T C H D V as in the models; the groups of tags begin with "vitals", so that they come after train/ and val/.
+Shapes are named B T C H D V as in models/; tags begin with "vitals", so that they sort after train/ and val/.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from gptlab.models.layers import CausalSelfAttention
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
 
-TOKENS = 2048  # of the validation part that the model is looked at with
-EMBEDDED = 1000  # tokens in the projector: of a learned vocabulary the first are the most frequent
-WIDEST = 2048  # a table with longer rows, such as a bigram's of many tokens, would be a large file
+TOKENS = 2048  # validation tokens in the batch that is measured
+EMBEDDED = 1000  # tokens in the projector: in a learned vocabulary the first are the most frequent
+WIDEST = 2048  # the longest embedding for the projector; a bigram's rows, one logit per token, make large files
 
 
 class Diagnostics(L.Callback):
-    """Every `every` optimizer steps measures that step's gradients and update, and then the model on a fixed batch.
+    """Measures the gradients and update of every `every`-th optimizer step, and then the model on a fixed batch.
 
-    Draws no random numbers and leaves the model as it was: the run is the same to the bit with and without it. At the
-    end of the run the token embeddings go to the projector.
+    It draws no random numbers and leaves the model unchanged: the run is bit for bit the same with and without it. At
+    the end of the run the token embeddings are written for the projector.
 
     Args:
-        ids: the validation part; its first rows of `block_size` are the batch.
+        ids: the validation ids; the batch is their first rows of `block_size`.
     """
 
     def __init__(self, every: int, ids: Ids, block_size: int, board: TensorBoard) -> None:
@@ -48,16 +48,16 @@ class Diagnostics(L.Callback):
         self.batch = next(
             iter(EvalBatches(ids, batch_size=rows, block_size=block_size, share=Share(0, 1, 1), device=cpu))
         )
-        self._before: dict[str, list[Tensor]] | None = None  # the weights, during a step that is measured
+        self._before: dict[str, list[Tensor]] | None = None  # the weights before a measured step
         self._values: dict[str, float] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """After the last micro-batch's backward; Lightning has unscaled fp16's gradients, and clips them after this."""
+        """Measure the gradients: fp16's are unscaled at this point, and Lightning clips them only afterwards."""
         if (trainer.global_step + 1) % self.every:
             return
         assert isinstance(pl_module, LMModule)
         self._before = {}
-        for name, parameters in blocks(pl_module.model).items():
+        for name, parameters in parameters_by_block(pl_module.model).items():
             gradients = [p.grad for p in parameters if p.grad is not None]
             self._values[f"vitals_gradient_norm/{name}"] = float(full_tensor(get_total_norm(gradients)))
             self._before[name] = [p.detach().clone() for p in parameters]
@@ -67,7 +67,7 @@ class Diagnostics(L.Callback):
             return
         assert isinstance(pl_module, LMModule)
         with torch.no_grad():
-            for name, parameters in blocks(pl_module.model).items():
+            for name, parameters in parameters_by_block(pl_module.model).items():
                 changes = [now - before for now, before in zip(parameters, self._before[name], strict=True)]
                 update, weight = (float(full_tensor(get_total_norm(each))) for each in (changes, parameters))
                 self._values[f"vitals_update_norm/{name}"] = update
@@ -82,12 +82,12 @@ class Diagnostics(L.Callback):
         table = pl_module.model.wte.weight
         if table.shape[1] <= WIDEST:
             self.board.embed(
-                full_tensor(table.detach())[:EMBEDDED].float().cpu(), labels(pl_module.tokenizer)[:EMBEDDED]
+                full_tensor(table.detach())[:EMBEDDED].float().cpu(), token_labels(pl_module.tokenizer)[:EMBEDDED]
             )
 
 
-def blocks(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part by its name: wte, wpe, h.0, h.1, ..., ln_f, lm_head; a tied head is wte's."""
+def parameters_by_block(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters by part: wte, wpe, h.0, h.1, ..., ln_f, lm_head; a tied head belongs to wte."""
     grouped: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
@@ -97,23 +97,23 @@ def blocks(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 @torch.no_grad()
 def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
-    """One forward pass in evaluation mode: loss by position, activation RMS, attention entropy.
+    """Measure loss by position, activation RMS and attention entropy in one forward pass in evaluation mode.
 
     Args:
         idx, targets: (B, T) int64; positions whose target is masked do not count.
 
     Returns:
-        Means over the batch by tag. `loss_by_position`, in nats, is that of the positions 0, 1, 2-3, 4-7, ..., each of
-        which sees one token more than its number says; `activation_rms` that of the sum after each block;
-        `attention_entropy`, in nats, that of each head's weights, and of uniform ones.
+        Means over the batch by tag: `loss_by_position`, in nats, of positions 0, 1, 2-3, 4-7, ... (position t sees
+        t + 1 tokens); `activation_rms` of the residual stream after each block; `attention_entropy`, in nats, of each
+        head's weights and of uniform weights.
     """
     counted, T = targets != IGNORED, idx.shape[1]  # (B, T)
     values: dict[str, Tensor] = {}
     training = model.training
     model.eval()
     try:
-        # Not the compiled call, which would be compiled anew.
-        with watched(model, counted, values):
+        # Not the compiled call: the hooks would make torch compile it again.
+        with record_blocks(model, counted, values):
             logits = model.forward(idx)  # (B, T, V)
     finally:
         model.train(training)
@@ -130,8 +130,8 @@ def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 @contextmanager
-def watched(model: Model, counted: Tensor, values: dict[str, Tensor]) -> Iterator[None]:
-    """Let each block of `model` leave in `values` what passes through it, at the positions (B, T) that count."""
+def record_blocks(model: Model, counted: Tensor, values: dict[str, Tensor]) -> Iterator[None]:
+    """Record into `values` the activations and attention of each block, at the positions (B, T) in `counted`."""
 
     def activations(name: str, block: nn.Module, inputs: Any, x: Tensor) -> None:
         values[f"activation_rms/{name}"] = x[counted].float().square().mean().sqrt()  # (B, T, C)
@@ -157,7 +157,7 @@ def watched(model: Model, counted: Tensor, values: dict[str, Tensor]) -> Iterato
             attn.attention = attend
 
 
-def labels(tokenizer: Tokenizer) -> list[str]:
-    """Every token on one line, readable: spaces as ␣, control characters and parts of characters escaped."""
+def token_labels(tokenizer: Tokenizer) -> list[str]:
+    """Return every token as one readable line: spaces as ␣, control characters and partial characters escaped."""
     texts = (token.decode("utf-8", "backslashreplace") for token in tokenizer.tokens)
     return [repr(text)[1:-1].replace(" ", "␣") for text in texts]

@@ -1,4 +1,4 @@
-"""What goes wrong in a step, found and put into words."""
+"""Find where a training step became nonfinite, and end the run with an explanation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gptlab.training.module import LMModule
 
 
 def check_finite(trainer: L.Trainer, module: LMModule) -> None:
-    """End the run if a step had no finite gradients; called where the device is waited for anyway.
+    """End the run if the gradients of a step were not finite; called where training waits for the device anyway.
 
-    The weights are still those from before that step, which so can be made again: to name the first layer that went
-    bad, and to keep both as nonfinite_step_<N>.ckpt, an ordinary checkpoint that has the step's `batches`, too.
+    The weights are still those from before that step, so the step is repeated to find the first bad layer. Weights and
+    `batches` of the step are saved as nonfinite_step_<N>.ckpt, which is otherwise an ordinary checkpoint.
 
     Raises:
-        UserError: there was one.
+        UserError: the gradients of a step were not finite.
     """
     step = int(module.bad_step)
     if step < 0:
         return
     loader: Any = copy(trainer.train_dataloader)
     micros = trainer.accumulate_grad_batches * trainer.world_size
-    loader.share = Share(0, 1, micros)  # the whole step's, of all processes
+    loader.share = Share(0, 1, micros)  # the micro-batches of all processes
     batches: list[TrainBatch] = [loader.batch(step, micro) for micro in range(micros)]
     with trainer.precision_plugin.train_step_context(), gathered_model(module.model) as model:
         where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
@@ -56,7 +56,7 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
 
 @torch.enable_grad()
 def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
-    """Where a training step stops being finite: a module's name and the direction; None: it does not."""
+    """Return where a training step becomes nonfinite: a module's name and "forward" or "backward"; None: nowhere."""
     idx, targets, noise = batch
     bad: list[str] = []
     training = model.training
@@ -71,7 +71,7 @@ def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
     model.train()
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        logits = model.forward(idx, noise=noise)  # (B, T, V); not the compiled call, which has no hooks
+        logits = model.forward(idx, noise=noise)  # (B, T, V); not the compiled call, which runs no hooks
     finally:
         model.train(training)
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""Show a progress bar over the steps of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptlab.training.module import LMModule
 
 
 class Progress(ProgressBar):
-    """One tqdm bar over optimizer steps, with loss, tokens/s and the time left; silent where stderr is no terminal."""
+    """A tqdm bar over optimizer steps, with loss, tokens/s and the time left; hidden if stderr is not a terminal."""
 
     def __init__(self, curves: Curves) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Progress(ProgressBar):
         self._disabled = False
 
     def disable(self) -> None:
-        """Lightning's request to all processes but the first."""
+        """Hide the bar: Lightning calls this in every process except the first."""
         self._disabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

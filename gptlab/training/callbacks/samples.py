@@ -1,4 +1,4 @@
-"""Samples of the model after each validation."""
+"""Draw samples from the model after each validation."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Samples(L.Callback):
-    """After each validation, lets the model continue `prompt`; into samples.txt, TensorBoard and the log.
+    """Lets the model continue `prompt` after each validation; writes to samples.txt, TensorBoard and the log.
 
-    The draw is a function of (seed, step): it neither touches nor depends on the training's random state.
+    A sample is a function of (seed, step): it neither changes nor depends on the random state of training.
+
+    Args:
+        path: where samples.txt is.
+        tokens: tokens to generate; 0: no samples.
     """
 
     def __init__(self, path: Path, prompt: str, tokens: int, temperature: float, seed: int) -> None:

@@ -15,7 +15,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("gptlab needs Python 3.10 to 3.14, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 15) or sys.exit("gptlab needs Python 3.10 to 3.15, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
 	@echo "setting up .venv with what training needs, once: $(ABOUT)"
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) -e .

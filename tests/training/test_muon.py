@@ -78,7 +78,8 @@ def test_a_batch_is_its_matrices_one_by_one_and_nothing_stays_nothing() -> None:
 @pytest.fixture
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.optim.Muon computes in bf16; here not."""
-    monkeypatch.setattr(Tensor, "bfloat16", Tensor.float)
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.float)  # up to torch 2.14
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)  # from 2.15 on
 
 
 @pytest.mark.usefixtures("fp32")

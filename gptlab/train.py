@@ -18,7 +18,7 @@ from omegaconf import DictConfig, read_write
 
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory, hydra_parser, resume
-from gptlab.runs.compose import CONF
+from gptlab.runs.compose import CONF, VERSION_BASE
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ Any key of the config can be given; --cfg job shows them all, for any choice of 
 --hydra-help says what Hydra can do besides."""
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+@hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)
 def run(cfg: DictConfig) -> None:
     """Train one run, or resume it."""
     hydra_config: Any = HydraConfig.get()

@@ -23,7 +23,7 @@ from gptlab.training import lightning_setup
 
 lightning_setup.import_lightning()
 
-from gptlab.runs.compose import CONF  # noqa: E402
+from gptlab.runs.compose import open_conf  # noqa: E402
 from gptlab.training.fit import fit  # noqa: E402
 from gptlab.training.settings import Settings, from_config  # noqa: E402
 
@@ -73,7 +73,7 @@ def compose(text_file: Path, cache_dir: Path) -> Any:
 
     def compose(*overrides: str) -> Settings:
         places = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with open_conf():
             cfg = hydra.compose("train", [*places, *overrides])
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sweep"])
         return from_config(cfg)

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,25 @@ from gptlab.system.errors import UserError, did_you_mean
 PACKAGED = Path(__file__).resolve().parents[1] / "conf"  # in a wheel
 CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
 
+# Hydra 1.3 warns if it is left out, and 1.4 if it is there.
+VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
 INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
 PRETRAINED = "pretrained"  # the model and tokenizer choice that takes them from init_from
 FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # keys that do not change the weights
 
 
+def open_conf() -> AbstractContextManager[None]:
+    """Return the context in which `hydra.compose` finds conf/."""
+    return hydra.initialize_config_dir(str(CONF), **VERSION_BASE)
+
+
 def compose(arguments: list[str]) -> dict[str, Any]:
     """Compose the config of the run that a command line asks for; flags other than --config-dir are ignored."""
     config_dir, words = config_dir_and_words(arguments)
     overrides = [word for word in with_implied_groups(words) if not word.startswith("-")]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with open_conf():
         return run_config(hydra.compose("train", [*search_path(config_dir), *overrides]))
 
 
@@ -131,7 +139,7 @@ def explain(error: Exception) -> str:
         if match[1].startswith("model.") and f"model={PRETRAINED}" in with_implied_groups(sys.argv[1:]):
             return str(refuse_key(match[1]))
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with open_conf():
             known = keys(OmegaConf.to_container(hydra.compose("train")))
         return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
     if isinstance(error, OverrideParseException):

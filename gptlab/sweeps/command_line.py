@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab.runs import identity, schema
-from gptlab.runs.compose import CONF, resolved, search_path, with_implied_groups
+from gptlab.runs.compose import open_conf, resolved, search_path, with_implied_groups
 from gptlab.sweeps import plans
 from gptlab.sweeps.jobs import Job, Point, job_folder
 from gptlab.sweeps.launchers import Local, Slurm
@@ -201,7 +201,7 @@ def run(config_dir: str | None, words: list[str]) -> int:
     Returns:
         0; 1 if a job has failed; 128 + the signal's number if a signal stopped the sweep.
     """
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with open_conf():
         command = Command(config_dir, words)
         launcher, plan = command.launcher(), command.plan()
         about = {"sweep": command.root.name, "baseline": command.baseline()}

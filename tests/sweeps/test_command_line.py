@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptlab.runs import directory
-from gptlab.runs.compose import CONF, asked_for_sweep
+from gptlab.runs.compose import CONF, asked_for_sweep, open_conf
 from gptlab.sweeps import command_line
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
@@ -32,7 +32,7 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 def planned(*words: str) -> command_line.Command:
     arguments = asked_for_sweep([*words])
     assert arguments is not None
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with open_conf():
         command = command_line.Command(*arguments)
         command.jobs = command.plan().jobs if command.config.method != "optuna" else []  # type: ignore
     return command
@@ -64,7 +64,7 @@ def test_every_sweep_composes_and_each_of_its_jobs_is_a_run(name: str) -> None:
     assert command.root == Path("outputs/sweeps") / name
     assert len({job.dir for job in jobs}) == len(jobs) > 5
     baseline = command.baseline()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with open_conf():
         configs = [command.config_of(job.point) for job in jobs]
         last = hydra.compose("train", list(jobs[-1].words))
     for cfg in configs:

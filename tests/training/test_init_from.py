@@ -299,7 +299,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_without_its_source(
 def test_a_sweep_over_checkpoints_has_a_job_for_each_and_for_none(trained: Path, bigram: Path) -> None:
     command = planned("-m", f"init_from=null,{trained},{bigram}", "seed=1,2", "trainer.max_steps=3")
     jobs = command.jobs  # type: ignore[attr-defined]
-    with hydra.initialize_config_dir(str(command_words.CONF), version_base="1.3"):
+    with command_words.open_conf():
         configs = [command.config_of(job.point) for job in jobs]
         child = hydra.compose("train", command_words.with_implied_groups([*jobs[-1].words]))
     assert [config["init_from"] for config in configs] == [None, None, *[str(trained)] * 2, *[str(bigram)] * 2]

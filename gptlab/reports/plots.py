@@ -89,13 +89,15 @@ def group_colours(report: Report) -> Colours:
     return dict(zip(names, COLOURS, strict=False))
 
 
-def mean_curve(report: Report, group: str) -> pd.DataFrame:
-    """Average the curves of a group's runs over the validated steps that they share; see `run_curves`.
+def mean_curve(curves: list[pd.DataFrame]) -> pd.DataFrame:
+    """Average the curves of a group's runs over the validated steps that they share.
+
+    Args:
+        curves: see `run_curves`.
 
     Returns:
         By step, val and train in nats per token, and half the width of val's 95% interval; empty if no run has a curve.
     """
-    curves = run_curves(report, group)
     if not curves:
         return pd.DataFrame()
     shared = pd.concat(curves, axis=1, join="inner", keys=range(len(curves)))
@@ -186,10 +188,10 @@ def _curves(report: Report, colours: Colours) -> Figure | None:
 
     The second panel is left out where no group has two validations in its second half.
     """
-    means = {name: each for name in colours if len(each := mean_curve(report, name))}
+    singles = {name: run_curves(report, name) for name in colours}
+    means = {name: each for name, curves in singles.items() if len(each := mean_curve(curves))}
     if not means:
         return None
-    singles = {name: run_curves(report, name) for name in means}
     halves = {name: each.index[-1] / 2 for name, each in means.items()}
     has_end = any((each.index >= halves[name]).sum() > 1 for name, each in means.items())
     figure, (whole, *ends) = make_panels(9 if has_end else 7, 3.8, 2 if has_end else 1)
@@ -206,7 +208,7 @@ def _curves(report: Report, colours: Colours) -> Figure | None:
     )
     for axes in ends:
         axes.set(title="val/loss, the second half", xlabel="steps", ylabel="val/loss (nats per token)")
-    counts = [len(each) for each in singles.values()]
+    counts = [len(singles[name]) for name in means]
     seeds = sorted({int(n) for n in report.groups["n"]})
     words = f"mean over seeds (n = {', '.join(map(str, seeds))})" if max(seeds) > 1 else ""
     words += "; band: its 95% interval" if max(counts) >= SEEDS_FOR_BAND else ""
@@ -355,7 +357,7 @@ def _size(report: Report) -> Figure | None:
         return None
     largest = rows[rows["parameters"] == rows["parameters"].iloc[-1]]
     names = (rows.index[0], largest.index[0])
-    both = [mean_curve(report, name) for name in names]
+    both = [mean_curve(run_curves(report, name)) for name in names]
     if not all(map(len, both)):
         return None
     figure, (axes,) = make_panels(6.5, 4)

@@ -66,7 +66,7 @@ def test_curves_are_means_over_the_shared_steps(tmp_path: Path) -> None:
     curves = ["0,,4.0\n1,3.0,\n2,2.0,\n2,,3.0\n4,1.0,\n4,,2.0\n", "0,,4.2\n1,3.2,\n2,2.2,\n2,,3.4\n"]
     for seed, curve in enumerate(curves):
         (fake_run(tmp_path / str(seed), 1.5, seed) / "metrics.csv").write_text(header + curve)
-    found = plots.mean_curve(build_report([tmp_path]), "gpt3m")
+    found = plots.mean_curve(plots.run_curves(build_report([tmp_path]), "gpt3m"))
     assert found.index.to_list() == [0, 2]
     assert found["val"].to_list() == pytest.approx([4.1, 3.2])
     assert found["train"][2] == pytest.approx(2.6)

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -246,6 +245,8 @@ def _wait_until(done: Callable[[], object]) -> None:
 
 def requeue() -> None:
     """Put this job back into SLURM's queue; a failure is logged, not raised."""
+    import subprocess
+
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ["SLURM_JOB_ID"]
     try:

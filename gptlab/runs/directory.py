@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from filelock import FileLock, Timeout
 
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json, seal, unseal, write_atomically
@@ -58,6 +57,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: another process has the lock.
     """
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(run_dir / LOCK, timeout=1):
             yield
@@ -69,6 +70,8 @@ def in_use(run_dir: Path) -> bool:
     """Return whether a process trains in `run_dir`."""
     if not (run_dir / LOCK).exists():
         return False
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(run_dir / LOCK, timeout=0):
             return False

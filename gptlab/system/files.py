@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import platformdirs
-
 from gptlab.system.errors import UserError
 
 LARGEST = 1 << 28  # bytes of a file that is read into memory
@@ -181,7 +179,11 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
 
 def user_folder(given: str | None) -> Path:
     """Return `given`, or the user's cache folder for gptlab."""
-    return expand_user(given) if given else platformdirs.user_cache_path("gptlab", appauthor=False)
+    if given:
+        return expand_user(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("gptlab", appauthor=False)
 
 
 def expand_user(path: str) -> Path:

@@ -56,7 +56,7 @@ def count(text: str) -> int:
 
 
 def checked(args: argparse.Namespace) -> dict[str, Any]:
-    """The composed config of the run that is to be measured.
+    """Return the composed config of the run that is measured.
 
     Raises:
         UserError: flags and overrides are not those of one run, or it cannot be measured so.
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
     p = parser()
     args = p.parse_intermixed_args(argv)
     if args.json and "=" in args.json:  # an override that follows the flag

@@ -66,7 +66,7 @@ def refuse_taken(folder: Path) -> None:
 
 
 def size_in_words(size: float) -> str:
-    """A number of bytes in words: 12 B, 3.4 kB, 498 MB."""
+    """Return a number of bytes in words: 12 B, 3.4 kB, 498 MB."""
     for unit in ("B", "kB", "MB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"

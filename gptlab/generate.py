@@ -1,4 +1,4 @@
-"""`python -m gptlab.generate MODEL "PROMPT"`: the model goes on with the prompt, streamed to the terminal."""
+"""`python -m gptlab.generate MODEL "PROMPT"`: continue the prompt with the model, streamed to the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AHEAD = 4  # tokens that a draft proposes at once
 
 
 def at_least(low: float, kind: Callable[[str], Any], below: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: a `kind` from `low` up to and including `below`."""
+    """Return an argparse type: a `kind` from `low` up to and including `below`."""
 
     def parse(text: str) -> Any:
         value = kind(text)
@@ -139,7 +139,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts from the command line, a file or a pipe.
+    """Return the prompts from the command line, a file or a pipe.
 
     Raises:
         UserError: the file cannot be read, or it has no text.

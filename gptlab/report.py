@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
+    """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
     p = parser()
     args = p.parse_args(argv)
     if bool(args.paths) == bool(args.diff):

@@ -82,13 +82,13 @@ def named_tokenizer(name: str, pieces: list[str], vocab_size: int | None, raw_di
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: list[str], special: bool) -> list[int]:
-    """The ids of a text; with `special`, <|endoftext|> in it is the special token."""
+    """Return the ids of a text; with `special`, <|endoftext|> in it is the special token."""
     encode = tokenizer.encode_special if special else tokenizer.encode
     return list(itertools.chain.from_iterable(encode(piece).tolist() for piece in pieces))
 
 
 def coloured_tokens(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Text:
-    """The texts of tokens in alternating colours; without colours, with bars between them."""
+    """Return the texts of tokens in alternating colours; without colours, with bars between them."""
     from rich.text import Text
 
     from gptlab.system.terminal import harmless
@@ -103,14 +103,14 @@ def coloured_tokens(tokenizer: Tokenizer, ids: list[int], coloured: bool) -> Tex
 
 
 def coloured_ids(ids: list[int]) -> Text:
-    """The ids of tokens in the colours of their texts."""
+    """Return the ids of tokens in the colours of their texts."""
     from rich.text import Text
 
     return Text(" ").join(Text(str(token), style=COLOURS[i % len(COLOURS)]) for i, token in enumerate(ids))
 
 
 def comparison_table(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[int]], pieces: list[str]) -> Table:
-    """A table with a row for each tokenizer: its number of tokens, the bytes of text for each, and what is lost."""
+    """Return a table with a row for each tokenizer: its tokens, the bytes of text in each, and what is lost."""
     from rich.table import Table
 
     size = sum(len(piece.encode("utf-8", "replace")) for piece in pieces)

@@ -77,7 +77,7 @@ def keep_in_log(error: UserError) -> None:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """The summary of a run that starts, or is resumed, in `run_dir`.
+    """Train, or resume, the run in `run_dir`; returns its summary.
 
     Raises:
         UserError: see `fit.fit`; or the folder holds another run.
@@ -112,7 +112,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """A run's newest checkpoint, and the config in it; None where there is none."""
+    """Return a run's newest checkpoint and the config in it; None if it has no checkpoint."""
     from gptlab.training import lightning_setup
 
     lightning_setup.import_lightning()
@@ -124,7 +124,7 @@ def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def usage() -> str:
-    """The help text; Hydra's own takes most of a second to list the groups."""
+    """Return the help text; Hydra's own takes most of a second to list the groups."""
     groups: dict[str, list[str]] = {}
     for path in sorted(CONF.glob("*/*.yaml")):
         groups.setdefault(path.parent.name, []).append(path.stem)
@@ -145,7 +145,7 @@ def sweep(config_dir: str | None, words: list[str]) -> int:
 
 
 def main() -> None:
-    """The command line: a mistake is one message and exit code 1; Ctrl-C is 130."""
+    """Run the command line: a mistake is one message and exit code 1; Ctrl-C is 130."""
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print(usage())

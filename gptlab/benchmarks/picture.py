@@ -68,7 +68,7 @@ def record_loop(text: str) -> Iterator[Point]:
 
 
 def read(file: Path) -> dict[str, list[Point]]:
-    """The recorded points of each run."""
+    """Return the recorded points of each run."""
     runs: dict[str, list[Point]] = {}
     try:
         with file.open(newline="") as opened:

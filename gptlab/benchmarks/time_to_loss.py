@@ -59,7 +59,7 @@ def nanogpt_cpu_run(text: str, folder: Path, lr: float) -> tuple[PlainLoop, Tens
 
 
 def train(text: str, folder: Path, lr: float) -> float:
-    """Nats per token over the whole validation split after nanoGPT's CPU run, whose ids are written into `folder`."""
+    """Train nanoGPT's CPU run; returns nats per token over the whole validation split."""
     loop, held_out = nanogpt_cpu_run(text, folder, lr)
     for _ in range(STEPS):
         loop.step()

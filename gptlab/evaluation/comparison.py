@@ -30,18 +30,18 @@ class Difference:
     seed: int
 
     def words(self) -> str:
-        """The finding in one line."""
+        """Return the finding in one line."""
         if self.low <= 0 <= self.high:
             return f"no difference is shown: {self.interval()}"
         better = "A" if self.mean < 0 else "B"
         return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
 
     def interval(self) -> str:
-        """The mean difference and its interval in words."""
+        """Return the mean difference and its interval in words."""
         return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
 
     def method(self) -> str:
-        """The method in one line."""
+        """Return the method in one line."""
         what = "tokens" if self.unit == "nats per token" else "bytes"
         return (
             f"paired bootstrap, seed {self.seed}: {RESAMPLES:,} resamples of {self.blocks} blocks of about "

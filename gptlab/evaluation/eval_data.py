@@ -72,7 +72,7 @@ class Source:
 
 
 def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
-    """The source for a corpus that can be read again from its beginning.
+    """Return the source for a corpus that can be read again from its beginning.
 
     Args:
         corpus: the text.
@@ -88,7 +88,7 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
 
 
 def _documents(prepared: Prepared, part: str) -> list[Piece]:
-    """The documents of a part, decoded from the ids on disk."""
+    """Return the documents of a part, decoded from the ids on disk."""
     tokenizer = prepared.tokenizer
     if part == "all" or tokenizer.name == "word" or tokenizer.end_of_text is None:
         raise UserError(
@@ -112,7 +112,7 @@ def without_unknown(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) ->
 
 
 def split_of_run(data: dict[str, Any]) -> Split:
-    """How a run splits its text; keys that are missing have the defaults of conf/train.yaml.
+    """Return how a run splits its text; keys that are missing have the defaults of conf/train.yaml.
 
     Args:
         data: the node `data` of the run's config.
@@ -127,7 +127,7 @@ def split_of_run(data: dict[str, Any]) -> Split:
 
 
 def data_folders(data: dict[str, Any]) -> tuple[Path, Path]:
-    """The folder of raw texts and vocabularies for a run, and the folder for downloads and ids.
+    """Return the folder of raw texts and vocabularies for a run, and the folder for downloads and ids.
 
     A checkpoint may come from a stranger: its config says where to read, never where to write.
 
@@ -142,7 +142,7 @@ def data_folders(data: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def named_source(name: str, data: dict[str, Any]) -> Source:
-    """The text that --data names, split as a run splits its text.
+    """Return the text that --data names, split as a run splits its text.
 
     Args:
         name: one of `NAMED_TEXTS`, a file or a folder.
@@ -163,7 +163,7 @@ def named_source(name: str, data: dict[str, Any]) -> Source:
 
 
 def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
-    """The text that a run was trained on, with its split.
+    """Return the text that a run was trained on, with its split.
 
     Args:
         name: the run's name, for messages.
@@ -195,7 +195,7 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
 def _prepared_by_run(
     corpus: Corpus, split: Split, how: TokenizerConfig | Tokenizer, cache_dir: Path
 ) -> Prepared | None:
-    """The ids that the run itself has prepared, or None if they are gone; nothing is written."""
+    """Return the ids that the run itself has prepared, or None if they are gone; nothing is written."""
     with suppress(UserError):
         return open_prepared(corpus.name, prepared_folder(corpus, split, how, corpus.origin, cache_dir), remember=False)
     return None

@@ -20,7 +20,7 @@ from gptlab.system.errors import UserError
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """The cross entropy in nats, in fp32; targets that are `IGNORED` do not count.
+    """Return the cross entropy in nats, in fp32; targets that are `IGNORED` do not count.
 
     Args:
         logits: the model's logits, (B, T, V).
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
 def token_nats(
     model: Model, ids: Ids, windows: Windows, device: torch.device, *, batch_size: int | None = None, bf16: bool = False
 ) -> np.ndarray:
-    """The cross entropy of each token after the first, in nats: (n - 1,) float32.
+    """Return the cross entropy of each token after the first, in nats: (n - 1,) float32.
 
     Args:
         model: a model on `device`, in evaluation mode.
@@ -84,7 +84,7 @@ class Measurement:
         return int(self.sizes[1:].sum())
 
     def values(self) -> dict[str, float]:
-        """Nats per token, perplexity and bits per byte.
+        """Return nats per token, perplexity and bits per byte.
 
         Raises:
             UserError: the loss is infinite or not a number.
@@ -100,7 +100,7 @@ class Measurement:
         }
 
     def by_position(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean nats (nan for none) and the number of tokens at each position of a window, (context,) each."""
+        """Return the mean nats (nan for none) and the number of tokens by position in a window, both (context,)."""
         assert self.windows is not None
         positions = self.windows.positions(self.tokens)
         counts = np.bincount(positions, minlength=self.windows.context)
@@ -144,7 +144,7 @@ def measure(
 
 
 def loss_metrics(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:
-    """The metrics of a split from sums over it.
+    """Return the metrics of a split from sums over it.
 
     Args:
         nats: the summed cross entropy.

@@ -84,7 +84,7 @@ def measure_losses(
 
 
 def loss_record(each: Candidate, result: Measurement) -> dict[str, Any]:
-    """The numbers of one candidate, as plain data for --json."""
+    """Return the numbers of one candidate, as plain data for --json."""
     content = {
         "model": each.words,
         "protocol": result.protocol,
@@ -157,7 +157,7 @@ def measure_copies(
 
 
 def copy_record(found: Copies) -> dict[str, Any]:
-    """How much of a text is copied, as plain data for --json."""
+    """Return how much of a text is copied, as plain data for --json."""
     return {
         "characters": found.characters,
         "longest": found.longest,

@@ -45,7 +45,7 @@ class Copies:
         return max((len(copy.text) for copy in self.found), default=0)
 
     def share(self, length: int) -> float:
-        """The share of the text's characters that lie in copies of at least `length` characters."""
+        """Return the share of the text's characters that lie in copies of at least `length` characters."""
         covered: set[int] = set()
         for copy in self.found:
             if len(copy.text) >= length:
@@ -53,7 +53,7 @@ class Copies:
         return len(covered) / self.characters
 
     def top(self, count: int) -> list[Copy]:
-        """The longest copies, without those that overlap a longer one or repeat it."""
+        """Return the longest copies, without those that overlap a longer one or repeat it."""
         chosen: list[Copy] = []
         for copy in sorted(self.found, key=lambda copy: (-len(copy.text), copy.begin)):
             apart = (c.begin + len(c.text) <= copy.begin or copy.begin + len(copy.text) <= c.begin for c in chosen)

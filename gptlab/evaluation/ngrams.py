@@ -18,7 +18,7 @@ HIGHEST_ORDER = 6  # of ngram:N
 
 
 def ngram_order(name: str) -> int | None:
-    """The order that a candidate's name gives: 6 for ngram:6, 0 for uniform, None for any other model.
+    """Return the order that a candidate's name gives: 6 for ngram:6, 0 for uniform, None for any other model.
 
     Raises:
         UserError: the order of ngram:N is not a number from 1 to 6.
@@ -44,13 +44,13 @@ class Order:
     """The weight of the next lower order after each context, (contexts,) float64."""
 
     def find(self, codes: np.ndarray) -> np.ndarray:
-        """The numbers of the n-grams with these codes; -1 for an n-gram that the training text lacks."""
+        """Return the numbers of the n-grams with these codes; -1 for an n-gram that the training text lacks."""
         places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         return np.where(self.codes[places] == codes, places, -1)
 
 
 def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:
-    """The discounts for n-grams seen 0, 1, 2, and 3 or more times, (4,): equation 26 of the paper.
+    """Return the discounts for n-grams seen 0, 1, 2, and 3 or more times, (4,): equation 26 of the paper.
 
     They are estimated from the number of n-grams with each count. Where that fails, as in a short text or with few
     distinct tokens, the discount is half of the count, at most 1.5.

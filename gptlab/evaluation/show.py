@@ -40,7 +40,7 @@ def show_losses(content: dict[str, Any], console: Console) -> None:
 
 
 def loss_by_context(models: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """The columns of a table: the loss by position in the window, 1, 2, 3-4, 5-8, ...; empty without windows."""
+    """Return the columns of a table: the loss by position in the window, 1, 2, 3-4, 5-8, ...; empty without windows."""
     windowed = {letter: each for letter, each in models.items() if "loss_by_position" in each}
     longest = max((len(each["loss_by_position"]) for each in windowed.values()), default=0)
     columns: dict[str, list[str]] = {"": []} if windowed else {}

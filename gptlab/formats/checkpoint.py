@@ -181,7 +181,7 @@ def read_checkpoint(path: Path, mapped: bool = True, content: Any = None) -> dic
 
 
 def format_version(about: dict[str, Any], path: Path) -> int:
-    """The format of a description by `describe`, in the file at `path`.
+    """Return the format of a description by `describe`, in the file at `path`.
 
     Raises:
         UserError: this version of gptlab does not know the format.
@@ -196,12 +196,12 @@ def format_version(about: dict[str, Any], path: Path) -> int:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """The file of a step's checkpoint once a later one is the last."""
+    """Return the file of a step's checkpoint once a later one is the last."""
     return folder / f"step_{step}.ckpt"
 
 
 def kept_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The steps and files of the checkpoints before the last, the newest first."""
+    """Return the steps and files of the checkpoints before the last, the newest first."""
     found = (path for path in folder.glob("step_*.ckpt") if path.stem[5:].isdecimal())
     return sorted(((int(path.stem[5:]), path) for path in found), reverse=True)
 

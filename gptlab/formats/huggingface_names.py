@@ -240,7 +240,7 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
 
 
 def family_of(config: GPTConfig) -> str:
-    """The `model_type` that can express a config.
+    """Return the `model_type` that can express a config.
 
     Raises:
         UserError: there is none; the message lists the fields in which the nearest one differs.
@@ -338,7 +338,7 @@ def _split_weights(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Ten
 
 
 def _as_typed(value: Any) -> str:
-    """A value as the user types it on the command line."""
+    """Return a value as the user types it on the command line."""
     return json.dumps(value).strip('"')
 
 

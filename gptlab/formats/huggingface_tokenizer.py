@@ -72,7 +72,7 @@ def read_folder(folder: Path) -> Tokenizer:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """The merged contents of the files beside the tokenizer; the tokenizer's files override the model's."""
+    """Return the merged contents of the files beside the tokenizer; the tokenizer's files override the model's."""
     names = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
     about: dict[str, Any] = {}
     for name in names:
@@ -82,7 +82,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
-    """The tokenizer.json for GPT-2's two files, vocab.json and merges.txt."""
+    """Return the tokenizer.json for GPT-2's two files, vocab.json and merges.txt."""
     lines = merges.removeprefix("\ufeff").split("\n")[merges.startswith("#version") :]
     backend = _byte_level(vocab, [tuple(line.split(" ")) for line in lines if line], GPT2_PATTERN)
     backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
@@ -92,14 +92,14 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
 
 
 def _ids(spec: dict[str, Any]) -> dict[str, int]:
-    """The ids of all tokens in a tokenizer.json."""
+    """Return the ids of all tokens in a tokenizer.json."""
     vocab = spec["model"]["vocab"]
     ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}  # Unigram
     return ids | {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
 
 
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
-    """The id of the end of a document: of eos_token, else the model's eos_token_id, else of <|endoftext|>, or None."""
+    """Return the id that ends a document: eos_token's, else the model's eos_token_id, else <|endoftext|>'s, or None."""
     ids = _ids(spec)
     token, of_model = about.get("eos_token"), about.get("eos_token_id")
     if isinstance(token, dict):
@@ -156,7 +156,7 @@ def _bpe(spec: dict[str, Any], tokens: list[str], end_of_text: int | None) -> BP
 
 
 def _merges(ranks: list[bytes]) -> list[tuple[str, str]]:
-    """The list of merges for tokens in the order of their ranks.
+    """Return the list of merges for tokens in the order of their ranks.
 
     A token's pair is what remains of its bytes after all merges of lower rank. A token of which more than two parts
     remain has no pair: it is only produced where it is a whole piece of text.
@@ -176,12 +176,12 @@ def _merges(ranks: list[bytes]) -> list[tuple[str, str]]:
 
 
 def _letters(token: bytes) -> str:
-    """A token's bytes as the letters that GPT-2's vocabulary has for them."""
+    """Return a token's bytes as the letters that GPT-2's vocabulary has for them."""
     return "".join(LETTERS[b] for b in token)
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
-    """The names and contents of the files from which `AutoTokenizer` reads the same tokenizer.
+    """Return the names and contents of the files from which `AutoTokenizer` reads the same tokenizer.
 
     "<|endoftext|>" in a text is the special token by default there, as in our `encode_special`; with
     split_special_tokens=True it is text, as in our `encode`.
@@ -208,7 +208,7 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
 
 
 def _backend(tokenizer: Tokenizer) -> Backend:
-    """One of our own tokenizers as a tokenizer of Hugging Face's library.
+    """Return one of our own tokenizers as a tokenizer of Hugging Face's library.
 
     BPE without merges and without an unknown token drops unknown characters, as our `CharTokenizer` does.
     """
@@ -232,7 +232,7 @@ def _backend(tokenizer: Tokenizer) -> Backend:
 
 
 def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -> Backend:
-    """A byte-level BPE tokenizer; it cuts text by `pattern` (None: not at all) and merges the letters of its bytes."""
+    """Build a byte-level BPE tokenizer, which cuts text by `pattern` (None: not at all) and merges bytes."""
     # As in tiktoken, a piece that is a token needs no merges; an uncut text could be the name of a special token.
     backend = Backend(models.BPE(vocab, merges, ignore_merges=pattern is not None))
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_PATTERN)
@@ -248,7 +248,7 @@ def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -
 
 
 def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> Backend:
-    r"""A word-level tokenizer: each word has a space before it, which decoding removes at the start and before marks.
+    r"""Build a word tokenizer: each word has a space before it, dropped at the start and before marks by decoding.
 
     Python and Oniguruma define \w and \s differently, so the pattern lists the characters as this Python has them.
     """
@@ -274,7 +274,7 @@ def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> Backend:
 
 
 def _ranges(characters: list[str]) -> str:
-    r"""The inside of a character class, in code point order: \x{41}-\x{5A}..."""
+    r"""Return the inside of a character class, in code point order: \x{41}-\x{5A}..."""
     points = [ord(c) for c in characters]
     runs = [[point for _, point in run] for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0])]
     return "".join(f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs)

@@ -65,7 +65,7 @@ print(tokenizer.decode(ids))
 
 
 def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, name: str) -> str:
-    """The text of an export's README.md.
+    """Return the text of an export's README.md.
 
     Args:
         model: the model.
@@ -123,13 +123,13 @@ def _training(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any]:
 
 
 def _origin(info: ModelInfo) -> str | None:
-    """The model that the run was initialised from, without the folders of the run's machine."""
+    """Return the model that the run was initialised from, without the folders of the run's machine."""
     given = info.config.get("init_from")
     return Path(given).name if isinstance(given, str) and Path(given).is_absolute() else given
 
 
 def _summary(info: ModelInfo) -> dict[str, Any]:
-    """The flattened summary.json of a checkpoint's run directory; empty if there is none."""
+    """Return the flattened summary.json of a checkpoint's run directory; empty if there is none."""
     file = info.path.parent.parent / "summary.json"
     with suppress(UserError):
         return flatten(read_json(file, must_be_sealed=False)) if info.path.parent.name == "checkpoints" else {}
@@ -137,7 +137,7 @@ def _summary(info: ModelInfo) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of gptlab, Python and the installed packages that matter for the export."""
+    """Return the versions of gptlab, Python and the installed packages that matter for the export."""
     versions = {"gptlab": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -146,13 +146,13 @@ def _versions() -> dict[str, str]:
 
 
 def _table(rows: dict[str, Any]) -> str:
-    """A Markdown table with two columns."""
+    """Return a Markdown table with two columns."""
     cells = "".join(f"| {key} | {_cell(value)} |\n" for key, value in rows.items())
     return f"| | |\n|---|---|\n{cells}"
 
 
 def _cell(value: Any) -> str:
-    """A value as it is shown in a table."""
+    """Return a value as it is shown in a table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, float):

@@ -88,7 +88,7 @@ def export_graph(model: Model, path: Path) -> None:
 
 
 def largest_difference(model: Model, path: Path) -> float:
-    """The largest difference of a logit between onnxruntime and torch, over sequences of several shapes."""
+    """Return the largest difference of a logit between onnxruntime and torch, over sequences of several shapes."""
     onnxruntime = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     draw, V, T = np.random.default_rng(0), model.config.vocab_size, model.config.block_size

@@ -118,7 +118,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def error_line(error: Exception) -> str:
-    """The type of an error and the beginning of its message, in one line."""
+    """Return the type of an error and the beginning of its message, in one line."""
     said, _, _ = str(error).strip().partition("\n")
     return f"{type(error).__name__}: {said[:200]}"
 

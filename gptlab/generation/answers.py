@@ -35,7 +35,7 @@ class Answer:
     """Forward passes of the model; of several answers drawn in one batch, only the first has the number."""
 
     def record(self, model: str, probs: bool) -> dict[str, Any]:
-        """This answer as plain data for --json.
+        """Return this answer as plain data for --json.
 
         Args:
             model: the model's name.
@@ -74,7 +74,7 @@ def check_prompt(opened: OpenedModel[Model], text: str) -> None:
 def empty_answers(
     opened: OpenedModel[Model], prompts: Sequence[str], *, samples: int, seed: int, stops: Sequence[str]
 ) -> list[Answer]:
-    """The answers of a model that are still to be drawn, each with an empty stream.
+    """Return the answers of a model that are not drawn yet, each with an empty stream.
 
     Args:
         opened: the model.

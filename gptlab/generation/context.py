@@ -78,7 +78,7 @@ class Context:
 
     @torch.no_grad()
     def logits(self, last: int = 1) -> Tensor:
-        """The logits after each of the last tokens of every row, (B, last, V).
+        """Return the logits after each of the last tokens of every row, (B, last, V).
 
         Args:
             last: the number of tokens; with a cache, at most as many as were appended since the last call.
@@ -135,7 +135,7 @@ class Context:
         return [each[i][-last:] for i in ended]
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:
-        """The compiled model: tokens (B, 1) to logits (B, 1, V), with static shapes and addresses."""
+        """Return the compiled model: tokens (B, 1) to logits (B, 1, V), with static shapes and addresses."""
         if self.compiled is None:
             model, cache = self.model, self.cache
             assert self.backend is not None
@@ -146,6 +146,6 @@ class Context:
         return self.compiled
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The rows as one tensor on the model's device, padded on the right with 0, (B, T)."""
+        """Return the rows as one tensor on the model's device, padded on the right with 0, (B, T)."""
         longest = max(map(len, rows))
         return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)

@@ -81,7 +81,7 @@ class CPUDecoder:
 
     @staticmethod
     def supports(model: GPT, cache: KVCache) -> bool:
-        """Whether this model can run here: contiguous fp32 or bf16 weights on a CPU, an fp32 cache and a library."""
+        """Return whether the model can run here: contiguous fp32 or bf16 weights on a CPU, an fp32 cache, a library."""
         weights = model.wte.weight
         return (
             weights.device.type == "cpu"
@@ -92,7 +92,7 @@ class CPUDecoder:
         )
 
     def __call__(self, x: Tensor, sequence: list[int], position: list[int]) -> Tensor:
-        """The logits of N tokens before any softcap, (N, V) fp32.
+        """Return the logits of N tokens before any softcap, (N, V) fp32.
 
         Args:
             x: the embedded tokens, (N, C); those of one row in their order.
@@ -217,7 +217,7 @@ class CPUDecoder:
 
 @functools.cache
 def load_library() -> Any:
-    """The function of cpu_decoder.c; None where it cannot be built."""
+    """Return the function of cpu_decoder.c; None where it cannot be built."""
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if not sys.platform.startswith("linux") or compiler is None:
         return None

@@ -89,7 +89,7 @@ def speculate(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt, after the tokenizer's beginning of a text; if there are none, its end of text or else 0.
+    """Return the ids of a prompt, after the tokenizer's beginning of text; if there are none, its end of text, else 0.
 
     With most character tokenizers, id 0 is the newline.
     """

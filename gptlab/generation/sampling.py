@@ -51,7 +51,7 @@ class Sampling:
             raise ValueError(f"min_p={self.min_p}: must be at least 0 and at most 1")
 
     def probabilities(self, logits: Tensor, rows: Sequence[Sequence[int]] = ()) -> Tensor:
-        """The distribution that the next token of each row is drawn from, (B, V) fp64 on the CPU.
+        """Return the distribution that the next token of each row is drawn from, (B, V) fp64 on the CPU.
 
         Args:
             logits: the model's logits, (B, V).
@@ -110,7 +110,7 @@ def uniform_numbers(generators: Sequence[torch.Generator]) -> Tensor:
 
 
 def invert_cdf(probabilities: Tensor, u: Tensor) -> Tensor:
-    """The first token of each row at which the cumulative probability exceeds a share of the row's sum, (B,) int64.
+    """Return each row's first token whose cumulative probability exceeds a share of the row's sum, (B,) int64.
 
     Args:
         probabilities: (B, V), not necessarily normalised.

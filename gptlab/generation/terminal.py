@@ -36,7 +36,7 @@ class TokenPrinter:
             self.console.print(self.legend())
 
     def legend(self) -> Text:
-        """The line that explains how surprisal is shown."""
+        """Return the line that explains how surprisal is shown."""
         if not self.coloured:
             return Text("[bits]: the surprisal of the token before it, -log2 of its probability")
         steps = [(f" {least}+ ", surprisal_style(least)) for least in SURPRISAL_COLOURS]
@@ -54,7 +54,7 @@ class TokenPrinter:
             self.console.print(self.styled(piece), end="", soft_wrap=True)
 
     def styled(self, piece: Piece) -> Text:
-        """A piece as it is shown, with its surprisal on request."""
+        """Return a piece as it is shown, with its surprisal on request."""
         text = harmless(piece.text)
         if not self.probs:
             return Text(text)
@@ -66,12 +66,12 @@ class TokenPrinter:
 
 
 def surprisal_style(bits: float) -> str:
-    """The style, for rich, of a token with that many bits of surprisal."""
+    """Return the style, for rich, of a token with that many bits of surprisal."""
     return f"#000000 on color({[colour for least, colour in SURPRISAL_COLOURS.items() if least <= bits][-1]})"
 
 
 def stdin_is_piped() -> bool:
-    """Whether standard input is a pipe or a file."""
+    """Return whether standard input is a pipe or a file."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):  # closed, or missing
@@ -96,7 +96,7 @@ def note_speed(name: str, tokens: int, seconds: float, more: str = "") -> None:
 
 
 def heading(answer: Answer, prompts: int, samples: int) -> str:
-    """The line above an answer; empty if there is only one prompt and one sample.
+    """Return the line above an answer; empty if there is only one prompt and one sample.
 
     Args:
         answer: the answer below the line.
@@ -147,7 +147,7 @@ def print_answers(
 
 
 def comparison_table(names: list[str], answers: list[list[Answer]], printer: TokenPrinter) -> Table:
-    """A table with a row for each prompt and sample, and a column for each model.
+    """Return a table with a row for each prompt and sample, and a column for each model.
 
     Args:
         names: the names of the models.

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def on_every_python() -> Iterator[None]:
-    """Inside, what hydra.main has decorated can be called without arguments, on every Python.
+    """Inside, a function that hydra.main has decorated can be called without arguments on every Python.
 
     argparse checks each help text as it is added since Python 3.14. Hydra up to 1.3.8 gives --shell-completion an
     object for one, so as to look for its plugins only when it is shown: 3.14 refuses that, and no command starts

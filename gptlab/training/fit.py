@@ -1,4 +1,4 @@
-"""One run, from checked settings to its summary."""
+"""Train one run, from checked settings to its summary."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def fit(
     """Train, or resume training, in `run_dir`; returns the summary that is written there last.
 
     Args:
-        resume: from the run's newest checkpoint, or from the beginning where there is none yet.
-        callbacks: beside the run's own, after them.
+        resume: start from the run's newest checkpoint, or from the beginning if it has none yet.
+        callbacks: further callbacks; they are called after the run's own.
 
     Raises:
-        UserError: anything that can be refused before the first step, a disk that cannot be written, a step whose
-            gradients are not finite, too little memory.
-        SystemExit: stopped by a signal, after the step was finished and saved.
+        UserError: something was refused before the first step, the disk cannot be written, a step's gradients are not
+            finite, or memory ran out.
+        SystemExit: a signal stopped the run; the current step was finished and saved.
     """
     place = placement.decide(settings)
-    with one_voice():
+    with only_first_process_logs():
         attempts = MicroBatches(settings, place)
-        for attempt in attempts:  # one, unless memory runs out
-            with attempts.smaller_where_memory_runs_out():
+        for attempt in attempts:  # only one, unless memory runs out
+            with attempts.smaller_if_out_of_memory():
                 return fit_once(attempt, place, run_dir, resume, callbacks)
             resume = resume or (run_dir / "config.yaml").exists()
     raise AssertionError("the last attempt returns or raises")
@@ -63,7 +63,7 @@ def fit(
 def fit_once(
     settings: Settings, place: Placement, run_dir: Path, resume: bool, callbacks: Sequence[L.Callback]
 ) -> dict[str, Any]:
-    """As `fit`, with micro-batches of a given size."""
+    """Train as `fit` does, with micro-batches of a given size."""
     started = time.perf_counter()
     start = starting_point(run_dir) if resume else None
     run = assemble(settings, place, start)
@@ -74,8 +74,8 @@ def fit_once(
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """Let the first of several processes speak for all; the others' errors are heard all the same."""
+def only_first_process_logs() -> Iterator[None]:
+    """Inside, only the first of several processes logs; the others log errors only."""
     before = logging.root.manager.disable
     try:
         if not first_process():
@@ -86,13 +86,13 @@ def one_voice() -> Iterator[None]:
 
 
 class MicroBatches:
-    """The settings with the sizes of micro-batch that are tried, one after the other while memory runs out.
+    """Iterates over copies of the settings with ever smaller micro-batches, as long as memory runs out.
 
-    On a CPU `auto` is what fits its caches, elsewhere the whole share of a process, halved until it fits. Iterating
-    yields settings; a size that did not fit is left with `smaller_where_memory_runs_out`.
+    On a CPU, `auto` begins with what fits its caches; on a GPU with the whole share of a process, halved until it fits.
+    Each copy is tried inside `smaller_if_out_of_memory`, which adds the next one.
 
     Raises:
-        UserError: `auto` with several processes on GPUs.
+        UserError: `auto` was given for several processes on GPUs.
     """
 
     def __init__(self, settings: Settings, place: Placement) -> None:
@@ -108,7 +108,7 @@ class MicroBatches:
         self.sizes = [self._first_size()]
 
     def _first_size(self) -> int | None:
-        """The size that is tried first; None: all at once."""
+        """Return the size that is tried first; None: the whole batch at once."""
         if not self.auto:
             return self.settings.data.micro_batch_size
         if self.place.kind == "cpu" and self.share:
@@ -116,15 +116,15 @@ class MicroBatches:
         return self.share
 
     def __iter__(self) -> Iterator[Settings]:
-        for size in self.sizes:  # which grows meanwhile
+        for size in self.sizes:  # the list grows during the loop
             yield replace(self.settings, data=replace(self.settings.data, micro_batch_size=size))
 
     @contextmanager
-    def smaller_where_memory_runs_out(self) -> Iterator[None]:
-        """Inside, too little memory is not an error if there is a smaller size to try.
+    def smaller_if_out_of_memory(self) -> Iterator[None]:
+        """Inside, running out of memory is not an error if a smaller size can be tried next.
 
         Raises:
-            UserError: there is none, or the size was given.
+            UserError: no smaller size can be tried, or the user gave the size.
         """
         try:
             yield
@@ -142,14 +142,14 @@ class MicroBatches:
                     f"model.gradient_checkpointing=true, or data.val_batch_size=1 if it was in a validation"
                 ) from error
             self.sizes.append(smaller[-1])
-        # Out of the handler, whose traceback holds on to the model; the checkpoint serves any number.
+        # Outside the handler, since its traceback keeps the model alive. A checkpoint fits any micro-batch size.
         log.warning("out of memory with %d sequences at once: going on with %d, accumulated", *self.sizes[-2:])
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
-    """Say what is run, and let the run's folder hold it: its config, its environment, no more of its past than `start`.
+    """Log what is run, and write its config and environment; cut curves and samples to those before `start`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -160,7 +160,7 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     log.info(
         "%s on %s: %s parameters, %s of %s",
         run.settings.name,
-        run.place.words,
+        run.place.description,
         f"{model.num_parameters():,}",
         f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
         f"{prepared.name} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)",
@@ -172,7 +172,7 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
         return
     with explain_write_errors(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "summary.json").unlink(missing_ok=True)  # until this run, too, has finished
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end
         remove_temporary_files(run_dir)
         cut_curves(run_dir, start.lengths if start else {})
     write_config(run_dir / "config.yaml", run.config)

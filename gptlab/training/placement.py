@@ -1,4 +1,4 @@
-"""Where a run is: on which kind of device, in how many processes, in which precision. Asked once, when it begins."""
+"""Decide where a run is computed: the kind of device, the processes, the precision. Decided once, at its start."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ GRAPHS = ("reduce-overhead", "max-autotune")  # the compile.mode that record CUD
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a run is."""
+    """Where a run is computed."""
 
     kind: str
     """cuda, mps or cpu."""
     device_name: str
-    """A GPU's name as torch has it; else the kind."""
+    """A GPU's name, as torch gives it; otherwise the kind."""
     processes_here: int
-    """On this machine, a device each."""
+    """Processes on this machine; each has its own device."""
     machines: int
     strategy: str
     """auto, ddp or fsdp."""
     precision: str
-    """fp32, bf16, fp16 or bf16_true: what `auto` is on this device."""
+    """fp32, bf16, fp16 or bf16_true; `auto` is resolved."""
     compile_mode: str | None
 
     @property
     def world_size(self) -> int:
-        """All processes of the run."""
+        """The number of processes of the run."""
         return self.processes_here * self.machines
 
     @property
     def device(self) -> torch.device:
-        """The first device of that kind."""
+        """The first device of this kind."""
         return torch.device(self.kind, 0) if self.kind == "cuda" else torch.device(self.kind)
 
     @property
-    def words(self) -> str:
-        """For people: the device, or how many and by which strategy."""
+    def description(self) -> str:
+        """The device, or the number of devices and the strategy, for people."""
         if self.world_size == 1:
             return self.device_name
         return f"{self.world_size} x {self.device_name} ({self.strategy.replace('auto', 'ddp')})"
 
     def check_graphs(self, accumulation: int) -> None:
-        """Refuse to record of a GPU's steps what is computed in several parts: a replay overwrites their gradients.
+        """Refuse CUDA graphs together with gradient accumulation: each replay would overwrite the gradients.
 
         Raises:
-            UserError: `accumulation` is above 1.
+            UserError: the run has both.
         """
         if self.kind == "cuda" and accumulation > 1 and self.compile_mode in GRAPHS:
             raise UserError(
@@ -64,10 +64,10 @@ class Placement:
 
 
 def decide(settings: Settings) -> Placement:
-    """Where the run of these settings is.
+    """Decide where the run of these settings is computed.
 
     Raises:
-        UserError: the device is not there or cannot do what is asked for, or the processes do not fit together.
+        UserError: the device is missing or cannot do what the settings ask for, or these do not go with the processes.
     """
     trainer, precision = settings.trainer, settings.precision.name
     kind = _kind(trainer)
@@ -97,12 +97,12 @@ def decide(settings: Settings) -> Placement:
 
 
 def has_compiler() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
+    """Return whether the C++ compiler is installed that torch.compile needs on a CPU."""
     return any(name and shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl"))
 
 
 def _kind(trainer: TrainerConfig) -> str:
-    """cuda, mps or cpu; raises as `decide`."""
+    """Return cuda, mps or cpu; raises as `decide`."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if trainer.accelerator == "gpu" and not cuda:
         raise UserError(f"trainer={trainer.name} needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu")
@@ -113,7 +113,7 @@ def _kind(trainer: TrainerConfig) -> str:
 
 
 def _check_fsdp(settings: Settings) -> None:
-    """That the run can be made with weights that are spread over processes; raises as `decide`."""
+    """Refuse what does not work with weights that are sharded over processes; raises as `decide`."""
     if settings.precision.name == "fp16":
         raise UserError("precision=fp16 does not go with trainer.strategy=fsdp: use precision=bf16, or trainer=ddp")
     if settings.optim.name == "muon":

@@ -1,4 +1,4 @@
-"""The parts of a run, put together: its data, its model and tokenizer, and what these decide of its config."""
+"""Assemble a run from its settings: the data, the model, the tokenizer, and the config that they complete."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from gptlab.training.settings import Settings
 
 @dataclass(frozen=True)
 class Decided:
-    """What the text and the weights decide of a run, and its settings leave open."""
+    """What a run's settings leave open, and its text and weights decide."""
 
     data_name: str
-    """The data set, where data=auto chooses it."""
+    """The data set; data=auto chooses one."""
     vocab_size: int
     model: dict[str, Any]
-    """The config's node of the model, whose architecture `init_from` may bring."""
+    """The config's model node; with `init_from` the architecture of those weights."""
 
     def config(self, settings: Settings) -> dict[str, Any]:
-        """The run's whole config, as it is kept in its folder and in its checkpoints."""
+        """Return the run's complete config, as its folder and its checkpoints store it."""
         config = settings.to_dict()
         return {**config, "model": self.model, "data": {**config["data"], "name": self.data_name}}
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that is needed to train."""
+    """Everything that training needs."""
 
     settings: Settings
     place: Placement
@@ -49,38 +49,41 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's whole config."""
+        """The run's complete config."""
         return self.module.config
 
     @property
     def matrices(self) -> Mapping[nn.Parameter, Sequence[int]]:
-        """Those of the model's blocks, see `models.matrices`."""
+        """The matrices of the model's blocks, see `models.matrices`."""
         return models.matrices(self.module.model)
 
     @property
     def tokens_per_step(self) -> int:
-        """Of an optimizer step, over all devices."""
+        """Tokens of one optimizer step, over all devices."""
         return self.settings.data.batch_size * self.data.block_size
 
 
 def load(settings: Settings, start: Start | None = None) -> tuple[LMDataModule, Model | None, Tokenizer, Decided]:
-    """The data of a run, prepared; the model where it is there already; the tokenizer; and what they decide.
+    """Prepare a run's data, and load its weights if `init_from` names some.
 
     Args:
         start: the checkpoint that the run resumes from.
 
+    Returns:
+        The data; the model, or None if it has to be built; the tokenizer; and what these decide.
+
     Raises:
-        UserError: the text, or what init_from names, cannot be had, or they do not go together.
+        UserError: the text or the model of `init_from` cannot be loaded, or they do not go together.
     """
     model: Model | None = None
     given: Tokenizer | None = None
     node: dict[str, Any] = settings.resolved["model"]
-    if settings.init_from:  # which a resumed run needs no more
+    if settings.init_from:  # a resumed run takes the model from its checkpoint
         source = start.path if start else settings.init_from
         model, given = init_from.load(source, settings.model, settings.data.folder("dir"))
         node = init_from.node(model)
     how = settings.tokenizer or given
-    assert how is not None  # `from_config` sees to that
+    assert how is not None  # checked by `from_config`
     data = LMDataModule(settings.data, how, node["block_size"], settings.seed)
     data.prepare_data()
     if given:
@@ -90,10 +93,10 @@ def load(settings: Settings, start: Start | None = None) -> tuple[LMDataModule, 
 
 
 def assemble(settings: Settings, place: Placement, start: Start | None = None) -> Run:
-    """The parts of a run, its model compiled where that is asked for; seeds torch.
+    """Assemble the run of these settings, with its model compiled if they say so; seeds torch.
 
     Raises:
-        UserError: see `load` and `check_resumable`; or the device cannot compute a step in so many parts.
+        UserError: see `load`, `check_resumable` and `Placement.check_graphs`.
     """
     data, model, tokenizer, decided = load(settings, start)
     if start:
@@ -103,7 +106,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
     model = model or models.build(settings.model_config(decided.vocab_size))
     compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
-        # Shapes are fixed: one graph for training, one for validation.
+        # Shapes are fixed: there is one graph for training and one for validation.
         compile = {"backend": settings.compile.backend, "mode": settings.compile.mode, "dynamic": False}
         if place.strategy == "fsdp" and place.world_size > 1:  # gathering a block's weights is not compiled
             sharding.compile_blocks(model, **compile)
@@ -123,6 +126,6 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
 
 
 def seed_torch(settings: Settings) -> None:
-    """Before weights are drawn: the seed, and how exact matrix products are."""
+    """Seed torch before the weights are drawn, and set the precision of matrix products."""
     L.seed_everything(settings.seed, verbose=False)
     torch.set_float32_matmul_precision(settings.precision.matmul)

@@ -1,4 +1,4 @@
-"""The summary of a finished run, which is written into its folder last."""
+"""Write the summary of a finished run, the last file of its folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from gptlab.training.trainer import callback
 
 
 def baseline_loss(name: str, data: Prepared) -> float:
-    """The loss of a table of counts, e.g. ngram:4, on the validation split, in nats per token.
+    """Return the loss of a table of counts, e.g. ngram:4, on the validation split, in nats per token.
 
-    It is counted on the training split, and predicts the tokens that the model predicts.
+    The table is counted on the training split and predicts the same tokens as the model.
     """
     n = ngram_order(name)
     assert n is not None
@@ -32,10 +32,10 @@ def baseline_loss(name: str, data: Prepared) -> float:
 
 
 def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float) -> dict[str, Any]:
-    """The summary of the run that `trainer` has made, written into `run_dir` by the first process.
+    """Return the summary of the run that `trainer` has made; the first process writes it into `run_dir`.
 
     Args:
-        total_seconds: since the run began, with validations, samples and checkpoints.
+        total_seconds: wall time since the run began, with validations, samples and checkpoints.
 
     Raises:
         UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: our callbacks and loggers in their order, and what surrounds its loop."""
+"""Build Lightning's Trainer for a run, with its callbacks and loggers, and train."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  
 
 
 def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """The Trainer of a run, whose past `start` has.
+    """Build the Trainer of a run.
 
     Args:
-        callbacks: beside the run's own, after them.
+        start: the checkpoint that the run resumes from, if any.
+        callbacks: further callbacks; they are called after the run's own.
     """
     settings, place = run.settings, run.place
     accumulation = run.data.config.accumulation(place.world_size)
@@ -69,7 +70,7 @@ def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Seque
 
 
 def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoard) -> list[L.Callback]:
-    """A run's own callbacks, in the order in which they are called."""
+    """Return a run's own callbacks, in the order in which they are called."""
     t, model = run.settings.trainer, run.module.model
     peak = accelerator.peak_flops(torch.device(run.place.kind), run.place.precision) * run.place.world_size
     hparams = {key: value for key, value in flatten(run.config).items() if does(key, "shown")}
@@ -97,10 +98,10 @@ def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoa
 
 
 def check_order(callbacks: Sequence[L.Callback]) -> None:
-    """That what is to see the average of the weights comes before the callback that takes it away again.
+    """Check that callbacks which use the average of the weights come before the one that swaps it out again.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: one of them comes after it.
     """
     kinds = [type(callback) for callback in callbacks]
     average = kinds.index(Averaging)
@@ -110,32 +111,28 @@ def check_order(callbacks: Sequence[L.Callback]) -> None:
 
 
 def callback(trainer: L.Trainer, kind: type[Any]) -> Any:
-    """The run's callback of that class."""
+    """Return the trainer's callback of this class."""
     return next(each for each in trainer.callbacks if isinstance(each, kind))  # type: ignore[attr-defined]
 
 
 def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> None:
-    """Train to the end, and measure the test part if there is one.
+    """Train to the end, and evaluate on the test split if there is one.
 
     Raises:
         UserError: see `fit.fit`.
-        SystemExit, KeyboardInterrupt: stopped by a signal.
+        SystemExit, KeyboardInterrupt: a signal stopped the run.
     """
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if run.place.kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with (
-        quiet_lightning(),
-        silent_writer_thread(),
-        logging_redirect_tqdm(),
-    ):  # messages above the bar, not through it
+    with quiet_lightning(), silent_writer_thread(), logging_redirect_tqdm():  # which prints messages above the bar
         try:
             processes.begin(run_dir)
             trainer.fit(run.module, datamodule=run.data, ckpt_path=start.path if start else None)
             if "test" in run.data.prepared.counts:
                 trainer.test(run.module, datamodule=run.data, verbose=False)
         except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers stood; Lightning exits with 1
+            if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers were set; Lightning exits with 1
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
@@ -145,14 +142,14 @@ def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> N
                     raise
             raise
         finally:
-            torch.use_deterministic_algorithms(False)  # which Lightning leaves on
+            torch.use_deterministic_algorithms(False)  # Lightning leaves them on
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without what Lightning warns of and is not so here."""
+    """Inside, Lightning's warnings that do not apply here are silenced."""
     with warnings.catch_warnings():
-        # Our loaders are plain iterables: Lightning's advice on workers and on resumable loaders is not for them.
+        # Our loaders are plain iterables, to which its advice on workers does not apply.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Early stopping and diagnostics may be turned off when a run is resumed.
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")

@@ -32,8 +32,8 @@ def usage() -> str:
 def complete() -> None:
     """Answer a shell's question about the line typed so far; Hydra knows the groups and keys."""
     words = os.environ.get("COMP_LINE", "").split(" ")
-    asked = sys.argv[1:]
-    if asked[1:2] == ["query=bash"] and (len(words) < 3 or words[1] not in USES_HYDRA):
+    arguments = sys.argv[1:]
+    if arguments[1:2] == ["query=bash"] and (len(words) < 3 or words[1] not in USES_HYDRA):
         print(" ".join(VERBS) if len(words) < 3 else "")
         return
     if len(words) >= 3:

@@ -76,15 +76,15 @@ def runners(name: str, B: int, device: str) -> dict[str, Callable[[], float]]:
 
         return timed(TOKENS, run)
 
-    made: dict[str, Callable[[], float]] = {}
+    sides: dict[str, Callable[[], float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         bits = "fp32" if dtype == torch.float32 else "bf16"
         model, other = GPT(config).eval().to(device, dtype), theirs(config, dtype, device)
-        made[f"gptlab {bits}"] = lambda model=model: ours(model)  # type: ignore[misc]
-        made[f"transformers {bits}"] = lambda other=other: transformers_(other)  # type: ignore[misc]
+        sides[f"gptlab {bits}"] = lambda model=model: ours(model)  # type: ignore[misc]
+        sides[f"transformers {bits}"] = lambda other=other: transformers_(other)  # type: ignore[misc]
         if dtype == torch.float32:
-            made["no cache fp32"] = lambda model=model: loop(model)  # type: ignore[misc]
-    return made
+            sides["no cache fp32"] = lambda model=model: loop(model)  # type: ignore[misc]
+    return sides
 
 
 def bandwidth(device: str) -> float:
@@ -111,13 +111,13 @@ def main() -> None:
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {where}")
     for name in args.shapes:
         for B in args.batch_sizes:
-            made = runners(name, B, args.device)
-            found: dict[str, list[float]] = {each: [] for each in made}
+            sides = runners(name, B, args.device)
+            found: dict[str, list[float]] = {each: [] for each in sides}
             speeds = [bandwidth(args.device)]
-            for run in made.values():  # once to warm up
+            for run in sides.values():  # once to warm up
                 run()
             for _ in range(args.rounds):
-                for side, run in made.items():
+                for side, run in sides.items():
                     found[side].append(run())
                 speeds.append(bandwidth(args.device))
             base = found["transformers fp32"]

@@ -95,10 +95,10 @@ def time_to_goal(run_dir: Path) -> dict[str, Any]:
     points = [float(row["seconds"]) for row in rows if row["train/loss"]]
     usual = statistics.median(b - a for a, b in itertools.pairwise(points))
     summary = read_json(run_dir / "summary.json")
-    kept = ("val/loss", "best_val_loss", "train_seconds", "total_seconds", "tokens_per_sec", "mfu", "device")
+    keys = ("val/loss", "best_val_loss", "train_seconds", "total_seconds", "tokens_per_sec", "mfu", "device")
     return {"what": "training to a loss", "goal": GOAL, "seconds": min(seconds, default=None)} | {
         "compile_seconds": points[0] - usual,
-        **{key: summary[key] for key in kept},
+        **{key: summary[key] for key in keys},
     }
 
 

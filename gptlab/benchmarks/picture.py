@@ -71,8 +71,8 @@ def read(file: Path) -> dict[str, list[Point]]:
     """Return the recorded points of each run."""
     runs: dict[str, list[Point]] = {}
     try:
-        with file.open(newline="") as opened:
-            for row in csv.DictReader(opened):
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
                 runs.setdefault(row["run"], []).append((float(row["seconds"]), float(row["val_loss"])))
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): make the runs with --record") from error
@@ -83,7 +83,7 @@ def write(runs: dict[str, list[Point]], file: Path) -> None:
     """Keep the points of each run."""
     rows = [f"{name},{seconds:.1f},{loss:.4f}" for name, points in runs.items() for seconds, loss in points]
     content = "\n".join(["run,seconds,val_loss", *rows, ""]).encode()
-    write_atomically(file, lambda opened: opened.write(content))
+    write_atomically(file, lambda stream: stream.write(content))
 
 
 def draw(runs: dict[str, list[Point]], file: Path) -> None:

@@ -170,8 +170,8 @@ def generate_without_cache(model: Model, idx: Tensor, count: int) -> Tensor:
     for _ in range(count):
         logits = model.head(model.features(idx[:, -model.config.block_size :])[:, -1])  # (B, V)
         best = (logits.float() / TEMPERATURE).topk(min(TOP_K, logits.shape[-1]))
-        drawn = torch.multinomial(best.values.softmax(dim=-1), 1)  # (B, 1)
-        idx = torch.cat((idx, best.indices.gather(1, drawn)), dim=1)
+        choice = torch.multinomial(best.values.softmax(dim=-1), 1)  # (B, 1)
+        idx = torch.cat((idx, best.indices.gather(1, choice)), dim=1)
     return idx
 
 

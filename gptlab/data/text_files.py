@@ -64,11 +64,11 @@ def characters(path: Path) -> Iterator[str]:
         while raw := file.read(PIECE):
             if position == 0 and b"\0" in raw[: 1 << 16]:
                 raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
-            held = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
+            pending = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
             try:
                 text = decoder.decode(raw)
             except UnicodeDecodeError as error:
-                place = position - held + error.start
+                place = position - pending + error.start
                 raise UserError(
                     f"data.path={path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {place}); "
                     f"convert it first, e.g. iconv -f latin1 -t utf-8"
@@ -143,19 +143,19 @@ def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    held: list[str] = []
+    pending: list[str] = []
     size = 0
     for chunk in characters(path):
         first, *lines = chunk.split("\n")
-        held.append(first)
+        pending.append(first)
         size += len(first)
         if lines:
-            yield "".join(held)
+            yield "".join(pending)
             yield from lines[:-1]
-            held, size = lines[-1:], len(lines[-1])
+            pending, size = lines[-1:], len(lines[-1])
         if size > LINE:
             raise UserError(f"data.path={path} has a line of more than {LINE:,} characters; give one document a line")
-    yield "".join(held)
+    yield "".join(pending)
 
 
 def _text(path: Path, number: int, line: str, key: str) -> str:

@@ -83,22 +83,22 @@ def first_machine(names: str) -> str:
     return match[1] + (match[2] or "") + match[3]
 
 
-def devices(asked: int | str, visible: int) -> int:
+def devices(wanted: int | str, visible: int) -> int:
     """Return how many devices of this machine the run uses, one for each process.
 
     Args:
-        asked: trainer.devices, a number or "auto".
+        wanted: trainer.devices, a number or "auto".
         visible: what "auto" means if nobody has started several processes.
 
     Raises:
-        UserError: `asked` contradicts the number of processes on this machine.
+        UserError: `wanted` contradicts the number of processes on this machine.
     """
     here = place()
     if here is None:
-        return visible if asked == "auto" else int(asked)
-    if asked not in ("auto", here.local_size):
+        return visible if wanted == "auto" else int(wanted)
+    if wanted not in ("auto", here.local_size):
         raise UserError(
-            f"trainer.devices={asked}, but {here.starter} has started {here.local_size} process(es) on this machine: "
+            f"trainer.devices={wanted}, but {here.starter} has started {here.local_size} process(es) on this machine: "
             f"give trainer.devices=auto, or trainer=ddp or trainer=fsdp, which have it"
         )
     return here.local_size
@@ -132,7 +132,7 @@ class _Process:
         self.number += 1
         self.store: Any = None
         """The part of `base` for this run; None: there are no other processes."""
-        self.told = False
+        self.has_announced = False
         """In process 0: whether it has sent the others its message."""
         self.training = False
         """Whether all processes have begun training."""
@@ -218,7 +218,7 @@ def leave() -> None:
     if _process.store is None or here is None or _process.training:
         return
     try:
-        if here.rank == 0 and not _process.told:
+        if here.rank == 0 and not _process.has_announced:
             _tell_others(None, 0 if error is None or (isinstance(error, SystemExit) and not error.code) else 1)
             end = time.monotonic() + 10
             _wait_until(lambda: _process.store.add("heard", 0) >= here.size - 1 or time.monotonic() > end)
@@ -231,7 +231,7 @@ def leave() -> None:
 def _tell_others(run_dir: str | None, code: int) -> None:
     """Send the run's folder, or None and an exit code, to the other processes."""
     _process.store.set("first", json.dumps({"run_dir": run_dir, "code": code}))
-    _process.told = True
+    _process.has_announced = True
 
 
 def _wait_until(done: Callable[[], object]) -> None:

@@ -103,12 +103,12 @@ def _documents(prepared: Prepared, part: str) -> list[Piece]:
 
 def without_unknown(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[list[Piece], Counter[str]]:
     """Drop the characters that any of the tokenizers lacks; returns the pieces and how often each one was dropped."""
-    kept, lost = [], Counter[str]()
+    remaining, dropped = [], Counter[str]()
     for text, last in pieces:
         unknown = {character for tokenizer in tokenizers for character in tokenizer.unknown(text)}
-        lost.update({character: text.count(character) for character in unknown})
-        kept.append(Piece(text.translate(dict.fromkeys(map(ord, unknown))) if unknown else text, last))
-    return kept, lost
+        dropped.update({character: text.count(character) for character in unknown})
+        remaining.append(Piece(text.translate(dict.fromkeys(map(ord, unknown))) if unknown else text, last))
+    return remaining, dropped
 
 
 def split_of_run(data: dict[str, Any]) -> Split:
@@ -174,13 +174,14 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
         UserError: the config is damaged, or the text cannot be had any more.
     """
     try:
-        data, made = config["data"], config["tokenizer"]
+        data, tokenizer_node = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
         options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
         corpus = corpora.load(data["name"], paths, *data_folders(data), **options)
         if corpus.bytes is not None:
             return readable_source(corpus, split_of_run(data), data_folders(data)[1])
-        how = tokenizer if made["name"] == "pretrained" else TokenizerConfig(made["name"], made["vocab_size"])
+        pretrained = tokenizer_node["name"] == "pretrained"
+        how = tokenizer if pretrained else TokenizerConfig(tokenizer_node["name"], tokenizer_node["vocab_size"])
         prepared = _prepared_by_run(corpus, split_of_run(data), how, user_folder(data["cache_dir"]))
         prepared = prepared or prepare.prepare(corpus, split_of_run(data), how, *data_folders(data))
         return Source(corpus, split_of_run(data), prepared.sha256, prepared=prepared)

@@ -102,7 +102,7 @@ def loss_record(each: Candidate, result: Measurement) -> dict[str, Any]:
 
 
 def measure_copies(
-    opened: OpenedModel[Model] | None,
+    writer: OpenedModel[Model] | None,
     sample_file: Path | None,
     name: str,
     text: EvalText,
@@ -112,9 +112,9 @@ def measure_copies(
     """Find copies of the train part in a sample and, for comparison, in held-out text of the same length.
 
     Args:
-        opened: the model that writes the sample; None if `sample_file` has it.
+        writer: the model that writes the sample; None if `sample_file` has it.
         sample_file: a file with the sample; None to let the model write one.
-        name: the model's name, used if `opened` is None.
+        name: the model's name, used if `writer` is None.
         text: the text, with val or test as its part.
         device: the device for the model.
         seed: the seed of the sample.
@@ -136,8 +136,8 @@ def measure_copies(
             notes.append(f"of the sample's {len(sample):,} characters the first {MAX_SAMPLE_CHARACTERS:,} are read")
             sample = sample[:MAX_SAMPLE_CHARACTERS]
     else:
-        assert opened is not None
-        sample = memorisation.draw_sample(opened.model.to(device), opened.tokenizer, SAMPLE_TOKENS, seed)
+        assert writer is not None
+        sample = memorisation.draw_sample(writer.model.to(device), writer.tokenizer, SAMPLE_TOKENS, seed)
         origin = f"{SAMPLE_TOKENS:,} tokens in {memorisation.SAMPLE_ROWS} texts, at temperature 1, seed {seed}"
     if not sample.strip(memorisation.SEAM):
         raise UserError("the sample is empty")
@@ -146,7 +146,7 @@ def measure_copies(
     held_out = "".join(piece.text for piece in text.source.pieces(text.part))[: found.characters]
     return {
         "format": FORMAT,
-        "model": opened.words if opened else name,
+        "model": writer.words if writer else name,
         "origin": origin,
         "data": {"name": text.name, "split": text.part, "sha256": text.source.sha256},
         "notes": notes,

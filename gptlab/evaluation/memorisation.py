@@ -157,5 +157,5 @@ def draw_sample(model: Model, tokenizer: Tokenizer, tokens: int, seed: int) -> s
         [torch.Generator().manual_seed(seed + row) for row in range(SAMPLE_ROWS)],
     )
     context = Context(model, [prompt_ids(tokenizer, "\n")] * SAMPLE_ROWS, count)
-    drawn = [step.tokens for step in generate(context, count, Sampling(), generators)]
-    return SEAM.join(tokenizer.decode(row) for row in torch.stack(drawn, dim=1).tolist())
+    columns = [step.tokens for step in generate(context, count, Sampling(), generators)]
+    return SEAM.join(tokenizer.decode(row) for row in torch.stack(columns, dim=1).tolist())

@@ -11,6 +11,7 @@ import ctypes
 import io
 import mmap
 import os
+import pathlib
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,17 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
                 die(marks, f"after {WORDS[kind(path)]} ({Path(path).name}), after os.{name}")
             return result
 
-        setattr(os, name, watched)
+        put(name, watched)
+
+    def put(name: str, function: Any) -> None:
+        """Put a function in the place of that of `os`, or open, and where Python 3.10's pathlib holds on to it."""
+        if name != "open":
+            setattr(os, name, function)
+        if accessor := getattr(pathlib, "_NormalAccessor", None):
+            setattr(accessor, name, staticmethod(function))
 
     io.open = builtins.open = open_  # type: ignore[assignment]
+    put("open", open_)
     for name in ("replace", "rename", "link"):
         around(name, "renaming", "renamed")
     around("truncate", "", "cut")

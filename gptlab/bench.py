@@ -131,12 +131,13 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, handler)
     machine = comparison.machine_facts(found["device"], found.get("data_sha256"))
     found = {"format": comparison.FORMAT, "machine": machine, **found}
-    if args.json is None:
-        print_results(found, Console(highlight=False))
-    elif args.json == "-":
+    if args.json == "-":
         print(json.dumps(found, indent=2))
-    else:
+        return
+    print_results(found, Console(highlight=False))
+    if args.json:
         write_json(Path(args.json), found)
+        print(f"files: {args.json}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

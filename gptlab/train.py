@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> None:
         processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
     if directory.first_process():  # one speaks for all
-        log.info("%s", directory.closing_words(summary))
+        log.info("%s", directory.closing_words(summary, resumed=bool(cfg.resume)))
 
 
 def keep_in_log(error: UserError) -> None:

@@ -51,6 +51,7 @@ def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], t
     result = command("bench", *overrides, *accumulated, "--against", "loop", *QUICK, "--json", "found.json")
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    assert "files: found.json" in result.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert finite(found)
     assert found["tokens_per_step"] == TOKENS
@@ -140,7 +141,7 @@ def test_generation_beside_a_loop_without_a_cache(command: Any, overrides: tuple
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=gpt99"], ["model/gpt99", "gpt10m"]),
+        (["model=gpt99"], ["model=gpt99: there is no such choice", "gpt10m"]),
         (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),
         (["resume=outputs/x"], ["resume: bench measures one run, which is not kept: leave it out"]),
         (["hydra.run.dir=x"], ["hydra.run.dir: bench measures one run"]),

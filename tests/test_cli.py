@@ -37,6 +37,7 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
         "at weight decay 0.1",
         "step 7 of 7: val/loss",
         "finished after 7 steps",
+        " in all, ",
         "a sample at",
     ):
         assert expected in result.stdout
@@ -55,6 +56,7 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
 
     result = command("train", f"resume={run_dir.relative_to(tmp_path)}", "trainer.max_steps=9")
     assert result.returncode == 0, result.stderr
+    assert " this time, " in result.stdout
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 9
     assert len(list((tmp_path / "outputs" / "first").iterdir())) == 1  # no second directory
 
@@ -62,12 +64,14 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=gpt99"], ["model/gpt99", "gpt10m"]),
+        (["model=gpt99"], ["model=gpt99: there is no such choice", "gpt10m"]),
+        (["experiment=frist"], ["experiment=frist: there is no such choice; did you mean first? there are best_char,"]),
+        (["model.n_head=4,1"], ["model.n_head=4,1: has several values; add -m", "[4,1]"]),
         (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),
         (["sed=3"], ["sed: there is no such key here; did you mean seed?"]),
         (["+model.n_layr=3"], ["model.n_layr=3: there is no such key; did you mean n_layer?"]),
         (["model=3"], ["model", "--help shows the choices"]),
-        (["model"], ["model", "EQUAL"]),
+        (["model"], ["model: must be key=value, or group=choice, e.g. model=gpt1m"]),
         (["data=text"], ["data=text needs a file: add data.path=my.txt"]),
         (["data=text", "data.path=none.txt"], ["data.path=none.txt: no such file"]),
         (["data=shakespeare_char", "data.dir=."], ["tinyshakespeare.txt", "data=pydoc_char"]),
@@ -194,7 +198,14 @@ def test_on_a_terminal_there_is_a_bar_with_loss_speed_and_time_left(shell: Any, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--cfg", "job"], ["init_from=gpt2", "--cfg", "job"], ["-sc", "query=bash"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--cfg", "job"],
+        ["init_from=gpt2", "--cfg", "job"],
+        ["resume=auto", "--cfg", "job"],
+        ["-sc", "query=bash"],
+    ],
 )
 def test_help_config_and_completion_need_no_torch(shell: Any, arguments: list[str]) -> None:
     """They answer in under half a second; importing torch and Lightning alone takes four."""

@@ -144,10 +144,12 @@ def download(name: str, raw_dir: Path, cache_dir: Path) -> Path:
     try:
         raw = _fetch(url, file)
     except (OSError, http.client.HTTPException) as error:
+        places = f"neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}"
+        if raw_dir == cache_dir:
+            places = f"not in {raw_dir} (GPTLAB_DATA names another folder)"
         raise UserError(
-            f"{file} is neither in data.dir={raw_dir} nor in data.cache_dir={cache_dir}, and cannot be "
-            f"downloaded from {url} ({getattr(error, 'reason', error)}). Put it there, "
-            f"or use data=pydoc_char, or data=text data.path=my.txt"
+            f"{file} is {places}, and cannot be downloaded from {url} ({getattr(error, 'reason', error)}). "
+            f"Put it there, or use data=pydoc_char, or data=text data.path=my.txt"
         ) from error
     if hashlib.sha256(raw).hexdigest() != sha256:
         raise UserError(f"what came from {url} is not {file} (its sha256 differs); try again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -157,9 +158,10 @@ def named_source(name: str, data: dict[str, Any]) -> Source:
     try:
         paths, key = [name] if file else [], data.get("text_key", "text")
         corpus = corpora.load("text" if file else name, paths, *data_folders(data), text_key=key)
+        return readable_source(corpus, split_of_run(data), data_folders(data)[1])
     except UserError as error:
-        raise UserError(str(error).replace("data.path=", "--data ")) from error
-    return readable_source(corpus, split_of_run(data), data_folders(data)[1])
+        message = str(error).replace("data=text is", f"--data {name} is")
+        raise UserError(re.sub(r"\b(data=text data\.path=|data\.path=|data=)", "--data ", message)) from error
 
 
 def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:

@@ -88,7 +88,7 @@ def show_copies(content: dict[str, Any], console: Console) -> None:
     print_line(
         console, f"in N+: how much of the text lies in copies of {least} characters and more from the train part"
     )
-    print_line(console, f"{part}: held-out text of the same length, to judge the sample by")
+    print_line(console, f"{part}: held-out text, at most of the same length, to judge the sample by")
     print_line(console, "the sample's longest copies, and where they stand in the train part:")
     for copy in content["longest"]:
         end = " ..." if copy["characters"] > SHOWN_CHARACTERS else ""

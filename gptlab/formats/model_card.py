@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
-inputs = tokenizer({prompt!r}, return_tensors="pt")
+inputs = tokenizer("{prompt}", return_tensors="pt")
 ids = model.generate(**inputs, max_new_tokens={new}, do_sample=True, temperature=0.8)
 print(tokenizer.decode(ids[0]))
 ```
@@ -54,7 +54,7 @@ from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("{name}/tokenizer.json")
 session = onnxruntime.InferenceSession("{name}/model.onnx")
-ids = tokenizer.encode({prompt!r}).ids
+ids = tokenizer.encode("{prompt}").ids
 for _ in range({new}):
     (logits,) = session.run(["logits"], {{"input_ids": np.array([ids[-{block_size}:]])}})  # (1, T, {vocab_size})
     ids.append(int(logits[0, -1].argmax()))

@@ -121,11 +121,12 @@ def _fewest_keys(firsts: list[Run]) -> list[dict[str, Any]]:
 
 def group_labels(described: list[dict[str, Any]], base: dict[str, Any] | None, short: dict[str, str]) -> list[str]:
     """Return a label for each group, e.g. "n_head=4 lr=0.001"; with `base` only the key that differs, or "baseline"."""
+    nothing = "baseline" if base else "default"
 
     def label(values: dict[str, Any], number: str) -> str:
         shown = {k: v for k, v in values.items() if (v != base[k] if base else v != DEFAULT)}
         words = {k: f"{v:{number}}" if isinstance(v, float) else str(v) for k, v in shown.items()}
-        return " ".join(word if k == "name" else f"{short[k]}={word}" for k, word in words.items()) or "baseline"
+        return " ".join(word if k == "name" else f"{short[k]}={word}" for k, word in words.items()) or nothing
 
     brief = [label(each, "g") for each in described]
     return brief if len(set(brief)) == len(brief) else [label(each, "") for each in described]

@@ -80,6 +80,11 @@ def with_implied_groups(words: list[str]) -> list[str]:
     return [*words[:place], *chosen, *words[place:]]
 
 
+def asks_for_information(words: list[str]) -> bool:
+    """Return whether a command line asks Hydra for information in place of a run."""
+    return any(word.partition("=")[0] in INFORMATION for word in words)
+
+
 def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None:
     """Return the --config-dir and the words of a sweep's command line; None if it asks for one run or for information.
 
@@ -90,7 +95,7 @@ def asked_for_sweep(arguments: list[str]) -> tuple[str | None, list[str]] | None
     many = ("-m", "--multirun", "hydra.mode=MULTIRUN")
     flags = [word.partition("=")[0] for word in words if word.startswith("-") and word not in many]
     named = any(word.startswith("sweep=") or word in many for word in words)
-    if "hydra.mode=RUN" in words or not named or set(flags) & set(INFORMATION):
+    if "hydra.mode=RUN" in words or not named or asks_for_information(words):
         return None
     if flags:
         raise UserError(f"{flags[0]}: does not go with a sweep")
@@ -142,6 +147,14 @@ def explain(error: Exception) -> str:
         with open_conf():
             known = keys(OmegaConf.to_container(hydra.compose("train")))
         return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
+    options = re.findall(r"^\t(.+)$", message, re.MULTILINE)
+    if options and (match := re.search(r"Could not find '(.+)/([^/']+)'", message)):
+        advice = {did_you_mean(match[2], options): None, f"there are {', '.join(sorted(options))}": None}
+        return f"{match[1]}={match[2]}: there is no such choice; {' '.join(advice)}"
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.+)'", message):
+        return f"{match[1]}={match[2]}: has several values; add -m for a run of each, or write a list, [{match[2]}]"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: must be key=value, or group=choice, e.g. model=gpt1m"
     if isinstance(error, OverrideParseException):
         message = (
             f"{error.override}: cannot be read; quote a value that has = , or brackets in it: \"key='a=b'\"\n{message}"

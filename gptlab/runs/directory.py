@@ -127,8 +127,12 @@ def remove_if_empty(run_dir: Path) -> None:
             folder.rmdir()
 
 
-def closing_words(summary: dict[str, Any]) -> str:
-    """Return the closing message of a run: its folder, its results and commands to try next."""
+def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
+    """Return the closing message of a run: its folder, its results and commands to try next.
+
+    Args:
+        resumed: whether `summary["total_seconds"]` counts only from where the run was resumed.
+    """
     run_dir = os.path.relpath(summary["run_dir"])
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
@@ -140,12 +144,13 @@ def closing_words(summary: dict[str, Any]) -> str:
         beside = (
             f"\n  {baseline['name']:<11} {table}: the model's is {abs(less):.4f} {'lower' if less >= 0 else 'higher'}"
         )
+    since = "this time" if resumed else "in all"
     further = 2 * summary["steps"]
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte{beside}
   train/loss  {summary["train/loss"]:.4f}{test}
-  time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} in all, \
+  time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} {since}, \
 {summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:

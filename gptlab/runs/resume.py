@@ -27,12 +27,13 @@ ReadCheckpoint = Callable[[Path], tuple[Path, dict[str, Any]] | None]
 
 
 def with_run_dir(words: list[str], read_checkpoint: ReadCheckpoint) -> list[str]:
-    """Add to the words of a command line the folder of the run that they resume, unless they name a folder.
+    """Put the folder of the run that is resumed before the words of a command line, unless they name a folder.
 
-    Without a run to resume, as may be with resume=auto, the words are returned unchanged: the run gets a new folder.
+    The words are returned unchanged if there is no run to resume, as may be with resume=auto, so that the run gets a
+    new folder; and if they ask for information, such as --cfg job.
     """
     typed = {word.lstrip("+").partition("=")[0]: word for word in words}
-    if "resume" not in typed or "hydra.run.dir" in typed:
+    if "resume" not in typed or "hydra.run.dir" in typed or compose.asks_for_information(words):
         return words
     try:
         resume = OverridesParser.create().parse_overrides([typed["resume"]])[0].value()
@@ -43,7 +44,7 @@ def with_run_dir(words: list[str], read_checkpoint: ReadCheckpoint) -> list[str]
         found = unfinished(OUTPUTS / str(config["name"]), config, read_checkpoint)
     else:
         found = Path(str(resume)) if resume and (Path(str(resume)) / "config.yaml").is_file() else None
-    return words if found is None else [*words, f"hydra.run.dir={single_quoted(str(found))}"]
+    return words if found is None else [f"hydra.run.dir={single_quoted(str(found))}", *words]
 
 
 def unfinished(folder: Path, config: dict[str, Any], read_checkpoint: ReadCheckpoint) -> Path | None:

@@ -104,10 +104,12 @@ def has_compiler() -> bool:
 def _kind(trainer: TrainerConfig) -> str:
     """Return cuda, mps or cpu; raises as `decide`."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    asked = f"trainer.accelerator={trainer.accelerator} (trainer={trainer.name})"
+    way_out = "none is visible: use trainer.accelerator=auto or trainer=cpu"
     if trainer.accelerator == "gpu" and not cuda:
-        raise UserError(f"trainer={trainer.name} needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu")
+        raise UserError(f"{asked} needs a CUDA GPU, {way_out}")
     if trainer.accelerator == "mps" and not mps:
-        raise UserError(f"trainer={trainer.name} needs an Apple GPU, none is visible: use trainer=auto or trainer=cpu")
+        raise UserError(f"{asked} needs an Apple GPU, {way_out}")
     best = "cuda" if cuda else "mps" if mps else "cpu"
     return {"gpu": "cuda", "auto": best}.get(trainer.accelerator, trainer.accelerator)
 

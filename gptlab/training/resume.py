@@ -75,8 +75,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
         patience = content["callbacks"]["Checkpoints"]["patience"]
         if step >= most:
             raise UserError(
-                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N to go further, or "
-                f"sample from it: python -m gptlab.generate {run_dir}"
+                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N "
+                f"schedule.decay_steps=N to go further, or sample from it: python -m gptlab.generate {run_dir}"
             )
         if patience is not None and patience == settings.trainer.patience:
             raise UserError(

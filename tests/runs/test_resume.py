@@ -22,10 +22,11 @@ def nothing(run_dir: Path) -> None:
 def chosen(*words: str) -> str | None:
     """The folder that `with_run_dir` adds to the words, as Hydra reads it; None if it adds none."""
     found = with_run_dir([*words], nothing)
-    assert found[: len(words)] == [*words]
-    if len(found) == len(words):
+    added, rest = found[: len(found) - len(words)], found[len(found) - len(words) :]
+    assert rest == [*words]
+    if not added:
         return None
-    (override,) = OverridesParser.create().parse_overrides(found[len(words) :])
+    (override,) = OverridesParser.create().parse_overrides(added)
     assert override.key_or_group == "hydra.run.dir"
     return str(override.value())
 
@@ -46,6 +47,8 @@ def test_other_command_lines_stay_as_they_are(tmp_path: Path) -> None:
     assert chosen("resume=[") is None  # for Hydra to refuse
     (tmp_path / "config.yaml").write_text("")
     assert chosen(f"resume={tmp_path}", "hydra.run.dir=elsewhere") is None
+    assert chosen(f"resume={tmp_path}", "--cfg", "job") is None
+    assert chosen("resume=auto", "--info=config") is None
 
 
 def test_auto_takes_the_latest_unfinished_run_of_the_same_config(

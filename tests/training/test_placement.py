@@ -21,8 +21,9 @@ from tests.conftest import TINY
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer=a100"], "trainer=a100 needs a CUDA GPU, none is visible: use trainer=auto or trainer=cpu"),
-        (["trainer=mps"], "trainer=mps needs an Apple GPU"),
+        (["trainer=a100"], "trainer.accelerator=gpu .trainer=a100. needs a CUDA GPU, none is visible: use trainer.acc"),
+        (["trainer=ddp", "trainer.accelerator=gpu"], "^trainer.accelerator=gpu .trainer=ddp. needs a CUDA GPU"),
+        (["trainer=mps"], "trainer.accelerator=mps .trainer=mps. needs an Apple GPU"),
         (["precision=fp16", "trainer=cpu"], "precision=fp16 needs a CUDA GPU, this run is on cpu: use precision=bf16"),
     ],
 )

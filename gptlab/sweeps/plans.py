@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ class Search:
         states = optuna.trial.TrialState
         past = self.study.get_trials(deepcopy=False)
         # A different seed for each command, so that it does not propose the same points again.
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of constant_liar, up to optuna 4
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(past), constant_liar=True)
         self._cut_off = [trial for trial in past if trial.state == states.RUNNING]
         ended = sum(trial.state in (states.COMPLETE, states.PRUNED) for trial in past)
         self.total = max(trials - ended, len(self._cut_off))

@@ -71,7 +71,7 @@ def test_a_row_has_its_mask_whatever_stands_beside_it() -> None:
 
 
 def test_bf16_stays_bf16_and_gradients_fall_with_the_values() -> None:
-    x = torch.randn(5, 101, dtype=torch.bfloat16, requires_grad=True)
+    x = (1 + torch.rand(5, 101)).bfloat16().requires_grad_()
     y = Drop(0.5, torch.arange(5, dtype=torch.int32))(x)
     assert y.dtype == torch.bfloat16
     y.sum().backward()

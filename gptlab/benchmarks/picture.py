@@ -101,8 +101,9 @@ def draw(runs: dict[str, list[Point]], file: Path) -> None:
             seconds, losses = zip(*points, strict=True)
             style: dict[str, Any] = {"ls": "--", "color": DARK} if name == LOOP else {"color": colour}
             axes.plot(seconds, losses, marker="o", ms=4, **style)
+            place = (7, 6) if name == LOOP else (7, -11)
             axes.annotate(
-                f"{name}, {losses[-1]:.3f}", points[-1], (7, -11), textcoords="offset points", size=8, bbox=LABEL
+                f"{name}, {losses[-1]:.3f}", points[-1], place, textcoords="offset points", size=8, bbox=LABEL
             )
         for loss, words in LINES.items():
             axes.axhline(loss, color=DARK, lw=0.8, ls=":")
@@ -115,7 +116,7 @@ def draw(runs: dict[str, list[Point]], file: Path) -> None:
         axes.set_xticks([5, 10, 20, 60, 180, 600, 1800, 3600])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: f"{s:g} s" if s < 60 else f"{s / 60:g} min"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(4, 9000)
+        axes.set_xlim(4, 4 * max(seconds for points in runs.values() for seconds, _ in points))
         axes.set_ylim(1.35, 2.6)
         write_atomically(file, partial(figure.savefig, format="png"))
 

@@ -11,10 +11,7 @@ import re
 import sys
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from typing import TYPE_CHECKING, Any
 
 from gptlab.data.tokenizers import (
     BYTES,
@@ -30,6 +27,9 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 LETTERS = {byte: letter for letter, byte in BYTES.items()}
 GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
@@ -212,6 +212,9 @@ def _backend(tokenizer: Tokenizer) -> Backend:
 
     BPE without merges and without an unknown token drops unknown characters, as our `CharTokenizer` does.
     """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
     special = {} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
     if isinstance(tokenizer, CharTokenizer):
         surrogates = [c for c in tokenizer.chars if 0xD800 <= ord(c) < 0xE000]
@@ -233,6 +236,9 @@ def _backend(tokenizer: Tokenizer) -> Backend:
 
 def _byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) -> Backend:
     """Build a byte-level BPE tokenizer, which cuts text by `pattern` (None: not at all) and merges bytes."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
     # As in tiktoken, a piece that is a token needs no merges; an uncut text could be the name of a special token.
     backend = Backend(models.BPE(vocab, merges, ignore_merges=pattern is not None))
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_PATTERN)
@@ -252,6 +258,9 @@ def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> Backend:
 
     Python and Oniguruma define \w and \s differently, so the pattern lists the characters as this Python has them.
     """
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
     every = "".join(chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000)
     inside = {name: _ranges(re.findall(name, every)) for name in (r"\w", r"\s")}
     words, spaces = inside.values()

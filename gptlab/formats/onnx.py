@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.onnx.errors import OnnxExporterError
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.checkpoint import ModelInfo
@@ -63,6 +62,8 @@ def export_graph(model: Model, path: Path) -> None:
     Raises:
         UserError: torch cannot export the model.
     """
+    from torch.onnx.errors import OnnxExporterError
+
     block_size = model.config.block_size
     idx = torch.zeros(2, block_size, dtype=torch.int64)  # full length, so that an attention window takes effect
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}

@@ -69,6 +69,17 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return files
 
 
+def test_a_run_is_opened_without_the_libraries_of_other_formats(trained: Path, shell: Any) -> None:
+    code = (
+        "import sys; from gptlab.formats import open_model, writing, onnx; open_model.load_model(sys.argv[1])\n"
+        "print(*sorted(sys.modules))"
+    )
+    out, err = shell("-c", code, str(trained)).communicate()
+    imported = set(out.split())
+    assert "torch" in imported, err
+    assert not imported & {"tokenizers", "torch.onnx", "onnx", "transformers", "huggingface_hub"}
+
+
 def test_a_checkpoint_is_unpickled_once(trained: Path, tmp_path: Path, loads: list[Path]) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     for path in (trained, best):

@@ -155,10 +155,11 @@ def named_source(name: str, data: dict[str, Any]) -> Source:
     if name in corpora.NAMES and name not in NAMED_TEXTS:
         raise UserError(f"--data {name}: give a file, a folder of them, or one of {', '.join(NAMED_TEXTS)}")
     file = name not in NAMED_TEXTS
+    raw_dir, cache_dir = data_folders(data)
     try:
         paths, key = [name] if file else [], data.get("text_key", "text")
-        corpus = corpora.load("text" if file else name, paths, *data_folders(data), text_key=key)
-        return readable_source(corpus, split_of_run(data), data_folders(data)[1])
+        corpus = corpora.load("text" if file else name, paths, raw_dir, cache_dir, text_key=key)
+        return readable_source(corpus, split_of_run(data), cache_dir)
     except UserError as error:
         message = str(error).replace("data=text is", f"--data {name} is")
         raise UserError(re.sub(r"\b(data=text data\.path=|data\.path=|data=)", "--data ", message)) from error
@@ -179,14 +180,16 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
         data, tokenizer_node = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
         options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
-        corpus = corpora.load(data["name"], paths, *data_folders(data), **options)
+        raw_dir, cache_dir = data_folders(data)
+        corpus = corpora.load(data["name"], paths, raw_dir, cache_dir, **options)
+        split = split_of_run(data)
         if corpus.bytes is not None:
-            return readable_source(corpus, split_of_run(data), data_folders(data)[1])
+            return readable_source(corpus, split, cache_dir)
         pretrained = tokenizer_node["name"] == "pretrained"
         how = tokenizer if pretrained else TokenizerConfig(tokenizer_node["name"], tokenizer_node["vocab_size"])
-        prepared = _prepared_by_run(corpus, split_of_run(data), how, user_folder(data["cache_dir"]))
-        prepared = prepared or prepare.prepare(corpus, split_of_run(data), how, *data_folders(data))
-        return Source(corpus, split_of_run(data), prepared.sha256, prepared=prepared)
+        prepared = _prepared_by_run(corpus, split, how, user_folder(data["cache_dir"]))
+        prepared = prepared or prepare.prepare(corpus, split, how, raw_dir, cache_dir)
+        return Source(corpus, split, prepared.sha256, prepared=prepared)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the config in {name} is damaged ({type(error).__name__}: {str(error)[:99]}): give a text with --data FILE"

@@ -149,8 +149,8 @@ def explain(error: Exception) -> str:
         return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
     options = re.findall(r"^\t(.+)$", message, re.MULTILINE)
     if options and (match := re.search(r"Could not find '(.+)/([^/']+)'", message)):
-        advice = {did_you_mean(match[2], options): None, f"there are {', '.join(sorted(options))}": None}
-        return f"{match[1]}={match[2]}: there is no such choice; {' '.join(advice)}"
+        advice, choices = did_you_mean(match[2], options), f"there are {', '.join(sorted(options))}"
+        return f"{match[1]}={match[2]}: there is no such choice; {advice}{'' if advice == choices else f' {choices}'}"
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.+)'", message):
         return f"{match[1]}={match[2]}: has several values; add -m for a run of each, or write a list, [{match[2]}]"
     if isinstance(error, OverrideParseException) and "=" not in error.override:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptlab.data.text_options import FORMATS
 from gptlab.system.errors import UserError, command_line
 
 
@@ -23,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
         help="shakespeare_char, pydoc_char, verdict, auto, or a text file or a folder of them (default: the run's own; "
         "of ngram:N and uniform shakespeare_char)",
     )
+    p.add_argument("--text-key", metavar="KEY", help="with --data: which of a row is the text (default: the run's)")
+    p.add_argument("--format", choices=FORMATS, help="with --data: what a file is, whatever it looks like")
+    p.add_argument("--separator", metavar="TEXT", help="with --data: what stands between documents in a file")
     p.add_argument(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -86,7 +90,9 @@ def run(args: argparse.Namespace) -> None:
     models = {name: open_candidate(name) for name in names if name not in orders}
     for each in models.values():
         windows(each.name, each.model.config.block_size)
-    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model)
+    given = {name: getattr(args, name) for name in ("text_key", "format", "separator")}
+    flags = {name: value for name, value in given.items() if value is not None}
+    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, flags)
     if args.memorised:
         content = measure_copies(models.get(args.model), args.sample, args.model, text, device, args.seed)
     else:
@@ -116,6 +122,9 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
         raise UserError(
             f"--memorised: {args.model} writes nothing here; give its sample, or any text, with --sample FILE"
         )
+    for flag in ("text_key", "format", "separator"):
+        if getattr(args, flag) is not None and args.data is None:
+            raise UserError(f"--{flag.replace('_', '-')} says how --data FILE is read: give one, or leave it out")
     if len(orders) == len(set(names)) and (args.context or args.stride):
         raise UserError(f"--context and --stride are for models with windows, which {args.model} has not")
     if not orders and args.tokenizer:

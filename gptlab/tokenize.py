@@ -6,10 +6,11 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptlab.data.text_options import FORMATS
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -33,26 +34,31 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--vocab-size", type=int, metavar="N", help="of word (default: every word) and bpe (default: 512)")
     p.add_argument("--special", action="store_true", help="<|endoftext|> in the text is the special token, not text")
+    p.add_argument("--text-key", metavar="KEY", help="of a file of rows: which of them is the text (default: text)")
+    p.add_argument("--format", choices=FORMATS, help="what the file is, whatever it looks like (default: auto)")
     p.add_argument("--limit", type=int, default=200, metavar="N", help="show the first N tokens (default: 200)")
     p.add_argument("--data-dir", metavar="DIR", help="where vocabularies are looked for (default: GPTLAB_DATA)")
     return p
 
 
-def read_pieces(argument: str) -> list[str]:
+def read_pieces(argument: str, **flags: str | None) -> list[str]:
     """Read the text that the command line gives or names, in pieces.
+
+    Args:
+        flags: the `TextOptions` that are given.
 
     Raises:
         UserError: the file cannot be read, or there is no text.
     """
-    from gptlab.data import text_files
+    from gptlab.data import corpora
+    from gptlab.data.pieces import pieces as cut
+    from gptlab.data.text_options import TextOptions, of_tokenize
 
-    if argument == "-":
-        chunks: Iterator[str] = iter([sys.stdin.read()])
-    elif len(argument) < 4096 and Path(argument).is_file():
-        chunks = text_files.characters(Path(argument))
+    if argument != "-" and len(argument) < 4096 and Path(argument).is_file():
+        options = TextOptions(separator=None, written=of_tokenize, **{k: v for k, v in flags.items() if v is not None})
+        pieces = [piece.text for piece in corpora.load("text", [argument], Path(), Path(), options=options).read()]
     else:
-        chunks = iter([argument])
-    pieces = [piece.text for piece in text_files.pieces(chunks)]
+        pieces = [piece.text for piece in cut([sys.stdin.read() if argument == "-" else argument])]
     if not pieces:
         raise UserError("the text is empty")
     return pieces
@@ -145,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.system.files import user_folder
 
     raw_dir = user_folder(args.data_dir or os.environ.get("GPTLAB_DATA"))
-    pieces = read_pieces(args.text)
+    pieces = read_pieces(args.text, text_key=args.text_key, format=args.format)
     local = {"gpt2": raw_dir / "gpt2" / "vocab.bpe", "cl100k_base": raw_dir / "cl100k_base.tiktoken"}
     present = [name for name, file in local.items() if file.is_file()]
     chosen = args.tokenizer or (present or ["bpe"])[:1]

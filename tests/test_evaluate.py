@@ -67,6 +67,7 @@ def test_the_loss_is_the_runs_own_validation_loss(evaluate: Any, trained: Path, 
         "name": "text",
         "split": "val",
         "sha256": summary(trained)["data"]["sha256"],
+        "read": f"{text_file.name} (prose); {len(text_file.read_text()):,} characters",
         "left_out": {},
     }
     assert found["notes"] == []
@@ -179,6 +180,56 @@ def test_the_number_of_a_text_is_that_of_a_plain_pass_over_it(evaluate: Any, tra
         first, rest = (F.cross_entropy(model(ids[None, a:b])[0], ids[a + 1 : b + 1]) for a, b in ((0, 17), (17, 19)))
     found = evaluate(trained, "--data", "my.txt")
     assert found["nats_per_token"] == pytest.approx((17 * first + 2 * rest).item() / 19, rel=1e-5)
+
+
+def test_rows_are_read_by_their_key_and_the_verb_names_its_own_flags(
+    evaluate: Any, command: Any, tmp_path: Path, text_file: Path
+) -> None:
+    lines = text_file.read_text().splitlines()[:50]
+    rows = [{"body": line, "id": i} for i, line in enumerate(lines)] + [{"body": None, "id": -1}]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "my.txt").write_text("<|endoftext|>".join(lines))
+    found = command("evaluate", "uniform", "--data", "my.jsonl", "--text-key", "body", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    note = "--text-key body: rows without such a text are skipped: "
+    assert json.loads(found.stdout)["notes"] == [f"{note}{1 + lines.count('')} of 51"]
+    kept = [line for line in lines if line]
+    assert json.loads(found.stdout)["bytes"] == sum(len(line.encode()) for line in kept) - 1
+    assert json.loads(found.stdout)["data"]["read"].startswith(f"my.jsonl (json); {len(kept)} documents; ")
+    plain = evaluate("uniform", "--data", "my.txt")
+    assert (plain["tokens"], plain["bytes"]) == (json.loads(found.stdout)["tokens"], json.loads(found.stdout)["bytes"])
+    assert '"<|endoftext|>" between documents' in plain["data"]["read"]
+    assert_refused(command("evaluate", "uniform", "--data", "my.jsonl"), "--text-key text: my.jsonl has no such text")
+    assert_refused(
+        command("evaluate", "uniform", "--data", "my.jsonl", "--text-key", "id"), "--text-key id is a number"
+    )
+    assert_refused(command("evaluate", "uniform", "--data", "my.txt", "--separator", "##"), "--separator ##: does not")
+    for flag in ("--text-key", "--separator", "--format"):
+        assert_refused(command("evaluate", "uniform", flag, "text"), f"{flag} says how --data FILE is read")
+    (tmp_path / "page.html").write_text("<p>words</p>")
+    assert_refused(
+        command("evaluate", "uniform", "--data", "page.html"), "--data page.html looks like", "--format text"
+    )
+    assert evaluate("uniform", "--data", "page.html", "--format", "text")["bytes"] == 11
+
+
+def test_a_published_data_set_has_parts_of_its_own(evaluate: Any, run: Any, tmp_path: Path, text_file: Path) -> None:
+    lines = [f"{line}\n{line}" for line in text_file.read_text().splitlines() if line]
+    ends = {"train": lines[:150], "validation": lines[150:170], "test": lines[170:185]}
+    for name, texts in ends.items():
+        (tmp_path / "set" / f"{name}-0.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}-0.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "set" / "README.md").write_text("NEVER TO BE READ")
+    run(tmp_path / "run", *QUICK, f"data.path={tmp_path / 'set'}")
+    for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
+        found = evaluate(tmp_path / "run", "--split", split)
+        assert found["bytes"] == sum(len(text.encode()) for text in ends[name]) - 1
+    assert_is_the_runs_own(evaluate(tmp_path / "run"), tmp_path / "run")
+    read = evaluate(tmp_path / "run")["data"]["read"]
+    assert read.startswith(
+        "3 files (json); train is train-0.jsonl; val is validation-0.jsonl; test is test-0.jsonl; 185"
+    )
+    assert read.endswith("; not read: 1 README.md")
 
 
 def test_a_runs_own_text_given_as_a_file_is_held_out_all_the_same(

@@ -83,7 +83,7 @@ def test_on_a_terminal_neighbours_have_different_colours(command: Any, monkeypat
         (["hello", "--tokenizer", "gtp2"], ["tokenizer.name=gtp2: no such tokenizer; did you mean gpt2?"]),
         (["hello", "--tokenizer", "bpe", "--vocab-size", "3"], ["tokenizer.vocab_size=3: must be at least 257"]),
         ([""], ["the text is empty"]),
-        (["{trained}/checkpoints/last.ckpt"], ["looks like a binary file"]),
+        (["{trained}/checkpoints/last.ckpt"], ["last.ckpt is a zip archive"]),
     ],
 )
 def test_what_tokenize_refuses(command: Any, trained: Path, arguments: list[str], words: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.split import Split
+from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError
 from gptlab.system.files import user_folder
 
@@ -21,6 +22,11 @@ class DataConfig:
     path: Any
     """A file, a folder, or a list of them; for the Hugging Face hub, a data set's name."""
     text_key: str
+    format: str
+    separator: str | None
+    named_parts: Any
+    line_ends: str
+    """Of this and the four before, see `TextOptions`."""
     subset: str | None
     revision: str | None
     max_documents: int | None
@@ -39,6 +45,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         Split(self.split, self.val_fraction, self.test_fraction)  # raises if they are out of range
+        assert self.reading  # raises, too
         if not all(isinstance(path, str) for path in self.paths):
             raise UserError(f"data.path={self.path}: must be a file, a folder, or a list of them")
         if self.max_documents is not None and self.max_documents < 1:
@@ -54,6 +61,11 @@ class DataConfig:
             raise UserError(f"data.overfit_batches={self.overfit_batches}: must be at least 0")
         if self.order not in ORDERS:
             raise UserError(f"data.order={self.order}: must be one of {', '.join(ORDERS)}")
+
+    @property
+    def reading(self) -> TextOptions:
+        """How the files of a text are read."""
+        return TextOptions(self.text_key, self.format, self.separator, self.named_parts, self.line_ends)
 
     @property
     def paths(self) -> list[str]:

@@ -14,18 +14,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gptlab.data import tokenizers
-from gptlab.data.corpora import Corpus
+from gptlab.data.corpus import Corpus
+from gptlab.data.pieces import PIECE
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
 from gptlab.data.shards import ShardWriter, id_type
-from gptlab.data.split import SPLITS, Part, Split, split_pieces
-from gptlab.data.text_files import PIECE, Piece
+from gptlab.data.split import Part, Split, split_pieces
+from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, survey
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system import machine
 from gptlab.system.errors import UserError, quoted
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 
 MOST_UNKNOWN = 0.01  # the share of the characters in the text's first piece that a given tokenizer may lack
-LARGE = 1 << 26  # bytes of text from which its hash is cached and progress is shown
 
 
 def prepare(
@@ -60,7 +59,11 @@ def prepare(
     if split.by == "position" and corpus.bytes is None:
         raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
-    folder = prepared_folder(corpus, split, config, about["sha256"] if about else corpus.origin, cache_dir)
+    if about is not None:
+        log.info("text: %s", describe(corpus, about))
+        for each in caveats(corpus, about):
+            log.warning("%s", each)
+    folder = prepared_folder(corpus, split, config, about.sha256 if about else corpus.origin, cache_dir)
     damage: UserError | None = None
     try:
         if prepared := open_prepared(corpus.name, folder):
@@ -75,7 +78,7 @@ def prepare(
                 if prepared := open_prepared(corpus.name, folder):
                     return prepared
             try:
-                _build(folder, corpus, split, config, raw_dir, about["characters"] if about else 0)
+                _build(folder, corpus, split, config, raw_dir, about.to_split if about else 0)
             except UserError as error:
                 raise UserError(f"{damage}. It cannot be prepared anew: {error}") if damage else error from error
             prepared = open_prepared(corpus.name, folder)
@@ -98,42 +101,6 @@ def _locked(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def hash_pieces(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
-    """Pass the pieces on and add them to `digest`, in the form of `Prepared.sha256`."""
-    for piece in pieces:
-        digest.update(piece.text.encode())
-        if piece.last and documents:
-            digest.update(b"\xff")  # which no UTF-8 has
-        yield piece
-
-
-def survey(corpus: Corpus, cache_dir: Path) -> dict[str, Any]:
-    """Return `sha256` and `characters` of a text; a large one is read again only when its files have changed.
-
-    Raises:
-        UserError: the text is blank.
-    """
-    assert corpus.bytes is not None
-    large = corpus.bytes >= LARGE
-    cached = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
-    if large:
-        with suppress(UserError):
-            return read_json(cached)
-    digest, characters, blank = hashlib.sha256(), 0, True
-    with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
-        for text, _ in hash_pieces(corpus.read(), digest, corpus.documents):
-            characters += len(text)
-            blank = blank and not text.strip()
-            bar.update(len(text))
-    if blank:
-        raise UserError(f"data={corpus.name} is empty: give a text with something in it")
-    about = {"sha256": digest.hexdigest(), "characters": characters}
-    if large:
-        with suppress(UserError):  # the ids may be there although the folder cannot be written
-            write_json(cached, about)
-    return about
-
-
 def _build(
     folder: Path,
     corpus: Corpus,
@@ -143,10 +110,11 @@ def _build(
     characters: int,
 ) -> None:
     """Fill a temporary folder, resuming what a killed process has left there, and rename it to `folder`."""
-    names = SPLITS if split.test_fraction else SPLITS[:2]
-    if split.by == "position":
+    names = split.names(corpus.parts)
+    if split.by == "position" and "val" not in corpus.parts:
         ends = split.ends(characters)
-        for name, begin, end in zip(names, (0, *ends), ends, strict=False):
+        cut = [name for name in names if name == "train" or name not in corpus.parts]
+        for name, begin, end in zip(cut, (0, *ends), ends, strict=False):
             if end - begin < 2:
                 raise UserError(
                     f"the {name} part of data={corpus.name} has {end - begin} characters ({characters} in all, "

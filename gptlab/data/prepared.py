@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptlab.data import tokenizers
-from gptlab.data.corpora import Corpus
+from gptlab.data.corpus import Corpus
 from gptlab.data.shards import Shards, shard, verify
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gptlab.data.text_files import Piece
+from gptlab.data.pieces import Piece
 from gptlab.system.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -37,6 +37,22 @@ class Split:
         """The fraction of the text that is not for training."""
         return self.val_fraction + self.test_fraction
 
+    def names(self, parts: Sequence[str]) -> list[str]:
+        """Return the parts that there are of a text.
+
+        Args:
+            parts: those that the text names itself.
+
+        Raises:
+            UserError: a test part is to be cut off beside the text's own parts.
+        """
+        if parts and self.test_fraction:
+            raise UserError(
+                f"data.test_fraction={self.test_fraction}: the text has parts of its own ({', '.join(parts)}); leave "
+                f"it 0, or give data.named_parts=false"
+            )
+        return [name for name in SPLITS if name != "test" or self.test_fraction or "test" in parts]
+
     def ends(self, characters: int) -> tuple[int, int, int]:
         """Return where train, val and test end in a text of so many characters that is split by position."""
         return int(characters * (1 - self.held_out)), int(characters * (1 - self.test_fraction)), characters
@@ -50,14 +66,17 @@ def split_pieces(pieces: Iterable[Piece], split: Split, characters: int) -> Iter
     """Yield each piece with the split that it belongs to; by position, a piece across a border is cut.
 
     Args:
-        characters: the length of the text; unused if it is split by document.
+        characters: the length of the text without the parts that it names itself; unused if it is split by document.
     """
     if split.by == "document":
         yield from _by_document(pieces, split)
         return
     ends = split.ends(characters)
     position = 0
-    for text, last in pieces:
+    for text, last, part in pieces:
+        if part is not None:
+            yield part, text, last
+            continue
         begin = 0
         for name, end in zip(SPLITS, ends, strict=True):
             stop = min(end - position, len(text))
@@ -70,8 +89,10 @@ def split_pieces(pieces: Iterable[Piece], split: Split, characters: int) -> Iter
 def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
     """Assign each document by the hash of its first piece: copies go together, and the order does not matter."""
     name, begins = "train", True
-    for text, last in pieces:
-        if begins:
+    for text, last, part in pieces:
+        if part is not None:
+            name = part
+        elif begins:
             fraction = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
             name = "val" if fraction < split.val_fraction else "test" if fraction < split.held_out else "train"
         yield name, text, last

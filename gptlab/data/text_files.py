@@ -1,201 +1,319 @@
-"""Read text files in pieces of bounded size: .txt .md .jsonl .parquet, also compressed as .gz or .zst."""
+"""Read the documents of text files in pieces of bounded size: prose, and rows of JSON, CSV, Parquet and Arrow."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
-import importlib
+import csv
+import io
 import json
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
+from gptlab.data.file_kinds import delimiter_of, encoding, import_extra, open_bytes
+from gptlab.data.pieces import PIECE
+from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError
 
-PIECE = 1 << 20  # characters
-LINE = 1 << 27  # the most characters in a line of .jsonl: a small compressed file can hold an endless one
-PLAIN, LINES, TABLES, PACKED = (".txt", ".md"), (".jsonl",), (".parquet",), (".gz", ".zst")
+LINE = 1 << 27  # the most characters in a row: a small compressed file can hold an endless one
+TRIED = 1000  # rows, after which a name that none of them has is refused
+WITHOUT_TEXT = "rows without text"  # counted while reading
+SPACE = " \t\n\r"
+Rows = Iterator[tuple[int, Any]]
+"""The line or number of each row, and what stands in it."""
 
 
-class Piece(NamedTuple):
-    """A part of a document."""
-
-    text: str
-    last: bool
-    """Whether the document ends with this piece."""
-
-
-# Places that no token spans: the end of a line, unless more white space comes before or after it, and between a
-# character and the space before the next word.
-SAFE = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= [^\W\d_])")
-
-
-def pieces(chunks: Iterable[str]) -> Iterator[Piece]:
-    """Cut a document, given in `chunks`, at safe places into pieces of about `PIECE` characters.
-
-    A BPE or word tokenizer gives the pieces the same ids as the whole, if there is a safe place in every 16 * PIECE
-    characters.
-    """
-    rest = ""
-    for chunk in chunks:
-        rest += chunk
-        while len(rest) >= 2 * PIECE:
-            safe = SAFE.search(rest, PIECE, min(len(rest) - 1, 16 * PIECE))
-            if safe is None and len(rest) < 16 * PIECE:
-                break  # it may come in the next chunk
-            end = safe.start() if safe else PIECE
-            yield Piece(rest[:end], False)
-            rest = rest[end:]
-    if rest:
-        yield Piece(rest, True)
-
-
-def characters(path: Path) -> Iterator[str]:
-    """Yield the UTF-8 text of a file, decompressed, in chunks; without a byte order mark, line endings unchanged.
+def characters(path: Path, options: TextOptions) -> Iterator[str]:
+    """Yield the text of a file, decompressed, in chunks: UTF-8, or UTF-16 or UTF-32 that begins with its mark.
 
     Raises:
-        UserError: the file does not exist, cannot be read, or is not UTF-8 text.
+        UserError: the file does not exist, cannot be read, or is no text.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0
-    with _open(path) as file:
-        while raw := file.read(PIECE):
-            if position == 0 and b"\0" in raw[: 1 << 16]:
-                raise UserError(f"data.path={path} looks like a binary file (it has NUL bytes); give a text file")
-            pending = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
+    named = options.written("path", path)
+    with open_bytes(path, options) as file:
+        raw = file.read(max(PIECE, 4))
+        code, mark = encoding(raw)
+        position, raw = mark, raw[mark:] or file.read(PIECE)
+        decoder = codecs.getincrementaldecoder(code)()
+        ends = io.IncrementalNewlineDecoder(None, translate=True) if options.line_ends == "lf" else None
+        if code == "utf-8" and b"\0" in raw[: 1 << 16]:
+            raise UserError(f"{named} looks like a binary file (it has NUL bytes){_wide(raw)}; give a text file")
+        while raw:
+            begin = position - len(decoder.getstate()[0])  # with the bytes of a character begun in the last chunk
             try:
                 text = decoder.decode(raw)
             except UnicodeDecodeError as error:
-                place = position - pending + error.start
                 raise UserError(
-                    f"data.path={path} is not UTF-8 text (byte {error.object[error.start]:#04x} at {place}); "
-                    f"convert it first, e.g. iconv -f latin1 -t utf-8"
+                    f"{named} is not {code.upper()} text (byte {error.object[error.start]:#04x} at "
+                    f"{begin + error.start}); convert it first, e.g. iconv -f latin1 -t utf-8"
                 ) from error
-            yield text.removeprefix("\ufeff") if position == 0 else text
+            yield ends.decode(text) if ends else text
             position += len(raw)
+            raw = file.read(PIECE)
     if decoder.getstate()[0]:
-        raise UserError(f"data.path={path} is not UTF-8 text (it ends within a character); is it complete?")
+        raise UserError(f"{named} is not {code.upper()} text (it ends within a character); is it complete?")
+    if ends:
+        yield ends.decode("", final=True)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading its decompressed bytes."""
-    try:
-        with path.open("rb") as file:
-            if path.suffix == ".gz":
-                yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
-            elif path.suffix == ".zst":
-                yield import_extra("pyarrow", f"{path} is packed by zstd").input_stream(file, compression="zstd")
-            else:
-                yield file
-    except FileNotFoundError as error:
-        raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
-    except UserError:
-        raise
-    except Exception as error:  # each format raises its own
-        raise UserError(f"data.path={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+def _wide(raw: bytes) -> str:
+    """Return a hint about bytes of which every other one is NUL."""
+    even, odd = raw[0:400:2].count(0), raw[1:400:2].count(0)
+    if max(even, odd) > 4 * (min(even, odd) + 1):
+        code = "utf-16le" if odd > even else "utf-16be"
+        return f", or UTF-16 without its mark: iconv -f {code} -t utf-8 converts that"
+    return ""
 
 
-def import_extra(module: str, why: str) -> Any:
-    """Import a library that not every installation has.
-
-    Raises:
-        UserError: it is not installed; the message begins with `why`.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{why}, and reading that needs {module}: pip install 'gptlab[data]'") from error
-
-
-def text_format(path: Path) -> str:
-    """Return the suffix that says how a file is read, without the suffix of its compression."""
-    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-
-
-def documents(path: Path, key: str) -> Iterator[Iterable[str]]:
-    """Yield the documents of one file, each in chunks: a line of .jsonl, a row of .parquet, or the whole text.
+def documents(path: Path, kind: str, options: TextOptions, counts: Counter[str]) -> Iterator[Iterable[str]]:
+    """Yield the documents of one file, each in chunks: the text of each row, or the whole text.
 
     Args:
-        key: name of the text's field in a line or a row.
+        kind: see `file_kinds.kind_of`.
+        counts: counts the rows without text, which are skipped.
 
     Raises:
-        UserError: see `characters`; or a line or row has no text of that name.
+        UserError: see `characters`; or a row has something else than a text under the key, or no row has it.
     """
-    if text_format(path) in LINES:
-        for number, line in enumerate(_lines(path), 1):
-            if line.strip():
-                yield [_text(path, number, line, key)]
-    elif text_format(path) in TABLES:
-        parquet = import_extra("pyarrow.parquet", f"{path} is a parquet file")
-        with _open(path) as file:
-            table = parquet.ParquetFile(file, page_checksum_verification=True)
-            columns = {field.name: str(field.type) for field in table.schema_arrow}
-            if not columns.get(key, "").startswith(("string", "large_string", "dictionary<values=string")):
-                there = ", ".join(f"{name} ({type_})" for name, type_ in columns.items())
-                raise UserError(f"data.text_key={key}: {path} has no such column of text; there are {there}")
-            for rows in table.iter_batches(batch_size=1024, columns=[key]):
-                yield from ([text] for text in rows.column(0).to_pylist() if text)
-    else:
-        yield characters(path)
+    if kind == "text":
+        yield characters(path, options)
+        return
+    if kind in ("parquet", "arrow"):
+        yield from ([text] for text in column(path, kind, options, counts))
+        return
+    rows = json_rows if kind == "json" else csv_rows
+    found, first = 0, None
+    for number, (line, row) in enumerate(rows(path, options), 1):
+        if isinstance(row, dict) and options.text_key not in row:
+            first = first or f"{', '.join(row)}"[:500]
+            if not found and number >= TRIED:
+                break
+        else:
+            found += 1
+        text = text_of(row, options.text_key, f"{path}, line {line}", options)
+        if text:
+            yield [text]
+        else:
+            counts[WITHOUT_TEXT] += 1
+    if first and not found:
+        raise UserError(
+            f"{options.written('text_key', options.text_key)}: {path} has no such text in its rows; there are {first}"
+        )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def has_text(path: Path, kind: str, options: TextOptions) -> bool:
+    """Return whether a file of JSON or CSV has the key in its first row.
+
+    Raises:
+        UserError: it is no JSON or no CSV.
+    """
+    if kind == "csv":
+        return options.text_key in _csv_header(path, options)
+    _, row = next(json_rows(path, options), (0, None)) if kind == "json" else (0, "")
+    return isinstance(row, str) or (isinstance(row, dict) and options.text_key in row)
+
+
+def text_of(row: Any, key: str, place: str, options: TextOptions) -> str | None:
+    """Return the text of a row; None if there is none.
+
+    Raises:
+        UserError: what stands there is something else.
+    """
+    found = row.get(key) if isinstance(row, dict) else row
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        what = {dict: "an object", list: "a list", bool: "true or false"}.get(type(found), "a number")
+        of = options.written("text_key", key) if isinstance(row, dict) else "the row"
+        raise UserError(f"{place}: {of} is {what}, and must be a text")
+    return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
+
+
+def json_rows(path: Path, options: TextOptions) -> Rows:
+    """Yield the rows of JSON: a value a line, values one after another, or the elements of a list.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    reader = _JsonReader(path, characters(path, options))
+    listed = reader.next() == "["
+    reader.at += listed
+    while reader.next() not in ("", "]"):
+        yield reader.line, reader.value()
+        if listed and reader.next() == ",":
+            reader.at += 1
+            if reader.next() == "]":
+                raise reader.refuse("a value is missing after the comma")
+        elif listed and reader.next() not in ("", "]"):
+            raise reader.refuse("there must be a comma or ] between the elements of a list")
+    if listed != (reader.next() == "]"):
+        raise reader.refuse("its list does not end; is it complete?" if listed else "] ends no list")
+    reader.at += listed
+    if reader.next():
+        raise reader.refuse("there is more after the end of its list")
+
+
+class _JsonReader:
+    """Reads values one after another from a text that comes in chunks."""
+
+    def __init__(self, path: Path, chunks: Iterator[str]) -> None:
+        self.path, self.chunks = path, chunks
+        self.text, self.at = "", 0
+        self._line, self._counted = 1, 0  # the line at a place in `text`
+        self.decoder = json.JSONDecoder()
+
+    @property
+    def line(self) -> int:
+        """The line, from 1, that is read now."""
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
+
+    def more(self) -> bool:
+        """Read further, and drop what has been read; returns False at the end."""
+        line, rest = self.line, [self.text[self.at :]]
+        size = wanted = len(rest[0])
+        for chunk in self.chunks:
+            rest.append(chunk)
+            size += len(chunk)
+            if size >= 2 * wanted and chunk:  # twice as much each time, so that long values take linear time
+                break
+        self.text, self.at, self._counted = "".join(rest), 0, 0
+        if size > wanted > LINE:
+            raise UserError(f"{self.path}, line {line}, has a row of more than {LINE:,} characters")
+        return size > wanted
+
+    def next(self) -> str:
+        """Return the next character that is no white space, without reading it; empty at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in SPACE:
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def value(self) -> Any:
+        """Read the value that begins here."""
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except RecursionError as error:
+                raise self.refuse("it is nested too deep") from error
+            except ValueError as error:
+                place = getattr(error, "pos", 0)
+                cut = len(self.text) - place < 16 or "Unterminated string" in str(error)
+                if not (cut and self.more()):
+                    raise self.refuse(getattr(error, "msg", str(error))) from error
+                continue
+            if end < len(self.text) or not self.more_after(end):  # a number may go on
+                self.at = end
+                return value
+
+    def more_after(self, end: int) -> bool:
+        """Return whether a value that reaches to the end of what is read may go on."""
+        return self.text[end - 1] not in '"}]' and self.more()
+
+    def refuse(self, why: str) -> UserError:
+        return UserError(f"{self.path}, line {self.line}, is no JSON: {why}")
+
+
+def csv_rows(path: Path, options: TextOptions) -> Rows:
+    """Yield the rows of CSV or TSV as dicts; the first line has the names of the columns.
+
+    Raises:
+        UserError: the first line does not have the key, or a row has other fields.
+    """
+    header, key = _csv_header(path, options), options.text_key
+    if key not in header:
+        raise UserError(
+            f"{options.written('text_key', key)}: {path} has no such column; its first line is "
+            f"{', '.join(header)[:200]}"
+        )
+    text = lines(path, options)
+    reader = csv.reader(text, delimiter=delimiter_of(path, next(text), key), strict=True)
+    csv.field_size_limit(LINE)
+    try:
+        for fields in reader:
+            if len(fields) not in (0, len(header)):
+                raise UserError(
+                    f"{path}, line {reader.line_num + 1}, has {len(fields)} fields, and the first line "
+                    f"{len(header)}: a text with the delimiter or a line end in it must stand in quotes"
+                )
+            if fields:
+                yield reader.line_num + 1, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num + 1}, is no CSV: {error}") from error
+
+
+def _csv_header(path: Path, options: TextOptions) -> list[str]:
+    """Return the names in the first line of a CSV."""
+    first = next(lines(path, options), "")
+    try:
+        return next(csv.reader([first], delimiter=delimiter_of(path, first, options.text_key)), [])
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1, is no CSV: {error}") from error
+
+
+def lines(path: Path, options: TextOptions) -> Iterator[str]:
+    """Yield the lines of a file, each with its end.
+
+    Raises:
+        UserError: see `characters`; or a line is too long.
+    """
     pending: list[str] = []
     size = 0
-    for chunk in characters(path):
-        first, *lines = chunk.split("\n")
-        pending.append(first)
-        size += len(first)
-        if lines:
-            yield "".join(pending)
-            yield from lines[:-1]
-            pending, size = lines[-1:], len(lines[-1])
+    for chunk in characters(path, options):
+        *whole, last = chunk.split("\n")
+        for line in whole:
+            yield "".join([*pending, line, "\n"])
+            pending, size = [], 0
+        pending.append(last)
+        size += len(last)
         if size > LINE:
-            raise UserError(f"data.path={path} has a line of more than {LINE:,} characters; give one document a line")
-    yield "".join(pending)
+            raise UserError(f"{path} has a line of more than {LINE:,} characters")
+    if size:
+        yield "".join(pending)
 
 
-def _text(path: Path, number: int, line: str, key: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
-    text = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"data.text_key={key}: {path}, line {number}, has no such text; there are {there}")
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
-
-
-def find_texts(paths: list[Path]) -> tuple[Path, ...]:
-    """Return the files among `paths`, and all text files below the folders among them, sorted by name.
+def column(path: Path, kind: str, options: TextOptions, counts: Counter[str]) -> Iterator[str]:
+    """Yield the texts in a column of a Parquet or Arrow file.
 
     Raises:
-        UserError: a path does not exist or is not a regular file, or a folder has no text.
+        UserError: there is no such column, or it has no texts.
     """
-    found: list[Path] = []
-    for path in paths:
-        try:
-            path.stat()
-        except OSError as error:  # not there, or no name that a file can have
-            raise UserError(f"data.path={path}: no such file; give text files, or a folder of them") from error
-        if path.is_char_device() or path.is_fifo() or path.is_socket():
-            raise UserError(f"data.path={path} is no file, and a text is read several times; give text files")
-        if path.is_dir():
-            texts = [each for each in sorted(path.rglob("*")) if _is_text(each.relative_to(path)) and each.is_file()]
-            if not texts:
-                raise UserError(
-                    f"data.path={path}: no text in this folder; there should be {' '.join((*PLAIN, *LINES, *TABLES))} "
-                    f"files, or those packed as {' or '.join(PACKED)}"
-                )
-            found += texts
-        else:
-            found.append(path)
-    return tuple(found)
+    pyarrow = import_extra("pyarrow", f"{path} is a {kind} file")
+    key = options.text_key
+    with open_bytes(path, options) as file:
+        schema, batches = _batches(path, kind, file, key)
+        types = {field.name: field.type for field in schema}
+        value = types.get(key)
+        if value is not None and pyarrow.types.is_dictionary(value):
+            value = value.value_type
+        if not str(value).startswith(("string", "large_string", "binary", "large_binary", "null")):
+            there = ", ".join(f"{name} ({each})" for name, each in types.items())
+            raise UserError(f"{options.written('text_key', key)}: {path} has no such column of text; there are {there}")
+        for batch in batches:
+            for text in batch.column(batch.schema.get_field_index(key)).cast(pyarrow.large_string()).to_pylist():
+                if text:
+                    yield text
+                else:
+                    counts[WITHOUT_TEXT] += 1
 
 
-def _is_text(path: Path) -> bool:
-    return text_format(path) in (*PLAIN, *LINES, *TABLES) and not any(part.startswith(".") for part in path.parts)
+def _batches(path: Path, kind: str, file: Any, key: str) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of a Parquet or Arrow file, and its rows in batches."""
+    if kind == "parquet":
+        parquet = import_extra("pyarrow.parquet", f"{path} is a parquet file")
+        table = parquet.ParquetFile(file, page_checksum_verification=True)
+        columns = [key] if key in table.schema_arrow.names else []
+        return table.schema_arrow, table.iter_batches(batch_size=1024, columns=columns)
+    ipc = import_extra("pyarrow.ipc", f"{path} is an arrow file")
+    try:
+        stored = ipc.open_file(file)
+        return stored.schema, map(stored.get_batch, range(stored.num_record_batches))
+    except ValueError:  # not a file but a stream
+        file.seek(0)
+        stream = ipc.open_stream(file)
+        return stream.schema, stream

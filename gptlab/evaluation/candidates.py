@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class EvalText:
     notes: list[str]
     """Caveats for the reader of the numbers."""
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is, as plain data for --json."""
+        return {"name": self.name, "split": self.part, "sha256": self.source.sha256, "read": self.source.described}
+
 
 def choose_text(
     data: str | None,
@@ -69,6 +75,7 @@ def choose_text(
     orders: dict[str, int],
     memorised: bool,
     first: str,
+    flags: dict[str, Any] | None = None,
 ) -> EvalText:
     """Open the text that was asked for, by default the text of the first run among the models.
 
@@ -79,6 +86,7 @@ def choose_text(
         orders: names and orders of the n-gram tables that will be counted on its train part.
         memorised: whether the text is searched for copies instead of measured.
         first: the name of the first candidate, for messages.
+        flags: how the text is read, where it is not as the run reads its own, see `eval_data.named_source`.
 
     Raises:
         UserError: the text cannot be had, or it has changed since the run was trained.
@@ -89,7 +97,7 @@ def choose_text(
     if data is None and run is not None:
         source = eval_data.source_of_run(run.name, run.config, run.tokenizer)
     else:
-        source = eval_data.named_source(data or "shakespeare_char", run.data if run else {})
+        source = eval_data.named_source(data or "shakespeare_char", run.data if run else {}, flags or {})
     learned = [each for each in models if each.learned_from == source.sha256]
     if data is None and run is not None and run.learned_from not in (None, source.sha256):
         raise UserError(
@@ -101,7 +109,7 @@ def choose_text(
     part = split or ("all" if file and not learned and not counted and not memorised else "val")
     if part == "all" and (counted or memorised):
         raise UserError("--split all: what comes from the train part is measured on another; use --split val")
-    notes = []
+    notes = [*source.caveats]
     for each in learned:
         if part in ("train", "all"):
             notes.append(f"{each.name} has learned from this very text")

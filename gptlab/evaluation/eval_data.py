@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data import corpora, prepare
-from gptlab.data.corpora import Corpus
+from gptlab.data import corpora, downloads, prepare
+from gptlab.data.corpus import Corpus
+from gptlab.data.pieces import Piece
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
 from gptlab.data.split import Split, split_pieces
-from gptlab.data.text_files import Piece
+from gptlab.data.survey import caveats, describe, survey
+from gptlab.data.text_options import AUTO, TextOptions, of_evaluate
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import user_folder
@@ -33,8 +34,12 @@ class Source:
     split: Split
     sha256: str
     """The hash of the whole text."""
-    characters: int = 0
-    """The number of characters of the whole text; 0 for a stream."""
+    to_split: int = 0
+    """The characters outside the parts that the text names itself; 0 for a stream."""
+    described: str = ""
+    """In words, what was read."""
+    caveats: Sequence[str] = ()
+    """What a reader of the numbers should know of it."""
     prepared: Prepared | None = None
     """For a stream, which is not read again: its ids on disk."""
 
@@ -44,16 +49,16 @@ class Source:
         Raises:
             UserError: there is no such part, or its text is not kept.
         """
-        name, fraction = self.corpus.name, self.split.test_fraction
-        if part == "test" and not fraction:
+        if part not in (*self.split.names(self.corpus.parts), "all"):
             raise UserError(
-                f"--split test: {name} has no test part (data.test_fraction={fraction:g}); there are train, val, all"
+                f"--split {part}: {self.corpus.name} has no {part} part (data.test_fraction="
+                f"{self.split.test_fraction:g}); there are train, val, all"
             )
         if self.prepared is not None:
             return _documents(self.prepared, part)
         if part == "all":
             return list(self.corpus.read())
-        parts = split_pieces(self.corpus.read(), self.split, self.characters)
+        parts = split_pieces(self.corpus.read(), self.split, self.to_split)
         return [Piece(text, last) for where, text, last in parts if where == part]
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
@@ -63,7 +68,7 @@ class Source:
             UserError: there are fewer than two tokens, or none that can be predicted stands for text.
         """
         end = tokenizer.end_of_text if self.corpus.documents else None
-        encoded, _ = prepare.encode(tokenizer, [("text", *piece) for piece in pieces], end)
+        encoded, _ = prepare.encode(tokenizer, [("text", piece.text, piece.last) for piece in pieces], end)
         ids = encoded.get("text", np.zeros(0, np.int64))
         if not tokenizer.token_bytes()[ids[1:]].any():
             raise UserError(
@@ -83,9 +88,11 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
     Raises:
         UserError: the corpus has no text.
     """
-    about = prepare.survey(corpus, cache_dir)
+    about = survey(corpus, cache_dir)
     by = split.by if corpus.documents else "position"
-    return Source(corpus, Split(by, split.val_fraction, split.test_fraction), about["sha256"], about["characters"])
+    test_fraction = 0.0 if corpus.parts else split.test_fraction
+    how = Split(by, split.val_fraction, test_fraction)
+    return Source(corpus, how, about.sha256, about.to_split, describe(corpus, about), caveats(corpus, about))
 
 
 def _documents(prepared: Prepared, part: str) -> list[Piece]:
@@ -105,7 +112,7 @@ def _documents(prepared: Prepared, part: str) -> list[Piece]:
 def without_unknown(pieces: Sequence[Piece], tokenizers: Sequence[Tokenizer]) -> tuple[list[Piece], Counter[str]]:
     """Drop the characters that any of the tokenizers lacks; returns the pieces and how often each one was dropped."""
     remaining, dropped = [], Counter[str]()
-    for text, last in pieces:
+    for text, last, _ in pieces:
         unknown = {character for tokenizer in tokenizers for character in tokenizer.unknown(text)}
         dropped.update({character: text.count(character) for character in unknown})
         remaining.append(Piece(text.translate(dict.fromkeys(map(ord, unknown))) if unknown else text, last))
@@ -137,32 +144,30 @@ def data_folders(data: dict[str, Any]) -> tuple[Path, Path]:
     """
     given = (os.environ.get("GPTLAB_DATA"), data.get("dir"), data.get("cache_dir"))
     places = [user_folder(folder) for folder in given if folder and isinstance(folder, str)]
-    file = corpora.download_file_name(data.get("name"))
+    file = downloads.download_file_name(data.get("name"))
     there = (folder for folder in places if file and (folder / file).is_file())
     return next(there, (places or [user_folder(None)])[0]), user_folder(None)
 
 
-def named_source(name: str, data: dict[str, Any]) -> Source:
+def named_source(name: str, data: dict[str, Any], flags: dict[str, Any]) -> Source:
     """Return the text that --data names, split as a run splits its text.
 
     Args:
         name: one of `NAMED_TEXTS`, a file or a folder.
         data: the node `data` of the run's config; may be empty.
+        flags: the `TextOptions` that are given; the others are the run's.
 
     Raises:
         UserError: the text cannot be had.
     """
     if name in corpora.NAMES and name not in NAMED_TEXTS:
         raise UserError(f"--data {name}: give a file, a folder of them, or one of {', '.join(NAMED_TEXTS)}")
-    file = name not in NAMED_TEXTS
     raw_dir, cache_dir = data_folders(data)
-    try:
-        paths, key = [name] if file else [], data.get("text_key", "text")
-        corpus = corpora.load("text" if file else name, paths, raw_dir, cache_dir, text_key=key)
-        return readable_source(corpus, split_of_run(data), cache_dir)
-    except UserError as error:
-        message = str(error).replace("data=text is", f"--data {name} is")
-        raise UserError(re.sub(r"\b(data=text data\.path=|data\.path=|data=)", "--data ", message)) from error
+    given = {"format": AUTO, "written": of_evaluate, **flags}
+    options = TextOptions.of(data, **given) if data else TextOptions(**given)
+    kind, paths = (name, []) if name in NAMED_TEXTS else ("text", [name])
+    corpus = corpora.load(kind, paths, raw_dir, cache_dir, options=options)
+    return readable_source(corpus, split_of_run(data), cache_dir)
 
 
 def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
@@ -179,9 +184,9 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
     try:
         data, tokenizer_node = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
-        options = {key: data[key] for key in ("text_key", "subset", "revision", "max_documents")}
+        where = {key: data[key] for key in ("subset", "revision", "max_documents")}
         raw_dir, cache_dir = data_folders(data)
-        corpus = corpora.load(data["name"], paths, raw_dir, cache_dir, **options)
+        corpus = corpora.load(data["name"], paths, raw_dir, cache_dir, options=TextOptions.of(data), **where)
         split = split_of_run(data)
         if corpus.bytes is not None:
             return readable_source(corpus, split, cache_dir)

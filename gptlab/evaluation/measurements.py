@@ -11,6 +11,7 @@ import torch
 
 from gptlab.data import text_files
 from gptlab.data.batches import Windows
+from gptlab.data.text_options import TextOptions, of_sample
 from gptlab.evaluation import comparison, eval_data, loss, memorisation
 from gptlab.evaluation.candidates import Candidate, EvalText
 from gptlab.evaluation.loss import Measurement
@@ -72,7 +73,7 @@ def measure_losses(
         **loss_record(candidates[0], results[0]),
         "device": str(device),
         "precision": "bf16" if bf16 else "fp32",
-        "data": {"name": text.name, "split": text.part, "sha256": text.source.sha256, "left_out": dict(lost)},
+        "data": {**text.facts, "left_out": dict(lost)},
         "notes": notes,
     }
     if len(candidates) == 2:
@@ -131,7 +132,7 @@ def measure_copies(
     if sample_file:
         if not sample_file.is_file():
             raise UserError(f"--sample {sample_file}: no such file")
-        sample, origin = "".join(text_files.characters(sample_file)), str(sample_file)
+        sample, origin = "".join(text_files.characters(sample_file, TextOptions(written=of_sample))), str(sample_file)
         if len(sample) > MAX_SAMPLE_CHARACTERS:
             notes.append(f"of the sample's {len(sample):,} characters the first {MAX_SAMPLE_CHARACTERS:,} are read")
             sample = sample[:MAX_SAMPLE_CHARACTERS]
@@ -148,7 +149,7 @@ def measure_copies(
         "format": FORMAT,
         "model": writer.words if writer else name,
         "origin": origin,
-        "data": {"name": text.name, "split": text.part, "sha256": text.source.sha256},
+        "data": text.facts,
         "notes": notes,
         "sample": copy_record(found),
         "held_out": copy_record(memorisation.find_copies(held_out, train)),

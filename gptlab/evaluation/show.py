@@ -65,6 +65,8 @@ def print_line(console: Console, line: str) -> None:
 def print_text_facts(content: dict[str, Any], console: Console) -> None:
     data = content["data"]
     print_line(console, f"text: {data['name']}, {data['split']}, sha256 {data['sha256'][:16]}")
+    if data["read"]:
+        print_line(console, f"read: {data['read']}")
     for note in content["notes"]:
         print_line(console, f"note: {note}")
 

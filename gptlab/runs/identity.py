@@ -25,6 +25,10 @@ KEYS: dict[str, str] = {
     "tokenizer.": "computes shown",
     "data.": "computes shown",
     "data.path": "changes",
+    "data.format": "changes",  # of these four the text depends, whose own hash counts
+    "data.separator": "changes",
+    "data.named_parts": "changes",
+    "data.line_ends": "changes",
     "data.dir": "changes moved",
     "data.cache_dir": "changes moved",
     "data.micro_batch_size": "computes changes moved shown",
@@ -49,6 +53,9 @@ KEYS: dict[str, str] = {
     "trainer.checkpoint_minutes": "changes moved",
     "trainer.keep_checkpoints": "changes moved",
 }
+
+READING = {"format": "auto", "separator": "auto", "named_parts": "auto", "line_ends": "lf"}
+"""Keys of `data` that decide what is read of the files at data.path, with their defaults."""
 
 
 def row(key: str) -> str | None:
@@ -80,6 +87,12 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
     ends = {key: short(key) for key in keys}
     return {key: end if list(ends.values()).count(end) == 1 else key.lstrip("+") for key, end in ends.items()}
+
+
+def text_stand_in(data: dict[str, Any]) -> str:
+    """Return what stands for the hash of a text that is not read: where it is, and how it is read if not as usual."""
+    choices = (f" {key}={data[key]}" for key, usual in READING.items() if data.get(key, usual) != usual)
+    return str(data["path"]) + "".join(choices)
 
 
 def config_hash(config: dict[str, Any], data_sha256: str) -> str:

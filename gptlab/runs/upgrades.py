@@ -12,7 +12,7 @@ DATA = {
 }
 NEW: dict[str, dict[str, Any]] = {
     "model": {"conv": None, "attn_dropout": None, "embed_norm": False},
-    "data": {"order": "random"},
+    "data": {"order": "random", "format": "auto", "separator": None, "named_parts": False, "line_ends": "kept"},
     "trainer": {"ema": 0, "val_first": True, "baseline": None},
 }
 """Keys added to configs of this format, with the behaviour before; they do not change `identity.config_hash`."""

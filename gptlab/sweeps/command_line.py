@@ -113,7 +113,7 @@ class Command:
 
     def job(self, point: Point) -> Job:
         config = self.config_of(point)
-        name = identity.config_hash(config, str(config["data"]["path"]))[
+        name = identity.config_hash(config, identity.text_stand_in(config["data"]))[
             :8
         ]  # the text is not read, so its path stands for it
         words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
@@ -134,7 +134,7 @@ class Command:
         config = self.config
         if config.method == "optuna":
             fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
-            name = identity.config_hash(fixed, str(fixed["data"]["path"]))
+            name = identity.config_hash(fixed, identity.text_stand_in(fixed["data"]))
             if not isinstance(seed := fixed["seed"], int):
                 raise UserError(f"seed={seed}: must be an integer")
             return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job)

@@ -54,7 +54,7 @@ class LMDataModule(L.LightningDataModule):
             c.paths,
             raw_dir,
             cache_dir,
-            text_key=c.text_key,
+            options=c.reading,
             subset=c.subset,
             revision=c.revision,
             max_documents=c.max_documents,

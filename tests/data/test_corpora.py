@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gptlab.data import corpora
-from gptlab.data.corpora import Corpus
+from gptlab.data import corpora, downloads
+from gptlab.data.corpus import Corpus
+from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -36,7 +38,7 @@ def load(name: str, *paths: Path | str, folder: Path = Path("/nowhere"), **optio
 def texts(corpus: Corpus) -> list[str]:
     """The documents of a corpus."""
     found = [""]
-    for text, last in corpus.read():
+    for text, last, _ in corpus.read():
         found[-1] += text
         found += [""] * last
     assert found.pop() == ""  # the last piece ends its document
@@ -56,7 +58,7 @@ def test_one_file_is_one_text(tmp_path: Path) -> None:
     path = tmp_path / "my.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntext")
     corpus = load("text", path)
-    assert texts(corpus) == texts(corpus) == ["one\r\n\r\ntext"]
+    assert texts(corpus) == texts(corpus) == ["one\n\ntext"]
     assert (corpus.name, corpus.documents, corpus.bytes) == ("text", False, 14)
 
 
@@ -85,22 +87,25 @@ def test_several_files_lines_and_rows_are_documents(tmp_path: Path) -> None:
 )
 def test_documents_have_ends_and_one_text_has_none(tmp_path: Path, names: list[str], documents: bool) -> None:
     for name in names:
-        write_lines(tmp_path / name, [{"text": "a"}])
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}' if name.endswith(".jsonl") else "a")
     assert load("text", *{tmp_path / Path(name).parts[0] for name in names}).documents is documents
 
 
 def test_the_text_is_read_from_the_key(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "my.jsonl", [{"body": "a", "text": "b"}])
-    assert texts(load("text", path, text_key="body")) == ["a"]
-    with pytest.raises(UserError, match=r"data.text_key=content: \S+my.jsonl, line 1, has no such text"):
-        texts(load("text", path, text_key="content"))
+    assert texts(load("text", path, options=TextOptions(text_key="body"))) == ["a"]
+    with pytest.raises(
+        UserError, match=r"data.text_key=content: \S+my.jsonl has no such text in its rows; there are body"
+    ):
+        texts(load("text", path, options=TextOptions(text_key="content")))
 
 
 @pytest.mark.parametrize(("count", "found"), [(1, ["a"]), (2, ["a", "b"]), (3, ["a", "b", "c"]), (99, ["a", "b", "c"])])
 def test_the_first_documents_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, found: list[str]
 ) -> None:
-    monkeypatch.setattr("gptlab.data.text_files.PIECE", 4)
+    monkeypatch.setattr("gptlab.data.pieces.PIECE", 4)
     found = [name * 7 + " b" * 7 for name in found]  # in many pieces
     path = write_lines(tmp_path / "my.jsonl", [{"text": name * 7 + " b" * 7} for name in "abc"])
     corpus = load("text", path, max_documents=count)
@@ -110,7 +115,7 @@ def test_the_first_documents_can_be_taken(
 
 
 def test_documents_that_are_not_taken_are_not_read(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "my.jsonl", [{"text": "a"}, {"broken": 7}])
+    path = write_lines(tmp_path / "my.jsonl", [{"text": "a"}, {"text": 7}])
     assert texts(load("text", path, max_documents=1)) == ["a"]
 
 
@@ -123,7 +128,10 @@ def test_the_origin_changes_with_what_is_read_and_with_nothing_else(
     write_lines(other, [{"text": "a"}])
     os.utime(path, (7, 7))
     origins = [load("text", path).origin, load("text", other).origin, load("text", path, other).origin]
-    origins += [load("text", path, text_key="body").origin, load("text", path, max_documents=1).origin]
+    origins += [
+        load("text", path, options=TextOptions(text_key="body")).origin,
+        load("text", path, max_documents=1).origin,
+    ]
     assert load("text", "a.jsonl").origin == origins[0]
     os.utime(path, (8, 8))
     origins.append(load("text", path).origin)
@@ -247,15 +255,22 @@ def test_the_origin_of_such_a_folder_changes_with_its_files(tmp_path: Path) -> N
     assert load("hub", tmp_path / "set").origin == first
     write_lines(tmp_path / "set" / "another.jsonl", [{"text": "a"}])
     others = [load("hub", tmp_path / "set").origin, load("hub", "owner/name").origin]
-    others += [load("hub", "owner/name", **{key: "x"}).origin for key in ("subset", "revision", "text_key")]
+    others += [load("hub", "owner/name", **{key: "x"}).origin for key in ("subset", "revision")]
+    others.append(load("hub", "owner/name", options=TextOptions("body")).origin)
     assert len({first, *others}) == 6
 
 
-@pytest.mark.parametrize("key", ["body", "score"])
-def test_a_row_without_text_says_what_there_is(datasets: Any, tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("body", r"^data.text_key=body: \S+ has no such text; there are text, id, url, score"),
+        ("score", r"row 1: data.text_key=score is a number, and must be a text"),
+    ],
+)
+def test_a_row_without_text_says_what_there_is(datasets: Any, tmp_path: Path, key: str, message: str) -> None:
     fineweb_edu(tmp_path / "set")
-    with pytest.raises(UserError, match=rf"^data.text_key={key}: \S+ has no such text; there are text, id, url, score"):
-        texts(load("hub", tmp_path / "set", text_key=key))
+    with pytest.raises(UserError, match=message):
+        texts(load("hub", tmp_path / "set", options=TextOptions(text_key=key)))
 
 
 class StrangeError(Exception):
@@ -267,7 +282,6 @@ class StrangeError(Exception):
     [
         ConnectionError("Couldn't reach the Hub"),
         FileNotFoundError("Couldn't reach the Hub"),
-        ValueError("Couldn't reach the Hub"),
         StrangeError("Couldn't reach the Hub"),
     ],
     ids=lambda failure: type(failure).__name__,
@@ -295,10 +309,63 @@ def test_a_hub_that_cannot_be_reached_names_the_way_out(
     options = {"name": "part", "revision": "v2", "split": "train", "streaming": True}
     assert asked == [("owner/name", options)]
     message = str(refused.value)
-    assert "data=hub: owner/name cannot be read from the Hugging Face hub" in message
+    assert "data=hub: owner/name, from the Hugging Face hub, cannot be read" in message
     assert "Couldn't reach the Hub" in message
     assert "the same command goes on" in message
     assert "data.path=" in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (0, r"data=hub: owner/name, from the Hugging Face hub, cannot be opened as a data set \(ValueError: Config"),
+        (
+            3,
+            r"cannot be read after row 3 .*not be the next time either: .*data.max_documents=3, or .*data=text data.p",
+        ),
+    ],
+)
+def test_rows_that_never_can_be_read_are_no_fault_of_the_network(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch, rows: int, message: str
+) -> None:
+    def stream() -> Iterator[dict[str, str]]:
+        yield from [{"text": "a"}] * rows
+        raise ValueError("Config or column")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream())
+    with pytest.raises(UserError, match=message) as refused:
+        texts(load("hub", "owner/name"))
+    assert "the same command goes on" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "other"),
+    [(1, {"text": ["not", "a", "text"]}), (20_000, {"text": "a", "new": 1})],  # `datasets` reads 10 MB at once
+)
+def test_a_folder_whose_rows_change_is_named_and_no_network_is_blamed(
+    datasets: Any, tmp_path: Path, rows: int, other: dict[str, Any]
+) -> None:
+    write_lines(tmp_path / "set" / "a.jsonl", [*[{"text": "word " * 150}] * rows, other])
+    with pytest.raises(UserError) as refused:
+        texts(load("hub", tmp_path / "set"))
+    message = str(refused.value)
+    assert str(tmp_path / "set") in message
+    assert "hub," not in message
+    assert "goes on" not in message
+    assert "row 2: data.text_key=text is a list" in message or "data=text data.path=FOLDER" in message
+
+
+def test_a_row_of_the_hub_without_text_is_skipped_and_another_type_is_named(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "b"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(rows))
+    counts = Counter[str]()
+    assert [piece.text for piece in load("hub", "owner/name").read(counts)] == ["a", "b"]
+    assert counts == {"rows without text": 2}
+    rows.append({"text": 7})
+    with pytest.raises(UserError, match=r"owner/name, row 5: data.text_key=text is a number, and must be a text"):
+        texts(load("hub", "owner/name"))
 
 
 def test_without_its_library_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,9 +404,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Short texts take the places of the real ones; a folder for what the network has, which is not there yet."""
     network = tmp_path / "network"
     for name, text in {"shakespeare": PLAY, "verdict": STORY}.items():
-        file, _, _ = corpora.DOWNLOADS[name]
+        file, _, _ = downloads.DOWNLOADS[name]
         sha256 = hashlib.sha256(text.encode()).hexdigest()
-        monkeypatch.setitem(corpora.DOWNLOADS, name, (file, (network / file).as_uri(), sha256))
+        monkeypatch.setitem(downloads.DOWNLOADS, name, (file, (network / file).as_uri(), sha256))
     return network
 
 
@@ -366,11 +433,11 @@ def test_a_text_is_downloaded_once(offline: Path, tmp_path: Path) -> None:
     offline.mkdir()
     (offline / "tinyshakespeare.txt").write_text(PLAY)
     cache = tmp_path / "new" / "cache"
-    path = corpora.download("shakespeare", tmp_path / "raw", cache)
+    path = downloads.download("shakespeare", tmp_path / "raw", cache)
     assert path.read_text() == PLAY
     assert list(cache.iterdir()) == [path]
     (offline / "tinyshakespeare.txt").unlink()
-    assert corpora.download("shakespeare", tmp_path / "raw", cache) == path
+    assert downloads.download("shakespeare", tmp_path / "raw", cache) == path
     assert not (tmp_path / "raw").exists()  # data.dir may be read-only
 
 
@@ -378,7 +445,7 @@ def test_a_wrong_download_is_refused_and_not_kept(offline: Path, tmp_path: Path)
     offline.mkdir()
     (offline / "the-verdict.txt").write_text("<html>Please log in to the hotel's network</html>")
     with pytest.raises(UserError, match=r"what came from file://\S+ is not the-verdict.txt .*; try again"):
-        corpora.download("verdict", tmp_path / "raw", tmp_path / "cache")
+        downloads.download("verdict", tmp_path / "raw", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
 
 
@@ -387,13 +454,15 @@ def test_another_text_under_its_name_is_refused(offline: Path, tmp_path: Path, f
     path = tmp_path / folder / "tinyshakespeare.txt"
     path.parent.mkdir()
     path.write_text("Call me Ishmael.\n")
-    with pytest.raises(UserError, match=r"is not the text that .*: remove it .*or train on it as data=text data.path="):
-        corpora.download("shakespeare", tmp_path / "raw", tmp_path / "cache")
+    with pytest.raises(
+        UserError, match=r"is not the text that .*: remove it .*or take it for a text of your own: data=text data.path="
+    ):
+        downloads.download("shakespeare", tmp_path / "raw", tmp_path / "cache")
     assert path.exists()
 
 
 def assert_names_the_ways_out(message: str, tmp_path: Path) -> None:
-    file, address, _ = corpora.DOWNLOADS["shakespeare"]
+    file, address, _ = downloads.DOWNLOADS["shakespeare"]
     assert f"{file} is neither in data.dir={tmp_path / 'raw'} nor in data.cache_dir={tmp_path / 'cache'}" in message
     assert f"downloaded from {address} (" in message
     assert "Put it there, or use data=pydoc_char, or data=text data.path=my.txt" in message
@@ -435,8 +504,8 @@ def test_a_download_that_breaks_off_names_the_ways_out(
     offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_server: str
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    file, _, sha256 = corpora.DOWNLOADS["shakespeare"]
-    monkeypatch.setitem(corpora.DOWNLOADS, "shakespeare", (file, broken_server, sha256))
+    file, _, sha256 = downloads.DOWNLOADS["shakespeare"]
+    monkeypatch.setitem(downloads.DOWNLOADS, "shakespeare", (file, broken_server, sha256))
     with pytest.raises(UserError) as refused:
         load("shakespeare_bpe", folder=tmp_path)
     assert_names_the_ways_out(str(refused.value), tmp_path)
@@ -450,12 +519,12 @@ def documentation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
     """Python's documentation; the cache with it; the cache of another process, where sets have another order."""
     mine, others = tmp_path_factory.mktemp("mine"), tmp_path_factory.mktemp("others")
     code = (
-        "import sys, pathlib; from gptlab.data import corpora; corpora.python_documentation(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from gptlab.data import downloads as d; d.python_documentation(pathlib.Path(sys.argv[1]))"
     )
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
     with subprocess.Popen([sys.executable, "-c", code, str(others)], env=environment) as process:
-        text = corpora.python_documentation(mine).read_text()
+        text = downloads.python_documentation(mine).read_text()
         assert process.wait(timeout=300) == 0
     return text, mine, others
 

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from gptlab.data import corpora, prepare, shards, text_files
-from gptlab.data.corpora import Corpus
+from gptlab.data import corpora, prepare, shards, survey, text_files
+from gptlab.data import pieces as pieces_module
+from gptlab.data.corpus import Corpus
+from gptlab.data.pieces import Piece, pieces
 from gptlab.data.prepared import Prepared
 from gptlab.data.split import Split, split_pieces
-from gptlab.data.text_files import Piece, pieces
 from gptlab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
@@ -45,12 +46,12 @@ TOKENIZERS = {
 
 
 def one(text: str, origin: str = "here") -> Corpus:
-    return Corpus("text", lambda: pieces([text]), False, origin, len(text.encode()))
+    return Corpus("text", lambda counts: pieces([text]), False, origin, len(text.encode()))
 
 
 def many(documents: list[str], origin: str = "here") -> Corpus:
     size = sum(len(document.encode()) for document in documents)
-    return Corpus("text", lambda: (piece for each in documents for piece in pieces([each])), True, origin, size)
+    return Corpus("text", lambda counts: (piece for each in documents for piece in pieces([each])), True, origin, size)
 
 
 def made(
@@ -89,7 +90,7 @@ def raw(request: pytest.FixtureRequest, config: TokenizerConfig, tmp_path: Path)
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of about 64 characters, and a new file after every 500 ids."""
-    for module in (text_files, prepare):
+    for module in (text_files, pieces_module, prepare):
         monkeypatch.setattr(module, "PIECE", 64)
     monkeypatch.setattr(shards, "SHARD", 500)
 
@@ -197,7 +198,7 @@ def test_the_bytes_of_all_ids_are_those_of_the_text(
     corpus = many(["one", *LONG.split("\n\n"), "two "]) if documents else one(LONG)
     prepared = made(corpus, tmp_path, TOKENIZERS[name], Split("position", 0.25, 0.25), raw)
     sizes = prepared.tokenizer.token_bytes()
-    text = "".join(text for text, _ in corpus.read())
+    text = "".join(piece.text for piece in corpus.read())
     cuts = [0, len(text) // 2, int(len(text) * 0.75), len(text)]
     for split, begin, end in zip(("train", "val", "test"), cuts, cuts[1:], strict=False):
         unknown = "".join(prepared.unknown)
@@ -315,7 +316,7 @@ def test_documents_can_be_split_by_position_too(tmp_path: Path) -> None:
 def test_a_stream_is_split_by_document_and_read_twice(tmp_path: Path) -> None:
     documents, read = drawn(97), []
 
-    def stream() -> Iterator[Piece]:
+    def stream(counts: object) -> Iterator[Piece]:
         read.append(1)
         for document in documents:
             yield Piece(document, True)
@@ -366,7 +367,7 @@ def test_a_text_is_prepared_once(tmp_path: Path) -> None:
         (one(TEXT + "."), CHAR, BY_POSITION),
         (many([TEXT]), CHAR, BY_POSITION),
         (many([TEXT[:900], TEXT[900:]]), CHAR, BY_POSITION),
-        (Corpus("other", one(TEXT).read, False, "here", 1), CHAR, BY_POSITION),
+        (Corpus("other", one(TEXT).reader, False, "here", 1), CHAR, BY_POSITION),
         (one(TEXT), TOKENIZERS["byte"], BY_POSITION),
         (one(TEXT), TokenizerConfig("word", 7), BY_POSITION),
         (one(TEXT), TokenizerConfig("word", 8), BY_POSITION),
@@ -431,7 +432,7 @@ def test_files_of_another_folder_are_noticed(tmp_path: Path) -> None:
 
 
 def test_damaged_data_whose_text_is_gone_is_an_error_that_says_both(tmp_path: Path) -> None:
-    def gone() -> Iterator[Piece]:
+    def gone(counts: object) -> Iterator[Piece]:
         raise UserError("the network does not answer")
         yield
 
@@ -439,7 +440,7 @@ def test_damaged_data_whose_text_is_gone_is_an_error_that_says_both(tmp_path: Pa
     flip(made(corpus, tmp_path, CHAR, BY_DOCUMENT).folder / "train-00000.bin")
     both = r"train-00000\.bin is damaged: .*\. It cannot be prepared anew: the network does not answer"
     with pytest.raises(UserError, match=both):
-        made(replace(corpus, read=gone), tmp_path, CHAR, BY_DOCUMENT)
+        made(replace(corpus, reader=gone), tmp_path, CHAR, BY_DOCUMENT)
 
 
 def test_large_data_is_verified_once_as_long_as_it_stays_the_same(
@@ -468,7 +469,7 @@ def test_large_data_is_verified_once_as_long_as_it_stays_the_same(
 def reads(corpus: Corpus) -> tuple[Corpus, list[int]]:
     """The corpus, and a list that has an item for each time that it was read."""
     read: list[int] = []
-    return replace(corpus, read=lambda: read.append(1) or corpus.read()), read
+    return replace(corpus, reader=lambda counts: read.append(1) or corpus.read(counts)), read
 
 
 def test_a_large_text_is_not_read_again_until_its_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +478,8 @@ def test_a_large_text_is_not_read_again_until_its_files_change(tmp_path: Path, m
     read.clear()
     made(corpus, tmp_path)
     assert len(read) == 1  # a small one is
-    monkeypatch.setattr(prepare, "LARGE", 0)
+    for module in (survey, prepare):
+        monkeypatch.setattr(module, "LARGE", 0)
     for times in (1, 0):
         read.clear()
         assert made(corpus, tmp_path).folder == first.folder
@@ -491,7 +493,8 @@ def test_a_large_text_is_not_read_again_until_its_files_change(tmp_path: Path, m
 
 
 def test_a_large_file_that_changed_is_prepared_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "LARGE", 0)
+    for module in (survey, prepare):
+        monkeypatch.setattr(module, "LARGE", 0)
     path = tmp_path / "my.txt"
     for text in (TEXT, TEXT.swapcase(), TEXT):
         path.write_text(text)
@@ -506,9 +509,10 @@ def test_a_cache_that_may_only_be_read_is_enough(tmp_path: Path, monkeypatch: py
         raise UserError(f"cannot write in {path.parent}")
 
     first = made(one(TEXT), tmp_path)
-    monkeypatch.setattr(prepare, "LARGE", 0 if large else 1 << 26)
+    for module in (survey, prepare):
+        monkeypatch.setattr(module, "LARGE", 0 if large else 1 << 26)
     monkeypatch.setattr(shards, "ALWAYS", 0 if large else 1 << 29)
-    for place, name in ((prepare, "write_json"), (shards, "write_json"), (prepare, "FileLock")):
+    for place, name in ((prepare, "write_json"), (survey, "write_json"), (shards, "write_json"), (prepare, "FileLock")):
         monkeypatch.setattr(place, name, refuse)  # root may write everywhere
     tmp_path.chmod(0o555)
     try:
@@ -548,7 +552,8 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_large_text_has_a_bar_on_a_terminal_and_a_line_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bars: list[Any], large: bool
 ) -> None:
-    monkeypatch.setattr(prepare, "LARGE", 0 if large else 1 << 26)
+    for module in (survey, prepare):
+        monkeypatch.setattr(module, "LARGE", 0 if large else 1 << 26)
     with caplog.at_level(logging.INFO):
         prepared = made(one(TEXT), tmp_path, TOKENIZERS["bpe"])
         prepared = made(one(TEXT), tmp_path, TOKENIZERS["byte"])
@@ -577,7 +582,7 @@ def split(corpus: Corpus) -> Split:
 
 
 def units(corpus: Corpus, split: Split) -> list[Any]:
-    characters = sum(len(text) for text, _ in corpus.read())
+    characters = sum(len(piece.text) for piece in corpus.read())
     return list(prepare.units(split_pieces(corpus.read(), split, characters)))
 
 
@@ -666,10 +671,10 @@ def test_a_vocabulary_is_learned_once(tmp_path: Path, monkeypatch: pytest.Monkey
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from gptlab.data import corpora, prepare, shards, split, text_files
+from gptlab.data import corpora, pieces, prepare, shards, split, text_files
 from gptlab.data.tokenizers import TokenizerConfig
 
-text_files.PIECE = prepare.PIECE = 64
+text_files.PIECE = pieces.PIECE = prepare.PIECE = 64
 shards.SAVE_EVERY, shards.SHARD = 3, 500
 add = shards.ShardWriter.add
 
@@ -778,8 +783,8 @@ def test_a_process_waits_for_another_and_takes_what_that_has_made(
         ),
         ("abcdefg", 0.9, r"the train part of data=text has 0 characters \(7 in all, data.val_fraction=0.9\)"),
         ("a", 0.1, r"the train part of data=text has 0 characters \(1 in all"),
-        ("", 0.1, r"data=text is empty: give a text with something in it"),
-        (" \n\t\r\n\u3000" * 99, 0.1, r"data=text is empty"),
+        ("", 0.1, r"data.path=text is empty: give a text with something in it"),
+        (" \n\t\r\n\u3000" * 99, 0.1, r"data.path=text is empty"),
         ("a" * 97 + "b" * 11, 0.1, r"data=text: the val part has nothing that its tokens can say: give more text"),
     ],
 )
@@ -806,7 +811,7 @@ def test_too_short_a_test_part_is_refused(tmp_path: Path) -> None:
 def test_documents_that_cannot_be_split_are_refused(
     tmp_path: Path, documents: list[str], split: Split, message: str
 ) -> None:
-    corpus = Corpus("hub", many(documents).read, True, "somewhere", None)
+    corpus = Corpus("hub", many(documents).reader, True, "somewhere", None)
     with pytest.raises(UserError, match=message):
         made(corpus, tmp_path, TOKENIZERS["byte"], split)
     assert left(tmp_path) == []
@@ -835,7 +840,8 @@ def test_a_split_that_leaves_nothing_is_refused(by: str, val: float, test: float
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
-    monkeypatch.setattr(prepare, "LARGE", 0 if large else 1 << 26)
+    for module in (survey, prepare):
+        monkeypatch.setattr(module, "LARGE", 0 if large else 1 << 26)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write in \S+cache: .*choose another folder .*data.cache_dir="):
         made(one(TEXT), tmp_path / "file" / "cache")

@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gptlab.data import text_files, tokenizers
+from gptlab.data import pieces, tokenizers
 from gptlab.data.tokenizers import (
     CL100K_PATTERN,
     CL100K_SPECIAL,
@@ -314,8 +314,8 @@ def test_a_text_without_more_pairs_gives_a_smaller_vocabulary(texts: list[str], 
 def test_learning_is_the_same_each_time_and_needs_no_whole_text(
     bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(text_files, "PIECE", piece)
-    again = BPETokenizer.fit((text for text, _ in text_files.pieces([ENGLISH])), 601)
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    again = BPETokenizer.fit((text for text, _, _ in pieces.pieces([ENGLISH])), 601)
     assert again.to_dict() == bpe.to_dict()
 
 

@@ -8,6 +8,7 @@ any result or a `UserError`.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import math
@@ -34,7 +35,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab import models
-from gptlab.data import corpora, prepare, text_files, tokenizers
+from gptlab.data import corpora, prepare, survey, tokenizers
 from gptlab.data.shards import ShardWriter
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
@@ -264,8 +265,8 @@ def make_prepared(folder: Path) -> None:
 def read_prepared(folder: Path) -> Any:
     """The result where the text is at hand: damage is always repaired."""
     whole = folder / "text.kept"
-    corpus = corpora.from_files("text", (whole if whole.exists() else folder / "text.txt",), "text")
-    corpus = corpora.replace(corpus, origin="here")
+    paths = [str(whole if whole.exists() else folder / "text.txt")]
+    corpus = dataclasses.replace(corpora.load("text", paths, folder, folder), origin="here")
     prepared = prepare.prepare(corpus, Split("position", 0.1, 0.1), TokenizerConfig("char", None), folder, folder)
     ids = {split: prepared.ids(split)[:].tolist() for split in prepared.counts}
     return prepared.sha256, prepared.tokenizer.to_dict(), prepared.counts, prepared.unknown, ids
@@ -372,7 +373,7 @@ def make_text(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def read_text(folder: Path) -> str:
     file = next(folder.iterdir())
-    return "".join(piece.text for piece in corpora.from_files("text", text_files.find_texts([file]), "text").read())
+    return "".join(piece.text for piece in corpora.load("text", [str(file)], folder, folder).read())
 
 
 def gz(text: str) -> bytes:
@@ -442,7 +443,8 @@ def test_more_damage_is_harmless(name: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def fuzz(kind: Kind, seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "LARGE", 0)  # so that what is remembered of a text is read, too
+    for module in (prepare, survey):
+        monkeypatch.setattr(module, "LARGE", 0)  # so that what is remembered of a text is read, too
     kind.make(folder)
     intact = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     expected = kind.read(folder)

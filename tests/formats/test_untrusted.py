@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptlab import evaluate, models
-from gptlab.data import corpora, prepare, text_files, tokenizers
+from gptlab.data import corpora, downloads, pieces, prepare, survey, text_files, tokenizers
+from gptlab.data.corpus import Corpus
 from gptlab.data.split import Split
+from gptlab.data.text_options import TextOptions
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.evaluation import eval_data
 from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanogpt, safetensors_file, writing
@@ -28,6 +30,7 @@ from gptlab.reports.report import build_report
 from gptlab.runs import directory
 from gptlab.system import files
 from gptlab.system.errors import UserError
+from tests.data.helpers import read
 from tests.reports.test_report import fake_run
 
 TINY = GPTConfig(5, block_size=7, n_layer=1, n_head=2, n_embd=4)
@@ -220,10 +223,10 @@ def test_a_meta_pkl_is_dicts_and_letters_only(tmp_path: Path, operations: bytes)
 
 def test_a_packed_text_is_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * (1 << 23)))
-    assert max(map(len, text_files.characters(tmp_path / "a.txt.gz"))) <= text_files.PIECE
+    assert max(map(len, text_files.characters(tmp_path / "a.txt.gz", TextOptions()))) <= text_files.PIECE
     monkeypatch.setattr(text_files, "LINE", 1 << 21)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a " * (1 << 23)))
-    with pytest.raises(UserError, match=r"has a line of more than 2,097,152 characters"):
+    with pytest.raises(UserError, match=r"has a row of more than 2,097,152 characters"):
         list(corpora.load("text", [str(tmp_path / "a.jsonl.gz")], tmp_path, tmp_path).read())
 
 
@@ -232,8 +235,7 @@ def test_lines_of_any_length_are_put_together(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     for size in (1, 2, 3, 7, 100):
         monkeypatch.setattr(text_files, "PIECE", size)
-        found = ["".join(chunks) for chunks in text_files.documents(tmp_path / "a.jsonl", "text")]
-        assert found == lines
+        assert read(tmp_path / "a.jsonl") == [line for line in lines if line]
 
 
 # Places
@@ -252,7 +254,7 @@ def strangers(tmp_path: Path, **data: Any) -> ModelInfo:
 def test_a_checkpoint_does_not_choose_where_gptlab_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("GPTLAB_DATA", raising=False)
-    monkeypatch.setattr(prepare, "LARGE", 0)
+    monkeypatch.setattr(survey, "LARGE", 0)
     (tmp_path / "chosen").mkdir()
     info = strangers(tmp_path)
     source = eval_data.source_of_run("a", info.config, CharTokenizer(CHARS))
@@ -266,8 +268,8 @@ def test_a_stream_is_opened_where_the_run_has_prepared_it_and_written_elsewhere(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("GPTLAB_DATA", raising=False)
-    pieces = [text_files.Piece(f"{i} abcde", True) for i in range(99)]
-    corpus = corpora.Corpus("hub", lambda: iter(pieces), True, "here", None)
+    found = [pieces.Piece(f"{i} abcde", True) for i in range(99)]
+    corpus = Corpus("hub", lambda counts: iter(found), True, "here", None)
     monkeypatch.setattr(corpora, "load", lambda *_, **__: corpus)
     info = strangers(tmp_path, name="hub", split="document", val_fraction=0.3)
     split, how = Split("document", 0.3, 0.0), TokenizerConfig("char", None)
@@ -286,7 +288,7 @@ def test_a_stream_is_opened_where_the_run_has_prepared_it_and_written_elsewhere(
 def test_a_run_finds_its_text_where_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = b"abcde" * 99
     known = ("t.txt", "nowhere://", hashlib.sha256(text).hexdigest())
-    monkeypatch.setitem(corpora.DOWNLOADS, "verdict", known)
+    monkeypatch.setitem(downloads.DOWNLOADS, "verdict", known)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     monkeypatch.setenv("GPTLAB_DATA", str(tmp_path / "empty"))
     info = strangers(tmp_path, name="verdict")

@@ -1,0 +1,178 @@
+"""Find the text files among paths, in folders and behind links, and the parts of a data set that they are."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptlab.data.file_kinds import PACKED, ROWS, SUFFIXES, kind_of, suffix
+from gptlab.data.text_files import has_text
+from gptlab.data.text_options import AUTO, TextOptions
+from gptlab.system.errors import UserError
+
+CARD = re.compile(r"(readme|licen[sc]e|citation|changelog|notice|contributing|dataset[-_ ]?card)\b", re.I)
+PARTS = {  # the names of a part, as Hugging Face's `datasets` knows them
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of a text."""
+
+    path: Path
+    kind: str
+    """See `file_kinds.kind_of`."""
+    part: str | None = None
+    """train, val or test, if it is used as that part of a data set."""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files of a text, and what lies beside them."""
+
+    files: tuple[TextFile, ...]
+    not_read: Counter[str]
+    """How many files in the folders were left out, by what they are."""
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that there are files of; empty if they are not divided."""
+        return [part for part in PARTS if any(file.part == part for file in self.files)]
+
+
+def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
+    """Return the files among `paths`, and all text files below the folders among them, sorted by name.
+
+    Raises:
+        UserError: a path does not exist or is no text, a folder has no text, or it is unclear which of the files are
+            parts of a data set.
+    """
+    found: list[tuple[Path, str]] = []  # and the name by which it may be a part
+    not_read: Counter[str] = Counter()
+    for path in _expanded(paths):
+        named = options.written("path", path)
+        try:
+            path.stat()
+        except OSError as error:  # not there, or no name that a file can have
+            raise UserError(f"{named}: no such file; give text files, or a folder of them") from error
+        if path.is_char_device() or path.is_fifo() or path.is_socket():
+            raise UserError(f"{named} is no file, and a text is read several times; give text files")
+        if path.is_dir():
+            found += _in_folder(path, not_read, options)
+        else:
+            found.append((path, path.name))
+    files, kinds = [], {path: kind_of(path, options) for path, _ in found}
+    if any(kind in ROWS for kind in kinds.values()):  # a data set, with its description
+        files = [each for each in found if kinds[each[0]] in ROWS or not CARD.match(each[0].name)]
+        not_read.update(path.name for path, _ in found if path not in dict(files))
+    parts = named_parts(dict(files or found), options)
+    divided = tuple(TextFile(path, kinds[path], parts.get(path)) for path, _ in files or found)
+    if parts:
+        not_read.update(each.path.name for each in divided if each.part is None)
+        order = [*PARTS]
+        divided = tuple(sorted((each for each in divided if each.part), key=lambda each: order.index(str(each.part))))
+    return FoundFiles(divided, not_read)
+
+
+def _expanded(paths: list[Path]) -> Iterator[Path]:
+    """Yield the paths, and in place of a pattern that is no path the files that it matches."""
+    for path in paths:
+        matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else []  # noqa: PTH207
+        yield from map(Path, matches) if matches and not os.path.lexists(path) else [path]
+
+
+def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> list[tuple[Path, str]]:
+    """Return the text files below a folder by their paths, each with its name in the folder; count the others."""
+    here: Counter[str] = Counter()
+    texts = []
+    for path in sorted(_walk(folder, here)):
+        ending = suffix(path)
+        if ending not in SUFFIXES:
+            here[ending or "without an ending"] += 1
+        elif ending in (".json", ".csv", ".tsv") and not has_text(path, kind_of(path, options), options):
+            here[f"{path.name} without {options.written('text_key', options.text_key)}"] += 1
+        else:
+            texts.append(path)
+    if not texts:
+        others = f" ({in_words(here)})" if here else ""
+        raise UserError(
+            f"{options.written('path', folder)}: no text in this folder{others}; there should be {' '.join(SUFFIXES)} "
+            f"files, packed as {' '.join(PACKED)} or not; others are read by their names, e.g. "
+            f"{options.written('path', folder / '*.rst')}"
+        )
+    not_read.update(here)
+    return [(path, str(path.relative_to(folder))) for path in texts]
+
+
+def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back."""
+    root = os.path.realpath(folder)
+    seen = {root}
+    for place, names, files in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            real = os.path.realpath(Path(place, name))
+            back = real in seen or root.startswith(f"{real.rstrip(os.sep)}{os.sep}")
+            if name.startswith(".") or back:
+                names.remove(name)
+                if back and not name.startswith("."):
+                    left_out["link to a folder that is read already"] += 1
+            seen.add(real)
+        for name in files:
+            path = Path(place, name)
+            if path.is_file():
+                if not name.startswith("."):
+                    yield path
+            elif path.is_symlink():
+                left_out["broken link"] += 1
+
+
+def named_parts(names: dict[Path, str], options: TextOptions) -> dict[Path, str]:
+    """Return the files that are used as a part of a data set, and which: train, val or test.
+
+    Args:
+        names: the files, and the name of each below its folder.
+
+    Raises:
+        UserError: some files are named as parts and others are not; or parts are asked for, and there are none.
+    """
+    if options.named_parts is False:
+        return {}
+    parts = {path: part for path, name in names.items() if (part := part_of(name))}
+    rest = [path for path in names if path not in parts and not CARD.match(path.name)]
+    divided = "train" in parts.values() and len(set(parts.values())) > 1
+    if divided and rest and options.named_parts == AUTO:
+        raise UserError(
+            f"{len(parts)} files are named as parts of a data set, e.g. {next(iter(parts))}, and {len(rest)} are not, "
+            f"e.g. {rest[0]}: {options.written('named_parts', 'true')} reads those parts alone, "
+            f"{options.written('named_parts', 'false')} all as one text"
+        )
+    if options.named_parts is True and not divided:
+        raise UserError(
+            f"{options.written('named_parts', 'true')}: there must be files, or folders, named train and valid or test"
+        )
+    return parts if divided else {}
+
+
+def part_of(name: str) -> str | None:
+    """Return which part of a data set a file is by its name, or that of a folder: train, val or test; None: neither."""
+    for each in Path(name.lower()).parts:
+        words = re.split(r"[-._ \d]+", each)
+        for part, known in PARTS.items():
+            if set(known) & set(words):
+                return part
+    return None
+
+
+def in_words(counts: Counter[str], most: int = 5) -> str:
+    """Return counts in words, the `most` frequent ones: 3 .pdf, 1 broken link."""
+    shown = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(most))
+    rest = sum(count for _, count in counts.most_common()[most:])
+    return shown + (f" and {rest:,} others" if rest else "")

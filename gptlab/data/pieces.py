@@ -1,0 +1,105 @@
+"""Cut documents into pieces of bounded size, and a text into its documents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+PIECE = 1 << 20  # characters
+
+
+class Piece(NamedTuple):
+    """A stretch of a document."""
+
+    text: str
+    last: bool
+    """Whether the document ends with this piece."""
+    part: str | None = None
+    """train, val or test, if the text itself says so; None: the split decides."""
+
+
+# Places that no token spans: the end of a line, unless more white space comes before or after it, and between a
+# character and the space before the next word.
+SAFE = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= [^\W\d_])")
+
+
+def pieces(chunks: Iterable[str], part: str | None = None) -> Iterator[Piece]:
+    """Cut a document, given in `chunks`, at safe places into pieces of about `PIECE` characters.
+
+    A BPE or word tokenizer gives the pieces the same ids as the whole, if there is a safe place in every 16 * PIECE
+    characters.
+    """
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        while len(rest) >= 2 * PIECE:
+            safe = SAFE.search(rest, PIECE, min(len(rest) - 1, 16 * PIECE))
+            if safe is None and len(rest) < 16 * PIECE:
+                break  # it may come in the next chunk
+            end = safe.start() if safe else PIECE
+            yield Piece(rest[:end], False, part)
+            rest = rest[end:]
+    if rest:
+        yield Piece(rest, True, part)
+
+
+def separate(chunks: Iterable[str], separator: str) -> Iterator[Iterator[str]]:
+    """Yield the documents between the separators in a text, each in chunks and without line ends around it.
+
+    A document has to be read before the next one is asked for.
+    """
+    source, rest, more = iter(chunks), "", True
+
+    def document() -> Iterator[str]:
+        nonlocal rest, more
+        while True:
+            before, found, after = rest.partition(separator)
+            if found:
+                rest = after
+                yield before
+                return
+            if not more:
+                rest = ""
+                yield before
+                return
+            keep = len(separator) - 1  # its beginning may be in this chunk
+            rest, before = (rest[-keep:], rest[:-keep]) if keep else ("", rest)
+            yield before
+            chunk = next(source, None)
+            more = chunk is not None
+            rest += chunk or ""
+
+    while more or rest:
+        yield _stripped(document())
+
+
+def _stripped(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield chunks without the line ends at the beginning of the first and the end of the last."""
+    begun, ends = False, ""
+    for chunk in chunks:
+        text = ends + chunk if begun else chunk.lstrip("\n")
+        body = text.rstrip("\n")
+        if body:
+            yield body
+        begun, ends = begun or bool(body), text[len(body) :] if begun or body else ""
+
+
+def unescaped(separator: str) -> str:
+    r"""Return a separator with \n and \t in it as the line end and the tab that they stand for."""
+    return separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def first_of_each_part(read: Iterable[Piece], count: int, parts: int) -> Iterator[Piece]:
+    """Yield the pieces of the first `count` documents of each part; the text is read no further than needed.
+
+    Args:
+        parts: how many parts the text has.
+    """
+    left: dict[str | None, int] = {}
+    for piece in read:
+        if left.setdefault(piece.part, count):
+            yield piece
+            left[piece.part] -= piece.last
+            if sum(not each for each in left.values()) == parts:
+                return

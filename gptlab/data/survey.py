@@ -1,0 +1,110 @@
+"""Read a text once to learn its hash, its size and what is skipped in it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gptlab.data.corpus import Corpus
+from gptlab.data.pieces import Piece
+from gptlab.data.text_files import WITHOUT_TEXT
+from gptlab.data.tokenizers.base import END_OF_TEXT
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+LARGE = 1 << 26  # bytes of text from which what is learned is cached and progress is shown
+NUMBERS = ("documents", "characters", "to_split", "spelled")
+
+
+def hash_pieces(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
+    """Pass the pieces on and add them to `digest`, in the form of `Prepared.sha256`."""
+    part = None
+    for piece in pieces:
+        if piece.part != part:
+            part = piece.part
+            digest.update(b"\xfe" + str(part).encode())
+        digest.update(piece.text.encode())
+        if piece.last and documents:
+            digest.update(b"\xff")  # which no UTF-8 has
+        yield piece
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a text holds."""
+
+    sha256: str
+    """See `Prepared.sha256`."""
+    documents: int
+    characters: int
+    to_split: int
+    """Characters outside the parts that the text names itself."""
+    spelled: int
+    """How often the text has the end of a text as ordinary characters."""
+    counts: dict[str, int]
+    """What was skipped while reading."""
+
+
+def survey(corpus: Corpus, cache_dir: Path) -> Survey:
+    """Read a text and return what it holds; a large one is read again only when its files have changed.
+
+    Raises:
+        UserError: the text is blank, or the separator that was asked for does not stand in it.
+    """
+    assert corpus.bytes is not None
+    large = corpus.bytes >= LARGE
+    cached = cache_dir / f".{corpus.name}-{hashlib.sha256(corpus.origin.encode()).hexdigest()[:16]}.json"
+    if large:
+        with suppress(UserError, TypeError):
+            return Survey(**read_json(cached))
+    digest, skipped, seen = hashlib.sha256(), Counter[str](), Counter[str]()
+    with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
+        for text, last, part in hash_pieces(corpus.read(skipped), digest, corpus.documents):
+            seen["documents"] += last
+            seen["characters"] += len(text)
+            seen["to_split"] += len(text) if part is None else 0
+            seen["spelled"] += text.count(END_OF_TEXT)
+            seen["visible"] += bool(text.strip())
+            bar.update(len(text))
+    if not seen.pop("visible", 0):
+        paths = ", ".join(str(file.path) for file in corpus.found.files[:3]) if corpus.found else corpus.name
+        raise UserError(f"{corpus.asked.written('path', paths)} is empty: give a text with something in it")
+    if corpus.separator_is_missing(skipped):
+        raise UserError(
+            f"{corpus.asked.written('separator', corpus.asked.separator)}: does not stand in the text; leave it out, "
+            f"or give what stands between its documents"
+        )
+    about = Survey(digest.hexdigest(), **{name: seen[name] for name in NUMBERS}, counts=dict(skipped))
+    if large:
+        with suppress(UserError):  # the ids may be there although the folder cannot be written
+            write_json(cached, asdict(about))
+    return about
+
+
+def describe(corpus: Corpus, about: Survey) -> str:
+    """Return in words what is read of a text."""
+    return corpus.described(about.documents, about.characters, about.counts)
+
+
+def caveats(corpus: Corpus, about: Survey) -> list[str]:
+    """Return what a reader of the loss should know of the text."""
+    found, written = [], corpus.asked.written
+    if missing := about.counts.get(WITHOUT_TEXT):
+        key, rows = written("text_key", corpus.asked.text_key), missing + about.documents
+        found.append(f"{key}: rows without such a text are skipped: {missing:,} of {rows:,}")
+    if about.spelled:
+        found.append(
+            f"{END_OF_TEXT} stands {about.spelled:,} times in the text, and is read as {len(END_OF_TEXT)} ordinary "
+            f"characters each time: {written('separator', repr(END_OF_TEXT))} makes it the end of a document"
+        )
+    return found

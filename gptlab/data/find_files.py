@@ -103,10 +103,11 @@ def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> li
             texts.append(path)
     if not texts:
         others = f" ({in_words(here)})" if here else ""
+        ending = next((what for what, _ in here.most_common() if what.startswith(".")), ".rst")
         raise UserError(
             f"{options.written('path', folder)}: no text in this folder{others}; there should be {' '.join(SUFFIXES)} "
             f"files, packed as {' '.join(PACKED)} or not; others are read by their names, e.g. "
-            f"{options.written('path', folder / '*.rst')}"
+            f"{options.written('path', folder / f'*{ending}')}"
         )
     not_read.update(here)
     return [(path, str(path.relative_to(folder))) for path in texts]

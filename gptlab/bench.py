@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.benchmarks import comparison
-from gptlab.benchmarks.alternation import Parent
+from gptlab.benchmarks.alternation import Parent, busy
 from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEPS, TOKENS
 from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--steps", type=count, metavar="N", help=f"optimizer steps of a round (default: {STEPS}); tokens ({TOKENS})"
     )
     p.add_argument("--rounds", type=count, default=ROUNDS, metavar="N", help=f"(default: {ROUNDS})")
+    p.add_argument("--busy", type=count, default=0, metavar="N", help="beside N processes that compute without a pause")
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, to standard output or into FILE")
     p.add_argument("--side", choices=(RUN, BARE, SAMPLING), help=argparse.SUPPRESS)  # what a child measures
     p.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -126,11 +127,12 @@ def run(args: argparse.Namespace) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="gptlab-bench-", ignore_cleanup_errors=True) as folder:
             how = {"steps": args.steps or steps, "rounds": args.rounds}
-            found = measure(config, args.overrides, args.against, Path(folder), notes, **how)
+            with busy(args.busy):
+                found = measure(config, args.overrides, args.against, Path(folder), notes, **how)
     finally:
         signal.signal(signal.SIGTERM, handler)
     machine = comparison.machine_facts(found["device"], found.get("data_sha256"))
-    found = {"format": comparison.FORMAT, "machine": machine, **found}
+    found = {"format": comparison.FORMAT, "machine": machine, "busy": args.busy, **found}
     if args.json == "-":
         print(json.dumps(found, indent=2))
         return

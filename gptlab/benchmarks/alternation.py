@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 
 Answer = dict[str, Any]
 LAST_LINES = 12  # lines of a dead child's log that the error message shows
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Inside, so many processes compute without a pause beside everything else; they end with this one."""
+    spin = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(10**6))"
+    started = [subprocess.Popen([sys.executable, "-c", spin], start_new_session=True) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 class Child:

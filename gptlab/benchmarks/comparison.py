@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.benchmarks.alternation import Child
 from gptlab.runs import environment
-from gptlab.system.machine import cores, processor_name
+from gptlab.system.machine import processor_name
+from gptlab.system.threads import cores
 
 if TYPE_CHECKING:
     from rich.console import Console

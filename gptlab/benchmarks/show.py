@@ -20,7 +20,8 @@ def print_results(found: dict[str, Any], console: Console) -> None:
         console.width = 200
     here = found["machine"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in ("gptlab", "torch", "lightning"))
-    console.print(f"{here['device']}; {here['processor']}, {here['cores']} cores; {versions}", markup=False)
+    beside = f" beside {found['busy']} busy processes" if found["busy"] else ""
+    console.print(f"{here['device']}; {here['processor']}, {here['cores']} cores{beside}; {versions}", markup=False)
     names = list(found["sides"])
     console.print(describe_run(found), markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -27,9 +27,9 @@ from gptlab.data.shards import ShardWriter, id_type
 from gptlab.data.split import Part, Split, split_pieces
 from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, survey
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
-from gptlab.system import machine
 from gptlab.system.errors import UserError, quoted
 from gptlab.system.files import explain_write_errors, read_json, sha256_of, write_json
+from gptlab.system.threads import cores
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def _encode_in_parallel(
     """
     end_of_text = tokenizer.end_of_text if documents else None
     under_way: deque[tuple[Future[Encoded], int]] = deque()
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             for number, unit in enumerate(units(parts)):
                 size = sum(len(text) for _, text, _ in unit)
@@ -248,7 +248,7 @@ def _encode_in_parallel(
                     bar.update(size)
                     continue
                 under_way.append((pool.submit(encode, tokenizer, unit, end_of_text), size))
-                if len(under_way) > 2 * machine.cores():
+                if len(under_way) > 2 * cores():
                     yield _collect(under_way, bar)
             while under_way:
                 yield _collect(under_way, bar)

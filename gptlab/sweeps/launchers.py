@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from gptlab.runs import directory
 from gptlab.sweeps.jobs import Job
 from gptlab.system.errors import UserError
-from gptlab.system.machine import cores, gpus
+from gptlab.system.machine import gpus
+from gptlab.system.threads import cores
 
 
 class Handle(Protocol):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptlab.models.gpt import GPT
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span
+from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span, rotary_periods
 from gptlab.system.files import user_folder
 from gptlab.system.machine import processor_features
 
@@ -65,13 +65,13 @@ class CPUDecoder:
         self.cache = cache
         self.referenced: list[Tensor] = []  # tensors that the steps point to
         self.steps: list[CStep] = []
-        H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
-        self.x, self.h, self.y, self.mixed = (self._buffer(c.n_embd) for _ in range(4))
+        H, K, D = c.n_head, c.kv_heads, c.head_size
+        self.x, self.h, self.mixed = (self._buffer(c.n_embd) for _ in range(3))
+        self.y = self._buffer(c.attn_width)
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
-        width = max(c.n_embd, c.hidden)
+        width = max(c.n_embd, c.attn_width, c.hidden)
         self.scratch = self._buffer(max(width, H * (cache.columns + LANES)))
-        self.frequencies = c.rope_base ** (torch.arange(0, D, 2, dtype=torch.float32) / D)
         for i, block in enumerate(model.h):
             self._block(i, block)
         last = self._norm(model.ln_f, self.x, self.h)
@@ -172,13 +172,13 @@ class CPUDecoder:
 
     def _attend(self, i: int, attn: CausalSelfAttention, x: Tensor, add: bool) -> None:
         c = self.config
-        H, K, D = c.n_head, c.kv_heads, c.n_embd // c.n_head
+        H, K, D = c.n_head, c.kv_heads, c.head_size
         self._linear(attn.c_attn, self._conv(i, attn.conv, x), self.qkv)
         keys = self.qkv[:, H * D :]
         self._norm(attn.q_norm, self.qkv, self.qkv, groups=H)
         self._norm(attn.k_norm, keys, keys, groups=K)
         if c.pos == "rope":
-            b = self._wide(self.frequencies)
+            b = self._wide(rotary_periods(c))
             self._add(ROTATE, self.qkv, self.qkv, n=D, groups=H + K, stride=self.qkv.stride(0), b=b)
         self._add(
             ATTEND,

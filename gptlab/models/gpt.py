@@ -115,10 +115,10 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Return the floating-point operations of one token, forward and backward.
 
-        6 for each weight of a matrix product, and 12 n_layer T C for the two products of attention, with T = block_size
-        or the window, as in PaLM's appendix B (https://arxiv.org/abs/2204.02311). Recomputation is not counted.
+        6 for each weight of a matrix product, and 12 n_layer T H D for the two products of attention, with T =
+        block_size or the window, as in PaLM's appendix B (https://arxiv.org/abs/2204.02311). Recomputation is not counted.
         """
         c = self.config
         weights = sum(p.numel() for p in self.h.parameters() if p.dim() == 2) + c.vocab_size * c.n_embd
         span = attention_span(c) if c.has_attention else 0
-        return 6 * weights + 12 * c.n_layer * span * c.n_embd
+        return 6 * weights + 12 * c.n_layer * span * c.attn_width

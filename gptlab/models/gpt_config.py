@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptlab.models.attention import ATTENTIONS
-from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS
+from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS, ROPE_SCALINGS
 from gptlab.system.errors import UserError
 
 CHOICES = {
@@ -15,7 +15,11 @@ CHOICES = {
     "mlp": (*ACTIVATIONS, "none"),
     "attention": (*ATTENTIONS, "none"),
     "init": ("gpt2", "torch"),
+    "rope_scaling": (None, *ROPE_SCALINGS),
 }
+AT_LEAST_ONE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "n_kv_head", "n_inner", "window")
+AT_LEAST_ONE += ("rope_original_size",)
+ABOVE_ZERO = ("norm_eps", "logit_softcap", "rope_base", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class GPTConfig:
     n_kv_head: int | None = None
     """Key and value heads, each shared by n_head / n_kv_head query heads; None: n_head; 1: multi-query attention."""
     n_embd: int = 768
+    head_dim: int | None = None
+    """Size of a head; None: n_embd / n_head."""
     n_inner: int | None = None
     """Width of the mlp's hidden layer; None: see `hidden`."""
     dropout: float = 0.0
@@ -53,6 +59,18 @@ class GPTConfig:
     pos: str = "learned"
     """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
     rope_base: float = 10_000.0
+    rope_scaling: str | None = None
+    """How rotary positions are slowed down, so that a longer text stays within what was learned.
+
+    None, linear (all by rope_factor: https://arxiv.org/abs/2306.15595), or llama3 (Llama 3.1's: pairs that turn fewer
+    than rope_low_freq_factor times in rope_original_size positions by rope_factor, those that turn more than
+    rope_high_freq_factor times not at all, and those between by something between).
+    """
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_size: int | None = None
+    """The longest sequence before the scaling, of llama3: original_max_position_embeddings in a config.json."""
     mlp: str = "gelu"
     """gelu (the tanh approximation, as GPT-2), gelu_exact (as nanoGPT), relu, relu2, swiglu, geglu, none (no mlp)."""
     mlp_proj: bool = True
@@ -82,14 +100,14 @@ class GPTConfig:
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "n_inner", "window"):
+        for field in AT_LEAST_ONE:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"model.{field}={value}: must be at least 1")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise UserError(f"model.{field}={getattr(self, field)}: must be one of {', '.join(choices)}")
-        for field in ("norm_eps", "rope_base", "logit_softcap"):
+                raise UserError(f"model.{field}={getattr(self, field)}: must be one of {', '.join(map(str, choices))}")
+        for field in ABOVE_ZERO:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise UserError(f"model.{field}={value}: must be above 0")
@@ -101,21 +119,8 @@ class GPTConfig:
             value = getattr(self, field)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"model.{field}={value}: must be at least 0 and below 1")
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
-                f"choose n_head among {[h for h in range(1, 65) if self.n_embd % h == 0]}"
-            )
-        if self.n_head % self.kv_heads:
-            raise UserError(
-                f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}: "
-                f"choose n_kv_head among {[k for k in range(1, self.n_head + 1) if self.n_head % k == 0]}"
-            )
-        if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise UserError(
-                f"model.pos=rope turns pairs, and n_embd / n_head = {self.n_embd // self.n_head} is odd: "
-                f"choose another n_head or n_embd"
-            )
+        self._check_heads()
+        self._check_rope_scaling()
         if not self.has_attention and not self.has_mlp:
             raise UserError("model.attention=none and model.mlp=none leave nothing of the blocks: see model=bigram")
         if self.parallel and not (self.has_attention and self.has_mlp):
@@ -127,6 +132,63 @@ class GPTConfig:
                 f"model.n_inner={self.n_inner}: without model.mlp_proj the hidden layer is n_embd={self.n_embd} wide; "
                 f"leave n_inner out"
             )
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None and self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}: "
+                f"choose n_head among {[h for h in range(1, 65) if self.n_embd % h == 0]}, or a model.head_dim"
+            )
+        if self.n_head % self.kv_heads:
+            raise UserError(
+                f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}: "
+                f"choose n_kv_head among {[k for k in range(1, self.n_head + 1) if self.n_head % k == 0]}"
+            )
+        if self.pos == "rope" and self.head_size % 2:
+            source = "n_embd / n_head" if self.head_dim is None else "head_dim"
+            raise UserError(
+                f"model.pos=rope turns pairs, and {source} = {self.head_size} is odd: choose another n_head, n_embd or "
+                f"head_dim"
+            )
+        if self.has_attention and not self.attn_proj and self.attn_width != self.n_embd:
+            raise UserError(
+                f"model.head_dim={self.head_dim}: {self.n_head} heads are {self.attn_width} wide, and without "
+                f"model.attn_proj they must be n_embd={self.n_embd} wide; leave head_dim out"
+            )
+
+    def _check_rope_scaling(self) -> None:
+        if self.rope_scaling is not None and self.pos != "rope":
+            raise UserError(
+                f"model.rope_scaling={self.rope_scaling}: scales rotary positions, and this is model.pos={self.pos}; "
+                f"add model.pos=rope"
+            )
+        defaults = {"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
+        idle = {None: {*defaults, "rope_original_size"}, "linear": {*defaults, "rope_original_size"} - {"rope_factor"}}
+        for field in sorted(idle.get(self.rope_scaling, ())):
+            if getattr(self, field) != defaults.get(field):
+                which = "linear or llama3" if field == "rope_factor" else "llama3"
+                raise UserError(f"model.{field}={getattr(self, field)}: needs model.rope_scaling={which}")
+        if self.rope_scaling != "llama3":
+            return
+        if self.rope_original_size is None:
+            raise UserError(
+                "model.rope_scaling=llama3 needs model.rope_original_size, the longest sequence before the scaling, "
+                "e.g. 8192"
+            )
+        if self.rope_high_freq_factor <= self.rope_low_freq_factor:
+            raise UserError(
+                f"model.rope_high_freq_factor={self.rope_high_freq_factor}: must be above "
+                f"model.rope_low_freq_factor={self.rope_low_freq_factor}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def attn_width(self) -> int:
+        """The width of all heads side by side, which the projection after attention brings back to n_embd."""
+        return self.n_head * self.head_size
 
     @property
     def slides(self) -> bool:
@@ -170,6 +232,6 @@ class GPTConfig:
     @property
     def stacked(self) -> dict[str, tuple[int, ...]]:
         """The row counts of the projections in each layer that stacks several in one matrix, by the layer's name."""
-        D = self.n_embd // self.n_head
-        qkv = {"c_attn": (self.n_head * D, self.kv_heads * D, self.kv_heads * D)}
+        kv_width = self.kv_heads * self.head_size
+        qkv = {"c_attn": (self.attn_width, kv_width, kv_width)}
         return qkv | ({"c_fc": (self.hidden, self.hidden)} if self.mlp in GATED else {})

@@ -53,7 +53,7 @@ class KVCache:
         self.config, self.columns, self.device = config, columns, torch.device(device)
         self.lengths = [0] * batch_size
         self.static_lengths: Tensor | None = None
-        shape = (batch_size, config.kv_heads, columns, config.n_embd // config.n_head)
+        shape = (batch_size, config.kv_heads, columns, config.head_size)
         self.k, self.v = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)] for _ in "kv")
         # The inputs of the convolutions, in columns of their own.
         ring = columns + (config.conv or 1) - 1

@@ -41,6 +41,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = ("swiglu", "geglu")
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
+ROPE_SCALINGS = ("linear", "llama3")
 
 
 class PassContext(NamedTuple):
@@ -77,24 +78,43 @@ def attention_span(config: GPTConfig) -> int:
 
 def rotation_at(config: GPTConfig, t: Tensor) -> Tensor | None:
     """Return `rotary_table` at positions t, or None if the model does not use rotary embeddings."""
-    return rotary_table(t, config.n_embd // config.n_head, config.rope_base) if config.pos == "rope" else None
+    return rotary_table(t, rotary_periods(config, t.device)) if config.pos == "rope" else None
 
 
-def rotary_table(t: Tensor, D: int, base: float) -> Tensor:
-    """Return the cosines and sines of `angles`, (2, ..., T, D), the same for both halves of a head."""
-    turns = angles(t, D, base)
+def rotary_table(t: Tensor, periods: Tensor) -> Tensor:
+    """Return the cosines and sines of t / periods, (2, ..., T, D), the same for both halves of a head.
+
+    Args:
+        t: positions, (..., T).
+        periods: of `rotary_periods`, (D/2,).
+    """
+    turns = t[..., None] / periods
     turns = torch.cat((turns, turns), dim=-1)  # (..., T, D)
     return torch.stack((turns.cos(), turns.sin()))
 
 
-def angles(t: Tensor, D: int, base: float) -> Tensor:
-    """Return t / base^(2i/D), (..., T, ceil(D/2)), for positions t (..., T) and pairs i (Vaswani et al. 2017, 3.5)."""
-    return t[..., None] / base ** (torch.arange(0, D, 2, dtype=torch.float32, device=t.device) / D)
+def rotary_periods(config: GPTConfig, device: torch.device | None = None) -> Tensor:
+    """Return in how many positions each pair of a head turns by one radian, (D/2,); see `GPTConfig.rope_scaling`."""
+    periods = geometric_periods(config.head_size, config.rope_base, device)
+    if config.rope_scaling is None:
+        return periods
+    share_unscaled: Tensor | float = 0.0
+    if config.rope_scaling == "llama3":
+        assert config.rope_original_size is not None
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        turns = config.rope_original_size / (2 * math.pi * periods)
+        share_unscaled = ((turns - low) / (high - low)).clamp(0, 1)
+    return periods / ((1 - share_unscaled) / config.rope_factor + share_unscaled)
+
+
+def geometric_periods(D: int, base: float, device: torch.device | None = None) -> Tensor:
+    """Return base^(2i/D) for pairs i, (ceil(D/2),), as in Vaswani et al. 2017, 3.5."""
+    return base ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
 
 
 def sinusoids(t: Tensor, C: int) -> Tensor:
-    """Return the sines (even columns) and cosines (odd columns) of `angles` at base 10,000, (..., T, C)."""
-    turns = angles(t, C, 10_000.0)
+    """Return the sines (even columns) and cosines (odd columns) of t / `geometric_periods`, (..., T, C)."""
+    turns = t[..., None] / geometric_periods(C, 10_000.0, t.device)
     return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(-2)[..., :C]
 
 
@@ -192,19 +212,19 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.conv = make_conv(config, "attn")
-        H, K, D = config.n_head, config.kv_heads, config.n_embd // config.n_head
+        H, K, D = config.n_head, config.kv_heads, config.head_size
         self.heads = (H, K, K)
         self.scale = D**-0.5 if config.attn_scale else 1.0
         self.attention = ATTENTIONS[config.attention]
         self.c_attn = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.has_qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias) if config.attn_proj else nn.Identity()
+        self.c_proj = nn.Linear(H * D, config.n_embd, bias=config.bias) if config.attn_proj else nn.Identity()
         # Before the rotation, over each head, as in `transformers`' Qwen3 (Dehghani et al. 2023,
         # https://arxiv.org/abs/2302.05442, norm queries and keys by LayerNorm).
         self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: PassContext) -> Tensor:
-        B, T, C = x.shape
+        B, T, _ = x.shape
         x = x if self.conv is None else self.conv(x, context)
         qkv = self.c_attn(x).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split(self.heads, dim=1)
@@ -215,7 +235,7 @@ class CausalSelfAttention(nn.Module):
             k, v = context.append_kv(k, v)  # (B, K, S, D)
             q = q.type_as(k)
         y = self.attention(q, k, v, context.bias, self.scale, context.dropouts[0])  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C).type_as(x))  # (B, T, C)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))  # (B, T, C)
 
 
 class MLP(nn.Module):

@@ -11,7 +11,10 @@ DATA = {
     **{"split": "position", "test_fraction": 0.0},
 }
 NEW: dict[str, dict[str, Any]] = {
-    "model": {"conv": None, "attn_dropout": None, "embed_norm": False},
+    "model": {
+        **{"conv": None, "attn_dropout": None, "embed_norm": False, "head_dim": None, "rope_scaling": None},
+        **{"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_size": None},
+    },
     "data": {"order": "random", "format": "auto", "separator": None, "named_parts": False, "line_ends": "kept"},
     "trainer": {"ema": 0, "val_first": True, "baseline": None},
 }

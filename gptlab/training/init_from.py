@@ -80,6 +80,7 @@ def _computes(config: ModelConfig) -> dict[str, Any]:
         plain.pop(key, None)
     if isinstance(config, GPTConfig):
         plain |= {"n_kv_head": config.kv_heads, "n_inner": config.hidden, "qkv_bias": config.has_qkv_bias}
+        plain["head_dim"] = config.head_size
         plain["attention"] = "some" if config.has_attention else "none"
     return plain
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.generation.context import Context
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, first_pass, rotary_table, rotate, sinusoids
+from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, first_pass, geometric_periods, rotary_periods, rotary_table, rotate, sinusoids
 from gptlab.system.errors import UserError
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60
@@ -29,7 +29,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm_place": ("pre", "post"),
     "norm_weight": (True, False),
     "embed_norm": (False, True),
-    "pos": ("learned", "sinusoidal", "rope", "alibi", "none"),
+    "pos": ("learned", "sinusoidal", "rope", "rope linear", "rope llama3", "alibi", "none"),
     "mlp": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu", "none"),
     "mlp_proj": (True, False),
     "n_inner": (None, 53),
@@ -37,6 +37,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "attn_proj": (True, False),
     "attn_scale": (True, False),
     "n_kv_head": (None, 1, 2),
+    "head_dim": (None, 14),
     "qk_norm": (False, True),
     "window": (None, 5),
     "residual": (True, False),
@@ -53,7 +54,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
 }
 # Without its owner a switch shows nothing.
 OWNED = {
-    "attention": {"attn_proj", "attn_scale", "n_kv_head", "qk_norm", "window", "qkv_bias"},
+    "attention": {"attn_proj", "attn_scale", "n_kv_head", "head_dim", "qk_norm", "window", "qkv_bias"},
     "mlp": {"mlp_proj", "n_inner"},
     "norm": {"norm_weight", "embed_norm"},
 }
@@ -61,9 +62,20 @@ Row = dict[str, Any]
 Pair = frozenset[tuple[str, Any]]
 
 
+SCALED: dict[str, Row] = {  # positions that take more than one key
+    "rope linear": {"pos": "rope", "rope_scaling": "linear", "rope_factor": 4.0},
+    "rope llama3": {"pos": "rope", "rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_size": 31}
+    | {"rope_low_freq_factor": 0.5, "rope_high_freq_factor": 3.0},
+}
+
+
+def config(**fields: Any) -> GPTConfig:
+    return GPTConfig(**(SIZES | fields | SCALED.get(fields.get("pos", ""), {})))
+
+
 def possible(row: Row) -> bool:
     try:
-        GPTConfig(**SIZES, **row)
+        config(**row)
     except UserError:
         return False
     return True
@@ -103,7 +115,7 @@ def each(rows: list[Row]) -> pytest.MarkDecorator:
 
 def gpt(**fields: Any) -> GPT:
     torch.manual_seed(7)
-    return GPT(GPTConfig(**(SIZES | fields)))
+    return GPT(config(**fields))
 
 
 def lively(**fields: Any) -> GPT:
@@ -141,6 +153,7 @@ def test_all_pairs_of_values_are_tested_but_those_refused() -> None:
         {"mlp": "none", "parallel": True},
         {"mlp_proj": False, "n_inner": 53},
         {"attention": "none", "parallel": True},
+        {"attn_proj": False, "head_dim": 14},
         {"residual": False, "zero_init": True},
     ]
     assert {name for row in ROWS for name in row} == set(SWITCHES)
@@ -149,6 +162,7 @@ def test_all_pairs_of_values_are_tested_but_those_refused() -> None:
 def test_every_switch_is_tested() -> None:
     rates = {"dropout", "attn_dropout"}
     others = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "norm_eps", "rope_base"}
+    others |= SCALED["rope llama3"].keys() - {"pos"}
     assert set(SWITCHES) | others | rates == {field.name for field in dataclasses.fields(GPTConfig)}
 
 
@@ -201,6 +215,7 @@ def parameters(
     attention: str,
     attn_proj: bool,
     n_kv_head: int | None,
+    head_dim: int | None,
     qk_norm: bool,
     conv: int | None,
     parallel: bool,
@@ -212,9 +227,10 @@ def parameters(
 ) -> int:
     """Counted by hand: for each matrix, in * out and out biases."""
     one_norm = {"layernorm": (1 + bias) * norm_weight, "rmsnorm": norm_weight, "none": 0}[norm] * C
-    qkv = (H + 2 * (n_kv_head or H)) * D
+    size = head_dim or D
+    qkv = (H + 2 * (n_kv_head or H)) * size
     attend = C * qkv + (bias if qkv_bias is None else qkv_bias) * qkv
-    attend += C * (conv or 0) + attn_proj * (C * C + bias * C) + qk_norm * norm_weight * 2 * D
+    attend += C * (conv or 0) + attn_proj * (H * size * C + bias * C) + qk_norm * norm_weight * 2 * size
     gated = mlp in ("swiglu", "geglu")
     hidden = n_inner or (C if not mlp_proj else 160 if gated else 4 * C)
     feed = (1 + gated) * (C * hidden + bias * hidden) + mlp_proj * (hidden * C + bias * C) + C * (conv or 0)
@@ -275,8 +291,7 @@ def test_half_precision_is_about_right(row: Row, autocast: bool) -> None:
 
 @each(ROWS)
 def test_a_config_comes_back_from_its_dict(row: Row) -> None:
-    config = GPTConfig(**SIZES, **row)
-    assert models.from_dict(models.to_dict(config)) == config
+    assert models.from_dict(models.to_dict(config(**row))) == config(**row)
 
 
 @each([row for row in ROWS if row["init"] == "gpt2"])
@@ -354,7 +369,7 @@ def test_other_positions_leave_the_embeddings_alone(pos: str) -> None:
 def test_rotation_is_that_of_complex_numbers(base: float) -> None:
     """RoFormer, Su et al. 2021, equation 14."""
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), D, base))
+    turned = rotate(x, rotary_table(torch.arange(T), geometric_periods(D, base)))
     for t, i in product(range(T), range(D // 2)):
         angle = t / base ** (2 * i / D)
         expected = torch.complex(x[:, :, t, i], x[:, :, t, i + D // 2]) * complex(math.cos(angle), math.sin(angle))
@@ -364,7 +379,7 @@ def test_rotation_is_that_of_complex_numbers(base: float) -> None:
 
 def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), D, 10_000.0))
+    turned = rotate(x, rotary_table(torch.arange(T), geometric_periods(D, 10_000.0)))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     assert not torch.isclose(turned[:, :, 1], x[:, :, 1]).all(dim=-1).any()
@@ -372,7 +387,7 @@ def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
 
 def test_rotated_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
-    table = rotary_table(torch.arange(T), D, 10_000.0)
+    table = rotary_table(torch.arange(T), geometric_periods(D, 10_000.0))
     products = rotate(q.expand(1, 1, T, D), table)[0, 0] @ rotate(k.expand(1, 1, T, D), table)[0, 0].T  # (T, T)
     for distance in range(-T + 1, T):
         same = products.diagonal(distance)

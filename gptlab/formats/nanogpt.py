@@ -12,12 +12,21 @@ from gptlab import models
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.formats import huggingface_names
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
-from gptlab.formats.reading import GPT2_SIZES, crop_to_tokenizer, error_line, load_plain, naming_path
+from gptlab.formats.reading import (
+    GPT2_SIZES,
+    crop_to_tokenizer,
+    error_line,
+    load_plain,
+    naming_path,
+    rename,
+    without_wrappers,
+)
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_bytes
 
+PREFIXES = re.compile(r"^(model\.)*(transformer\.)?")  # of its names, the first from Lightning and the like
 MAX_META_BYTES = 1 << 23  # of a meta.pkl: all of Unicode takes less
 
 
@@ -38,11 +47,10 @@ def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedMod
         content = load_plain(file)
     try:
         args = content["model_args"]
-        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias", "dropout")
-        config = models.from_dict({"name": "gpt", "mlp": "gelu_exact", **{name: args[name] for name in sizes}})
-        assert isinstance(config, GPTConfig)
-        state = {re.sub(r"^(_orig_mod\.)?(transformer\.)?", "", name): w for name, w in content["model"].items()}
+        state = rename(without_wrappers(content["model"]), lambda name: PREFIXES.sub("", name))
         state = {name: weight for name, weight in state.items() if not huggingface_names.BUFFERS.search(name)}
+        rows = len(state.get(weights.EMBEDDING, state.get(weights.HEAD, ())))
+        config = _config(args, rows)
         dataset = "".join(re.findall(r"[\w-][\w.-]{,99}$", str(content.get("config", {}).get("dataset"))))
         step = content.get("iter_num")
         step = step if type(step) is int and 0 <= step < 1 << 63 else None
@@ -64,6 +72,28 @@ def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedMod
         model = crop_to_tokenizer(weights.fill(config, state), tokenizer)
     # Its best_val_loss is from random batches, and perhaps from an earlier step: not a metric of these weights.
     return model, tokenizer, ModelInfo(file, step, {}, {}, None, "nanoGPT")
+
+
+def _config(args: dict[str, Any], rows: int) -> GPTConfig:
+    """Return our config for nanoGPT's model_args.
+
+    Those of before 2023-01-27 have neither `bias`, which all layers then had, nor always `vocab_size`, and their
+    activation is GPT-2's approximation.
+
+    Args:
+        args: model_args.
+        rows: the number of embeddings.
+
+    Raises:
+        KeyError: a size is missing.
+        UserError: a value has the wrong type or is out of range.
+    """
+    fields = {name: args[name] for name in ("block_size", "n_layer", "n_head", "n_embd")}
+    defaults = {"vocab_size": rows, "bias": True, "dropout": 0.0}
+    fields |= {name: default if args.get(name) is None else args[name] for name, default in defaults.items()}
+    config = models.from_dict({"name": "gpt", "mlp": "gelu_exact" if "bias" in args else "gelu", **fields})
+    assert isinstance(config, GPTConfig)
+    return config
 
 
 # The operations of a pickle of dicts of strings and integers; a pickle with any other is refused.

@@ -8,7 +8,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,33 @@ def load_plain(path: Path, mapped: bool = True) -> Any:
         raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
 
 
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into a weight's name."""
+
+
+def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by their names without `WRAPPERS`, wherever in a name these stand.
+
+    Raises:
+        UserError: see `rename`.
+    """
+    return rename(state, lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS))
+
+
+def rename(state: dict[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
+    """Return weights by new names.
+
+    Raises:
+        UserError: two would have the same name.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if new_name(name) in renamed:
+            raise UserError(f"it has {new_name(name)[:99]} twice, once as {name[:99]}: it holds more than one model")
+        renamed[new_name(name)] = tensor
+    return renamed
+
+
 GPT2_SIZES = (50257, 50304)  # GPT-2's vocabulary, and the same padded to a multiple of 64
 
 
@@ -83,7 +110,7 @@ def read_weights_bin(file: Path) -> dict[str, Tensor]:
         UserError: the file is broken, or holds something else.
     """
     content = load_plain(file)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(content[k], Tensor) for k in content):
         raise UserError(f"{file} holds something else than weights by name")
     return content
 
@@ -92,8 +119,13 @@ def crop_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
     """Crop a model's embeddings to the size of its tokenizer.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model.
+        UserError: the tokenizer has more tokens than the model, or begins texts with one that the model lacks.
     """
+    if any(i >= model.config.vocab_size for i in tokenizer.begin):
+        raise UserError(
+            f"the tokenizer begins every text with the ids {tokenizer.begin}, and the model has only "
+            f"{model.config.vocab_size} tokens: they do not belong together"
+        )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "

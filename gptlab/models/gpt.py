@@ -115,8 +115,8 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Return the floating-point operations of one token, forward and backward.
 
-        6 for each weight of a matrix product, and 12 n_layer T H D for the two products of attention, with T =
-        block_size or the window, as in PaLM's appendix B (https://arxiv.org/abs/2204.02311). Recomputation is not counted.
+        6 for each weight of a matrix product, and 12 n_layer T H D for attention's two products, with T = block_size or
+        the window, as in PaLM's appendix B (https://arxiv.org/abs/2204.02311). Recomputation is not counted.
         """
         c = self.config
         weights = sum(p.numel() for p in self.h.parameters() if p.dim() == 2) + c.vocab_size * c.n_embd

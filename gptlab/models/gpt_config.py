@@ -8,7 +8,7 @@ from gptlab.models.attention import ATTENTIONS
 from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS, ROPE_SCALINGS
 from gptlab.system.errors import UserError
 
-CHOICES = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "norm": NORMS,
     "norm_place": ("pre", "post"),
     "pos": POSITIONS,
@@ -17,8 +17,10 @@ CHOICES = {
     "init": ("gpt2", "torch"),
     "rope_scaling": (None, *ROPE_SCALINGS),
 }
-AT_LEAST_ONE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "n_kv_head", "n_inner", "window")
-AT_LEAST_ONE += ("rope_original_size",)
+AT_LEAST_ONE = (
+    *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "n_kv_head", "n_inner", "window"),
+    "rope_original_size",
+)
 ABOVE_ZERO = ("norm_eps", "logit_softcap", "rope_base", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor")
 
 
@@ -106,7 +108,9 @@ class GPTConfig:
                 raise UserError(f"model.{field}={value}: must be at least 1")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise UserError(f"model.{field}={getattr(self, field)}: must be one of {', '.join(map(str, choices))}")
+                raise UserError(
+                    f"model.{field}={getattr(self, field)}: must be one of {', '.join(c or 'null' for c in choices)}"
+                )
         for field in ABOVE_ZERO:
             value = getattr(self, field)
             if value is not None and not value > 0:

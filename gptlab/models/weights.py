@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from gptlab import models
 from gptlab.models import Model, ModelConfig
+from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
 
+log = logging.getLogger(__name__)
+
+HEAD = "lm_head.weight"
+EMBEDDING = "wte.weight"
+SHARED_BYTES = 1 << 30  # that tensors of one storage may take, each with a copy of its own
 MISFITS_SHOWN = 10  # in one message
 CHEAP_BLOCKS = 1000  # as many are built in a second, whatever a file holds
 
@@ -58,23 +66,29 @@ def check_sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         UserError: the config has more blocks than there are tensors; or a tensor does not hold floating-point numbers
-            in memory; or the tensors claim more numbers than their storage holds.
+            in memory; or the tensors claim more numbers than their storage holds. A tensor under several names, as a
+            tied head, counts once, unless its copies would fill the memory.
     """
     if getattr(config, "n_layer", 0) > max(len(state), CHEAP_BLOCKS):
         raise UserError(f"model.n_layer={config.n_layer}, and there are {len(state)} tensors")  # type: ignore[union-attr]
-    claimed, storages = 0, set()
+    views, storages, copies = {}, set(), 0
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
             raise UserError(f"{name} is no tensor of floating-point numbers")
         if tensor.device.type == "meta":
             raise UserError(f"{name} has a shape and no numbers")
-        claimed += tensor.numel() * tensor.element_size()
+        size = tensor.numel() * tensor.element_size()
+        views[tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype] = size
+        copies += size
         storage = tensor.untyped_storage()
         storages.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
     held = place = 0
     for begin, end in sorted(storages):
         held += max(0, end - max(begin, place))
         place = max(place, end)
+    claimed = sum(views.values())
+    if copies > max(2 * held, SHARED_BYTES):
+        claimed = copies
     if claimed > held:
         raise UserError(f"its tensors claim {claimed:,} bytes and hold {held:,}")
 
@@ -83,19 +97,44 @@ def fill(config: ModelConfig, state: dict[str, Tensor]) -> Model:
     """Return the model with these weights, in fp32 and in evaluation mode.
 
     The weights are copied one at a time, and each copy replaces the original in `state`: so views, other types and
-    mapped files may be given, and there are never two copies of all. A tied head may be present or not.
+    mapped files may be given, and there are never two copies of all. For a tied head see `settle_head`.
 
     Raises:
         UserError: see `check_shapes` and `check_sound`.
     """
-    if is_tied(config):
-        state.pop("lm_head.weight", None)
     check_sound(config, state)
+    config = settle_head(config, state)
     model = empty_model(config)
     check_shapes(state, parameters(model))
     for name in list(state):
         state[name] = state[name].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return _assign(model, state)
+
+
+def settle_head(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
+    """Return the config that fits the embedding and the head in `state`, and leave there what a model of it has.
+
+    Of a tied model the two are one matrix, under either name. If both are there and differ, the head stays: the config
+    returned is untied, and a warning says so.
+    """
+    if not isinstance(config, GPTConfig) or not config.tied or HEAD not in state:
+        return config
+    if EMBEDDING not in state:
+        state[EMBEDDING] = state.pop(HEAD)
+    elif _equal(state[HEAD], state[EMBEDDING]):
+        del state[HEAD]
+    else:
+        log.warning("the head is not the embedding, though the config says so: it is kept, as with model.tied=false")
+        return dataclasses.replace(config, tied=False)
+    return config
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype == b.dtype:
+        return True
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
 
 
 def digest(state: Mapping[str, Tensor], about: str) -> str:
@@ -116,7 +155,7 @@ def parameters(model: Model) -> dict[str, Tensor]:
     """Return the state dict of a model, a tied head only once: as the embedding."""
     state = model.state_dict()
     if is_tied(model.config):
-        del state["lm_head.weight"]
+        del state[HEAD]
     return state
 
 

@@ -394,7 +394,7 @@ def test_nanogpt_without_its_characters_says_where_to_put_them(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_args": {"n_layer": 2}}, r"is a damaged checkpoint of nanoGPT: KeyError: 'vocab_size'"),
+        ({"model_args": {"n_layer": 2}}, r"is a damaged checkpoint of nanoGPT: KeyError: 'block_size'"),
         ({"model_args": None}, r"is a damaged checkpoint of nanoGPT: TypeError"),
         ({"model": {}}, r"weights that do not fit .* \(28\): h.0.attn.c_attn.bias is missing"),
         ({"model": {"transformer.wte.weight": torch.zeros(7, 5)}}, r"wte.weight is \[7, 5\]"),

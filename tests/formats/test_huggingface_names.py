@@ -184,12 +184,14 @@ def test_configs_of_older_versions_are_read() -> None:
     )
     expected = GPTConfig(**(SIZES | ROTARY), n_inner=53, norm_eps=1e-6, rope_base=500000.0)
     assert huggingface_names.config_from_hf(OLD_LLAMA) == expected
-    mistral = OLD_LLAMA | {"model_type": "mistral"}
+    mistral = OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": None}
     assert huggingface_names.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
     assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7}
 
 
 @pytest.mark.parametrize(
@@ -211,17 +213,28 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
         (OPENAI | {"n_head": 0}, r"model.n_head=0: must be at least 1"),
         (OLD_LLAMA | {"rope_scaling": "dynamic"}, r"a damaged config of a llama: "),
         (OLD_LLAMA | {"hidden_act": "gelu"}, r"activation gelu \(gptlab has silu, swish, gelu_new"),
-        (OLD_LLAMA | {"rope_parameters": LLAMA3}, r"rope_type=llama3 \(gptlab's rotary positions are not scaled\)"),
-        (OLD_LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type=linear"),
-        (OLD_LLAMA | {"head_dim": 16}, r"head_dim=16 \(it must be the width divided by the heads\)"),
+        (OLD_LLAMA | {"rope_parameters": LLAMA3}, r"rope_type=llama3 without low_freq_factor, high_freq_factor$"),
+        (OLD_LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_type=linear without factor$"),
+        (OLD_LLAMA | {"rope_scaling": {"type": "linear", "factor": 0}}, r"model.rope_factor=0.0: must be above 0"),
+        (OLD_LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_type=dynamic \(gptlab has default"),
+        (OLD_LLAMA | {"rope_parameters": YARN}, r"rope_type=yarn \(gptlab has default, linear, llama3\)"),
+        (OLD_LLAMA | {"rope_parameters": {"full_attention": YARN}}, r"of their own in full_attention \(all layers"),
+        (OLD_LLAMA | {"head_dim": 15}, r"model.pos=rope turns pairs, and head_dim = 15 is odd"),
+        (OLD_LLAMA | {"head_dim": "16"}, r"model.head_dim='16': must be of type int|a damaged config of a llama"),
         (OLD_LLAMA | {"attention_multiplier": 0.1}, r"attention_multiplier=0.1 \(it must be absent\)"),
         (OLD_LLAMA | {"quantization_config": {"bits": 4}}, r"quantization_config=.*bits.* \(it must be absent\)"),
         (OLD_LLAMA | {"hidden_size": None}, r"this llama is none of gptlab's models: hidden_size is missing"),
-        (OLD_LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, r"use_sliding_window=True"),
-        (OLD_LLAMA | {"model_type": "qwen3", "layer_types": ["sliding_attention"]}, r"layer_types \(all layers must"),
+        (OLD_LLAMA | {"model_type": "qwen3", "attention_bias": True}, r"attention_bias=True \(it must be False\)"),
+        (QWEN | {"max_window_layers": 0}, r"layers of sliding_attention \(all must have full_attention\)"),
+        (QWEN | {"max_window_layers": 2}, r"layers of full_attention and sliding_attention \(all must"),
+        (
+            OLD_LLAMA | {"model_type": "qwen3", "layer_types": ["sliding_attention"]},
+            r"layers of sliding_attention \(all",
+        ),
         (OLD_LLAMA | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, r"partial_rotary"),
         (
-            {"model_type": "llama", "hidden_act": "relu", "rope_parameters": LLAMA3, "attention_multiplier": 2},
+            {"model_type": "llama", "hidden_act": "relu", "rope_parameters": LLAMA3, "attention_multiplier": 2}
+            | dict.fromkeys(("vocab_size", "num_hidden_layers")),
             r"vocab_size is missing; .*num_hidden_layers is missing; .*attention_multiplier=2 .*; rope_type=.*; activ",
         ),
     ],
@@ -235,7 +248,7 @@ def test_what_a_config_has_that_we_lack_is_named_all_at_once(config: dict[str, A
 HARMLESS = {"initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp"}
 HARMLESS |= {"reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "attention_dropout", "max_window_layers"}
 HARMLESS |= {f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")}
-READ = {"rope_parameters", "attention_bias", "mlp_bias", "head_dim", "layer_types"}
+READ = {"rope_parameters", "attention_bias", "mlp_bias", "layer_types", "use_sliding_window"}
 
 
 @pytest.mark.parametrize("name", huggingface_names.FAMILIES)

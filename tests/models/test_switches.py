@@ -16,7 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab import models
 from gptlab.generation.context import Context
 from gptlab.models import GPT, GPTConfig
-from gptlab.models.layers import CausalConv, alibi_slopes, attention_bias, first_pass, geometric_periods, rotary_periods, rotary_table, rotate, sinusoids
+from gptlab.models.layers import (
+    CausalConv,
+    alibi_slopes,
+    attention_bias,
+    first_pass,
+    geometric_periods,
+    rotary_table,
+    rotate,
+    sinusoids,
+)
 from gptlab.system.errors import UserError
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60

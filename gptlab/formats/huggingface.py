@@ -36,7 +36,7 @@ HUB_NAMES = {  # on the hub
     "distilgpt2": "distilbert/distilgpt2",
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
-SMALL_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
+SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists; both may be split into shards
 
 
@@ -56,7 +56,7 @@ def download(name: str) -> Path:
         for whole in WEIGHT_FILES:
             stem, _, suffix = whole.partition(".")
             shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
-            folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*SMALL_FILES, *shards]))
+            folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *shards]))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
     except Exception as error:  # errors of hub, network and disk have no common base
@@ -125,4 +125,4 @@ def read_tokenizer(folder: Path, config: GPTConfig, raw_dir: Path) -> Tokenizer:
     """
     if config.vocab_size in GPT2_SIZES and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return BPETokenizer.gpt2(raw_dir)
-    return huggingface_tokenizer.read_folder(folder)
+    return huggingface_tokenizer.read_folder(folder, config.vocab_size)

@@ -109,9 +109,7 @@ def _kinds_of_attention(hf: dict[str, Any], family: Family) -> list[str]:
         return sorted(set(map(str, hf["layer_types"])))
     if family not in (QWEN2, QWEN3) or not hf.get("use_sliding_window") or not hf.get("sliding_window", 4096):
         return []
-    layers, full = (
-        int(hf.get(name, default)) for name, default in (("num_hidden_layers", 32), ("max_window_layers", 28))
-    )
+    layers, full = int(hf.get("num_hidden_layers", 32)), int(hf.get("max_window_layers", 28))
     return ["full_attention"] * (full > 0) + ["sliding_attention"] * (full < layers)
 
 

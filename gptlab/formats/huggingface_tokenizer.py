@@ -26,6 +26,7 @@ from gptlab.data.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
+from gptlab.formats import added_tokens
 from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +40,15 @@ CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
-def read_folder(folder: Path) -> Tokenizer:
+def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
     """Read the tokenizer in a Hugging Face folder: tokenizer.json, else vocab.json and merges.txt.
 
     It becomes one of our tokenizers with the same ids where there is an equal one, and otherwise a `JsonTokenizer`.
+
+    Args:
+        folder: the folder.
+        rows: the number of embeddings of its model: added tokens without a row are left out, with a warning. None: all
+            tokens are kept.
 
     Raises:
         UserError: the folder has no tokenizer, or it cannot be read.
@@ -59,7 +65,10 @@ def read_folder(folder: Path) -> Tokenizer:
         content = file.read_text("utf-8")
         if merges:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
-        spec = json.loads(content)
+        spec = found_spec = json.loads(content)
+        spec = added_tokens.with_declared(spec, folder, about)
+        spec = spec if rows is None else added_tokens.with_rows(spec, rows)
+        content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
         end_of_text = _end_of_text(spec, about)
         return _ours(spec, end_of_text) or JsonTokenizer(content, end_of_text)
     except UserError as error:
@@ -91,16 +100,9 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
     return backend.to_str()
 
 
-def _ids(spec: dict[str, Any]) -> dict[str, int]:
-    """Return the ids of all tokens in a tokenizer.json."""
-    vocab = spec["model"]["vocab"]
-    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}  # Unigram
-    return ids | {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
-
-
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
     """Return the id that ends a document: eos_token's, else the model's eos_token_id, else <|endoftext|>'s, or None."""
-    ids = _ids(spec)
+    ids = added_tokens.token_ids(spec)
     token, of_model = about.get("eos_token"), about.get("eos_token_id")
     if isinstance(token, dict):
         token = token.get("content")
@@ -113,7 +115,7 @@ def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
 
 def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
     """Our tokenizer that is equal to a tokenizer.json, or None."""
-    ids = _ids(spec)
+    ids = added_tokens.token_ids(spec)
     tokens = sorted((token for token in ids if ids[token] != end_of_text), key=ids.__getitem__)
     ended = end_of_text is not None
     candidate: Tokenizer | None = None
@@ -142,7 +144,7 @@ def _bpe(spec: dict[str, Any], tokens: list[str], end_of_text: int | None) -> BP
     ended = [(token["content"], token["id"], token["special"]) for token in spec.get("added_tokens", [])]
     if not plain or not gpt2 or ended != [(END_OF_TEXT, end_of_text, True)]:
         return None
-    ids = _ids(spec)
+    ids = added_tokens.token_ids(spec)
     if set(tokens[:256]) != BYTES.keys() or tokens[256:] != [a + b for a, b in merges]:
         return None
     if [ids[token] for token in tokens] != list(range(len(tokens))):
@@ -197,7 +199,7 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, str]:
     config |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
     if isinstance(tokenizer, JsonTokenizer):
         content = tokenizer.content
-        names = {i: token for token, i in _ids(json.loads(content)).items()}
+        names = {i: token for token, i in added_tokens.token_ids(json.loads(content)).items()}
         special = {"bos_token": tokenizer.begin[-1:], "eos_token": (tokenizer.end_of_text,)}
         config |= {name: names[i] for name, ids in special.items() for i in ids if i is not None}
     else:

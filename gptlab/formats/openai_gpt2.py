@@ -31,7 +31,7 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
     names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
     with naming_path(folder / "hparams.json"):
         config = huggingface_names.config_from_hf(
-            {"model_type": "gpt2"} | {names.get(k, k): value for k, value in about.items()}
+            {"model_type": "gpt2", "vocab_size": None} | {names.get(k, k): value for k, value in about.items()}
         )
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):

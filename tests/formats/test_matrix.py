@@ -1,0 +1,186 @@
+"""Foreign folders over a matrix of heads, prefixes and vocabularies: the logits of transformers, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptlab.data.tokenizers import CharTokenizer
+from gptlab.formats import huggingface, huggingface_tokenizer
+from gptlab.models import Model
+from gptlab.system.errors import UserError
+from tests.formats.test_huggingface_names import shaken
+
+transformers = pytest.importorskip("transformers")
+
+ROWS, T = 37, 23  # of the embedding; positions
+CHARS = "".join(chr(0x4E00 + i) for i in range(ROWS))
+PAD = "<pad>"
+KIN = {"vocab_size": ROWS, "max_position_embeddings": T, "num_hidden_layers": 2, "num_attention_heads": 6}
+KIN |= {"num_key_value_heads": 2, "hidden_size": 42, "head_dim": 10, "intermediate_size": 53}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": ROWS, "n_positions": T, "n_layer": 2, "n_head": 3, "n_embd": 33},
+    "llama": KIN | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 13}},
+    "mistral": KIN | {"sliding_window": 7},
+    "qwen2": KIN | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1000.0}},
+    "qwen3": KIN,
+}
+# What config.json says, and what the file holds: the embedding, the head.
+HEADS = {
+    "tied, embedding alone": (True, "embedding"),
+    "tied, head alone": (True, "head"),
+    "tied, both equal": (True, "equal"),
+    "tied, both different": (True, "different"),
+    "untied, both": (False, "different"),
+    "untied, both equal": (False, "equal"),
+    "untied, embedding alone": (False, "embedding"),
+    "untied, head alone": (False, "head"),
+}
+REFUSED = {"untied, embedding alone", "untied, head alone"}  # transformers draws the other at random
+PREFIXES = (
+    "",
+    "module.",
+    "_orig_mod.",
+    "_orig_mod.module.",
+    "module._orig_mod._fsdp_wrapped_module.",
+    "model.",
+    "base",
+)
+# The tokenizer's characters, the id of a pad token besides (None: there is none), and the tokens that are read.
+VOCABULARIES = {
+    "exact": (ROWS, None, ROWS),
+    "padded": (31, None, 31),
+    "added, with a row": (36, 36, 37),
+    "added, without a row": (37, 37, 37),
+    "added, in padding": (31, 31, 32),
+    "added, after a gap": (31, 34, 35),
+}
+PLACES = ("tokenizer.json", "added_tokens_decoder", "added_tokens.json", "special_tokens_map.json")
+
+
+@cache
+def theirs(family: str) -> Any:
+    torch.manual_seed(7)
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family], tie_word_embeddings=False)
+    return shaken(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def weights(family: str, holds: str) -> dict[str, Tensor]:
+    """The weights of `theirs`, with an embedding, a head or both, equal or different."""
+    state = dict(theirs(family).state_dict())
+    embedding = next(name for name in state if name.endswith(("wte.weight", "embed_tokens.weight")))
+    if holds == "equal":
+        state["lm_head.weight"] = state[embedding]
+    if holds in ("embedding", "head"):
+        del state["lm_head.weight" if holds == "embedding" else embedding]
+        if holds == "head":
+            state["lm_head.weight"] = theirs(family).state_dict()[embedding]
+    return state
+
+
+def renamed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    if prefix != "base":
+        return {prefix + name: tensor for name, tensor in state.items()}
+    return {name.removeprefix("transformer.").removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def write(folder: Path, family: str, tied: bool, state: dict[str, Tensor], pickled: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = theirs(family).config.to_dict() | {"tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None, "eos_token_id": None}))
+    if pickled:
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(
+            {name: tensor.clone() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    return folder
+
+
+def write_tokenizer(folder: Path, characters: int, pad: int | None, place: str) -> None:
+    """A tokenizer of characters and, declared in one of the `PLACES`, a pad token with that id."""
+    files = huggingface_tokenizer.tokenizer_files(CharTokenizer(CHARS[:characters]), T)
+    spec, config = (json.loads(files[name]) for name in ("tokenizer.json", "tokenizer_config.json"))
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    token = flags | {"content": PAD}
+    if pad is not None and place == "tokenizer.json":
+        spec["added_tokens"] = [token | {"id": pad}]
+        if pad > characters:  # as the library writes it: only in the vocabulary may an id come later
+            spec["model"]["vocab"][PAD] = pad
+    if pad is not None and place == "added_tokens_decoder":
+        config["added_tokens_decoder"] = {str(pad): token}
+    if pad is not None and place == "added_tokens.json":
+        (folder / "added_tokens.json").write_text(json.dumps({PAD: pad}))
+    if pad is not None and place == "special_tokens_map.json":
+        (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": token}))
+    for name, content in (("tokenizer.json", spec), ("tokenizer_config.json", config)):
+        (folder / name).write_text(json.dumps(content))
+
+
+@cache
+def reference(family: str, head: str, tmp: Path) -> Any:
+    """What transformers makes of a folder without prefixes."""
+    tied, holds = HEADS[head]
+    folder = write(tmp / f"{family} {head}", family, tied, weights(family, holds))
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("references")
+
+
+@torch.no_grad()
+def assert_same(ours: Model, model: Any, tokens: int) -> None:
+    idx = torch.randint(tokens, (3, T), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ours(idx), model(idx).logits[..., :tokens], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_and_prefixes(
+    family: str, head: str, prefix: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tied, holds = HEADS[head]
+    pickled = PREFIXES.index(prefix) % 2 == 0
+    write(tmp_path, family, tied, renamed(weights(family, holds), prefix), pickled)
+    write_tokenizer(tmp_path, ROWS, None, "")
+    if head in REFUSED:
+        with pytest.raises(UserError, match=r"weight is missing, .* If they are one matrix, write \"tie_word_embed"):
+            huggingface.open_folder(tmp_path, tmp_path)
+        return
+    model, _, _ = huggingface.open_folder(tmp_path, tmp_path)
+    assert_same(model, reference(family, head, tmp), ROWS)
+    assert model.config.tied == (tied and holds != "different")  # type: ignore[union-attr]
+    assert ("the head is not the embedding" in caplog.text) == (head == "tied, both different")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vocabularies(
+    family: str, vocabulary: str, place: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    characters, pad, tokens = VOCABULARIES[vocabulary]
+    if place == "special_tokens_map.json" and vocabulary == "added, after a gap":
+        tokens = 32  # which names no ids: the next free one
+    head = "untied, both" if characters == ROWS else "tied, embedding alone"
+    write(tmp_path, family, *(HEADS[head][0], weights(family, HEADS[head][1])))
+    write_tokenizer(tmp_path, characters, pad, place)
+    model, tokenizer, _ = huggingface.open_folder(tmp_path, tmp_path)
+    assert model.config.vocab_size == tokenizer.vocab_size == tokens
+    assert_same(model, reference(family, head, tmp), tokens)
+    assert tokenizer.encode(CHARS[:characters]).tolist() == list(range(characters))
+    if tokens > characters:
+        assert tokenizer.encode_special(CHARS[3] + PAD).tolist() == [3, tokens - 1]
+        assert tokenizer.decode([3, tokens - 1]) == CHARS[3] + PAD
+    assert ("<pad> (37)" in caplog.text) == (vocabulary == "added, without a row")

@@ -56,7 +56,9 @@ def download(name: str) -> Path:
         for whole in WEIGHT_FILES:
             stem, _, suffix = whole.partition(".")
             shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
-            folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *shards]))
+            folder = Path(
+                huggingface_hub.snapshot_download(repo, allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *shards])
+            )
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
     except Exception as error:  # errors of hub, network and disk have no common base

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -47,13 +48,14 @@ def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     Raises:
         UserError: it has not; the message gives the first misfits and their number.
     """
-    misfits = [
+    other_shapes = [
         f"{name} is {list(state[name].shape)} and must be {list(expected[name].shape)}"
         for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
-    misfits += [f"{name} is missing" for name in sorted(expected.keys() - state.keys())]
-    misfits += [f"{name} is unexpected" for name in sorted(state.keys() - expected.keys())]
+    missing = [f"{name} is missing" for name in sorted(expected.keys() - state.keys())]
+    unexpected = [f"{name} is unexpected" for name in sorted(state.keys() - expected.keys())]
+    misfits = [each for three in zip_longest(other_shapes, missing, unexpected) for each in three if each]
     if misfits:
         more = ", ..." if len(misfits) > MISFITS_SHOWN else ""
         raise UserError(

@@ -312,6 +312,14 @@ def test_an_export_of_ours_comes_back(tmp_path: Path, tied: bool) -> None:
     assert (info.step, info.metrics, info.origin) == (7, {"val/loss": 1.5}, "gptlab export")
 
 
+def test_an_export_with_another_head_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours = gpt(tied=False)
+    about = models.to_dict(gpt().config)
+    model, _, _ = safetensors_file.open_export(export(ours, tmp_path / "gpt.safetensors", model=about))
+    assert_same(model, ours)
+    assert "the head is not the embedding" in caplog.text
+
+
 def test_a_safetensors_file_that_is_no_export_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.safetensors has weights only: .*give the folder, with config.json"):
         safetensors_file.open_export(folder / "model.safetensors")
@@ -352,7 +360,7 @@ def meta(file: Path, characters: Any = CHARS) -> None:
 
 
 @pytest.mark.parametrize("place", ["out/meta.pkl", "data/shakespeare_char/meta.pkl"])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.", "model."])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_checkpoint_of_nanogpt_is_read(tmp_path: Path, place: str, prefix: str, bias: bool) -> None:
     ours = gpt(bias=bias, mlp="gelu_exact")
@@ -364,6 +372,44 @@ def test_a_checkpoint_of_nanogpt_is_read(tmp_path: Path, place: str, prefix: str
     assert (model.config.dropout, model.config.bias) == (0.2, bias)
     assert tokenizer.encode(CHARS[5:8]).tolist() == [5, 6, 7]
     assert (info.path, info.step, info.metrics, info.origin) == (file, 1250, {}, "nanoGPT")
+
+
+def test_nanogpts_head_is_what_the_file_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    meta(tmp_path / "meta.pkl")
+    ours = gpt(mlp="gelu_exact", tied=False)
+    names = {f"module.transformer.{name}": weight for name, weight in parameters(ours).items()}
+    names["module.lm_head.weight"] = names.pop("module.transformer.lm_head.weight")
+    model, _, _ = nanogpt_format.open_checkpoint(nanogpt(ours, tmp_path / "two.pt", model=names), NOWHERE)
+    assert_same(model, ours)
+    assert not model.config.tied  # type: ignore[union-attr]
+    assert "the head is not the embedding, though the config says so" in caplog.text
+    ours = gpt(mlp="gelu_exact")
+    names = {f"transformer.{name}": weight for name, weight in parameters(ours).items()}
+    names["lm_head.weight"] = names.pop("transformer.wte.weight")
+    assert_same(nanogpt_format.open_checkpoint(nanogpt(ours, tmp_path / "one.pt", model=names), NOWHERE)[0], ours)
+
+
+def test_nanogpts_first_checkpoints_have_biases_and_gpt2s_gelu(tmp_path: Path) -> None:
+    """Before 2023-01-27 model_args had no bias and no vocab_size, and there was new_gelu alone."""
+    meta(tmp_path / "meta.pkl")
+    ours = gpt(mlp="gelu", dropout=0.0)
+    args = {"n_layer": 2, "n_head": 3, "n_embd": 33, "block_size": T}
+    model, _, _ = nanogpt_format.open_checkpoint(nanogpt(ours, tmp_path / "ckpt.pt", model_args=args), NOWHERE)
+    assert_same(model, ours)
+    assert model.config == ours.config
+
+
+def test_two_models_in_one_file_are_not_mixed(tmp_path: Path) -> None:
+    meta(tmp_path / "meta.pkl")
+    names = {f"{prefix}{name}": w for prefix in ("", "module.") for name, w in parameters(gpt()).items()}
+    with pytest.raises(UserError, match=r"ckpt.pt.*it has wte.weight twice, once as module.wte.weight"):
+        nanogpt_format.open_checkpoint(nanogpt(gpt(), tmp_path / "ckpt.pt", model=names), NOWHERE)
+
+
+def test_an_unknown_prefix_is_named(tmp_path: Path) -> None:
+    meta(tmp_path / "meta.pkl")
+    with pytest.raises(UserError, match=r"weights that do not fit .* is missing, net.lm_head.weight is unexpected, .*"):
+        nanogpt_format.open_checkpoint(nanogpt(gpt(), tmp_path / "ckpt.pt", "net."), NOWHERE)
 
 
 def test_a_checkpoint_of_nanogpt_is_unpickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

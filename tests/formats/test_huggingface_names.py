@@ -21,6 +21,8 @@ from tests.models.test_parity import GPT2, LLAMA, D, T, V
 transformers = pytest.importorskip("transformers")
 
 # Each begins with the name of its class.
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 97.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3["original_max_position_embeddings"] = 13
 THEIRS = {
     "GPT2LMHeadModel": GPT2,
     "GPT2LMHeadModel n_inner, relu": GPT2 | {"n_inner": 47, "activation_function": "relu"},
@@ -36,7 +38,12 @@ THEIRS = {
     "MistralForCausalLM": LLAMA | {"sliding_window": 7, "head_dim": D},
     "MistralForCausalLM without window": LLAMA | {"sliding_window": None, "head_dim": D},
     "Qwen2ForCausalLM": LLAMA,
+    "Qwen2ForCausalLM wide heads": LLAMA | {"head_dim": D + 4},
     "Qwen3ForCausalLM": LLAMA | {"head_dim": D},
+    "Qwen3ForCausalLM wide heads": LLAMA | {"head_dim": D + 4, "tie_word_embeddings": True},
+    "LlamaForCausalLM narrow heads, biases": LLAMA | {"head_dim": D - 4, "attention_bias": True},
+    "LlamaForCausalLM llama3": LLAMA | {"rope_parameters": LLAMA3},
+    "LlamaForCausalLM linear": LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 97.0}},
 }
 SIZES = {"vocab_size": V, "block_size": T, "n_layer": 3, "n_head": 6, "n_embd": 6 * D}
 ROTARY = {"norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "bias": False, "tied": False}
@@ -50,7 +57,11 @@ OURS = {
     "LlamaForCausalLM tied": ROTARY | {"tied": True, "norm_weight": False, "norm_eps": 1e-3},
     "LlamaForCausalLM biased": ROTARY | {"bias": True, "mlp": "geglu"},
     "LlamaForCausalLM without biases of queries": ROTARY | {"bias": True, "qkv_bias": False},
+    "LlamaForCausalLM wide heads, llama3": ROTARY
+    | {"head_dim": D + 4, "n_kv_head": 2, "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_size": 13},
+    "LlamaForCausalLM linear": ROTARY | {"rope_scaling": "linear", "rope_factor": 2.5},
     "MistralForCausalLM": ROTARY | {"window": 7, "n_kv_head": 1},
+    "MistralForCausalLM for a width that Llama refuses": ROTARY | {"n_embd": 67, "head_dim": D},
     "Qwen2ForCausalLM": ROTARY | {"qkv_bias": True, "n_kv_head": 3},
     "Qwen3ForCausalLM": ROTARY | {"qk_norm": True},
 }
@@ -174,6 +185,11 @@ OLD_LLAMA = {  # of transformers 4
 }
 
 
+UNFINISHED = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7}
+
+
 def test_configs_of_older_versions_are_read() -> None:
     assert huggingface_names.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
     assert huggingface_names.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(
@@ -189,9 +205,42 @@ def test_configs_of_older_versions_are_read() -> None:
     assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
 
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7}
+@pytest.mark.parametrize("name", huggingface_names.FAMILIES)
+def test_what_a_config_lacks_is_the_default_of_transformers(name: str) -> None:
+    default = huggingface_names.config_from_hf({"model_type": name})
+    default = dataclasses.replace(default, n_kv_head=None if name == "gpt2" else default.kv_heads)
+    assert default == huggingface_names.config_from_hf(transformers.AutoConfig.for_model(name).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("config", "same"),
+    [
+        ({k: v for k, v in OPENAI.items() if k != "n_positions"} | {"n_ctx": 512}, OPENAI | {"n_positions": 512}),
+        (OPENAI | {"n_ctx": 512}, OPENAI),
+        (OPENAI | {"num_attention_heads": 6}, OPENAI | {"n_head": 6}),
+        (OLD_LLAMA | {"rope_parameters": {"rope_theta": 7.0}}, OLD_LLAMA | {"rope_theta": 7.0}),
+        (
+            OLD_LLAMA | {"rope_scaling": {"type": "linear", "factor": 3}, "rope_parameters": LLAMA3},
+            OLD_LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500000.0}},
+        ),
+        (
+            OLD_LLAMA | {"rope_scaling": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}},
+            OLD_LLAMA | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": T}},
+        ),
+        (
+            OLD_LLAMA | {"rope_scaling": LLAMA3, "original_max_position_embeddings": 17},
+            OLD_LLAMA | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 17}},
+        ),
+        (QWEN | {"max_window_layers": 3}, QWEN | {"use_sliding_window": False}),
+        (QWEN | {"max_window_layers": 0, "sliding_window": None}, QWEN | {"use_sliding_window": False}),
+        (
+            OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": 6, "layer_types": ["full_attention"] * 3},
+            OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": 6, "sliding_window": None},
+        ),
+    ],
+)
+def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dict[str, Any]) -> None:
+    assert huggingface_names.config_from_hf(config) == huggingface_names.config_from_hf(same)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +262,7 @@ QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_slidin
         (OPENAI | {"n_head": 0}, r"model.n_head=0: must be at least 1"),
         (OLD_LLAMA | {"rope_scaling": "dynamic"}, r"a damaged config of a llama: "),
         (OLD_LLAMA | {"hidden_act": "gelu"}, r"activation gelu \(gptlab has silu, swish, gelu_new"),
-        (OLD_LLAMA | {"rope_parameters": LLAMA3}, r"rope_type=llama3 without low_freq_factor, high_freq_factor$"),
+        (OLD_LLAMA | {"rope_parameters": UNFINISHED}, r"rope_type=llama3 without low_freq_factor, high_freq_factor$"),
         (OLD_LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_type=linear without factor$"),
         (OLD_LLAMA | {"rope_scaling": {"type": "linear", "factor": 0}}, r"model.rope_factor=0.0: must be above 0"),
         (OLD_LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_type=dynamic \(gptlab has default"),
@@ -233,7 +282,7 @@ QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_slidin
         ),
         (OLD_LLAMA | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, r"partial_rotary"),
         (
-            {"model_type": "llama", "hidden_act": "relu", "rope_parameters": LLAMA3, "attention_multiplier": 2}
+            {"model_type": "llama", "hidden_act": "relu", "rope_parameters": UNFINISHED, "attention_multiplier": 2}
             | dict.fromkeys(("vocab_size", "num_hidden_layers")),
             r"vocab_size is missing; .*num_hidden_layers is missing; .*attention_multiplier=2 .*; rope_type=.*; activ",
         ),

@@ -124,6 +124,19 @@ def test_tensors_that_claim_more_than_they_hold_are_refused() -> None:
         fill(GPTConfig(9, n_embd=36), shared | {f"x{i}": one for i in range(9)})
 
 
+def test_tensors_that_share_their_storage_are_no_forgery() -> None:
+    config = GPTConfig(11, block_size=7, n_layer=2, n_head=2, n_embd=6)
+    state = {name: torch.randn(p.shape) for name, p in shapes(config).items()}
+    of_block_0 = {name.replace("h.0.", "h.1."): tensor for name, tensor in state.items() if name.startswith("h.0.")}
+    model = fill(config, state | of_block_0 | {"lm_head.weight": state["wte.weight"]})
+    assert torch.equal(model.h[1].attn.c_attn.weight, state["h.0.attn.c_attn.weight"])  # type: ignore[union-attr]
+    assert model.h[1].attn.c_attn.weight is not model.h[0].attn.c_attn.weight  # type: ignore[union-attr]
+    one = torch.zeros(1 << 12, 1 << 11)  # under so many names that copies would fill the memory
+    shared = {f"h.{i}.attn.c_attn.weight": one for i in range(40)}
+    with pytest.raises(UserError, match=r"its tensors claim 1,342,177,280 bytes and hold 33,554,432"):
+        fill(GPTConfig(9, n_layer=40, n_embd=36), shared)
+
+
 def shapes(config: GPTConfig) -> Any:
     with torch.device("meta"):
         return parameters(models.build(config))

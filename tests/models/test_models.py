@@ -279,6 +279,9 @@ def test_too_long_a_sequence_is_refused() -> None:
         gpt()(tokens(B, T + 1))
 
 
+LINEAR = {"pos": "rope", "head_dim": 12, "rope_scaling": "linear", "rope_factor": 2.0}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -302,6 +305,23 @@ def test_too_long_a_sequence_is_refused() -> None:
         ({"window": 0}, r"model.window=0: must be at least 1"),
         ({"norm_eps": 0.0}, r"model.norm_eps=0.0: must be above 0"),
         ({"rope_base": -1.0}, r"model.rope_base=-1.0: must be above 0"),
+        ({"head_dim": 0}, r"model.head_dim=0: must be at least 1"),
+        (
+            {"pos": "rope", "head_dim": 13},
+            r"model.pos=rope turns pairs, and head_dim = 13 is odd: choose another n_head",
+        ),
+        ({"attn_proj": False, "head_dim": 12}, r"model.head_dim=12: 3 heads are 36 wide, and without model.attn_proj"),
+        ({"rope_scaling": "yarn"}, r"model.rope_scaling=yarn: must be one of null, linear, llama3$"),
+        ({"rope_scaling": "linear"}, r"model.rope_scaling=linear: .* this is model.pos=learned; add model.pos=rope"),
+        ({"rope_factor": 2.0}, r"model.rope_factor=2.0: needs model.rope_scaling=linear or llama3"),
+        (LINEAR | {"rope_low_freq_factor": 2.0}, r"model.rope_low_freq_factor=2.0: needs model.rope_scaling=llama3"),
+        (LINEAR | {"rope_original_size": 7}, r"model.rope_original_size=7: needs model.rope_scaling=llama3"),
+        (LINEAR | {"rope_factor": 0.0}, r"model.rope_factor=0.0: must be above 0"),
+        (LINEAR | {"rope_scaling": "llama3"}, r"model.rope_scaling=llama3 needs model.rope_original_size"),
+        (
+            LINEAR | {"rope_scaling": "llama3", "rope_original_size": 7, "rope_high_freq_factor": 1.0},
+            r"model.rope_high_freq_factor=1.0: must be above model.rope_low_freq_factor=1.0",
+        ),
         ({"logit_softcap": 0.0}, r"model.logit_softcap=0.0: must be above 0"),
         ({"logit_softcap": math.nan}, r"model.logit_softcap=nan: must be above 0"),
         (

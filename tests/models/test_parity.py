@@ -117,6 +117,11 @@ OUR_LLAMA = {
     "bias": False,
     "tied": False,
 }
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 97.0, "factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0}
+LLAMA3["original_max_position_embeddings"] = 19
+OUR_LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_low_freq_factor": 0.5, "rope_high_freq_factor": 3.0}
+OUR_LLAMA3["rope_original_size"] = 19
+LINEAR = {"rope_type": "linear", "rope_theta": 97.0, "factor": 3.0}
 NANOCHAT = LLAMA | {"final_logit_softcapping": 2.0}
 OUR_NANOCHAT = OUR_LLAMA | {"norm_weight": False, "qk_norm": True, "mlp": "relu2", "logit_softcap": 2.0}
 PHI = LLAMA | {"partial_rotary_factor": 1.0, "layer_norm_eps": 1e-3}
@@ -133,7 +138,16 @@ FAMILIES = {
     "LlamaForCausalLM": Family(LLAMA, OUR_LLAMA, LLAMA_NAMES),
     "LlamaForCausalLM tied": Family(LLAMA | {"tie_word_embeddings": True}, OUR_LLAMA | {"tied": True}, LLAMA_NAMES),
     "LlamaForCausalLM geglu": Family(LLAMA | {"hidden_act": "gelu_new"}, OUR_LLAMA | {"mlp": "geglu"}, LLAMA_NAMES),
+    "LlamaForCausalLM scaled": Family(LLAMA | {"rope_parameters": LLAMA3}, OUR_LLAMA | OUR_LLAMA3, LLAMA_NAMES),
     "Qwen3ForCausalLM": Family(LLAMA | {"head_dim": D}, OUR_LLAMA | {"qk_norm": True}, LLAMA_NAMES),
+    "Qwen3ForCausalLM wide heads": Family(
+        LLAMA | {"head_dim": D + 4}, OUR_LLAMA | {"qk_norm": True, "head_dim": D + 4}, LLAMA_NAMES
+    ),
+    "MistralForCausalLM narrow heads, scaled": Family(
+        LLAMA | {"sliding_window": WINDOW, "head_dim": D - 4, "rope_parameters": LINEAR},
+        OUR_LLAMA | {"window": WINDOW, "head_dim": D - 4, "rope_scaling": "linear", "rope_factor": 3.0},
+        LLAMA_NAMES,
+    ),
     "MistralForCausalLM": Family(LLAMA | {"sliding_window": WINDOW}, OUR_LLAMA | {"window": WINDOW}, LLAMA_NAMES),
     "PhiForCausalLM": Family(PHI, OUR_PHI, PHI_NAMES),
     "NanoChatForCausalLM": Family(NANOCHAT, OUR_NANOCHAT, UNGATED_NAMES, mirrored, normed_embeddings),

@@ -111,6 +111,7 @@ def test_steps_are_torchs_muons_and_adamws(fused: bool) -> None:
     [
         ("attn.c_attn", {}, (33, 33, 33)),
         ("attn.c_attn", {"n_kv_head": 1}, (33, 11, 11)),
+        ("attn.c_attn", {"n_kv_head": 1, "head_dim": 14}, (42, 14, 14)),
         ("mlp.c_fc", {"mlp": "swiglu", "n_inner": 29}, (29, 29)),
         ("mlp.c_fc", {"mlp": "relu2", "n_inner": 29}, (29,)),
         ("mlp.c_fc", {"mlp": "geglu", "mlp_proj": False}, (33, 33)),

@@ -101,9 +101,10 @@ def with_rows(spec: dict[str, Any], rows: int) -> dict[str, Any]:
     model = spec["model"]
     if isinstance(model["vocab"], dict):
         model = model | {"vocab": {token: i for token, i in model["vocab"].items() if token not in beyond}}
-    shown = ", ".join(f"{token} ({i})" for token, i in list(beyond.items())[:SHOWN])
+    shown = [f"{token} ({i})" for token, i in beyond.items()]
+    more = [f"and {len(beyond) - SHOWN} more"] if len(beyond) > SHOWN else []
     log.warning(
-        "%d added tokens without a row in the model's embedding are left out, and read as text: %s%s",
-        *(len(beyond), shown, ", ..." if len(beyond) > SHOWN else ""),
+        "added tokens without a row in the model's embedding are left out, and read as text: %s",
+        ", ".join(shown[:SHOWN] + more),
     )
     return spec | {"added_tokens": kept, "model": model}

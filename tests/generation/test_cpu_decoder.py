@@ -60,6 +60,8 @@ def test_logits_are_torchs_whatever_the_switches(row: Row, dtype: torch.dtype) -
         {"n_embd": 33, "n_head": 3},
         {"n_embd": 65, "n_head": 5, "vocab_size": 129},
         {"n_embd": 130, "n_head": 2, "n_inner": 257, "vocab_size": 1},
+        {"n_embd": 6, "n_head": 3, "head_dim": 50, "n_inner": 7, "n_kv_head": 1, "pos": "rope llama3"},
+        {"n_embd": 65, "n_head": 5, "head_dim": 2, "pos": "rope linear", "qk_norm": True, "window": 3},
         {"n_embd": 192, "n_head": 1, "pos": "rope", "norm": "rmsnorm", "mlp": "swiglu"},
     ],
 )

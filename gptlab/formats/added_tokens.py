@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
+
+from gptlab.formats.reading import read_json_object
+from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +33,23 @@ def with_declared(spec: dict[str, Any], folder: Path, about: dict[str, Any]) -> 
         spec: the content of tokenizer.json.
         folder: the folder with the files.
         about: the merged contents of the files beside the tokenizer.
+
+    Raises:
+        UserError: added_tokens.json is broken, or an id is no number.
     """
     file = folder / "added_tokens.json"
     ids, special = token_ids(spec), _special_names(about)
     declared = {name: (None, {"special": True}) for name in special}
-    declared |= {
-        name: (i, {"special": name in special})
-        for name, i in (json.loads(file.read_text("utf-8")) if file.is_file() else {}).items()
-    }
+    if file.is_file():
+        declared |= {name: (i, {"special": name in special}) for name, i in read_json_object(file).items()}
     declared |= {token["content"]: (int(i), token) for i, token in (about.get("added_tokens_decoder") or {}).items()}
     added: dict[int, dict[str, Any]] = {}
     homeless = []
     for name, (i, flags) in declared.items():
         if name in ids:
             continue
+        if i is not None and (type(i) is not int or i < 0):
+            raise UserError(f"beside it {name:.99} is declared with the id {i!s:.99}")
         if i is None or i in added or i in ids.values():
             homeless.append((name, flags))
         else:

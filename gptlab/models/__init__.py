@@ -85,6 +85,11 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
         ):
             raise UserError(f"model.{field.name}={value:g}: must be at most {LARGEST_NUMBER:,}")
     try:
-        return cls(**fields)
+        config = cls(**fields)
     except TypeError as error:
         raise UserError(f"this version's {cls.__name__} does not fit: {str(error)[:200]}") from error
+    if isinstance(config, GPTConfig) and config.attn_width > LARGEST_NUMBER:
+        raise UserError(
+            f"model.head_dim={config.head_size}: {config.n_head:,} heads of this size are wider than {LARGEST_NUMBER:,}"
+        )
+    return config

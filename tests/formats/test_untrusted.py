@@ -99,7 +99,9 @@ def test_a_target_in_a_config_is_a_word(tmp_path: Path, capsys: pytest.CaptureFi
 # Memory and time
 
 
-@pytest.mark.parametrize("field", ["n_layer", "n_embd", "n_head", "block_size", "vocab_size", "n_inner", "window"])
+@pytest.mark.parametrize(
+    "field", ["n_layer", "n_embd", "n_head", "head_dim", "block_size", "vocab_size", "n_inner", "window"]
+)
 @pytest.mark.parametrize("size", [10**6, 1 << 24, 10**9, 10**30])
 def test_sizes_that_a_file_does_not_hold_are_refused_at_once(tmp_path: Path, field: str, size: int) -> None:
     started, changed = time.perf_counter(), content()
@@ -111,6 +113,14 @@ def test_sizes_that_a_file_does_not_hold_are_refused_at_once(tmp_path: Path, fie
         with pytest.raises(UserError):
             checkpoint.load_checkpoint(tmp_path / "a.ckpt")
     assert quick(started)
+
+
+def test_heads_that_are_too_many_and_too_large_together_are_refused() -> None:
+    sizes = {"name": "gpt", "vocab_size": 3, "n_embd": 1 << 24, "n_head": 1 << 24, "head_dim": 1 << 24}
+    with pytest.raises(
+        UserError, match=r"model.head_dim=16777216: 16,777,216 heads of this size are wider than 16,777"
+    ):
+        models.from_dict(sizes)
 
 
 def test_tensors_that_claim_more_than_they_hold_are_refused() -> None:

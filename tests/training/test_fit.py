@@ -41,6 +41,21 @@ def curve(run_dir: Path, key: str = "train/loss") -> list[float]:
         return [float(row[key]) for row in csv.DictReader(file) if row[key]]
 
 
+# Heads of a size of their own, positions of Llama 3.2.
+SHAPED = ("arch=llama", "model.head_dim=14", "model.n_kv_head=1", "model.window=5", "model.rope_scaling=llama3")
+SHAPED += ("model.rope_factor=8", "model.rope_original_size=64", "trainer.max_steps=2", "trainer.sample_tokens=19")
+
+
+def test_a_run_of_another_shape_is_the_same_whatever_computes_attention(run: Any, tmp_path: Path) -> None:
+    for attention in ("sdpa", "manual", "per_head"):
+        run(tmp_path / attention, *SHAPED, "optim=muon", f"model.attention={attention}")
+    curves = [curve(tmp_path / attention) for attention in ("sdpa", "manual", "per_head")]
+    assert len(curves[0]) == 2
+    assert curves[1] == curves[2] == pytest.approx(curves[0], abs=1e-5)
+    model, _, _ = checkpoint.load_checkpoint(tmp_path / "sdpa")
+    assert model.h[1].attn.c_proj.weight.shape == (33, 3 * 14)  # type: ignore[union-attr]
+
+
 def test_the_losses_of_twenty_steps_are_golden(run: Any, tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=20", "trainer.val_every=20", "trainer.sample_tokens=0")
     assert curve(tmp_path) == pytest.approx(GOLDEN, abs=2e-4)

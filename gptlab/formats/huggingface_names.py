@@ -36,7 +36,8 @@ from gptlab.models.weights import EMBEDDING, HEAD, check_shapes, check_sound, em
 from gptlab.system.errors import UserError
 
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")  # (in, out) in GPT-2, where nn.Linear has (out, in)
-BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # their buffers, which are not weights
+# Buffers, which are not weights: theirs, and the count of torch's AveragedModel.
+BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$|^n_averaged$")
 
 
 def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
@@ -203,7 +204,7 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
         UserError: names or shapes do not fit the config; the message lists them in their names.
     """
     family = FAMILIES[family_of(config)]
-    state = {name: value for name, value in _with_base(state, family).items() if not BUFFERS.search(name)}
+    state = _with_base({name: value for name, value in state.items() if not BUFFERS.search(name)}, family)
     embedding = _their_names(EMBEDDING, family)[0]
     missing = {embedding, HEAD} - state.keys()
     if config.tied and missing == {embedding}:

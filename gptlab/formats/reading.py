@@ -73,8 +73,8 @@ def load_plain(path: Path, mapped: bool = True) -> Any:
         raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
 
 
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into a weight's name."""
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+"""What DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Fabric put into a weight's name."""
 
 
 def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,20 @@ def test_heads_and_prefixes(
     assert_same(model, reference(family, head, tmp), ROWS)
     assert model.config.tied == (tied and holds != "different")  # type: ignore[union-attr]
     assert ("the head is not the embedding" in caplog.text) == (head == "tied, both different")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefixes_inside_names_and_an_averages_count(family: str, tmp: Path, tmp_path: Path) -> None:
+    """As FSDP, activation checkpointing and torch.optim.swa_utils.AveragedModel save them."""
+    inside = {
+        "_forward_module." + re.sub(r"\.(\d+)\.", r".\1._fsdp_wrapped_module._checkpoint_wrapped_module.", name): tensor
+        for name, tensor in weights(family, "embedding").items()
+    }
+    averaged = renamed(weights(family, "embedding"), "module.") | {"n_averaged": torch.tensor(7)}
+    for i, state in enumerate((inside, averaged)):
+        folder = write(tmp_path / str(i), family, True, state, pickled=True)
+        write_tokenizer(folder, ROWS, None, "")
+        assert_same(huggingface.open_folder(folder, folder)[0], reference(family, "tied, embedding alone", tmp), ROWS)
 
 
 @pytest.mark.parametrize("place", PLACES)

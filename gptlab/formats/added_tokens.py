@@ -76,17 +76,19 @@ def _entry(content: str, i: int, flags: dict[str, Any]) -> dict[str, Any]:
     return {"id": i, "content": content, **switches, "normalized": normalized, "special": special}
 
 
-def _with_added(spec: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+def _with_added(spec: dict[str, Any], new: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the spec with more added tokens.
 
-    The library numbers them from the vocabulary's end on; so one whose id comes later stands in the vocabulary, too.
+    The library numbers added tokens from the vocabulary's size on. Where that gives other ids they stand in the
+    vocabulary, too.
     """
-    vocab = spec["model"]["vocab"]
-    after = max(token_ids(spec).values()) + 1
-    later = {token["content"]: token["id"] for place, token in enumerate(added, after) if token["id"] != place}
-    if later and isinstance(vocab, dict):
-        spec = spec | {"model": spec["model"] | {"vocab": vocab | later}}
-    return spec | {"added_tokens": [*(spec.get("added_tokens") or []), *added]} if added else spec
+    if not new:
+        return spec
+    vocab, added = spec["model"]["vocab"], [*(spec.get("added_tokens") or []), *new]
+    outside = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
+    if isinstance(vocab, dict) and list(outside.values()) != list(range(len(vocab), len(vocab) + len(outside))):
+        spec = spec | {"model": spec["model"] | {"vocab": vocab | outside}}
+    return spec | {"added_tokens": added}
 
 
 def with_rows(spec: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -165,6 +165,56 @@ def test_heads_and_prefixes(
     assert ("the head is not the embedding" in caplog.text) == (head == "tied, both different")
 
 
+DECLARED = {"<a>": 31, "<b>": 32, "<c>": 35, "<d>": 36}  # in the padding, the last two after a gap
+
+
+@pytest.mark.parametrize("in_file", [0, 1, 2])
+def test_each_token_has_the_id_that_is_declared(tmp_path: Path, in_file: int) -> None:
+    write(tmp_path, "gpt2", True, weights("gpt2", "embedding"))
+    write_tokenizer(tmp_path, 31, None, "")
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    spec["added_tokens"] = [flags | {"content": name, "id": i} for name, i in [*DECLARED.items()][:in_file]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(dict([*DECLARED.items()][in_file:])))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": list(DECLARED)}))
+    model, tokenizer, _ = huggingface.open_folder(tmp_path, tmp_path)
+    assert model.config.vocab_size == tokenizer.vocab_size == 37
+    for name, i in DECLARED.items():
+        assert tokenizer.encode_special(CHARS[5] + name).tolist() == [5, i]
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ('{"<a>": "x"}', r"tokenizer.json: beside it <a> is declared with the id x$"),
+        ('{"<a>": -1}', r"tokenizer.json: beside it <a> is declared with the id -1$"),
+        ('["<a>"]', r"added_tokens.json has no names and values$"),
+        ("{", r"added_tokens.json cannot be read \(JSONDecodeError"),
+    ],
+)
+def test_a_token_that_is_declared_wrongly_is_named(tmp_path: Path, declared: str, message: str) -> None:
+    write(tmp_path, "gpt2", True, weights("gpt2", "embedding"))
+    write_tokenizer(tmp_path, 31, None, "")
+    (tmp_path / "added_tokens.json").write_text(declared)
+    with pytest.raises(UserError, match=message):
+        huggingface.open_folder(tmp_path, tmp_path)
+
+
+def test_a_text_that_begins_with_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "gpt2", True, weights("gpt2", "embedding"))
+    write_tokenizer(tmp_path, ROWS, ROWS, "tokenizer.json")
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    begin = [{"SpecialToken": {"id": PAD, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {PAD: {"id": PAD, "ids": [ROWS], "tokens": [PAD]}}
+    spec["post_processor"] = {"type": "TemplateProcessing", "single": begin, "pair": begin, "special_tokens": tokens}
+    spec["post_processor"]["pair"] = [*begin, {"Sequence": {"id": "B", "type_id": 1}}]
+    spec["model"]["vocab"]["a"] = spec["model"]["vocab"].pop(CHARS[0])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=r"begins every text with the ids \(37,\), and the model has only 37 tokens"):
+        huggingface.open_folder(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefixes_inside_names_and_an_averages_count(family: str, tmp: Path, tmp_path: Path) -> None:
     """As FSDP, activation checkpointing and torch.optim.swa_utils.AveragedModel save them."""

@@ -136,23 +136,23 @@ def run(args: argparse.Namespace) -> None:
     if args.json == "-":
         print(json.dumps(found, indent=2))
         return
+    if args.json:  # before what is printed, whose reader may have gone
+        write_json(Path(args.json), found)
     print_results(found, Console(highlight=False))
     if args.json:
-        write_json(Path(args.json), found)
         print(f"files: {args.json}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
-    p = parser()
-    args = p.parse_intermixed_args(argv)
-    if args.json and "=" in args.json:  # an override that follows the flag
-        args.json, args.overrides = "-", [args.json, *args.overrides]
-    if args.side:
-        child(args)
-        return
     with command_line():
-        run(args)
+        args = parser().parse_intermixed_args(argv)
+        if args.json and "=" in args.json:  # an override that follows the flag
+            args.json, args.overrides = "-", [args.json, *args.overrides]
+        if args.side:
+            child(args)
+        else:
+            run(args)
 
 
 if __name__ == "__main__":

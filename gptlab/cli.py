@@ -11,6 +11,7 @@ import runpy
 import sys
 
 from gptlab import __version__
+from gptlab.system.errors import UserError, command_line
 
 VERBS = {
     "train": "train one run, or a sweep of runs",
@@ -43,15 +44,17 @@ def complete() -> None:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-    elif arguments[0] == "--version":
-        print(__version__)
-    elif arguments[0] in ("-sc", "--shell-completion"):
-        complete()
-    elif arguments[0] in VERBS:
+    if arguments and arguments[0] in VERBS:
         sys.argv = [sys.argv[0], *arguments[1:]]
         # As python -m would: with several devices, Lightning starts the other processes by this name.
         runpy.run_module(f"gptlab.{arguments[0]}", run_name="__main__", alter_sys=True)
-    else:
-        sys.exit(f"error: {arguments[0]}: no such verb\n\n{usage()}")
+        return
+    with command_line():
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+        elif arguments[0] == "--version":
+            print(__version__)
+        elif arguments[0] in ("-sc", "--shell-completion"):
+            complete()
+        else:
+            raise UserError(f"{arguments[0] or 'an empty word'}: no such verb\n\n{usage()}")

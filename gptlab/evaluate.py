@@ -133,13 +133,13 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
-    p = parser()
-    args = p.parse_args(argv)
-    if args.memorised and args.compare:
-        p.error("--memorised and --compare do not go together")
-    if args.sample and not args.memorised:
-        p.error("--sample FILE goes with --memorised")
     with command_line():
+        p = parser()
+        args = p.parse_args(argv)
+        if args.memorised and args.compare:
+            p.error("--memorised and --compare do not go together")
+        if args.sample and not args.memorised:
+            p.error("--sample FILE goes with --memorised")
         run(args)
 
 

@@ -76,9 +76,8 @@ def size_in_words(size: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
     with command_line():
-        run(args)
+        run(parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -264,9 +264,8 @@ def answer_prompts(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
-    args = parser().parse_intermixed_args(argv)  # PROMPT may come after flags
     with command_line():
-        run(args)
+        run(parser().parse_intermixed_args(argv))  # PROMPT may come after flags
 
 
 if __name__ == "__main__":

@@ -51,10 +51,6 @@ def run(args: argparse.Namespace) -> None:
             tables.print_difference(found, args.diff[0], args.diff[1], console)
         return
     report = build_report(args.paths, args.metric, args.baseline, args.sort, args.reference)
-    if args.json:
-        print(terminal.as_json(tables.report_dict(report)), end="")
-    else:
-        tables.print_report(report, console)
     out = args.out
     if out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
         out = args.paths[0] / "report"
@@ -64,19 +60,22 @@ def run(args: argparse.Namespace) -> None:
             from gptlab.reports import plots
 
             images = plots.write_plots(report, out)
-        tables.write_files(report, out, images)
-    if not args.json:
+        tables.write_files(report, out, images)  # before what is printed, whose reader may have gone
+    if args.json:
+        print(terminal.as_json(tables.report_dict(report)), end="")
+    else:
+        tables.print_report(report, console)
         where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
         console.print(where, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
-    p = parser()
-    args = p.parse_args(argv)
-    if bool(args.paths) == bool(args.diff):
-        p.error("give run directories or folders of runs, or --diff A B")
     with command_line():
+        p = parser()
+        args = p.parse_args(argv)
+        if bool(args.paths) == bool(args.diff):
+            p.error("give run directories or folders of runs, or --diff A B")
         run(args)
 
 

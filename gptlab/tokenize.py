@@ -41,6 +41,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def read_input() -> str:
+    """Read the text on standard input.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return sys.stdin.read().encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.object[error.start]:#04x} at {error.start}"
+        raise UserError(f"standard input is not UTF-8 text ({where})") from error
+
+
 def read_pieces(argument: str, **flags: str | None) -> list[str]:
     """Read the text that the command line gives or names, in pieces.
 
@@ -58,7 +71,7 @@ def read_pieces(argument: str, **flags: str | None) -> list[str]:
         options = TextOptions(separator=None, written=of_tokenize, **{k: v for k, v in flags.items() if v is not None})
         pieces = [piece.text for piece in corpora.load("text", [argument], Path(), Path(), options=options).read()]
     else:
-        pieces = [piece.text for piece in cut([sys.stdin.read() if argument == "-" else argument])]
+        pieces = [piece.text for piece in cut([read_input() if argument == "-" else argument])]
     if not pieces:
         raise UserError("the text is empty")
     return pieces
@@ -173,9 +186,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 1 after a `UserError`, 2 for wrong flags and 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
     with command_line():
-        run(args)
+        run(parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, read_write
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory, hydra_parser, resume
 from gptlab.runs.compose import CONF, VERSION_BASE
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, command_line
 
 log = logging.getLogger(__name__)
 
@@ -137,19 +137,20 @@ def sweep(config_dir: str | None, words: list[str]) -> int:
     Raises:
         UserError: it cannot be run so.
     """
-    from gptlab.sweeps import command_line
+    from gptlab.sweeps.command_line import run as run_sweep
 
     if (here := processes.place()) is not None and here.size > 1:
         raise UserError(f"a sweep starts its processes itself: leave out {here.starter}, or let it start one")
-    return command_line.run(config_dir, words)
+    return run_sweep(config_dir, words)
 
 
-def main() -> None:
-    """Run the command line: a mistake is one message and exit code 1; Ctrl-C is 130."""
-    arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
-        print(usage())
-        return
+def start(arguments: list[str]) -> None:
+    """Train the run, or run the sweep, that a command line asks for.
+
+    Raises:
+        UserError: it cannot be run so.
+        SystemExit: a sweep has ended, or a signal has stopped a run.
+    """
     try:
         with compose.refusals():
             if (asked := compose.asked_for_sweep(arguments)) is not None:
@@ -160,11 +161,21 @@ def main() -> None:
                 run()
     except UserError as error:
         processes.refuse(error)
-        sys.exit(f"error: {error}")
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         processes.leave()
+
+
+def main() -> None:
+    """Run the command line; what becomes of the terminal, or of a pipe's reader, ends no run."""
+    arguments = sys.argv[1:]
+    with command_line(essential=compose.asks_for_information(arguments)):
+        if {"--help", "-h"} & set(arguments):
+            print(usage())
+        else:
+            start(arguments)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -59,12 +57,7 @@ class LiveTable:
             self.live.stop()
 
     def update(self) -> None:
-        try:
-            self.show()
-        except OSError:  # the terminal or the reader of a pipe is gone: the jobs must not fail for it
-            self.live, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115, PTH123
-
-    def show(self) -> None:
+        """Show what has changed."""
         if self.live:
             self.live.update(Group(*self.content()), refresh=True)
             return

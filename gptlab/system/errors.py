@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from gptlab.system.streams import flush_output, prepare_streams
+
 
 class UserError(ValueError):
     """Something typed, or something about this machine, is wrong; the message names it and says what to do."""
@@ -23,14 +25,29 @@ def quoted(characters: list[str], most: int = 20) -> str:
 
 
 @contextmanager
-def command_line() -> Iterator[None]:
-    """End a command on errors: a UserError becomes one message and exit code 1, Ctrl-C exit code 130."""
+def command_line(essential: bool = True) -> Iterator[None]:
+    """Run a command, and end it on errors: a UserError becomes one message and exit code 1, Ctrl-C exit code 130.
+
+    Args:
+        essential: whether standard output is what the command is for. Then the command ends where the reader of that
+            output, e.g. head, has gone, with exit code 0, and where the output cannot be written, as on a full disk,
+            with a message and exit code 1. Otherwise neither has any effect on the command.
+    """
+    prepare_streams(essential)
+    code: object = None
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        code = f"error: {error}"
     except KeyboardInterrupt:
         print()
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, e.g. head, has closed the pipe
-        sys.stderr.close()
+        code = 130
+    except SystemExit as stop:  # argparse, after --help
+        code = 0 if stop.code is None else stop.code
+    except OSError:
+        if flush_output() is None:
+            raise
+    if (lost := flush_output()) is not None and essential and code in (None, 0, 1):
+        code = 0 if isinstance(lost, BrokenPipeError) else f"error: standard output: {lost.strerror}"
+    if code is not None:
+        sys.exit(code)  # type: ignore[arg-type]

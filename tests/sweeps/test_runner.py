@@ -25,6 +25,7 @@ from gptlab.sweeps.live_table import LiveTable
 from gptlab.sweeps.plans import Axis, FixedPlan, Search
 from gptlab.sweeps.runner import Sweep, closing_words
 from gptlab.system.errors import UserError
+from gptlab.system.streams import Stream
 from gptlab.system.files import read_json
 from tests.conftest import ROOT
 from tests.sweeps.fakes import Fake, fake, sweep
@@ -150,16 +151,14 @@ def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Pa
 
 def test_a_closed_terminal_does_not_hurt_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `| tee` that Ctrl-C has ended, or a window that is gone."""
-
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "stdout", Closed())
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Stream(writer, essential=False))))
     swept = sweep(tmp_path, "2.5", "1.5")
     swept.run()
     print("and nothing more is printed")
     sys.stdout.close()
+    os.close(writer)
     assert states(swept) == ["finished", "finished"]
 
 

@@ -20,7 +20,8 @@ from gptlab.benchmarks.alternation import Parent, busy
 from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEPS, TOKENS
 from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
-from gptlab.runs import compose, directory
+from gptlab.runs import compose, directory, words
+from gptlab.system.arguments import some_name
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_json
 
@@ -44,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--rounds", type=count, default=ROUNDS, metavar="N", help=f"(default: {ROUNDS})")
     p.add_argument("--busy", type=count, default=0, metavar="N", help="beside N processes that compute without a pause")
-    p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON, to standard output or into FILE")
+    p.add_argument(
+        "--json", nargs="?", const="-", type=some_name, metavar="FILE", help="JSON, to standard output or into FILE"
+    )
     p.add_argument("--side", choices=(RUN, BARE, SAMPLING), help=argparse.SUPPRESS)  # what a child measures
     p.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return p
@@ -149,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parser().parse_intermixed_args(argv)
         if args.json and "=" in args.json:  # an override that follows the flag
             args.json, args.overrides = "-", [args.json, *args.overrides]
+        args.overrides = words.readable(args.overrides)
         if args.side:
             child(args)
         else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from gptlab.data.text_options import FORMATS
+from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 
@@ -15,12 +15,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "model",
         metavar="MODEL",
+        type=some_name,
         help="a run directory (its best checkpoint), a checkpoint, a Hugging Face directory or hub name (gpt2); or "
         "ngram:1 to ngram:6, counted on the train part (Kneser-Ney), or uniform",
     )
     p.add_argument(
         "--data",
         metavar="NAME_OR_FILE",
+        type=some_name,
         help="shakespeare_char, pydoc_char, verdict, auto, or a text file or a folder of them (default: the run's own; "
         "of ngram:N and uniform shakespeare_char)",
     )
@@ -39,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="from one window to the next: the last S tokens of each count (default: the context)",
     )
-    p.add_argument("--compare", metavar="OTHER", help="another MODEL on the same text, and whether they differ")
+    p.add_argument(
+        "--compare", metavar="OTHER", type=some_name, help="another MODEL on the same text, and whether they differ"
+    )
     p.add_argument(
         "--tokenizer",
         choices=("char", "byte", "gpt2", "cl100k_base"),
@@ -51,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         help="instead of the loss: the longest strings of a sample that stand word for word in the train part",
     )
     p.add_argument(
-        "--sample", metavar="FILE", type=Path, help="with --memorised: a text to take for the model's sample"
+        "--sample", metavar="FILE", type=some_path, help="with --memorised: a text to take for the model's sample"
     )
     p.add_argument("--seed", type=int, default=1337, metavar="S", help="of samples and bootstrap (default: 1337)")
     p.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (default: 8192 tokens' worth)")

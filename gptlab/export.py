@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import whole_folder
 
@@ -13,9 +14,14 @@ from gptlab.system.files import whole_folder
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m gptlab.export", description=__doc__)
     p.add_argument(
-        "model", metavar="MODEL", help="a run directory, a checkpoint file, a Hugging Face folder or hub name, ..."
+        "model",
+        metavar="MODEL",
+        type=some_name,
+        help="a run directory, a checkpoint file, a Hugging Face folder or hub name, ...",
     )
-    p.add_argument("dir", metavar="DIR", type=Path, help="the folder to make; it must not be there yet, or be empty")
+    p.add_argument(
+        "dir", metavar="DIR", type=some_path, help="the folder to make; it must not be there yet, or be empty"
+    )
     p.add_argument(
         "--format",
         default="hf",

@@ -6,9 +6,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -39,17 +39,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "model",
         metavar="MODEL",
+        type=some_name,
         help="a run directory (its best checkpoint), a checkpoint, a Hugging Face directory or hub name (gpt2)",
     )
     p.add_argument(
         "prompt",
         metavar="PROMPT",
         nargs="?",
-        help="text to go on with (default: what comes through a pipe, else a new line)",
+        help="text to go on with (default: what comes through a pipe, else what the run's own samples begin with)",
     )
 
     prompts = p.add_argument_group("prompts")
-    prompts.add_argument("--prompt-file", metavar="FILE", type=Path, help="its text is the prompt")
+    prompts.add_argument("--prompt-file", metavar="FILE", type=some_path, help="its text is the prompt")
     prompts.add_argument("--lines", action="store_true", help="each line of the file or pipe is a prompt of its own")
     prompts.add_argument(
         "--interactive",
@@ -57,6 +58,39 @@ def parser() -> argparse.ArgumentParser:
         help="read line after line, each after all that was said before; Ctrl-C stops an answer, Ctrl-D ends it all",
     )
 
+    add_sampling_flags(p)
+    shown = p.add_argument_group("how it is shown")
+    shown.add_argument("--json", action="store_true", help="a line of JSON for each sample")
+    shown.add_argument("--show-probs", action="store_true", help="how surprising each token was to the model, in bits")
+    shown.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        type=some_name,
+        metavar="MODEL",
+        help="another model beside it; can be repeated",
+    )
+
+    work = p.add_argument_group("how it is computed")
+    work.add_argument(
+        "--draft",
+        type=some_name,
+        metavar="MODEL",
+        help="a small model that proposes tokens; what is drawn keeps its distribution",
+    )
+    work.add_argument(
+        "--ahead", type=at_least(1, int), metavar="N", help=f"tokens that --draft proposes at once (default: {AHEAD})"
+    )
+    work.add_argument(
+        "--compile", action="store_true", help="by torch.compile, which takes a while: for long texts on a GPU"
+    )
+    work.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    work.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    return p
+
+
+def add_sampling_flags(p: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is drawn, and how much of it."""
     draw = p.add_argument_group("what is drawn")
     draw.add_argument("--max-new-tokens", type=at_least(0, int), default=500, metavar="N", help="(default: 500)")
     draw.add_argument(
@@ -91,27 +125,6 @@ def parser() -> argparse.ArgumentParser:
         help="of the first sample, the next one has S + 1: the same text for the same seed, whatever is drawn with it",
     )
 
-    shown = p.add_argument_group("how it is shown")
-    shown.add_argument("--json", action="store_true", help="a line of JSON for each sample")
-    shown.add_argument("--show-probs", action="store_true", help="how surprising each token was to the model, in bits")
-    shown.add_argument(
-        "--also", action="append", default=[], metavar="MODEL", help="another model beside it; can be repeated"
-    )
-
-    work = p.add_argument_group("how it is computed")
-    work.add_argument(
-        "--draft", metavar="MODEL", help="a small model that proposes tokens; what is drawn keeps its distribution"
-    )
-    work.add_argument(
-        "--ahead", type=at_least(1, int), metavar="N", help=f"tokens that --draft proposes at once (default: {AHEAD})"
-    )
-    work.add_argument(
-        "--compile", action="store_true", help="by torch.compile, which takes a while: for long texts on a GPU"
-    )
-    work.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
-    work.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
-    return p
-
 
 def check_flags(args: argparse.Namespace) -> None:
     """Check that the flags go together.
@@ -138,14 +151,19 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--lines is for the lines of --prompt-file FILE or of a pipe: leave it or PROMPT out")
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Return the prompts from the command line, a file or a pipe.
+def read_prompts(args: argparse.Namespace) -> list[str] | None:
+    """Return the prompts from the command line, a file or a pipe; None if there are none.
 
     Raises:
-        UserError: the file cannot be read, or it has no text.
+        UserError: the prompt is empty, the file cannot be read, or it has no text.
     """
-    from gptlab.generation.terminal import stdin_is_piped
+    from gptlab.generation.terminal import note, stdin_is_piped
 
+    if args.prompt == "":
+        raise UserError(
+            "PROMPT is empty (a variable that the shell does not know?): give some text, or leave it out to begin as "
+            "the samples of a run do"
+        )
     if args.prompt is not None:
         return [args.prompt.encode("utf-8", "replace").decode()]
     name, file = f"--prompt-file {args.prompt_file}", args.prompt_file
@@ -154,7 +172,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if file is None:
         if args.lines:
             raise UserError("--lines: give --prompt-file FILE, or send them through a pipe")
-        return ["" if args.interactive else "\n"]
+        return None
     try:
         with open(file, encoding="utf-8-sig", closefd=file is args.prompt_file) as opened:
             text = opened.read()
@@ -163,7 +181,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     if not text and args.prompt_file is None and not args.lines:
-        return ["\n"]  # an empty pipe, which the calling program left open
+        note("standard input is empty: beginning as without it")  # a pipe that the calling program left open
+        return None
     texts = [line for line in text.split("\n") if line] if args.lines else [text.removesuffix("\n")]
     if not any(texts):
         raise UserError(f"{name} is empty; give some text")
@@ -179,7 +198,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gptlab.formats.open_model import open_model
-    from gptlab.generation.answers import check_prompt
+    from gptlab.generation.answers import check_prompt, default_prompt
     from gptlab.generation.conversation import converse
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.terminal import TokenPrinter, note_model
@@ -198,6 +217,8 @@ def run(args: argparse.Namespace) -> None:
             f"--draft {draft.name} has another tokenizer ({other}) than {args.model} ({ours}): give a draft that was "
             f"trained with the same one"
         )
+    if texts is None:
+        texts = [""] if args.interactive else [default_prompt(models[0])]
     for opened in models:
         for text in texts:
             check_prompt(opened, text)

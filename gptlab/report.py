@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from gptlab.system.arguments import some_path, some_text
 from gptlab.system.errors import command_line
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m gptlab.report", description=__doc__)
     p.add_argument(
-        "paths", metavar="DIR", type=Path, nargs="*", help="run directories, or folders with some below them"
+        "paths", metavar="DIR", type=some_path, nargs="*", help="run directories, or folders with some below them"
     )
     p.add_argument(
-        "--out", metavar="DIR", type=Path, help="where files go (default: DIR/report, if one folder of runs is given)"
+        "--out",
+        metavar="DIR",
+        type=some_path,
+        help="where files go (default: DIR/report, if one folder of runs is given)",
     )
-    p.add_argument("--metric", default="val/loss", metavar="KEY", help="a number of summary.json (default: val/loss)")
-    p.add_argument("--baseline", metavar="GROUP", help="compare with this one, e.g. n_head=4 (default: the sweep's)")
     p.add_argument(
-        "--sort", default="mean", metavar="KEY", help="a swept key, or a column of report.csv (default: mean)"
+        "--metric",
+        type=some_text,
+        metavar="KEY",
+        help="a number of summary.json (default: val/loss; val/bpb where vocabularies or texts differ)",
+    )
+    p.add_argument(
+        "--baseline",
+        metavar="GROUP",
+        type=some_text,
+        help="compare with this one, e.g. n_head=4 (default: the sweep's)",
+    )
+    p.add_argument(
+        "--sort",
+        type=some_text,
+        default="mean",
+        metavar="KEY",
+        help="a swept key, or a column of report.csv (default: mean)",
     )
     p.add_argument(
         "--reference",
         nargs="?",
-        const="",
+        const=True,
+        type=some_text,
         metavar="NAME",
         help="the lessons' figures beside ours: heads, depth, ladder, char (default: what fits)",
     )
     p.add_argument("--no-plots", action="store_true", help="tables only")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
-    p.add_argument("--diff", nargs=2, metavar=("A", "B"), type=Path, help="what two runs differ in")
+    p.add_argument("--diff", nargs=2, metavar=("A", "B"), type=some_path, help="what two runs differ in")
     return p
 
 
@@ -50,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         else:
             tables.print_difference(found, args.diff[0], args.diff[1], console)
         return
-    report = build_report(args.paths, args.metric, args.baseline, args.sort, args.reference)
+    reference = "" if args.reference is True else args.reference
+    report = build_report(args.paths, args.metric, args.baseline, args.sort, reference)
     out = args.out
     if out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
         out = args.paths[0] / "report"

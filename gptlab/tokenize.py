@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.data.text_options import FORMATS
+from gptlab.system.arguments import some_name
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tokenizer",
         action="append",
+        type=some_name,
         metavar="NAME",
         help="show this one's pieces: char, byte, word, bpe, gpt2, cl100k_base, or a run directory for its own; can be "
         "given several times (default: gpt2 if its vocabulary lies in the data folder, else bpe)",
@@ -37,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--text-key", metavar="KEY", help="of a file of rows: which of them is the text (default: text)")
     p.add_argument("--format", choices=FORMATS, help="what the file is, whatever it looks like (default: auto)")
     p.add_argument("--limit", type=int, default=200, metavar="N", help="show the first N tokens (default: 200)")
-    p.add_argument("--data-dir", metavar="DIR", help="where vocabularies are looked for (default: GPTLAB_DATA)")
+    p.add_argument(
+        "--data-dir", metavar="DIR", type=some_name, help="where vocabularies are looked for (default: GPTLAB_DATA)"
+    )
     return p
 
 
@@ -67,9 +71,10 @@ def read_pieces(argument: str, **flags: str | None) -> list[str]:
     from gptlab.data.pieces import pieces as cut
     from gptlab.data.text_options import TextOptions, of_tokenize
 
-    if argument != "-" and len(argument) < 4096 and Path(argument).is_file():
+    file = Path(os.path.expanduser(argument))  # noqa: PTH111 (or a text)
+    if argument != "-" and len(argument) < 4096 and file.is_file():
         options = TextOptions(separator=None, written=of_tokenize, **{k: v for k, v in flags.items() if v is not None})
-        pieces = [piece.text for piece in corpora.load("text", [argument], Path(), Path(), options=options).read()]
+        pieces = [piece.text for piece in corpora.load("text", [str(file)], Path(), Path(), options=options).read()]
     else:
         pieces = [piece.text for piece in cut([read_input() if argument == "-" else argument])]
     if not pieces:

@@ -17,9 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from gptlab.distributed import processes
-from gptlab.runs import compose, directory, hydra_parser, resume
+from gptlab.runs import compose, directory, hydra_parser, resume, words
 from gptlab.runs.compose import CONF, VERSION_BASE
 from gptlab.system.errors import UserError, command_line
+from gptlab.system.files import expand_user
+from gptlab.system.terminal import pasteable
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +101,11 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         there = f"going on with {os.path.relpath(run_dir)}"
         log.info("resume=auto: %s", there if resuming else "nothing to go on with, a new run")
     elif resuming:
-        past = resume.resumed_config(Path(cfg.resume), HydraConfig.get().overrides.task, read_checkpoint)
+        past = resume.resumed_config(expand_user(str(cfg.resume)), HydraConfig.get().overrides.task, read_checkpoint)
         config = resume.with_defaults(past, config)
     elif directory.has_checkpoint(run_dir):
-        raise UserError(f"{run_dir} holds a run: go on with it by resume={run_dir}, or choose another folder")
+        again = pasteable("resume", str(run_dir))
+        raise UserError(f"{run_dir} holds a run: go on with it by {again}, or choose another folder")
     from gptlab.training import lightning_setup
 
     lightning_setup.import_lightning()
@@ -131,8 +134,8 @@ def usage() -> str:
     return HELP.format(groups="\n".join(f"  {group:<11}{', '.join(names)}" for group, names in groups.items()))
 
 
-def sweep(config_dir: str | None, words: list[str]) -> int:
-    """Run the sweep that the words of a command line ask for; its exit code.
+def sweep(config_dir: str | None, overrides: list[str]) -> int:
+    """Run the sweep that the overrides of a command line ask for; its exit code.
 
     Raises:
         UserError: it cannot be run so.
@@ -141,7 +144,7 @@ def sweep(config_dir: str | None, words: list[str]) -> int:
 
     if (here := processes.place()) is not None and here.size > 1:
         raise UserError(f"a sweep starts its processes itself: leave out {here.starter}, or let it start one")
-    return run_sweep(config_dir, words)
+    return run_sweep(config_dir, overrides)
 
 
 def start(arguments: list[str]) -> None:
@@ -153,6 +156,7 @@ def start(arguments: list[str]) -> None:
     """
     try:
         with compose.refusals():
+            sys.argv[1:] = arguments = words.readable(arguments)  # which Lightning reads again
             if (asked := compose.asked_for_sweep(arguments)) is not None:
                 sys.exit(sweep(*asked))
             arguments = processes.join(compose.with_implied_groups(arguments))

@@ -28,7 +28,8 @@ LIBRARIES: dict[str, set[str]] = {
     "torch": {"models", "formats", "distributed", "generation", "evaluation", "training", "benchmarks"}
     | {"system/accelerator.py", "data/batches.py", "generate.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
-    "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "sweeps/command_line.py"},
+    "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
+    | {"sweeps/command_line.py"},
     "omegaconf": {"train.py", "runs", "training/settings.py", "sweeps/command_line.py"},
     "pandas": {"reports"},
     "scipy": {"reports/statistics.py"},

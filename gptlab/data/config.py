@@ -46,8 +46,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         Split(self.split, self.val_fraction, self.test_fraction)  # raises if they are out of range
         assert self.reading  # raises, too
-        if not all(isinstance(path, str) for path in self.paths):
-            raise UserError(f"data.path={self.path}: must be a file, a folder, or a list of them")
+        if not all(isinstance(path, str) and path for path in self.paths):
+            raise UserError(
+                f"data.path={self.path!r}: must be a file, a folder, or a list of them; a name like 123 needs quotes: "
+                f"\"data.path='123'\""
+            )
         if self.max_documents is not None and self.max_documents < 1:
             raise UserError(f"data.max_documents={self.max_documents}: must be at least 1, or null for all")
         if self.batch_size < 1:

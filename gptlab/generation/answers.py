@@ -71,6 +71,23 @@ def check_prompt(opened: OpenedModel[Model], text: str) -> None:
         )
 
 
+def default_prompt(opened: OpenedModel[Model]) -> str:
+    """Return what the samples of a run begin with: trainer.sample_prompt, a new line by default.
+
+    Characters that the model has never seen are left out. Where nothing is left it is the token that `prompt_ids` takes
+    in its place, as text.
+    """
+    tokenizer, trainer = opened.tokenizer, opened.config.get("trainer")
+    prompt = str(trainer.get("sample_prompt", "\n")) if isinstance(trainer, dict) else "\n"
+    unknown = set(tokenizer.unknown(prompt))
+    prompt = "".join(character for character in prompt if character not in unknown)
+    if tokenizer.begin or len(tokenizer.encode(prompt)):
+        return prompt
+    first = prompt_ids(tokenizer, "")
+    text = tokenizer.decode(first)
+    return text if tokenizer.encode(text).tolist() == first else prompt
+
+
 def empty_answers(
     opened: OpenedModel[Model], prompts: Sequence[str], *, samples: int, seed: int, stops: Sequence[str]
 ) -> list[Answer]:

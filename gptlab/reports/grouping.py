@@ -19,7 +19,6 @@ TRAITS = {  # should be equal in all runs: the column, and the config groups tha
     "precisions": ("precision", {"trainer", "precision"}),
     "versions of gptlab": ("version", set()),
     "commits": ("commit", set()),
-    "texts": ("data.sha256", {"data", "experiment"}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from gptlab.reports.records import read_curves
 from gptlab.reports.report import Report, compact_number, is_finite
 from gptlab.reports.statistics import half_width
+from gptlab.reports.units import NATS
 from gptlab.system.files import write_atomically
 
 STYLE: Any = {
@@ -96,7 +98,7 @@ def mean_curve(curves: list[pd.DataFrame]) -> pd.DataFrame:
         curves: see `run_curves`.
 
     Returns:
-        By step, val and train in nats per token, and half the width of val's 95% interval; empty if no run has a curve.
+        By step, val and train, and half the width of val's 95% interval; empty if no run has a curve.
     """
     if not curves:
         return pd.DataFrame()
@@ -108,17 +110,18 @@ def mean_curve(curves: list[pd.DataFrame]) -> pd.DataFrame:
 def run_curves(report: Report, group: str) -> list[pd.DataFrame]:
     """Return val and train by validated step for each run of a group that has validated at least twice.
 
-    train/loss is averaged since the previous validation, which smooths it.
+    train/loss is averaged since the previous validation, which smooths it. It is NaN where val is in bits per byte.
     """
     curves = []
     for run_dir in report.runs[report.runs["group"] == group]["run"]:
         frame = read_curves(Path(run_dir))
-        if not {"train/loss", "val/loss"} <= set(frame):
+        if not {"train/loss", report.curve} <= set(frame):
             continue
-        val, train = (frame[column].dropna().groupby(level=0).last() for column in ("val/loss", "train/loss"))
+        val, train = (frame[column].dropna().groupby(level=0).last() for column in (report.curve, "train/loss"))
         if len(val) > 1:
             place = np.minimum(val.index.searchsorted(train.index), len(val) - 1)
-            curves.append(pd.DataFrame({"val": val, "train": train.groupby(val.index[place]).mean()}))
+            smooth = train.groupby(val.index[place]).mean()
+            curves.append(pd.DataFrame({"val": val, "train": smooth if report.curve == NATS else math.nan}))
     return curves
 
 
@@ -201,13 +204,11 @@ def _curves(report: Report, colours: Colours) -> Figure | None:
             second = [part[part.index >= halves[name]] for part in (each, *singles[name])]
             _draw_val_loss(axes, second[0], second[1:], colours[name])
         whole.plot(each.index, each["train"], color=colours[name], lw=0.8, ls="--", marker=_point_marker(each), ms=3)
-    whole.set(
-        title="val/loss (solid), train/loss since the validation before (dashed)",
-        xlabel="steps",
-        ylabel="loss (nats per token)",
-    )
+    dashed = ", train/loss since the validation before (dashed)" if report.curve == NATS else ""
+    unit = "loss (nats per token)" if dashed else axis_label(report.curve)
+    whole.set(title=f"{report.curve} (solid){dashed}", xlabel="steps", ylabel=unit)
     for axes in ends:
-        axes.set(title="val/loss, the second half", xlabel="steps", ylabel="val/loss (nats per token)")
+        axes.set(title=f"{report.curve}, the second half", xlabel="steps", ylabel=axis_label(report.curve))
     counts = [len(singles[name]) for name in means]
     seeds = sorted({int(n) for n in report.groups["n"]})
     words = f"mean over seeds (n = {', '.join(map(str, seeds))})" if max(seeds) > 1 else ""
@@ -351,7 +352,12 @@ def _by_cost(report: Report, column: str, colours: Colours) -> Figure | None:
 
 
 def _size(report: Report) -> Figure | None:
-    """Plot the curves of the smallest and the largest model, with their gaps; None if their sizes are alike."""
+    """Plot the curves of the smallest and the largest model, with their gaps; None if their sizes are alike.
+
+    None, too, where nats per token do not compare the runs: a gap is in that unit.
+    """
+    if report.curve != NATS:
+        return None
     rows = report.groups[report.groups["mean"].notna()].sort_values(["parameters", "mean"])
     if len(rows) < 2 or rows["parameters"].iloc[-1] < 1.5 * rows["parameters"].iloc[0]:
         return None

@@ -17,7 +17,7 @@ from gptlab.runs import directory
 from gptlab.runs.identity import does, flatten, row
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json
-from gptlab.system.terminal import harmless
+from gptlab.system.terminal import harmless, pasteable
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
@@ -120,9 +120,8 @@ def _unfinished(path: Path, config: dict[str, Any]) -> str:
     where = f"at step {curve.index[-1]} of {config.get('trainer.max_steps', '?')}" if len(curve) else "no step yet"
     if (path / "job.json").is_file():
         return f"has not finished ({where}): the same sweep goes on with it"
-    return (
-        f"has not finished ({where}): {f'resume={path} goes on' if directory.has_checkpoint(path) else 'start it anew'}"
-    )
+    goes_on = f"{pasteable('resume', str(path))} goes on" if directory.has_checkpoint(path) else "start it anew"
+    return f"has not finished ({where}): {goes_on}"
 
 
 def read_curves(path: Path) -> pd.DataFrame:

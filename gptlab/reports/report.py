@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gptlab.reports import published_figures
+from gptlab.reports import published_figures, units
 from gptlab.reports.grouping import TRAITS, distinguishing_values, group_labels, group_runs
 from gptlab.reports.records import LeftOut, Run, comparable_value, find_runs, read_run
 from gptlab.reports.statistics import compare_means, half_width
@@ -46,6 +46,7 @@ class Report:
         runs: one row for each run; the column `group` is the label of its group.
         conditions: sentences that explain how the numbers were measured.
         notes: sentences that say why these runs are less comparable than they look.
+        curve: what curves show, val/loss or val/bpb: what compares the runs.
     """
 
     metric: str
@@ -58,6 +59,7 @@ class Report:
     left_out: list[LeftOut]
     conditions: list[str]
     notes: list[str]
+    curve: str = units.NATS
 
 
 def is_finite(number: Any) -> bool:
@@ -74,7 +76,7 @@ def compact_number(number: float) -> str:
 
 def build_report(
     paths: Sequence[Path],
-    metric: str = "val/loss",
+    metric: str | None = None,
     baseline: str | None = None,
     sort: str = "mean",
     reference: str | None = None,
@@ -82,7 +84,7 @@ def build_report(
     """Build the report on the runs among and below `paths`.
 
     Args:
-        metric: a number of the summaries.
+        metric: a number of the summaries; None: val/loss, or val/bpb where nats per token do not compare the runs.
         baseline: a group's label, or key=value words that match exactly one group.
         sort: an axis or a column of the groups.
         reference: the name of a reference; "" for the one that fits best.
@@ -90,7 +92,12 @@ def build_report(
     Raises:
         UserError: there is nothing to report, or an argument matches none of the runs.
     """
-    measured, left_out = _read_measured_runs(paths, metric)
+    found, left_out = _read_runs(paths)
+    chosen_metric = metric is None
+    if metric is None:
+        metric = units.deciding_metric(found) if reference is None else units.NATS  # references are in nats per token
+    measured, lacking = _with_metric(found, metric)
+    left_out += lacking
     grouped, repeated = group_runs(measured)
     described, base = distinguishing_values(grouped)
     axes = list(described[0])
@@ -114,12 +121,13 @@ def build_report(
         runs=runs,
         left_out=left_out + repeated,
         conditions=conditions,
-        notes=notes + _notes(runs, metric, axes),
+        notes=notes + _notes(runs, metric, axes) + units.notes(measured, metric, chosen_metric),
+        curve=units.deciding_metric(measured),
     )
 
 
-def _read_measured_runs(paths: Sequence[Path], metric: str) -> tuple[list[Run], list[LeftOut]]:
-    """Read the finished runs that have measured `metric`; the others are left out.
+def _read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read the finished runs; the others are left out.
 
     Raises:
         UserError: there is no such run.
@@ -135,12 +143,20 @@ def _read_measured_runs(paths: Sequence[Path], metric: str) -> tuple[list[Run], 
         where = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
         why = "".join(f"\n  {each.path}: {each.why}" for each in left_out[:10])
         raise UserError(f"{where}: no finished run there; a run lies in outputs/<name>/<time>{why}")
+    return found, left_out
+
+
+def _with_metric(found: list[Run], metric: str) -> tuple[list[Run], list[LeftOut]]:
+    """Return the runs that have measured `metric`; the others are left out.
+
+    Raises:
+        UserError: there is no such run.
+    """
     measured = [run for run in found if isinstance(run.summary.get(metric), int | float)]
     if not measured:
         keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
         raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
-    left_out += [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
-    return measured, left_out
+    return measured, [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
 
 
 def _run_table(grouped: list[list[Run]], described: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
@@ -300,8 +316,6 @@ def _notes(frame: pd.DataFrame, metric: str, axes: list[str]) -> list[str]:
         if len(counts) > 1 and not any(axis.partition(".")[0] in explained for axis in axes):
             which = ", ".join(f"{each} ({count})" for each, count in counts.head(5).items())
             notes.append(f"the runs have different {what}: {which}{', ...' if len(counts) > 5 else ''}")
-    if metric.endswith("loss") and "data.tokenizer" in frame and frame["data.tokenizer"].nunique() > 1:
-        notes.append(f"{metric} does not compare tokenizers: use --metric val/bpb")
     for name, part in frame.groupby("group", sort=False):
         diverged = part[part[metric].isna()]
         if len(diverged):

@@ -199,6 +199,13 @@ def print_difference(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: P
             columns["B - A"] = [f"{y - x:+.6g}" if is_finite(x) and is_finite(y) else "-" for _, x, y in rows]
         if rows:
             print_table(table(columns, what), console)
+    unlike = [key for key, _, _ in found["surroundings"] if key in ("data.tokenizer", "data.vocab_size", "data.sha256")]
+    if "data.sha256" in unlike:
+        console.print("note: the texts differ: no loss says which model is better", markup=False)
+    elif unlike:
+        console.print(
+            "note: the vocabularies differ: nats per token (loss) do not compare, bits per byte do", markup=False
+        )
 
 
 def format_value(value: Any) -> str:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab.system.errors import UserError, did_you_mean
+from gptlab.system.terminal import pasteable
 
 PACKAGED = Path(__file__).resolve().parents[1] / "conf"  # in a wheel
 CONF = PACKAGED if PACKAGED.is_dir() else PACKAGED.parent.parent / "conf"
@@ -152,12 +153,23 @@ def explain(error: Exception) -> str:
         advice, choices = did_you_mean(match[2], options), f"there are {', '.join(sorted(options))}"
         return f"{match[1]}={match[2]}: there is no such choice; {advice}{'' if advice == choices else f' {choices}'}"
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.+)'", message):
-        return f"{match[1]}={match[2]}: has several values; add -m for a run of each, or write a list, [{match[2]}]"
+        quoted = pasteable(match[1], match[2].replace("'", ""))
+        return (
+            f"{match[1]}={match[2]}: has several values; add -m for a run of each, write a list, [{match[2]}], or, for "
+            f"one text with a comma, {quoted}"
+        )
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        return f"{error.override}: must be key=value, or group=choice, e.g. model=gpt1m"
+        return (
+            f"{error.override}: must be key=value, or group=choice, e.g. model=gpt1m; a value with spaces needs quotes "
+            f"around the whole word"
+        )
     if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        if not re.fullmatch(r"[+~]{0,2}[\w./@$-]+", key, re.ASCII):
+            return f"{key}: there is no such key; a word is key=value, or group=choice, e.g. model=gpt1m"
         message = (
-            f"{error.override}: cannot be read; quote a value that has = , or brackets in it: \"key='a=b'\"\n{message}"
+            f"{error.override}: cannot be read; close its brackets and fill its gaps, or quote it to have a text: "
+            f"{pasteable(key, value)}\n{message}"
         )
     if isinstance(error.__cause__, OmegaConfBaseException):
         message += f"\n{error.__cause__}"

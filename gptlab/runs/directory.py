@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json, seal, unseal, write_atomically
-from gptlab.system.terminal import duration
+from gptlab.system.terminal import duration, pasteable, shell_quoted
 
 SUMMARY_FORMAT = 1
 LOCK = ".lock"
@@ -109,7 +109,8 @@ def resumable(run_dir: Path) -> Path:
     config = run_dir / "config.yaml"
     if not config.is_file():
         raise UserError(
-            f"resume={run_dir} is not a run directory (no config.yaml in it); runs lie in outputs/<name>/<time>"
+            f"{pasteable('resume', str(run_dir))} is not a run directory (no config.yaml in it); runs lie in "
+            f"outputs/<name>/<time>"
         )
     return config
 
@@ -131,6 +132,7 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
     """Return the closing message of a run: its folder, its results and commands to try next.
 
     Args:
+        summary: the run's summary; with "opening" the beginning of a text that the model knows, if it is there.
         resumed: whether `summary["total_seconds"]` counts only from where the run was resumed.
     """
     run_dir = os.path.relpath(summary["run_dir"])
@@ -145,7 +147,8 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
             f"\n  {baseline['name']:<11} {table}: the model's is {abs(less):.4f} {'lower' if less >= 0 else 'higher'}"
         )
     since = "this time" if resumed else "in all"
-    further = 2 * summary["steps"]
+    further, opening = 2 * summary["steps"], summary.get("opening")
+    sample = " ".join(["python -m gptlab.generate", *map(shell_quoted, [run_dir, *[opening] * bool(opening)])])
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte{beside}
@@ -154,6 +157,6 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
 {summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:
-  python -m gptlab.generate {run_dir} "To be" --max-new-tokens 300
-  tensorboard --logdir {Path(run_dir).parent.parent}
-  python -m gptlab.train resume={run_dir} trainer.max_steps={further} schedule.decay_steps={further}"""
+  {sample} --max-new-tokens 300
+  tensorboard --logdir {shell_quoted(str(Path(run_dir).parent.parent))}
+  python -m gptlab.train {pasteable("resume", run_dir)} trainer.max_steps={further} schedule.decay_steps={further}"""

@@ -13,24 +13,28 @@ from gptlab.runs import upgrades
 #   computes  it affects what the run computes, and is part of its hash
 #   changes   a resumed run may change it: that does not contradict the steps already taken
 #   moved     it differs between places or machines: the run is the same up to rounding
+#   tokens    it decides which tokens losses are of: nats per token do not compare runs that differ in it
 #   shown     it is a column of TensorBoard's HParams tab
 KEYS: dict[str, str] = {
     "name": "",
     "resume": "",
     "seed": "computes shown",
     "deterministic": "computes changes moved shown",
-    "init_from": "computes shown",
+    "init_from": "computes tokens shown",
     "recipe.": "computes",  # other groups repeat its values
     "model.": "computes shown",
-    "tokenizer.": "computes shown",
-    "data.": "computes shown",
-    "data.path": "changes",
-    "data.format": "changes",  # of these four the text depends, whose own hash counts
-    "data.separator": "changes",
-    "data.named_parts": "changes",
-    "data.line_ends": "changes",
+    "tokenizer.": "computes tokens shown",
+    "data.": "computes tokens shown",
+    "data.path": "changes tokens",
+    "data.format": "changes tokens",  # of these four the text depends, whose own hash counts
+    "data.separator": "changes tokens",
+    "data.named_parts": "changes tokens",
+    "data.line_ends": "changes tokens",
     "data.dir": "changes moved",
     "data.cache_dir": "changes moved",
+    "data.batch_size": "computes shown",
+    "data.order": "computes shown",
+    "data.overfit_batches": "computes shown",
     "data.micro_batch_size": "computes changes moved shown",
     "data.val_batch_size": "computes changes moved",
     "optim.": "computes shown",
@@ -56,6 +60,13 @@ KEYS: dict[str, str] = {
 
 READING = {"format": "auto", "separator": "auto", "named_parts": "auto", "line_ends": "lf"}
 """Keys of `data` that decide what is read of the files at data.path, with their defaults."""
+NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("data.max_documents", "data.micro_batch_size", "data.val_batch_size"), int),
+    **dict.fromkeys(("tokenizer.vocab_size", "model.n_kv_head", "model.n_inner", "model.window", "model.conv"), int),
+    **dict.fromkeys(("trainer.patience",), int),
+    **dict.fromkeys(("model.attn_dropout", "model.logit_softcap", "trainer.ema", "trainer.checkpoint_minutes"), float),
+}
+"""Keys of numbers whose defaults do not show their type: null, or a whole number where others are allowed."""
 
 
 def row(key: str) -> str | None:
@@ -68,6 +79,12 @@ def does(key: str, what: str) -> bool:
     """Return whether a dotted key has the effect `what`: computes, changes, moved or shown, see `KEYS`."""
     found = row(key)
     return found is not None and what in KEYS[found].split()
+
+
+def number_type(key: str, default: Any) -> type | None:
+    """Return int or float, whichever a dotted key takes, by its value in a composed config; None: no number."""
+    found = NUMBERS.get(key, type(default))
+    return found if found in (int, float) else None
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptlab.runs import compose, directory, upgrades
 from gptlab.runs.identity import does, flatten
 from gptlab.system.errors import UserError
+from gptlab.system.files import expand_user
 from gptlab.system.terminal import single_quoted
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ def with_run_dir(words: list[str], read_checkpoint: ReadCheckpoint) -> list[str]
         config = compose.compose(words)
         found = unfinished(OUTPUTS / str(config["name"]), config, read_checkpoint)
     else:
-        found = Path(str(resume)) if resume and (Path(str(resume)) / "config.yaml").is_file() else None
+        folder = expand_user(str(resume))
+        found = folder if resume and (folder / "config.yaml").is_file() else None
     return words if found is None else [f"hydra.run.dir={single_quoted(str(found))}", *words]
 
 

@@ -3,38 +3,80 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import subprocess
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Sweep as AnySweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab.runs import identity, schema
 from gptlab.runs.compose import open_conf, resolved, search_path, with_implied_groups
+from gptlab.runs.words import bare, spelled
 from gptlab.sweeps import plans
 from gptlab.sweeps.jobs import Job, Point, job_folder
 from gptlab.sweeps.launchers import Local, Slurm
 from gptlab.sweeps.plans import Axis, FixedPlan, Search
 from gptlab.sweeps.runner import Sweep, SweepConfig, closing_words, report_command
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, did_you_mean
+from gptlab.system.files import expand_user
+
+MAX_VALUES = 100_000  # of a key, as of a range
 
 
-def parse_axis(override: Override) -> Axis:
-    """Return the axis of an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2))."""
+def parse_axis(override: Override, base: dict[str, Any]) -> Axis:
+    """Return the axis of an override like optim.lr=1e-3,3e-3 or optim.lr=tag(log,interval(1e-4,1e-2)).
+
+    Args:
+        base: the values of all keys where nothing varies, by dotted key.
+
+    Raises:
+        UserError: the key does not take such values, or there are too many of them.
+    """
     key, value = override.get_key_element().removeprefix("++"), override.value()
     if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        integer = isinstance(value.start, int) and isinstance(value.end, int)
-        return Axis(key, (), float(value.start), float(value.end), "log" in value.tags, integer)
+        return interval_axis(key, value, base)
+    if isinstance(value, ChoiceSweep) and any(isinstance(each, AnySweep) for each in value.list):
+        raise UserError(f"{override.input_line}: an interval or a range stands alone; give one of them, or values")
+    if isinstance(value, RangeSweep) and value.step == 0:
+        raise UserError(f"{override.input_line}: a step of 0 has no end; give another")
     swept = override.is_sweep_override()
-    values = map(str, override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
-    return Axis(key, tuple({"True": "true", "False": "false"}.get(value, value) for value in values))
+    every = map(str, override.sweep_string_iterator()) if swept else iter([override.get_value_element_as_str()])
+    values = list(itertools.islice(every, MAX_VALUES + 1))
+    if len(values) > MAX_VALUES:
+        raise UserError(f"{override.input_line}: has more than {MAX_VALUES:,} values; give fewer, or an interval")
+    return Axis(key, tuple({"True": "true", "False": "false"}.get(value, bare(value)) for value in values))
+
+
+def interval_axis(key: str, sweep: IntervalSweep, base: dict[str, Any]) -> Axis:
+    """Return the axis of an interval, over integers where the key is one; see `parse_axis`."""
+    assert sweep.start is not None
+    assert sweep.end is not None
+    low, high, log = float(sweep.start), float(sweep.end), "log" in sweep.tags
+    shown, name = f"{key}=interval({low:g},{high:g})", key.lstrip("+")
+    if "." in name and name not in base:
+        raise UserError(f"{shown}: there is no such key here; {did_you_mean(name, base)}")
+    kind = identity.number_type(name, base.get(name))
+    if kind is None:
+        raise UserError(f"{shown}: an interval is for a key that takes numbers; give values, {key}=a,b")
+    if wrong := sweep.tags - {"log"}:
+        raise UserError(f"{shown}: there is no tag {', '.join(sorted(wrong))}; the only one is log")
+    if not math.isfinite(high - low):
+        raise UserError(f"{shown}: both ends must be finite numbers")
+    if low > high or f"{low:.6g}" == f"{high:.6g}":
+        raise UserError(f"{shown}: the first end must be below the second")
+    if log and low <= 0:
+        raise UserError(f"{shown}: on a log scale both ends must be above 0")
+    if kind is int and not (low.is_integer() and high.is_integer()):
+        raise UserError(f"{shown}: {key} is an integer, and so must both ends be")
+    return Axis(key, (), low, high, log, kind is int)
 
 
 def typed_values(values: Any) -> str:
@@ -44,6 +86,11 @@ def typed_values(values: Any) -> str:
     if values is None or isinstance(values, bool):
         return {None: "null", True: "true", False: "false"}[values]
     return str(values)
+
+
+def overrides(point: Point) -> tuple[str, ...]:
+    """Return the words of a command line that set the values of a point."""
+    return tuple(spelled(f"{key}={value}") for key, value in point.items())
 
 
 class Command:
@@ -68,17 +115,18 @@ class Command:
         self.config = schema.build(SweepConfig, OmegaConf.create(self.base["sweep"]), "sweep")
 
         # Typed overrides take precedence over the sweep's file, and may reduce one of its axes to a single value.
-        listed = self.parse([f"{key}={typed_values(values)}" for key, values in self.config.axes.items()])
+        listed = self.parse([spelled(f"{key}={typed_values(values)}") for key, values in self.config.axes.items()])
         varied = {o.key_or_group: o for o in listed}
         varied |= {o.key_or_group: o for o in typed if o.is_sweep_override() or o.key_or_group in varied}
-        self.axes = [parse_axis(override) for override in varied.values()]
+        flat = identity.flatten(self.base)
+        self.axes = [parse_axis(override, flat) for override in varied.values()]
         self.words = [
             line
             for line, override in fixed.items()
             if override.key_or_group not in varied and not override.key_or_group.startswith("sweep.")
         ]
-        check_axes(self.axes, self.config.method)
-        self.root = Path(self.config.dir)
+        check_axes(self.axes, self.config.method, flat)
+        self.root = expand_user(self.config.dir)
         self.names = identity.short_names([each.key for each in self.axes])
 
     @staticmethod
@@ -93,19 +141,19 @@ class Command:
 
     def config_of(self, point: Point) -> dict[str, Any]:
         """Return a job's resolved config."""
-        words = tuple(f"{key}={value}" for key, value in point.items())
+        words = overrides(point)
         cfg = self.compose((*self.words, *words)) if self.search_path else self.compose_quickly(words)
         return {key: value for key, value in resolved(cfg).items() if key != "sweep"}
 
     def compose_quickly(self, words: tuple[str, ...]) -> DictConfig:
         """Compose a job's config: Hydra, which takes 0.1 s, composes the groups once, and values are set on a copy."""
         options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = dict(zip(words, self.parse(list(words)), strict=True))
-        keys = {word: override.key_or_group for word, override in overrides.items()}
+        parsed = dict(zip(words, self.parse(list(words)), strict=True))
+        keys = {word: override.key_or_group for word, override in parsed.items()}
         groups = [word for word, key in keys.items() if options(key) or key == "init_from"]  # init_from chooses groups
         cfg = copy.deepcopy(self.compose((*self.words, *groups)))
         try:
-            for override in (override for word, override in overrides.items() if word not in groups):
+            for override in (override for word, override in parsed.items() if word not in groups):
                 OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
         except OmegaConfBaseException:
             return self.compose((*self.words, *words))  # raises with Hydra's own message
@@ -116,7 +164,7 @@ class Command:
         name = identity.config_hash(config, identity.text_stand_in(config["data"]))[
             :8
         ]  # the text is not read, so its path stands for it
-        words = (*self.flags, *self.words, *(f"{key}={value}" for key, value in point.items()))
+        words = (*self.flags, *self.words, *overrides(point))
         steps = config["trainer"]["max_steps"]  # for the progress only; the job checks its config
         return Job(point, words, job_folder(self.root, point, self.names, name), steps if isinstance(steps, int) else 0)
 
@@ -130,14 +178,32 @@ class Command:
         first = {axis.key: axis.values[0] for axis in self.axes if axis.key != "seed"}
         return first if self.config.method == "grid" else {}
 
+    @cached_property
+    def metric(self) -> str:
+        """Return the loss that compares the jobs: val/bpb if they differ in what decides their tokens, else val/loss.
+
+        Composes every choice of a group and every value that may decide the tokens, so a wrong one is refused here.
+        """
+        first = {} if self.config.method == "one_at_a_time" else {axis.key: axis.samples[0] for axis in self.axes}
+        points = [first]
+        for axis in self.axes:
+            key = axis.key.lstrip("+")
+            if not identity.row(key) or identity.does(key, "tokens"):
+                points += [{**first, axis.key: value} for value in axis.samples]
+        configs = [identity.flatten(self.config_of(point)) for point in points]
+        tokens = [{key: config[key] for key in config if identity.does(key, "tokens")} for config in configs]
+        return "val/loss" if all(each == tokens[0] for each in tokens) else "val/bpb"
+
     def plan(self) -> FixedPlan | Search:
         config = self.config
         if config.method == "optuna":
             fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
             name = identity.config_hash(fixed, identity.text_stand_in(fixed["data"]))
+            if self.metric != "val/loss":
+                name += f" {self.metric}"  # older searches over vocabularies minimised val/loss
             if not isinstance(seed := fixed["seed"], int):
                 raise UserError(f"seed={seed}: must be an integer")
-            return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job)
+            return Search(self.axes, self.root, name, config.trials, config.prune, seed, self.job, self.metric)
         points = plans.grid(self.axes) if config.method == "grid" else plans.one_at_a_time(self.axes)
         jobs: dict[str, Job] = {}
         for point in points:
@@ -176,20 +242,47 @@ def check_overrides(typed: list[Override]) -> None:
             raise UserError(f"{override.input_line}: takes one value, it is not itself swept")
 
 
-def check_axes(axes: list[Axis], method: str) -> None:
+def check_axes(axes: list[Axis], method: str, base: dict[str, Any]) -> None:
     """Check that there are axes, and that `method` can vary each of them.
 
+    Args:
+        base: see `parse_axis`.
+
     Raises:
-        UserError: there are none, or one has no values or an interval that only a search can vary.
+        UserError: there are none, or one has no values, an interval that only a search can vary, or in a search values
+            that are no numbers of its key's type.
     """
     if not axes:
         raise UserError("-m: nothing varies; give some key several values, e.g. model.n_head=1,2,4 seed=1,2,3")
     for axis in axes:
+        kind = identity.number_type(axis.key.lstrip("+"), base.get(axis.key.lstrip("+")))
+        if kind and method == "optuna":
+            check_numbers(axis, kind)
         if axis.values or (axis.is_interval and method == "optuna"):
             continue
         if axis.is_interval:
             raise UserError(f"{axis.key}: an interval is for sweep.method=optuna; give values, e.g. {axis.key}=1,2,3")
         raise UserError(f"{axis.key}: there are no values, nothing matches")
+
+
+def check_numbers(axis: Axis, kind: type) -> None:
+    """Check that the values of an axis are what a key of numbers of this type takes.
+
+    Raises:
+        UserError: one of them is something else.
+    """
+    for value in axis.values:
+        if value not in ("null", "auto") and not is_number(value.strip("'\""), kind):
+            what = "an integer" if kind is int else "a number"
+            raise UserError(f"{axis.key}={value}: must be {what}; leave it out of the search")
+
+
+def is_number(text: str, kind: type) -> bool:
+    """Return whether `text` is a finite number of a type, int or float."""
+    try:
+        return math.isfinite(kind(text))
+    except ValueError:
+        return False
 
 
 def run(config_dir: str | None, words: list[str]) -> int:
@@ -205,12 +298,14 @@ def run(config_dir: str | None, words: list[str]) -> int:
         command = Command(config_dir, words)
         launcher, plan = command.launcher(), command.plan()
         about = {"sweep": command.root.name, "baseline": command.baseline()}
-        sweep = Sweep(plan, launcher, about, command.root)
+        sweep = Sweep(plan, launcher, about, command.root, command.metric)
         at_once = min(launcher.jobs, plan.total)
         print(
             f"{plan.total} jobs, {at_once} at once, in {command.root}; Ctrl-C stops, the same command goes on",
             flush=True,
         )
+        if command.metric == "val/bpb":
+            print("the vocabulary or the text varies: bits per byte (val/bpb) decide, nats per token do not compare")
         sweep.run()
     finished = len(sweep.having("finished"))
     if closing := closing_words(sweep):

@@ -12,6 +12,7 @@ from typing import Any
 
 from gptlab.runs import directory
 from gptlab.system.files import explain_write_errors, write_json
+from gptlab.system.terminal import single_quoted
 
 Point = dict[str, str]  # the overrides that a job varies: key -> value, as typed
 LOG = "job.log"  # the output of the job's process
@@ -57,7 +58,7 @@ class Job:
 
     def command(self) -> list[str]:
         """Return the command that runs the job, or resumes it if it has a checkpoint."""
-        place = "'" + str(self.dir).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        place = single_quoted(str(self.dir))
         if directory.has_checkpoint(self.dir):
             moved = [word for word in self.words if word.lstrip("+").startswith(("data.dir=", "data.cache_dir="))]
             words = [f"resume={place}", *moved]

@@ -43,7 +43,7 @@ class RunningElsewhere:
 
 @dataclass
 class JobProgress:
-    """The state of a job and the latest values of its curves; losses in nats per token."""
+    """The state of a job and the latest values of its curves; losses by the sweep's metric."""
 
     state: str = "waiting"  # then running, finished, failed, pruned, stopped
     handle: Handle | None = None
@@ -51,7 +51,7 @@ class JobProgress:
     first_step: int = 0
     seconds: float = 0.0
     step: int = 0
-    val_loss: float | None = None
+    loss: float | None = None
     best: float | None = None
     hopeless: bool = False
     code: int = 0

@@ -26,6 +26,7 @@ class Jobs(Protocol):
 
     progress: dict[Job, JobProgress]
     signal: int | None
+    metric: str
 
     @property
     def plan(self) -> Plan: ...
@@ -64,7 +65,7 @@ class LiveTable:
         for number, (job, progress) in enumerate(self.sweep.progress.items(), start=1):
             if self._printed.get(job) != progress.state:
                 self._printed[job] = progress.state
-                loss = "" if progress.val_loss is None else f", val/loss {progress.val_loss:.4f}"
+                loss = "" if progress.loss is None else f", {self.sweep.metric} {progress.loss:.4f}"
                 print(f"{number}/{self.sweep.plan.total} {job.name}: {self.state(job)}{loss}", flush=True)
 
     def state(self, job: Job) -> str:
@@ -95,7 +96,7 @@ class LiveTable:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("job", "state"):
             table.add_column(column, no_wrap=True)
-        for column in ("step", "val/loss", "best", "time"):
+        for column in ("step", sweep.metric, "best", "time"):
             table.add_column(column, justify="right", no_wrap=True)
         colours = {"running": "cyan", "finished": "green", "failed": "red", "pruned": "yellow", "stopped": "yellow"}
         for job in shown:
@@ -104,7 +105,7 @@ class LiveTable:
                 Text(job.name, overflow="ellipsis"),
                 Text(self.state(job), style=colours.get(p.state, "")),
                 f"{p.step:,}/{job.max_steps:,}",
-                "" if p.val_loss is None else f"{p.val_loss:.4f}",
+                "" if p.loss is None else f"{p.loss:.4f}",
                 "" if p.best is None else f"{p.best:.4f}",
                 terminal.duration(p.seconds) if p.handle else "",
             )

@@ -33,6 +33,11 @@ class Axis:
     def is_interval(self) -> bool:
         return not math.isnan(self.low)
 
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The values; of an interval its ends."""
+        return self.values or tuple(str(int(end)) if self.integer else f"{end:.6g}" for end in (self.low, self.high))
+
 
 def grid(axes: list[Axis]) -> list[Point]:
     """Return every combination of values; the last axis varies fastest."""
@@ -65,7 +70,7 @@ class FixedPlan:
         return False
 
     def tell(self, job: Job, state: str, loss: float | None) -> None:
-        """Record how a job ended (finished, pruned or failed) and its last val/loss."""
+        """Record how a job ended (finished, pruned or failed) and its last loss."""
 
     def closing_words(self) -> str:
         return ""
@@ -75,12 +80,13 @@ class Search:
     """A search by Optuna's tree-structured Parzen estimator (Akiba et al. 2019, https://arxiv.org/abs/1907.10902).
 
     The study is kept in `folder`, so that the same command continues it, interrupted trials first. With `prune` a trial
-    is stopped if its validation loss is worse than the median of the other trials at the same step.
+    is stopped if its `metric` is worse than the median of the other trials at the same step.
 
     Args:
         name: the name of the study, equal for searches of the same config over the same axes.
         trials: how many finished or pruned trials to reach, over all commands.
         make: returns the job of a point.
+        metric: what is minimised, val/loss or val/bpb.
 
     Raises:
         UserError: optuna is not installed.
@@ -95,6 +101,7 @@ class Search:
         prune: bool,
         seed: int,
         make: Callable[[Point], Job],
+        metric: str = "val/loss",
     ) -> None:
         try:
             import optuna
@@ -107,6 +114,7 @@ class Search:
         self.axes = axes
         self.prune = prune
         self.make = make
+        self.metric = metric
         self.study = optuna.create_study(
             study_name=name,
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
@@ -152,9 +160,9 @@ class Search:
         trial = self._trials[job]
         for row in job.rows():
             step = int(row["step"])
-            if row["val/loss"] and step > self._reported[job]:
+            if row[self.metric] and step > self._reported[job]:
                 self._reported[job] = step
-                trial.report(float(row["val/loss"]), step)
+                trial.report(float(row[self.metric]), step)
         return self.prune and self._reported[job] > 0 and trial.should_prune()
 
     def tell(self, job: Job, state: str, loss: float | None) -> None:
@@ -177,4 +185,4 @@ class Search:
             return ""
         best = self.study.best_trial
         words = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.params.items())
-        return f"best of the search: {words} (val/loss {best.value:.4f}); confirm it with several seeds"
+        return f"best of the search: {words} ({self.metric} {best.value:.4f}); confirm it with several seeds"

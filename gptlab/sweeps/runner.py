@@ -57,12 +57,14 @@ class Sweep:
 
     Args:
         about: the sweep's name and baseline, which the report needs.
+        metric: the loss that is shown and decides: val/loss, or val/bpb where the jobs' tokens differ.
     """
 
     plan: FixedPlan | Search
     launcher: Local | Slurm
     about: dict[str, Any]
     dir: Path
+    metric: str = "val/loss"
     progress: dict[Job, JobProgress] = field(default_factory=dict)
     signal: int | None = None
 
@@ -122,9 +124,9 @@ class Sweep:
         progress = self.progress[job]
         for row in job.rows():
             progress.step = int(row["step"])
-            if row["val/loss"]:
-                progress.val_loss = float(row["val/loss"])
-                progress.best = min(progress.val_loss, progress.best or progress.val_loss)
+            if row.get(self.metric):
+                progress.loss = float(row[self.metric])
+                progress.best = min(progress.loss, progress.best or progress.loss)
 
     def look(self, job: Job) -> None:
         """Update the progress of a running job, and handle its end."""
@@ -158,8 +160,10 @@ class Sweep:
         progress.state = state
         if summary:
             progress.step = summary["steps"]
-            progress.val_loss, progress.best = summary["val/loss"], summary["best_val_loss"]
-        self.plan.tell(job, state, progress.val_loss)
+            progress.loss = summary[self.metric]
+            # Bytes per token of a run are constant, so its best step is the same in both units.
+            progress.best = summary["best_val_loss"] * summary[self.metric] / summary["val/loss"]
+        self.plan.tell(job, state, progress.loss)
 
     def stop(self, number: int) -> None:
         """Send signal `number` to all running jobs."""

@@ -187,7 +187,7 @@ def user_folder(given: str | None) -> Path:
 
 
 def expand_user(path: str) -> Path:
-    """Return `path` with ~ replaced by the user's home.
+    """Return `path` with ~ replaced by the user's home; a file whose name begins with ~ is itself.
 
     Raises:
         UserError: `path` begins with ~ and an unknown user.
@@ -195,6 +195,8 @@ def expand_user(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
+        if Path(path).exists():
+            return Path(path)
         raise UserError(f"{path}: there is no such user") from error
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # of Hydra's grammar
 
 
 def duration(seconds: float) -> str:
@@ -26,6 +29,18 @@ def single_quoted(text: str) -> str:
     """`text` in single quotes, as Hydra's grammar reads it: a backslash there escapes a quote or one before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), text)
     return f"'{escaped}'"
+
+
+def pasteable(key: str, value: str) -> str:
+    """Return key=value as it can be pasted into a shell: in the quotes that Hydra's grammar and the shell need."""
+    plain = re.fullmatch(r"(?:[A-Za-z_]|\.{0,2}/)[\w./+-]*", value, re.ASCII) and value.lower() not in KEYWORDS
+    return shell_quoted(f"{key}={value if plain else single_quoted(value)}")
+
+
+def shell_quoted(text: str) -> str:
+    """Return `text` as one word of a shell's command line, in quotes if it needs some."""
+    quoted = shlex.quote(text)
+    return quoted if quoted == text or re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def harmless(text: str) -> str:

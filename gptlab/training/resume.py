@@ -15,6 +15,7 @@ from gptlab.data.prepared import Prepared
 from gptlab.formats import checkpoint
 from gptlab.system.accelerator import device_name
 from gptlab.system.errors import UserError
+from gptlab.system.terminal import pasteable, shell_quoted
 from gptlab.training.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
     if (made := checkpoint.format_version(about, run_dir)) < checkpoint.FORMAT:
         raise UserError(
             f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
-            f"version opens but does not go on from; begin a new run with its weights: init_from={run_dir}"
+            f"version opens but does not go on from; begin a new run with its weights: "
+            f"{pasteable('init_from', str(run_dir))}"
         )
     most = settings.trainer.max_steps
     if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has not finished
@@ -76,7 +78,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
         if step >= most:
             raise UserError(
                 f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N "
-                f"schedule.decay_steps=N to go further, or sample from it: python -m gptlab.generate {run_dir}"
+                f"schedule.decay_steps=N to go further, or sample from it: python -m gptlab.generate "
+                f"{shell_quoted(str(run_dir))}"
             )
         if patience is not None and patience == settings.trainer.patience:
             raise UserError(

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from gptlab.runs.compose import CONF
 from gptlab.runs.identity import KEYS, config_hash, does, flatten, row
 
-TRAITS = {"computes", "changes", "moved", "shown"}
+TRAITS = {"computes", "changes", "moved", "tokens", "shown"}
 
 
 def keys() -> list[str]:

@@ -25,8 +25,8 @@ from gptlab.sweeps.live_table import LiveTable
 from gptlab.sweeps.plans import Axis, FixedPlan, Search
 from gptlab.sweeps.runner import Sweep, closing_words
 from gptlab.system.errors import UserError
-from gptlab.system.streams import Stream
 from gptlab.system.files import read_json
+from gptlab.system.streams import Stream
 from tests.conftest import ROOT
 from tests.sweeps.fakes import Fake, fake, sweep
 
@@ -55,7 +55,7 @@ def test_the_same_sweep_again_runs_only_what_has_not_finished(tmp_path: Path) ->
     again.run()
     assert states(again) == ["finished"] * 3
     assert sorted(starts(tmp_path)) == ["x-0+0", "x-1+1", "x-1+1", "x-2+2"]
-    assert [again.progress[job].val_loss for job in again.plan.jobs] == [2.5, 0.5, 1.5]  # type: ignore[union-attr]
+    assert [again.progress[job].loss for job in again.plan.jobs] == [2.5, 0.5, 1.5]  # type: ignore[union-attr]
 
 
 def test_jobs_say_what_they_vary_and_what_the_baseline_is(tmp_path: Path) -> None:
@@ -328,4 +328,4 @@ def test_the_table_fits_on_the_terminal_and_keeps_what_runs_or_failed(tmp_path: 
 
 def swept_progress(number: int) -> Any:
     state = "failed" if number == 3 else "running" if number > 37 else "finished"
-    return JobProgress(state=state, step=3 if number < 38 else 1, val_loss=2.0 + number, best=2.0 + number)
+    return JobProgress(state=state, step=3 if number < 38 else 1, loss=2.0 + number, best=2.0 + number)

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from gptlab.distributed.processes import requeue
 from gptlab.formats import checkpoint
 from gptlab.system.files import explain_write_errors, sync
+from gptlab.system.terminal import pasteable
 from gptlab.training.callbacks.nonfinite import check_finite
 from gptlab.training.callbacks.signals import Signals
 from gptlab.training.callbacks.weight_average import with_averaged_weights
@@ -125,7 +126,9 @@ class Checkpoints(Checkpoint):
         if self._signals.asks_for_requeue and trainer.is_global_zero:
             requeue()
         else:
-            log.warning("go on with: python -m gptlab.train resume=%s", os.path.relpath(self.folder.parent))
+            log.warning(
+                "go on with: python -m gptlab.train %s", pasteable("resume", os.path.relpath(self.folder.parent))
+            )
         raise SystemExit(self._signals.exit_code)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -21,7 +21,7 @@ from gptlab.runs import compose, directory, hydra_parser, resume, words
 from gptlab.runs.compose import CONF, VERSION_BASE
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import expand_user
-from gptlab.system.terminal import pasteable
+from gptlab.system.terminal import escaped, pasteable
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> None:
     hydra_config: Any = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     with read_write(hydra_config):
-        hydra_config.run.dir = str(run_dir)  # which Lightning reads again for the processes that it starts
+        hydra_config.run.dir = escaped(str(run_dir), '"')  # Lightning quotes it for the processes that it starts
     try:
         with directory.locked(run_dir) if directory.first_process() else nullcontext():
             summary = train(cfg, run_dir)

@@ -402,6 +402,61 @@ def test_without_a_prompt_it_begins_with_a_new_line(
     assert command("generate", alphabet, "--max-new-tokens", "2").stdout == "\nab\n"
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "expected"),
+    [
+        (CharTokenizer("ACGT"), "\n", "A"),  # no new line: what the trainer's own samples begin with
+        (CharTokenizer("晚林狐狼王"), "\n", "晚"),
+        (CharTokenizer("0123456789"), "31", "31"),
+        (CharTokenizer("\n abc"), "Xab", "ab"),
+        (CharTokenizer("abc", end_of_text=True), "\n", ""),
+        (ByteTokenizer(), "\n", "\n"),
+        (ByteTokenizer(), "Лиса", "Лиса"),
+    ],
+)
+def test_without_a_prompt_it_begins_as_the_runs_own_samples(
+    objects: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, prompt: str, expected: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    model = models.build(BigramConfig(tokenizer.vocab_size))
+    about = checkpoint.describe(model, tokenizer, {"trainer": {"sample_prompt": prompt}, "data": {}}, "", 7, {})
+    state = {checkpoint.PREFIX + name: value for name, value in parameters(model).items()}
+    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": state}, tmp_path / "m.ckpt")
+    (sample,) = objects("m.ckpt", "--max-new-tokens", "2")
+    assert sample["prompt"] == expected
+    ids = decoding.prompt_ids(tokenizer, expected)
+    assert ids == decoding.prompt_ids(tokenizer, prompt)  # as `training/callbacks/samples` draws it
+
+
+def test_an_empty_line_of_a_talk_without_new_lines(command: Any, tmp_path: Path, stdin: Any) -> None:
+    saying(tmp_path / "m.ckpt", CharTokenizer("ACGT"), [0, 1, 2, 3])
+    stdin("\n\nG\n")
+    assert command("generate", "m.ckpt", "--interactive", "--max-new-tokens", "2").stdout == "CG\nTA\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        ([""], "MODEL"),
+        (["{model}", "--also", ""], "--also"),
+        (["{model}", "--draft", ""], "--draft"),
+        (["{model}", "--prompt-file", ""], "--prompt-file"),
+    ],
+)
+def test_nothing_names_no_model_and_no_file(command: Any, model: str, arguments: list[str], flag: str) -> None:
+    result = command("generate", *(argument.format(model=model) for argument in arguments))
+    assert result.returncode == 2
+    assert f"argument {flag}: is empty" in result.stderr
+
+
+def test_the_home_folder_in_flags(command: Any, alphabet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.ckpt").symlink_to(alphabet)
+    (tmp_path / "p").write_text("c")
+    flags = ("--prompt-file=~/p", "--max-new-tokens", "2")
+    assert command("generate", "~/a.ckpt", *flags).stdout == "cde\n"
+
+
 def test_in_a_pipeline_text_comes_in_and_goes_out(shell: Any, alphabet: str) -> None:
     flags = ("--temperature", "0", "--stop", "i")
     process = shell("-m", "gptlab.generate", alphabet, *flags, stdin=-1)
@@ -658,6 +713,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     ("arguments", "words"),
     [
         (["{model}", "aXb"], ["{model}: the prompt has characters that the model has never seen: 'X'; leave them out"]),
+        (["{model}", ""], ["PROMPT is empty", "leave it out to begin as the samples of a run do"]),
         (["none"], ["none: no such run directory or checkpoint file"]),
         (["{model}", "--interactive", "--json"], ["leave --json out, or --interactive"]),
         (["{model}", "--interactive", "--also", "{model}"], ["leave --also out, or --interactive"]),

@@ -167,9 +167,10 @@ def explain(error: Exception) -> str:
         key, _, value = error.override.partition("=")
         if not re.fullmatch(r"[+~]{0,2}[\w./@$-]+", key, re.ASCII):
             return f"{key}: there is no such key; a word is key=value, or group=choice, e.g. model=gpt1m"
-        message = (
-            f"{error.override}: cannot be read; close its brackets and fill its gaps, or quote it to have a text: "
-            f"{pasteable(key, value)}\n{message}"
+        said = [line for line in message.splitlines() if not line.startswith(("Error parsing", "See https://"))]
+        return (
+            f"{error.override}: cannot be read as a list, a choice or a range ({' '.join(said)}); a text like "
+            f"that needs quotes: {pasteable(key, value)}"
         )
     if isinstance(error.__cause__, OmegaConfBaseException):
         message += f"\n{error.__cause__}"

@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import subprocess
-from functools import cached_property
 from typing import Any
 
 import hydra
@@ -44,7 +43,7 @@ def parse_axis(override: Override, base: dict[str, Any]) -> Axis:
     if isinstance(value, IntervalSweep):
         return interval_axis(key, value, base)
     if isinstance(value, ChoiceSweep) and any(isinstance(each, AnySweep) for each in value.list):
-        raise UserError(f"{override.input_line}: an interval or a range stands alone; give one of them, or values")
+        raise UserError(f"{override.input_line}: an interval, a range or a choice stands alone; give one, or values")
     if isinstance(value, RangeSweep) and value.step == 0:
         raise UserError(f"{override.input_line}: a step of 0 has no end; give another")
     swept = override.is_sweep_override()
@@ -128,6 +127,7 @@ class Command:
         check_axes(self.axes, self.config.method, flat)
         self.root = expand_user(self.config.dir)
         self.names = identity.short_names([each.key for each in self.axes])
+        self.metric = self.deciding_metric()
 
     @staticmethod
     def parse(words: list[str]) -> list[Override]:
@@ -178,8 +178,7 @@ class Command:
         first = {axis.key: axis.values[0] for axis in self.axes if axis.key != "seed"}
         return first if self.config.method == "grid" else {}
 
-    @cached_property
-    def metric(self) -> str:
+    def deciding_metric(self) -> str:
         """Return the loss that compares the jobs: val/bpb if they differ in what decides their tokens, else val/loss.
 
         Composes every choice of a group and every value that may decide the tokens, so a wrong one is refused here.

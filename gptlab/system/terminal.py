@@ -26,9 +26,13 @@ def duration(seconds: float) -> str:
 
 
 def single_quoted(text: str) -> str:
-    """`text` in single quotes, as Hydra's grammar reads it: a backslash there escapes a quote or one before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), text)
-    return f"'{escaped}'"
+    """Return `text` in single quotes, as Hydra's grammar reads it."""
+    return "'" + escaped(text, "'") + "'"
+
+
+def escaped(text: str, quote: str) -> str:
+    """Return `text` as Hydra's grammar reads it between two quotes: a backslash escapes a quote, or one before it."""
+    return re.sub(rf"(\\*)({quote}|$)", lambda found: found[1] * 2 + f"\\{quote}" * bool(found[2]), text)
 
 
 def pasteable(key: str, value: str) -> str:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from gptlab.runs import directory
 from gptlab.runs.compose import CONF, asked_for_sweep, open_conf
+from gptlab.runs.words import readable
 from gptlab.sweeps import command_line
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
@@ -26,11 +27,12 @@ from gptlab.training import settings
 from tests.conftest import ROOT, TINY
 from tests.test_cli import RUN, assert_refused
 
+SEARCH = ("-m", "sweep.method=optuna")
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
 def planned(*words: str) -> command_line.Command:
-    arguments = asked_for_sweep([*words])
+    arguments = asked_for_sweep(readable(words))
     assert arguments is not None
     with open_conf():
         command = command_line.Command(*arguments)
@@ -120,6 +122,30 @@ def test_the_same_run_under_two_names_is_made_once(capsys: pytest.CaptureFixture
         (["-m", "sweep=heads,depth"], ["sweep=heads,depth: takes one value"]),
         (["-m", "seed=1,2", "trainer.devices=two"], ["trainer.devices=two: must be an integer"]),
         (["-m", "model=glob(none*)"], ["model: there are no values"]),
+        (["-m", "seed=range(1,5,0)"], ["seed=range(1,5,0): a step of 0"]),
+        (["-m", "seed=range(1,100000000000)"], ["has more than 100,000 values"]),
+        ([*SEARCH, "optim.lr=tag(log,interval(0,1e-2))"], ["optim.lr=interval(0,0.01): on a log scale", "above 0"]),
+        ([*SEARCH, "optim.lr=tag(log,interval(-1,1))"], ["optim.lr=interval(-1,1): on a log scale"]),
+        ([*SEARCH, "optim.lr=interval(1e-2,1e-3)"], ["optim.lr=interval(0.01,0.001): the first end must be below"]),
+        ([*SEARCH, "optim.lr=interval(1,1)"], ["optim.lr=interval(1,1): the first end must be below"]),
+        ([*SEARCH, "optim.lr=interval(0,inf)"], ["optim.lr=interval(0,inf): both ends must be finite"]),
+        ([*SEARCH, "optim.lr=interval(nan,1)"], ["both ends must be finite"]),
+        ([*SEARCH, "optim.lr=interval('1','2')"], ["optim.lr=interval('1','2'): cannot be read"]),
+        ([*SEARCH, "optim.lr=interval(1,8,2)"], ["optim.lr=interval(1,8,2): cannot be read"]),
+        ([*SEARCH, "optim.lr=interval(0,1),interval(2,3)"], ["stands alone"]),
+        ([*SEARCH, "optim.lr=tag(lgo,interval(1,2))"], ["there is no tag lgo; the only one is log"]),
+        ([*SEARCH, "optim.lrr=interval(1,2)"], ["optim.lrr=interval(1,2): there is no such key", "optim.lr?"]),
+        ([*SEARCH, "model.n_layer=interval(1.5,3)"], ["model.n_layer is an integer"]),
+        (
+            [*SEARCH, "model.tied=interval(0,1)"],
+            ["model.tied=interval(0,1): an interval is for a key that takes numbers"],
+        ),
+        ([*SEARCH, "model.pos=interval(0,1)"], ["an interval is for a key that takes numbers"]),
+        ([*SEARCH, "model=interval(0,1)"], ["model=interval(0,1): an interval is for a key that takes numbers"]),
+        ([*SEARCH, "model.n_layer=choice(1,1.5)"], ["model.n_layer=1.5: must be an integer"]),
+        ([*SEARCH, "optim.lr=choice(a,b)"], ["optim.lr=a: must be a number"]),
+        ([*SEARCH, "tokenizer=char,bype"], ["tokenizer=bype: there is no such choice; did you mean bpe?"]),
+        ([*SEARCH, "model.n_layr=1,2"], ["model.n_layr: there is no such key here"]),
         (["-m", "model.n_layr=1,2"], ["model.n_layr: there is no such key here", "model.n_layer"]),
         (["-m", "model=gpt99,gpt1m"], ["model=gpt99: there is no such choice"]),
         (["model.n_head=1,2"], ["model.n_head=1,2", "-m"]),
@@ -166,6 +192,79 @@ def test_a_sweep_from_its_command_to_its_table_and_again(
     assert again.returncode == 0, again.stderr
     assert [(path / "summary.json").read_bytes() for path in folders] == before
     assert "running" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "integer"),
+    [
+        ("model.n_layer=interval(2,8)", True),
+        ("model.n_layer=tag(log,interval(2.0,8))", True),
+        ("tokenizer.vocab_size=interval(260,400)", True),
+        ("seed=interval(1,9)", True),
+        ("optim.lr=interval(0,1)", False),
+        ("trainer.ema=interval(0,0.9)", False),
+        ("model.dropout=interval(0,1)", False),
+    ],
+)
+def test_the_type_of_a_key_decides_what_is_drawn(word: str, integer: bool) -> None:
+    (axis,) = planned(*SEARCH, "tokenizer=bpe", word).axes
+    assert axis.integer is integer
+
+
+def test_the_type_of_every_number_is_that_of_its_field() -> None:
+    """Where a default does not show it, `identity.NUMBERS` does."""
+    import dataclasses
+
+    from gptlab.data.config import DataConfig
+    from gptlab.data.tokenizers import TokenizerConfig
+    from gptlab.models import GPTConfig
+    from gptlab.runs.compose import compose
+    from gptlab.runs.identity import flatten, number_type
+    from gptlab.training.optimizers import OptimConfig
+    from gptlab.training.schedules import ScheduleConfig
+
+    kinds: dict[str, Any] = {"data": DataConfig, "tokenizer": TokenizerConfig, "model": GPTConfig}
+    kinds |= {"optim": OptimConfig, "schedule": ScheduleConfig, "trainer": settings.TrainerConfig}
+    for choice in ("optim=adamw", "optim=muon", "schedule=wsd"):
+        config = flatten(compose([choice]))
+        for group, kind in kinds.items():
+            for field in dataclasses.fields(kind):
+                key, words = f"{group}.{field.name}", str(field.type).split(" | ")
+                if key in config and key not in ("data.path", "trainer.devices", "data.micro_batch_size"):  # of Any
+                    expected = float if "float" in words else int if "int" in words else None
+                    assert number_type(key, config[key]) is expected, key
+
+
+@pytest.mark.parametrize(
+    ("words", "metric"),
+    [
+        (["seed=1,2", "optim.lr=1e-3,1e-2"], "val/loss"),
+        (["model=gpt1m,gpt3m"], "val/loss"),
+        (["tokenizer=bpe", "tokenizer.vocab_size=260,300"], "val/bpb"),
+        (["tokenizer=char,byte"], "val/bpb"),
+        (["data=text", "data.path=a.txt,b.txt"], "val/bpb"),
+        (["data.val_fraction=0.1,0.2"], "val/bpb"),
+        (["experiment=first,verdict"], "val/bpb"),
+        (["sweep.method=one_at_a_time", "tokenizer=byte,word"], "val/bpb"),
+        (["data.batch_size=4,8"], "val/loss"),
+        (["sweep.method=optuna", "tokenizer=bpe", "tokenizer.vocab_size=interval(260,300)"], "val/bpb"),
+        (["sweep.method=optuna", "optim.lr=interval(0,1)"], "val/loss"),
+    ],
+)
+def test_bits_per_byte_decide_where_tokens_differ(words: list[str], metric: str) -> None:
+    assert planned("-m", *words).metric == metric
+
+
+def test_texts_with_any_name_can_be_swept(tmp_path: Path) -> None:
+    command = planned("-m", "data=text", "data.path=Café.txt,~/it's é.txt,'a, b.txt'", "name=é", "sweep.dir=~/s")
+    jobs = command.jobs  # type: ignore[attr-defined]
+    assert [job.point["data.path"] for job in jobs] == ["Café.txt", "~/it's é.txt", "'a, b.txt'"]
+    with open_conf():
+        paths = [command.config_of(job.point)["data"]["path"] for job in jobs]
+    assert paths == ["Café.txt", "~/it's é.txt", "a, b.txt"]
+    assert jobs[0].words[-1] == "data.path='Café.txt'"
+    assert jobs[0].dir.name.startswith("path-Café.txt+")
+    assert jobs[0].dir.is_relative_to(Path.home() / "s")
 
 
 def test_truth_is_written_as_it_is_typed() -> None:

@@ -260,6 +260,24 @@ def test_folders_read_well_and_a_config_has_one_only(tmp_path: Path) -> None:
     assert jobs.job_folder(tmp_path, {"seed": "1"}, names, "ffffffff").name == "baseline+seed-1+ffffffff"
 
 
+def test_bits_per_byte_can_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept = sweep(tmp_path, "2.5", "1.5")
+    swept.metric = "val/bpb"
+    swept.run()
+    assert [progress.loss for progress in swept.progress.values()] == [5.0, 3.0]
+    assert [progress.best for progress in swept.progress.values()] == [5.0, 3.0]
+    assert "finished, val/bpb 5.0000" in capsys.readouterr().out
+
+
+def test_a_search_can_minimise_bits_per_byte(tmp_path: Path) -> None:
+    plan = Search(
+        [Axis("x", ("1", "2"))], tmp_path, "a", 2, False, 7, lambda p: fake(tmp_path, p["x"], p["x"]), "val/bpb"
+    )
+    Sweep(plan, Local(1), {"sweep": "search"}, tmp_path, "val/bpb").run()
+    assert "(val/bpb 2.0000)" in plan.closing_words() or "(val/bpb 4.0000)" in plan.closing_words()
+    assert [trial.value for trial in plan.study.trials] == [2 * float(trial.params["x"]) for trial in plan.study.trials]
+
+
 def search(root: Path, trials: int, loss: Any, prune: bool = False, name: str = "a") -> Sweep:
     """A search over x in [0, 10]; `loss` of it is what a trial ends with."""
 

@@ -14,6 +14,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
+from gptlab.runs.words import readable
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -137,7 +139,7 @@ def check(words: list[str], compose: Any, bare: bool) -> None:
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     assert file.is_file(), f"there is no {module}"
     if module == "gptlab.train":
-        for overrides in compositions(arguments):
+        for overrides in compositions(readable(arguments)):
             compose(*completed(overrides))
     elif module.count(".") == 1 and module.startswith("gptlab.") and not (bare and not arguments):
         parsed = importlib.import_module(module).parser().parse_intermixed_args(arguments)

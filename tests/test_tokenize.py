@@ -88,3 +88,10 @@ def test_on_a_terminal_neighbours_have_different_colours(command: Any, monkeypat
 )
 def test_what_tokenize_refuses(command: Any, trained: Path, arguments: list[str], words: list[str]) -> None:
     assert_refused(command("tokenize", *(a.format(trained=trained) for a in arguments)), *words)
+
+
+def test_bytes_that_are_no_text_are_refused(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latin").write_bytes("aü".encode("latin-1"))
+    with (tmp_path / "latin").open(encoding="utf-8", errors="surrogateescape") as file:  # as `prepare_streams` has it
+        monkeypatch.setattr("sys.stdin", file)
+        assert_refused(command("tokenize", "-"), "standard input is not UTF-8 text (byte 0xfc at 1)")

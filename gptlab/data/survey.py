@@ -105,6 +105,6 @@ def caveats(corpus: Corpus, about: Survey) -> list[str]:
     if about.spelled:
         found.append(
             f"{END_OF_TEXT} stands {about.spelled:,} times in the text, and is read as {len(END_OF_TEXT)} ordinary "
-            f"characters each time: {written('separator', repr(END_OF_TEXT))} makes it the end of a document"
+            f"characters each time: {written('separator', END_OF_TEXT)} makes it the end of a document"
         )
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gptlab.system.errors import UserError
+from gptlab.system.terminal import pasteable, shell_quoted
 
 AUTO = "auto"
 FORMATS = (AUTO, "text", "json", "csv", "parquet")
@@ -18,16 +19,20 @@ Written = Callable[[str, object], str]
 
 
 def of_train(name: str, value: object) -> str:
-    """Write an option as `train` and `bench` take it: data.path=my.txt."""
-    key = {"name": "data", "text": "data=text data.path"}.get(name, f"data.{name}")
-    return f"{key}={value}"
+    """Write an option as `train` and `bench` take it: data.path=my.txt; a separator and a way out can be pasted."""
+    if name == "separator":
+        return pasteable("data.separator", str(value))
+    if name == "text":
+        return f"data=text {pasteable('data.path', str(value))}"
+    return f"{'data' if name == 'name' else f'data.{name}'}={value}"
 
 
 def of_evaluate(name: str, value: object) -> str:
     """Write an option as `evaluate` takes it: --data my.txt, --text-key body."""
     if name in ("dir", "cache_dir"):  # for which it has no flags
         return str(value)
-    return f"--{'data' if name in ('path', 'name', 'text') else name.replace('_', '-')} {value}"
+    flag = "data" if name in ("path", "name", "text") else name.replace("_", "-")
+    return f"--{flag} {shell_quoted(str(value))}"
 
 
 def of_sample(name: str, value: object) -> str:
@@ -70,7 +75,7 @@ class TextOptions:
             raise UserError(f"{self.written('named_parts', self.named_parts)}: must be true, false or auto")
         if self.separator == "":
             raise UserError(
-                f"{self.written('separator', repr(self.separator))}: nothing stands between any two characters; "
+                f"{self.written('separator', self.separator)}: nothing stands between any two characters; "
                 f"give some text, or null for none"
             )
 

@@ -63,6 +63,7 @@ READING = {"format": "auto", "separator": "auto", "named_parts": "auto", "line_e
 NUMBERS: dict[str, type] = {
     **dict.fromkeys(("data.max_documents", "data.micro_batch_size", "data.val_batch_size"), int),
     **dict.fromkeys(("tokenizer.vocab_size", "model.n_kv_head", "model.n_inner", "model.window", "model.conv"), int),
+    **dict.fromkeys(("model.head_dim", "model.rope_original_size"), int),
     **dict.fromkeys(("trainer.patience",), int),
     **dict.fromkeys(("model.attn_dropout", "model.logit_softcap", "trainer.ema", "trainer.checkpoint_minutes"), float),
 }

@@ -63,15 +63,15 @@ def test_separators_can_be_left_as_text_and_that_is_said(tmp_path: Path, caplog:
     assert found.tokenizer.decode(ids(found)).count(END_OF_TEXT) == 59
     (warned,) = log(caplog)
     assert f"{END_OF_TEXT} stands 59 times in the text, and is read as 13 ordinary characters each time" in warned
-    assert f"data.separator='{END_OF_TEXT}'" in warned
+    assert f"\"data.separator='{END_OF_TEXT}'\"" in warned
 
 
 def test_a_separator_that_does_not_stand_in_the_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stories.txt").write_text("---".join(STORIES))
     assert prepared(tmp_path / "stories.txt", separator="---").counts
-    with pytest.raises(UserError, match=r"data.separator=%%: does not stand in the text; leave it out"):
+    with pytest.raises(UserError, match=r"data.separator='%%'.*: does not stand in the text; leave it out"):
         prepared(tmp_path / "stories.txt", separator="%%")
-    with pytest.raises(UserError, match=r"data.separator='': nothing stands between any two characters"):
+    with pytest.raises(UserError, match=r"data.separator=''.*: nothing stands between any two characters"):
         TextOptions(separator="")
 
 

@@ -751,6 +751,8 @@ def test_a_process_waits_for_another_and_takes_what_that_has_made(
 
     class Other(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("text: "):
+                return
             said.append(record.getMessage())
             if finished:
                 shutil.copytree(folder, tmp_path / "cache" / folder.name)
@@ -765,7 +767,7 @@ def test_a_process_waits_for_another_and_takes_what_that_has_made(
             prepared = made(one(TEXT), tmp_path / "cache")
     finally:
         prepare.log.removeHandler(other)
-    assert said[1:] == ["waiting for another process that prepares the same data"]
+    assert said == ["waiting for another process that prepares the same data"]
     assert contents(prepared.folder) == contents(folder)
     assert bool(encoded) is not finished
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from itertools import groupby, pairwise
@@ -27,7 +28,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import added_tokens
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -38,6 +39,7 @@ GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
 # The files of a tokenizer; the first that exist are read. The last ones are OpenAI's names.
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+log = logging.getLogger(__name__)
 
 
 def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
@@ -65,12 +67,13 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
         content = file.read_text("utf-8")
         if merges:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
+        content = _with_decoder(content, file)
         spec = found_spec = json.loads(content)
         spec = added_tokens.with_declared(spec, folder, about)
         spec = spec if rows is None else added_tokens.with_rows(spec, rows)
         content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
         end_of_text = _end_of_text(spec, about)
-        return _ours(spec, end_of_text) or JsonTokenizer(content, end_of_text)
+        tokenizer = _ours(spec, end_of_text) or JsonTokenizer(content, end_of_text)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except (KeyboardInterrupt, SystemExit):
@@ -78,6 +81,14 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
     except BaseException as error:  # a panic in Rust is not an Exception
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{file} cannot be read as a tokenizer; is it complete? ({why})") from error
+    if isinstance(tokenizer, JsonTokenizer) and tokenizer.ambiguous:
+        log.warning(
+            "%s: its added tokens %s have the ids of bytes that the vocabulary writes with the same letters; such an "
+            "id is read as the added token",
+            file,
+            quoted(tokenizer.ambiguous),
+        )
+    return tokenizer
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -88,6 +99,26 @@ def _about(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             about |= json.loads((folder / name).read_text("utf-8"))
     return about
+
+
+def _with_decoder(content: str, file: Path) -> str:
+    """Return a tokenizer.json with the decoder that its author has left out, where its other steps say which it is.
+
+    Without one, `tokenizers` shows the tokens as the vocabulary writes them, with spaces between them.
+    """
+    spec = json.loads(content)
+    model, cut = spec["model"], spec.get("pre_tokenizer")
+    if spec.get("decoder") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return content
+    kinds = {step["type"]: step for step in (cut or {}).get("pretokenizers", [cut] if cut else [])}
+    if "ByteLevel" in kinds:
+        decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    elif "Metaspace" in kinds and not spec.get("normalizer"):
+        decoder = kinds["Metaspace"]
+    else:
+        return content
+    log.warning("%s has no decoder: its tokens are read by %s, as its pre-tokenizer writes them", file, decoder["type"])
+    return json.dumps(spec | {"decoder": decoder}, ensure_ascii=False)
 
 
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:

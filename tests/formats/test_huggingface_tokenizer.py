@@ -27,6 +27,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import huggingface_tokenizer
+from gptlab.generation.text_stream import TextStream
 from gptlab.system.errors import UserError
 from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
@@ -198,6 +199,107 @@ def test_byte_level_ids_stay_what_they_are(
         assert tokenizer.encode(text).tolist() == ids
         assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
         assert b"".join(tokenizer.tokens[i] for i in ids).decode() == tokenizer.decode(ids)
+
+
+def with_tokens(*tokens: str | AddedToken, special: bool = False) -> huggingface.Tokenizer:
+    backend = byte_level(MERGES)
+    (backend.add_special_tokens if special else backend.add_tokens)([*tokens])
+    return backend
+
+
+def read(folder: Path, backend: huggingface.Tokenizer, **beside: Any) -> Tokenizer:
+    """Read a tokenizer.json with files beside it: tokenizer_config={...} is tokenizer_config.json."""
+    backend.save(str(folder / "tokenizer.json"))
+    for name, content in beside.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return huggingface_tokenizer.read_folder(folder)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
+    stream = TextStream(tokenizer)
+    pieces = [piece for token in ids for piece in stream.add(token)] + stream.close()
+    return "".join(piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "token", ["na\u00efve", "\u00e9", "\u0120", "\u00c3\u00a9", "\u4e2d", "\u0120\u00e9", " \u00fc", "\U0001f600", "ab"]
+)
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_token_of_a_byte_level_file_stands_for_its_own_text(tmp_path: Path, token: str, special: bool) -> None:
+    tokenizer = read(tmp_path, with_tokens("<|pad|>", token, special=special))
+    text = f"ab{token}cc{token}"
+    ids = tokenizer.encode_special(text).tolist()
+    own = tokenizer.encode_special(token).tolist()
+    assert len(own) == 1
+    assert ids.count(own[0]) >= 2
+    assert tokenizer.tokens[own[0]] == token.encode()
+    assert tokenizer.token_bytes()[own[0]] == (0 if special else len(token.encode()))
+    assert tokenizer.decode(ids) == streamed(tokenizer, ids) == text
+    assert tokenizers.from_dict(tokenizer.to_dict()).tokens == tokenizer.tokens
+
+
+def test_tokens_that_take_spaces_with_them_stand_for_their_own_text(tmp_path: Path) -> None:
+    flags = {"lstrip": True, "rstrip": True, "normalized": False}
+    tokenizer = read(tmp_path, with_tokens(AddedToken("\u00fcb", **flags), AddedToken("\u00d6", single_word=True)))
+    ids = tokenizer.encode("a \u00fcb c \u00d6").tolist()
+    assert tokenizer.decode(ids) == streamed(tokenizer, ids) == "a\u00fcbc \u00d6"
+    assert tokenizer.token_bytes()[ids].sum() == len("a\u00fcbc \u00d6".encode())
+
+
+def test_an_id_of_two_texts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert isinstance(read(tmp_path, with_tokens("na\u00efve", "ab")), JsonTokenizer)
+    assert caplog.messages == []
+    tokenizer = read(tmp_path, with_tokens("na\u00efve", "\u00e9"))
+    assert tokenizer.decode([*tokenizer.encode("\u00e9")]) == "\u00e9"
+    assert "its added tokens '\u00e9' have the ids of bytes" in caplog.text
+
+
+BEGIN = {"content": "<b>", "__type": "AddedToken", "lstrip": True}
+EXTRA = {"content": "<y>", "__type": "AddedToken", "rstrip": True}
+BY_ID = {
+    "777": {"content": "<|a|>", "special": True, "normalized": False},
+    "700": {"content": "\u00e9lan", "special": False},
+    "3": {"content": END_OF_TEXT, "special": False},
+}
+DECLARED: dict[str, dict[str, Any]] = {
+    "by id": {"tokenizer_config": {"added_tokens_decoder": BY_ID}},
+    "by name": {"tokenizer_config": {"pad_token": "[PAD]", "foo_token": "<f>", "bos_token": BEGIN}},
+    "special": {"special_tokens_map": {"pad_token": "[PAD]", "additional_special_tokens": ["<x>", "<y>"]}},
+    "added": {"added_tokens": {"<q>": 270, "<p>": 269, "[PAD]": 268}, "special_tokens_map": {"pad_token": "[PAD]"}},
+    "extra": {"tokenizer_config": {"extra_special_tokens": ["<x>", EXTRA]}},
+    "in the vocabulary": {"tokenizer_config": {"pad_token": "ab", "eos_token": END_OF_TEXT}},
+}
+
+
+@pytest.mark.parametrize("beside", DECLARED)
+def test_tokens_that_other_files_declare_have_the_ids_of_transformers(tmp_path: Path, beside: str) -> None:
+    files = {name: dict(content) for name, content in DECLARED[beside].items()}
+    files["tokenizer_config"] = files.get("tokenizer_config", {}) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokenizer = read(tmp_path, with_tokens("na\u00efve"), **files)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.vocab_size == len(theirs)
+    text = f"ab <|a|>\u00e9lan [PAD] <b> <f><x> <y> <q><p>{END_OF_TEXT}na\u00efve."
+    assert tokenizer.encode_special(text).tolist() == theirs(text)["input_ids"]
+    assert tokenizer.encode(text).tolist() == theirs(text, split_special_tokens=True)["input_ids"]
+
+
+def metaspaced() -> huggingface.Tokenizer:
+    backend = huggingface.Tokenizer(models.Unigram([("<unk>", 0.0), *((c, -1.0) for c in "\u2581abc")], unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    return backend
+
+
+@pytest.mark.parametrize("backend", [lambda: byte_level(ODD), lambda: byte_level(MERGES), metaspaced])
+def test_a_decoder_that_the_author_forgot_is_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: Callable[[], huggingface.Tokenizer]
+) -> None:
+    spec = json.loads(backend().to_str()) | {"decoder": None}
+    tokenizer = read(tmp_path, huggingface.Tokenizer.from_str(json.dumps(spec)))
+    ids = tokenizer.encode("abc ab a cc").tolist()
+    assert ids == backend().encode("abc ab a cc").ids
+    assert tokenizer.decode(ids) == "abc ab a cc"
+    assert b"".join(tokenizer.tokens[i] for i in ids).decode().strip() == "abc ab a cc"
+    assert caplog.text.count("tokenizer.json has no decoder: its tokens are read by") == 1
 
 
 def llama(**post: Any) -> huggingface.Tokenizer:

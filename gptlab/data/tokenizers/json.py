@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
@@ -25,6 +25,8 @@ class JsonTokenizer(Tokenizer):
 
     `encode` returns the ids of the text alone, without the special tokens that the file adds around it (see `begin`).
     The tokens' bytes are what decoding returns, except for a space that SentencePiece puts before a text and removes.
+    In a byte-level file, added tokens are written as they are, not in the byte alphabet; `tokenizers` decodes them by
+    that alphabet all the same, so that "naïve" would lose its ï: there the text is made from the tokens' bytes.
 
     Args:
         content: the content of tokenizer.json.
@@ -43,16 +45,24 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
         self._backend = self._build(special=False)
         vocab = self._backend.get_vocab()
-        spell = _make_spell(spec.get("decoder"))
+        steps = _decoder_steps(spec.get("decoder"))
+        self._byte_level = [step["type"] for step in steps] == ["ByteLevel"]
         if max(vocab.values()) >= MAX_VOCAB:
             raise UserError(f"it has the id {max(vocab.values()):,}; at most {MAX_VOCAB:,} ids can be read")
         if end_of_text is not None and end_of_text not in set(vocab.values()):
             raise UserError(f"the end of a text, {end_of_text}, is none of its ids")
         tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
-            tokens[i] = spell(token)
+            tokens[i] = _spell(token, steps)
+        added = spec.get("added_tokens", [])
+        self.ambiguous: list[str] = []
+        """Added tokens of a byte-level vocabulary that has the same letters, and so the same id, for other bytes."""
+        for text in [token["content"] for token in added] if self._byte_level else ():
+            if text in spec["model"]["vocab"] and tokens[vocab[text]] != text.encode():
+                self.ambiguous.append(text)
+            tokens[vocab[text]] = text.encode()
         super().__init__(tokens, end_of_text)
-        self._special = [vocab[token["content"]] for token in spec.get("added_tokens", []) if token["special"]]
+        self._special = [vocab[token["content"]] for token in added if token["special"]]
         unknown = spec["model"].get("unk_token")
         self._unknown = spec["model"].get("unk_id") if unknown is None else vocab.get(unknown)
         around = self._backend.encode("a")
@@ -86,6 +96,8 @@ class JsonTokenizer(Tokenizer):
             return np.array(backend.encode(replace_surrogates(text), add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: list[int]) -> str:
+        if self._byte_level:
+            return super().decode(ids)
         with errors_as_one_message("a step of tokenizer.json cannot be applied to these ids"):
             return self._backend.decode(ids, skip_special_tokens=False)
 
@@ -129,8 +141,8 @@ def _growth_factor(step: dict[str, Any] | None) -> int:
     return math.prod(map(_growth_factor, children)) * max(own, 1)
 
 
-def _make_spell(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
-    """Return the function that turns a token of the vocabulary into its bytes, following the decoder's steps.
+def _decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a decoder.
 
     Raises:
         UserError: the result of a step may depend on a token's neighbours.
@@ -143,17 +155,19 @@ def _make_spell(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
             f"its decoder ({', '.join(kinds)}) is none that gptlab reads: ByteLevel, Metaspace or ByteFallback, as of "
             f"GPT-2 and Llama"
         )
+    return steps
 
-    def spell(token: str) -> bytes:
-        if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            return bytes([int(token[3:5], 16)])
-        for step in steps:
-            if step["type"] == "Metaspace":
-                token = token.replace(step["replacement"], " ")
-            elif step["type"] == "Replace":
-                token = token.replace(step["pattern"]["String"], step["content"])
-        if "ByteLevel" in kinds and BYTES.keys() >= set(token):
-            return bytes(BYTES[letter] for letter in token)
-        return token.encode()
 
-    return spell
+def _spell(token: str, steps: list[dict[str, Any]]) -> bytes:
+    """Return the bytes of a token of the vocabulary, following the decoder's steps."""
+    kinds = {step["type"] for step in steps}
+    if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    for step in steps:
+        if step["type"] == "Metaspace":
+            token = token.replace(step["replacement"], " ")
+        elif step["type"] == "Replace":
+            token = token.replace(step["pattern"]["String"], step["content"])
+    if "ByteLevel" in kinds and BYTES.keys() >= set(token):
+        return bytes(BYTES[letter] for letter in token)
+    return token.encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tiktoken_ext import openai_public
 
 from gptlab.data import pieces, tokenizers
 from gptlab.data.tokenizers import (
+    BYTES,
     CL100K_PATTERN,
     CL100K_SPECIAL,
     END_OF_TEXT,
@@ -33,7 +35,8 @@ from gptlab.data.tokenizers import (
     TokenizerConfig,
     WordTokenizer,
 )
-from gptlab.data.tokenizers.bpe import SHA256
+from gptlab.data.tokenizers import bpe as bpe_module
+from gptlab.data.tokenizers.bpe import LONGEST_WORD, SHA256
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -322,6 +325,57 @@ def test_learning_is_the_same_each_time_and_needs_no_whole_text(
 def test_the_most_frequent_pair_is_merged_first(bpe: BPETokenizer) -> None:
     assert BPETokenizer.fit(["ab ab ab cd"], 259).merges[256:] == [b"ab", b" ab"]
     assert b" the" in bpe.merges[256:290]
+
+
+def test_learning_ordinary_words_is_not_changed_by_the_limits(data_dir: Path) -> None:
+    text = (data_dir / "tinyshakespeare.txt").read_text()
+    learner = huggingface.Tokenizer(huggingface.models.BPE())
+    learner.pre_tokenizer = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = huggingface.pre_tokenizers.ByteLevel.alphabet()
+    trainer = huggingface.trainers.BpeTrainer(vocab_size=999, initial_alphabet=alphabet, show_progress=False)
+    learner.train_from_iterator([text], trainer)
+    vocab = learner.get_vocab()
+    merges = [bytes(BYTES[c] for c in token) for token in sorted(vocab, key=vocab.__getitem__)]
+    assert BPETokenizer.fit([text], 1000).merges == merges
+
+
+ENDLESS = {
+    "letters": "".join(random.Random(0).choices("ACGT", k=400_000)),
+    "digits": "".join(random.Random(0).choices("0123456789", k=100_000)),
+    "Chinese": "".join(random.Random(0).choices([chr(0x4E00 + i) for i in range(200)], k=50_000)),
+    "base64": base64.b64encode(random.Random(0).randbytes(100_000)).decode(),
+    "marks": "-" * 100_000,
+    "white space": " \n" * 20_000 + " " * 60_000,
+    "json": json.dumps([{"id": i, "word": "naïve" * (i % 3)} for i in range(4_000)], separators=(",", ":")),
+    "mixed": ENGLISH + "".join(random.Random(0).choices("ACGT", k=50_000)) + ENGLISH,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_bpe_is_learned_from_text_without_spaces(name: str) -> None:
+    text = ENDLESS[name]  # as one word, 400,000 letters would take a minute and a half, and 4.6 million hours
+    tokenizer = BPETokenizer.fit([text], 400)
+    assert tokenizer.vocab_size == 400 or name in ("marks", "white space")
+    assert max(map(len, tokenizer.merges)) <= LONGEST_WORD
+    ids = tokenizer.encode(text).tolist()
+    assert len(ids) < len(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+def test_learning_ends_where_the_words_never_repeat_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert BPETokenizer.fit(["the cat. " * 1000] * 9, 300).merges == BPETokenizer.fit(["the cat. " * 1000], 300).merges
+    assert caplog.messages == []
+    monkeypatch.setattr(bpe_module, "DISTINCT_BYTES", 10_000)
+    monkeypatch.setattr(bpe_module, "SLOW_CHARACTERS", 20_000)
+    parts = [ENDLESS["letters"][i : i + 9_000] for i in range(0, 90_000, 9_000)]
+    assert BPETokenizer.fit(parts, 300).merges == BPETokenizer.fit(parts[:2], 300).merges
+    assert caplog.messages == ["tokenizer=bpe: learns from the first 18,000 characters only: words hardly repeat"] * 2
+    caplog.clear()
+    BPETokenizer.fit(["the cat. " * 1000] * 9, 300)
+    assert caplog.messages == ["tokenizer=bpe: learning its tokens from the text, once; this may take a minute or two"]
 
 
 def test_every_token_is_made_of_two_earlier_ones(bpe: BPETokenizer) -> None:

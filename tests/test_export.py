@@ -100,7 +100,8 @@ def test_transformers_has_our_logits_ids_and_greedy_text(
     assert type(theirs).__name__ == shape.partition(",")[0]
     idx = some_ids(ours)
     assert ours(idx).std() > 0.5  # or the comparison would show little
-    torch.testing.assert_close(theirs(idx).logits, ours(idx), atol=1e-5, rtol=1e-5)
+    logits = theirs(idx).logits[..., : ours_tokenizer.vocab_size]  # there may be tokens after ours, which are unused
+    torch.testing.assert_close(logits, ours(idx), atol=1e-5, rtol=1e-5)
 
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     inputs = their_tokenizer(PROMPT, return_tensors="pt")
@@ -116,14 +117,44 @@ def test_transformers_has_our_logits_ids_and_greedy_text(
 
 def test_special_tokens_are_the_tokenizers_own(command: Any, tmp_path: Path) -> None:
     """The ids must not be the defaults of the configs, which are those of GPT-2's or Llama's own vocabulary."""
-    for name in ("char", "char, ended"):
-        tokenizer = TOKENIZERS[name]()
-        a_run(tmp_path / name, tokenizer)
+    sizes = {name: TOKENIZERS[name]().vocab_size for name in ("char", "char, ended")}
+    ends = {"char": (sizes["char"] + 1, sizes["char"]), "char, ended": (sizes["char"], sizes["char"] + 1)}
+    ends |= {"byte": (0xFE, 0xFF), "byte, ended": (256, 0xFF), "bpe": (306, 187)}
+    for name, (end, pad) in ends.items():
+        a_run(tmp_path / name, TOKENIZERS[name]())
         command("export", name, f"{name} out")
         for file in ("config.json", "generation_config.json"):
             content = json.loads((tmp_path / f"{name} out" / file).read_text())
-            ends = {content[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")}
-            assert ends == {tokenizer.end_of_text}
+            assert [content[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [end, end, pad]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("shape", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+@torch.no_grad()
+def test_other_tools_can_pad_and_end(command: Any, tmp_path: Path, shape: str, tokenizer: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours_tokenizer = TOKENIZERS[tokenizer]()
+    ours = a_run(tmp_path / "run", ours_tokenizer, **SHAPES[shape])
+    command("export", "run", "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", padding_side="left")
+    assert model.config.vocab_size == len(theirs)
+
+    idx = some_ids(ours)
+    shift = model(idx).logits.logsumexp(-1) - ours(idx).logsumexp(-1)  # in nats, what the unused tokens take away
+    assert shift.mean() < 2 / model.config.vocab_size  # as rows of zeros take at most; these weights are random
+    short, long = "You", "You may not"
+    batch = theirs([short, long], padding=True, return_tensors="pt")
+    assert batch["input_ids"][0, 0] == theirs.pad_token_id
+    drawn = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    alone = model.generate(**theirs(short, return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert drawn[0].tolist()[-alone.shape[1] :] == alone[0].tolist()
+
+    collate = transformers.DataCollatorForLanguageModeling(theirs, mlm=False)
+    texts = theirs([short + theirs.eos_token, long + theirs.eos_token])["input_ids"]
+    labels = collate([{"input_ids": ids} for ids in texts])["labels"]
+    assert [(row == theirs.eos_token_id).sum() for row in labels] == [1, 1]
+    assert (labels == -100).sum() == abs(len(texts[0]) - len(texts[1]))
 
 
 @torch.no_grad()

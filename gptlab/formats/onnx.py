@@ -44,7 +44,7 @@ def write_onnx(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path
     Raises:
         UserError: torch cannot export the model, or the logits differ.
     """
-    write_tokenizer(tokenizer, model.config.block_size, folder)
+    write_tokenizer(tokenizer, model.config.block_size, folder, model.config.vocab_size)
     with quiet_exporter():
         export_graph(model, folder / "model.onnx")
     difference = largest_difference(model, folder / "model.onnx")

@@ -9,11 +9,13 @@ import safetensors.torch
 from torch import Tensor
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, safetensors_file
+from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import Model, weights
-from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.gpt import GPT
 from gptlab.system.errors import UserError
+
+ORIGIN_QWEN2 = "Hugging Face qwen2"  # of a ModelInfo
 
 
 def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None) -> None:
@@ -37,9 +39,9 @@ def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None
     path.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes files that only their owner can read
 
 
-def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path, vocab_size: int | None = None) -> None:
     """Write the files from which `AutoTokenizer` reads a tokenizer, see `huggingface_tokenizer.tokenizer_files`."""
-    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, block_size).items():
+    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, block_size, vocab_size).items():
         (folder / name).write_text(content, "utf-8")
 
 
@@ -52,17 +54,18 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     Raises:
         UserError: `transformers` has no such model.
     """
-    if not isinstance(model.config, GPTConfig):
+    if not isinstance(model, GPT):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")
+    family = huggingface_names.family_of(model.config)
+    special = {kind: i for kind, (_, i) in huggingface_tokenizer.named_tokens(tokenizer).items()}
+    ids = {f"{kind}_token_id": special.get(kind) for kind in ("bos", "eos", "pad")}
+    if family == "qwen2" and info.origin != ORIGIN_QWEN2 and not huggingface_tokenizer.is_qwen2(tokenizer):
+        model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
+    model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
-    end = tokenizer.end_of_text
-    special = {
-        "bos_token_id": tokenizer.begin[-1] if tokenizer.begin else end,
-        "eos_token_id": end,
-        "pad_token_id": end,
-    }
     write_tokenizer(tokenizer, model.config.block_size, folder)
-    for name, content in (("config.json", config | special), ("generation_config.json", special)):
+    generation = ids | ({"suppress_tokens": [special["pad"]]} if "pad" in special else {})
+    for name, content in (("config.json", config | ids), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     write_weights(
         folder / "model.safetensors", huggingface_names.weights_to_hf(weights.parameters(model), model.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers as huggingface
+import tokenizers as hf
+import torch
 from hypothesis import example, given
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -26,8 +28,10 @@ from gptlab.data.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
-from gptlab.formats import huggingface_tokenizer
+from gptlab.formats import huggingface, huggingface_tokenizer, writing
+from gptlab.formats.checkpoint import ModelInfo
 from gptlab.generation.text_stream import TextStream
+from gptlab.models import GPT, GPTConfig
 from gptlab.system.errors import UserError
 from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
@@ -86,17 +90,23 @@ def test_transformers_gives_our_ids_of_awkward_texts(pair: tuple[Tokenizer, Any,
 
 def test_transformers_knows_the_end_of_a_text_and_the_longest_sequence(pair: tuple[Tokenizer, Any, Tokenizer]) -> None:
     tokenizer, theirs, _ = pair
-    assert theirs.eos_token_id == theirs.pad_token_id == tokenizer.end_of_text
+    end, pad = theirs.eos_token_id, theirs.pad_token_id
+    assert theirs.bos_token_id == theirs.unk_token_id == end != pad
+    assert end == tokenizer.end_of_text or tokenizer.end_of_text is None
+    for unused in (end, pad):  # more rows, or ids of no text
+        assert unused == tokenizer.end_of_text or tokenizer.tokens[unused:][:1] in ([], [b""], [b"\xff"], [b"\xfe"])
+    assert theirs(["You", "You may"], padding=True)["input_ids"][0][-1] == pad
     assert theirs.model_max_length == 17
     assert set(theirs("a")) == {"input_ids", "attention_mask"}
 
 
 def test_a_tokenizer_comes_back_as_it_went(pair: tuple[Tokenizer, Any, Tokenizer]) -> None:
     tokenizer, _, again = pair
-    if tokenizer.name != "cl100k_base":
-        assert again.to_dict() == tokenizer.to_dict()
     text = "".join(AWKWARD[:8]) + ENGLISH
-    assert again.tokens == tokenizer.tokens
+    if tokenizer.name == "cl100k_base":
+        assert [a for a, b in zip(again.tokens, tokenizer.tokens, strict=True) if a != b] == [b"<|pad|>"]
+    else:
+        assert again.to_dict() == tokenizer.to_dict()
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert again.unknown(text) == tokenizer.unknown(text)
     assert again.end_of_text == tokenizer.end_of_text
@@ -106,11 +116,66 @@ def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> 
     text = (data_dir / "tinyshakespeare.txt").read_text()
     for i, tokenizer in enumerate((CharTokenizer.fit([text]), BPETokenizer.gpt2(data_dir))):
         (tmp_path / str(i)).mkdir()
-        backend = huggingface.Tokenizer.from_file(str(written(tokenizer, tmp_path / str(i)) / "tokenizer.json"))
+        backend = hf.Tokenizer.from_file(str(written(tokenizer, tmp_path / str(i)) / "tokenizer.json"))
         encoded = backend.encode(text).ids
         assert encoded == tokenizer.encode(text).tolist()
         assert backend.decode(encoded, skip_special_tokens=False) == text
         assert huggingface_tokenizer.read_folder(tmp_path / str(i)).to_dict() == tokenizer.to_dict()
+
+
+NO_INFO = ModelInfo(Path("x"), None, {}, {}, None, "a run")
+ROTARY = {"norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "bias": False, "tied": False}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {},
+    "LlamaForCausalLM": ROTARY | {"qkv_bias": True},  # as Qwen2, its tokenizer would be taken for Qwen's
+    "LlamaForCausalLM, no bias": ROTARY,
+    "MistralForCausalLM": ROTARY | {"window": 5},
+    "Qwen3ForCausalLM": ROTARY | {"qk_norm": True},
+}
+ALL = OURS | {
+    "json, like Llama's": lambda: JsonTokenizer(llama().to_str(), 2),
+    "json, byte-level": lambda: JsonTokenizer(with_tokens("na\u00efve", "<|user|>", special=True).to_str(), None),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_tokenizer_leaves_with_every_family(tmp_path: Path, family: str, name: str) -> None:
+    tokenizer = ALL[name]()
+    torch.manual_seed(5)
+    sizes = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    model = GPT(GPTConfig(tokenizer.vocab_size, **(sizes | FAMILIES[family]))).eval()
+    assert writing.write_hf(model, tokenizer, NO_INFO, tmp_path) == family.partition(",")[0]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("To be, or not", *AWKWARD[1:9], *TEXTS, ENGLISH[:997]):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids = [*tokenizer.begin, *tokenizer.encode_special(text).tolist()]
+        assert theirs(text, verbose=False)["input_ids"] == ids
+        assert theirs.decode(ids) == tokenizer.decode(ids)
+    idx = torch.randint(tokenizer.vocab_size, (2, 8))
+    logits = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(idx).logits[..., : tokenizer.vocab_size]
+    torch.testing.assert_close(logits, model(idx), atol=1e-5, rtol=1e-5)
+    again, same, _ = huggingface.open_folder(tmp_path, tmp_path)
+    torch.testing.assert_close(again(idx), model(idx), atol=1e-5, rtol=1e-5)
+    assert same.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("origin", ["Hugging Face qwen2", "a run"])
+def test_qwens_own_stay_qwens(tmp_path: Path, origin: str) -> None:
+    backend = byte_level(MERGES)
+    if origin == "a run":  # with Qwen's tokenizer, which transformers takes for it anyway
+        backend.normalizer = normalizers.NFC()
+        cut = pre_tokenizers.Split(hf.Regex(huggingface_tokenizer.QWEN2_PATTERN), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
+    tokenizer = read(tmp_path, backend)
+    model = GPT(GPTConfig(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=8, qkv_bias=True, **ROTARY))
+    (tmp_path / "out").mkdir()
+    info = dataclasses.replace(NO_INFO, origin=origin)
+    assert writing.write_hf(model, tokenizer, info, tmp_path / "out") == "Qwen2ForCausalLM"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("To be, or not")["input_ids"] == tokenizer.encode("To be, or not").tolist()
 
 
 @pytest.mark.parametrize(
@@ -135,10 +200,10 @@ def test_gpt2_is_known_by_its_merges(data_dir: Path, tmp_path: Path, names: tupl
     assert huggingface_tokenizer.read_folder(tmp_path).to_dict() == BPETokenizer.gpt2(data_dir).to_dict()
 
 
-def byte_level(merges: list[tuple[str, str]], order: int = 1, **pre: Any) -> huggingface.Tokenizer:
+def byte_level(merges: list[tuple[str, str]], order: int = 1, **pre: Any) -> hf.Tokenizer:
     """A tokenizer like GPT-2's; with `order` -1 its ids are reversed."""
     tokens = [*BYTES, *(a + b for a, b in merges), END_OF_TEXT][::order]
-    backend = huggingface.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend = hf.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(**({"add_prefix_space": False} | pre))
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=True)])
@@ -149,24 +214,24 @@ ODD = [("a", "b"), ("b", "c"), ("a", "bc")]  # of "ab" and "c" tiktoken would ma
 MERGES = [("a", "b"), ("\u0120", "ab"), ("c", "c"), ("ab", "cc")]
 
 
-def prefixed(backend: huggingface.Tokenizer) -> None:
+def prefixed(backend: hf.Tokenizer) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
-def lowered(backend: huggingface.Tokenizer) -> None:
+def lowered(backend: hf.Tokenizer) -> None:
     backend.normalizer = normalizers.Lowercase()
 
 
-def begun(backend: huggingface.Tokenizer) -> None:
+def begun(backend: hf.Tokenizer) -> None:
     special = [(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
     backend.post_processor = processors.TemplateProcessing(f"{END_OF_TEXT} $A {END_OF_TEXT}", special_tokens=special)
 
 
-def chatting(backend: huggingface.Tokenizer) -> None:
+def chatting(backend: hf.Tokenizer) -> None:
     backend.add_special_tokens(["<|user|>"])
 
 
-def plain(backend: huggingface.Tokenizer) -> None:
+def plain(backend: hf.Tokenizer) -> None:
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
 
 
@@ -185,7 +250,7 @@ def plain(backend: huggingface.Tokenizer) -> None:
     ],
 )
 def test_byte_level_ids_stay_what_they_are(
-    tmp_path: Path, backend: Callable[[], huggingface.Tokenizer], change: Callable[[Any], None], name: str
+    tmp_path: Path, backend: Callable[[], hf.Tokenizer], change: Callable[[Any], None], name: str
 ) -> None:
     theirs = backend()
     change(theirs)
@@ -201,13 +266,13 @@ def test_byte_level_ids_stay_what_they_are(
         assert b"".join(tokenizer.tokens[i] for i in ids).decode() == tokenizer.decode(ids)
 
 
-def with_tokens(*tokens: str | AddedToken, special: bool = False) -> huggingface.Tokenizer:
+def with_tokens(*tokens: str | AddedToken, special: bool = False) -> hf.Tokenizer:
     backend = byte_level(MERGES)
     (backend.add_special_tokens if special else backend.add_tokens)([*tokens])
     return backend
 
 
-def read(folder: Path, backend: huggingface.Tokenizer, **beside: Any) -> Tokenizer:
+def read(folder: Path, backend: hf.Tokenizer, **beside: Any) -> Tokenizer:
     """Read a tokenizer.json with files beside it: tokenizer_config={...} is tokenizer_config.json."""
     backend.save(str(folder / "tokenizer.json"))
     for name, content in beside.items():
@@ -283,18 +348,18 @@ def test_tokens_that_other_files_declare_have_the_ids_of_transformers(tmp_path: 
     assert tokenizer.encode(text).tolist() == theirs(text, split_special_tokens=True)["input_ids"]
 
 
-def metaspaced() -> huggingface.Tokenizer:
-    backend = huggingface.Tokenizer(models.Unigram([("<unk>", 0.0), *((c, -1.0) for c in "\u2581abc")], unk_id=0))
+def metaspaced() -> hf.Tokenizer:
+    backend = hf.Tokenizer(models.Unigram([("<unk>", 0.0), *((c, -1.0) for c in "\u2581abc")], unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     return backend
 
 
 @pytest.mark.parametrize("backend", [lambda: byte_level(ODD), lambda: byte_level(MERGES), metaspaced])
 def test_a_decoder_that_the_author_forgot_is_found(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: Callable[[], huggingface.Tokenizer]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: Callable[[], hf.Tokenizer]
 ) -> None:
     spec = json.loads(backend().to_str()) | {"decoder": None}
-    tokenizer = read(tmp_path, huggingface.Tokenizer.from_str(json.dumps(spec)))
+    tokenizer = read(tmp_path, hf.Tokenizer.from_str(json.dumps(spec)))
     ids = tokenizer.encode("abc ab a cc").tolist()
     assert ids == backend().encode("abc ab a cc").ids
     assert tokenizer.decode(ids) == "abc ab a cc"
@@ -302,13 +367,13 @@ def test_a_decoder_that_the_author_forgot_is_found(
     assert caplog.text.count("tokenizer.json has no decoder: its tokens are read by") == 1
 
 
-def llama(**post: Any) -> huggingface.Tokenizer:
+def llama(**post: Any) -> hf.Tokenizer:
     """A tokenizer like Llama 2's: SentencePiece's BPE with byte fallback, and <s> before a text."""
     merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "\u2581")]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"theory\u00e9"]
     tokens += [a + b for a, b in merges]
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = huggingface.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = hf.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
@@ -357,9 +422,9 @@ def test_a_foreign_tokenizer_goes_out_as_it_came(llama_folder: Path, tmp_path_fa
         assert theirs.decode(ids, skip_special_tokens=True) == text
 
 
-def unigram() -> huggingface.Tokenizer:
+def unigram() -> hf.Tokenizer:
     pieces = [("<unk>", 0.0), ("\u2581the", -1.0), ("\u2581", -2.0), *((c, -3.0) for c in "theory")]
-    backend = huggingface.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    backend = hf.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return backend
 
@@ -392,7 +457,7 @@ def test_the_end_of_a_text_is_what_the_files_say(tmp_path: Path, beside: dict[st
 
 
 def wordpiece() -> str:
-    backend = huggingface.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    backend = hf.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
     backend.decoder = decoders.WordPiece()
     return backend.to_str()
 

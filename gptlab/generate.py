@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     prompts.add_argument("--prompt-file", metavar="FILE", type=some_path, help="its text is the prompt")
     prompts.add_argument("--lines", action="store_true", help="each line of the file or pipe is a prompt of its own")
     prompts.add_argument(
+        "--special",
+        action="store_true",
+        help="names of special tokens in a prompt, such as <|endoftext|>, are those tokens, not text",
+    )
+    prompts.add_argument(
         "--interactive",
         action="store_true",
         help="read line after line, each after all that was said before; Ctrl-C stops an answer, Ctrl-D ends it all",
@@ -198,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from gptlab.formats.open_model import open_model
-    from gptlab.generation.answers import check_prompt, default_prompt
+    from gptlab.generation.answers import check_prompt, check_special, default_prompt
     from gptlab.generation.conversation import converse
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.terminal import TokenPrinter, note_model
@@ -220,13 +225,15 @@ def run(args: argparse.Namespace) -> None:
     if texts is None:
         texts = [""] if args.interactive else [default_prompt(models[0])]
     for opened in models:
+        if args.special:
+            check_special(opened)
         for text in texts:
-            check_prompt(opened, text)
+            check_prompt(opened, text, args.special)
     for opened in models if draft is None else (*models, draft):
         note_model(opened)
     if args.interactive:
         generator, printer = torch.Generator().manual_seed(seed), TokenPrinter(args.show_probs)
-        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, args.stop)
+        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, args.stop, args.special)
     else:
         answer_prompts(args, models, draft, texts, sampling, seed)
 
@@ -246,7 +253,8 @@ def answer_prompts(
     printer = terminal.TokenPrinter(args.show_probs and not args.json)
     all_answers = []
     for opened in models:
-        answers = empty_answers(opened, texts, samples=args.num_samples, seed=seed, stops=args.stop)
+        options: dict[str, Any] = {"samples": args.num_samples, "seed": seed, "stops": args.stop}
+        answers = empty_answers(opened, texts, special=args.special, **options)
         if max(len(each.ids) for each in answers) > (seen := opened.model.config.block_size):
             terminal.note(f"{opened.name} sees the last {seen} tokens of the prompt only")
         all_answers.append(answers)

@@ -19,12 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers as hf
 import torch
 from huggingface_hub import constants as huggingface_hub_constants
 from safetensors.torch import save_file
 
 from gptlab import models
-from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from gptlab.data.tokenizers import (
+    BYTES,
+    END_OF_TEXT,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+)
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer
 from gptlab.generation import context, decoding, sampling
 from gptlab.generation.text_stream import TextStream
@@ -673,6 +682,78 @@ def test_a_word_model_talks(command: Any, typed: Any, tmp_path: Path) -> None:
     assert command("generate", "m.ckpt", "--interactive", "--max-new-tokens", "2").stdout == " be or\n not to\n"
 
 
+# Special tokens in prompts
+
+
+def chat_tokenizer() -> JsonTokenizer:
+    """Bytes, and the tokens of a chat: after <|user|> a question, after <|bot|> its answer, which <|end|> ends."""
+    backend = hf.Tokenizer(hf.models.BPE({letter: i for i, letter in enumerate(BYTES)}, []))
+    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = hf.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "<|user|>", "<|bot|>", "<|end|>"])
+    backend.post_processor = hf.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 256)])
+    return JsonTokenizer(backend.to_str(), 259)
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> str:
+    tokenizer = chat_tokenizer()
+    answer = [258, *tokenizer.encode("Hey").tolist(), 259]
+    return str(saying(tmp_path / "chat.ckpt", tokenizer, answer))
+
+
+def test_a_chat_model_is_asked_in_its_own_form(command: Any, chat: str, tmp_path: Path) -> None:
+    prompt = "<|user|>Hi<|bot|>"
+    flags = ("--temperature", "0", "--max-new-tokens", "9")
+    result = command("generate", chat, prompt, "--special", *flags)
+    assert result.stdout == f"{prompt}Hey\n"
+    assert command("generate", chat, prompt, *flags).stdout != result.stdout  # "<|bot|>" is text: it ends with ">"
+    (tmp_path / "p.txt").write_text(f"{prompt}\nHi<|bot|>")
+    for name in ("--prompt-file", "--lines"):
+        arguments = [name, "p.txt"] if name == "--prompt-file" else [name, "--prompt-file", "p.txt"]
+        assert command("generate", chat, *arguments, "--special", *flags).stdout.endswith("Hi<|bot|>Hey\n")
+    stopped = command("generate", chat, "<|user|>Hi", "--special", "--stop", "<|bot|>", *flags)
+    assert stopped.returncode == 0
+    assert "<|bot|>" not in stopped.stdout
+
+
+@pytest.mark.parametrize("begin", ["", "<s>"])
+def test_a_text_begins_once(begin: str) -> None:
+    tokenizer = chat_tokenizer()
+    assert decoding.prompt_ids(tokenizer, f"{begin}<|user|>", special=True) == [256, 257]
+    assert decoding.prompt_ids(tokenizer, "<s>", special=False) == [256, *tokenizer.encode("<s>")]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_chat_keeps_the_end_of_each_answer(
+    command: Any, tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch, special: bool
+) -> None:
+    class Watched(context.Context):
+        def append(self, tokens: Any) -> None:
+            super().append(tokens)
+            watched[:] = self.rows[0]
+
+    watched: list[int] = []
+    monkeypatch.setattr("gptlab.generation.conversation.Context", Watched)
+    tokenizer = chat_tokenizer()
+    saying(tmp_path / "chat.ckpt", tokenizer, [*tokenizer.encode("\nHey").tolist(), 259])
+    typed("<|user|>Hi<|bot|>", "<|user|>Ho<|bot|>")
+    result = command("generate", "chat.ckpt", "--interactive", *["--special"] * special)
+    assert result.stdout == "Hey\nHey\n"
+    end = "<|end|>" if special else ""
+    assert tokenizer.decode(watched).endswith(f"<|bot|>\nHey{end}\n<|user|>Ho<|bot|>\nHey<|end|>")
+    assert (257 in watched) == special
+
+
+def test_characters_of_the_names_need_no_tokens(command: Any, tmp_path: Path) -> None:
+    tokenizer = CharTokenizer("abc", end_of_text=True)
+    model = str(saying(tmp_path / "m.ckpt", tokenizer, [0, 1, 2]))
+    prompt = f"a{END_OF_TEXT}a"
+    assert_refused(command("generate", model, prompt), "the prompt has characters that the model has never seen: '<'")
+    result = command("generate", model, prompt, "--special", "--max-new-tokens", "2")
+    assert result.stdout == f"{prompt}bc\n"
+
+
 # The lesson's line
 
 
@@ -715,6 +796,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
         (["{model}", "aXb"], ["{model}: the prompt has characters that the model has never seen: 'X'; leave them out"]),
         (["{model}", ""], ["PROMPT is empty", "leave it out to begin as the samples of a run do"]),
         (["none"], ["none: no such run directory or checkpoint file"]),
+        (["{model}", "a", "--special"], ["--special: {model} has no special tokens (its tokenizer is char"]),
         (["{model}", "--interactive", "--json"], ["leave --json out, or --interactive"]),
         (["{model}", "--interactive", "--also", "{model}"], ["leave --also out, or --interactive"]),
         (["{model}", "--interactive", "--draft", "{model}"], ["leave --draft out, or --interactive"]),

@@ -59,12 +59,27 @@ class Answer:
         return content
 
 
-def check_prompt(opened: OpenedModel[Model], text: str) -> None:
-    """Check that the model has tokens for all characters of a prompt.
+def check_special(opened: OpenedModel[Model]) -> None:
+    """Check that a model has special tokens whose names a prompt can have.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not opened.tokenizer.special_names:
+        raise UserError(
+            f"--special: {opened.name} has no special tokens (its tokenizer is {opened.tokenizer.name}, learned from "
+            f"one text); leave it out"
+        )
+
+
+def check_prompt(opened: OpenedModel[Model], text: str, special: bool = False) -> None:
+    """Check that the model has tokens for all characters of a prompt; with `special`, beside names of special tokens.
 
     Raises:
         UserError: it has no token for some of them.
     """
+    for name in opened.tokenizer.special_names if special else ():
+        text = text.replace(name, "")
     if unknown := opened.tokenizer.unknown(text):
         raise UserError(
             f"{opened.name}: the prompt has characters that the model has never seen: {quoted(unknown)}; leave them out"
@@ -89,7 +104,13 @@ def default_prompt(opened: OpenedModel[Model]) -> str:
 
 
 def empty_answers(
-    opened: OpenedModel[Model], prompts: Sequence[str], *, samples: int, seed: int, stops: Sequence[str]
+    opened: OpenedModel[Model],
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    seed: int,
+    stops: Sequence[str],
+    special: bool = False,
 ) -> list[Answer]:
     """Return the answers of a model that are not drawn yet, each with an empty stream.
 
@@ -99,8 +120,9 @@ def empty_answers(
         samples: the number of samples for each prompt.
         seed: the seed of each prompt's first sample; the next one has seed + 1.
         stops: the stop strings, see `TextStream`.
+        special: read names of special tokens in the prompts as those tokens.
     """
-    encoded = [prompt_ids(opened.tokenizer, text) for text in prompts]
+    encoded = [prompt_ids(opened.tokenizer, text, special) for text in prompts]
     return [
         Answer(number, text, ids, sample + 1, seed + sample, TextStream(opened.tokenizer, stops))
         for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True), 1)

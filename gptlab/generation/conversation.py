@@ -28,6 +28,7 @@ def converse(
     generator: torch.Generator,
     printer: TokenPrinter,
     stops: Sequence[str] = (),
+    special: bool = False,
 ) -> None:
     """Answer line after line until there are no more; for the model, the whole conversation is one text.
 
@@ -39,6 +40,7 @@ def converse(
         generator: the generator of the draws, on the CPU.
         printer: writes the answers.
         stops: the stop strings, see `TextStream`.
+        special: read names of special tokens as those tokens, and keep the end of an answer, as chat models have it.
 
     Raises:
         UserError: a logit is infinite or not a number.
@@ -50,14 +52,15 @@ def converse(
         printer.write(opening)
     context: Context | None = None
     tokens, seconds, cropped = 0, 0.0, False
-    for line in _lines(opened):
+    encode = tokenizer.encode_special if special else tokenizer.encode
+    for line in _lines(opened, special):
         if context is None:
-            ids = prompt_ids(tokenizer, opening + line + end_of_line)
+            ids = prompt_ids(tokenizer, opening + line + end_of_line, special)
             length = len(ids)
             context = Context(opened.model, [ids], block_size)
         else:
             fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
-            ids = tokenizer.encode(("" if fresh else end_of_line) + line + end_of_line).tolist()
+            ids = encode(("" if fresh else end_of_line) + line + end_of_line).tolist()
             for token in ids:
                 context.append([token])
             length = len(context.rows[0])
@@ -73,7 +76,7 @@ def converse(
                 printer.show(pieces)
         printer.show(stream.close())  # the rest of an interrupted answer
         tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
-        if stream.finish == "end_of_text":
+        if stream.finish == "end_of_text" and not special:
             context.take_back(1)  # the conversation continues
         if not stream.text.endswith("\n"):
             printer.write("\n")
@@ -82,7 +85,7 @@ def converse(
     note_speed(opened.name, tokens, seconds)
 
 
-def _lines(opened: OpenedModel[Model]) -> Iterator[str]:
+def _lines(opened: OpenedModel[Model], special: bool) -> Iterator[str]:
     """Read lines until Ctrl-D or Ctrl-C; a line with characters unknown to the model is reported and skipped."""
     terminal = sys.stdin.isatty()
     if terminal:
@@ -94,7 +97,7 @@ def _lines(opened: OpenedModel[Model]) -> Iterator[str]:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            check_prompt(opened, line)
+            check_prompt(opened, line, special)
         except UserError as error:
             note(f"error: {error}")
             continue

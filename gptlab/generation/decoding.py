@@ -88,9 +88,16 @@ def speculate(
                 break
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str, special: bool = False) -> list[int]:
     """Return the ids of a prompt, after the tokenizer's beginning of text; if there are none, its end of text, else 0.
 
     With most character tokenizers, id 0 is the newline.
+
+    Args:
+        special: read names of special tokens as those tokens; a prompt that begins with the beginning of text keeps it.
     """
-    return [*tokenizer.begin, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text or 0]
+    begin = list(tokenizer.begin)
+    ids = (tokenizer.encode_special if special else tokenizer.encode)(prompt).tolist()
+    if special and begin and ids[: len(begin)] == begin:
+        return ids
+    return begin + ids or [tokenizer.end_of_text or 0]

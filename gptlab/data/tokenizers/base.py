@@ -59,6 +59,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self.tokens)
 
+    @property
+    def special_names(self) -> list[str]:
+        """The names of the tokens that `encode_special` reads as such."""
+        return [] if self.end_of_text is None else [END_OF_TEXT]
+
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
         raise NotImplementedError

@@ -62,7 +62,7 @@ class JsonTokenizer(Tokenizer):
                 self.ambiguous.append(text)
             tokens[vocab[text]] = text.encode()
         super().__init__(tokens, end_of_text)
-        self._special = [vocab[token["content"]] for token in added if token["special"]]
+        self._special = {token["content"]: vocab[token["content"]] for token in added if token["special"]}
         unknown = spec["model"].get("unk_token")
         self._unknown = spec["model"].get("unk_id") if unknown is None else vocab.get(unknown)
         around = self._backend.encode("a")
@@ -78,6 +78,10 @@ class JsonTokenizer(Tokenizer):
         backend.no_truncation()
         backend.encode_special_tokens = not special
         return backend
+
+    @property
+    def special_names(self) -> list[str]:
+        return [*self._special]
 
     @cached_property
     def _reads_special(self) -> Any:
@@ -108,7 +112,7 @@ class JsonTokenizer(Tokenizer):
 
     def token_bytes(self) -> np.ndarray:
         sizes = super().token_bytes()
-        sizes[self._special] = 0
+        sizes[[*self._special.values()]] = 0
         return sizes
 
     def to_dict(self) -> dict[str, Any]:

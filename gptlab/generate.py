@@ -52,11 +52,7 @@ def parser() -> argparse.ArgumentParser:
     prompts = p.add_argument_group("prompts")
     prompts.add_argument("--prompt-file", metavar="FILE", type=some_path, help="its text is the prompt")
     prompts.add_argument("--lines", action="store_true", help="each line of the file or pipe is a prompt of its own")
-    prompts.add_argument(
-        "--special",
-        action="store_true",
-        help="names of special tokens in a prompt, such as <|endoftext|>, are those tokens, not text",
-    )
+    prompts.add_argument("--special", action="store_true", help="names of special tokens in a prompt are those tokens")
     prompts.add_argument(
         "--interactive",
         action="store_true",

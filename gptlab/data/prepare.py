@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -199,22 +200,44 @@ Encoded = tuple[dict[str, np.ndarray], set[str]]
 """Ids by split, and the characters that have no id."""
 
 
-def encode(tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None) -> Encoded:
-    """Return the ids of consecutive parts.
+def encode(
+    tokenizer: Tokenizer, parts: list[Part], end_of_text: int | None, begun: frozenset[str] = frozenset()
+) -> Encoded:
+    """Return the ids of consecutive parts, with the tokenizer's beginning of text before each document.
+
+    An end of text that is also the beginning stands once between two documents.
 
     Args:
         end_of_text: the id that follows each document; None: no id does.
+        begun: the splits whose document has begun in an earlier part; see `begun_after`.
     """
     ids: dict[str, list[np.ndarray]] = {}
     unknown: set[str] = set()
     dtype = id_type(tokenizer.vocab_size)
-    for name, text, last in parts:
+    for part in parts:
+        name, text, last = part
         of_split = ids.setdefault(name, [])
+        if name not in begun:
+            of_split.append(np.array(tokenizer.begin, dtype))
+        begun = begun_after([part], begun, end_of_text in tokenizer.begin)
         of_split.append(tokenizer.encode(text).astype(dtype))
         if last and end_of_text is not None:
             of_split.append(np.array([end_of_text], dtype))
         unknown.update(tokenizer.unknown(text))
     return {name: np.concatenate(arrays) for name, arrays in ids.items()}, unknown
+
+
+def begun_after(parts: list[Part], begun: frozenset[str], end_begins: bool) -> frozenset[str]:
+    """Return the splits whose next part needs no beginning of text.
+
+    Args:
+        parts: consecutive parts.
+        begun: those of before.
+        end_begins: whether the end of a document is the beginning of the next.
+    """
+    for name, _, last in parts:
+        begun = begun - {name} if last and not end_begins else begun | {name}
+    return begun
 
 
 def units(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -240,14 +263,17 @@ def _encode_in_parallel(
     """
     end_of_text = tokenizer.end_of_text if documents else None
     under_way: deque[tuple[Future[Encoded], int]] = deque()
+    begun: frozenset[str] = frozenset()
     with ThreadPoolExecutor(cores()) as pool:
         try:
             for number, unit in enumerate(units(parts)):
                 size = sum(len(text) for _, text, _ in unit)
+                before, begun = begun, begun_after(unit, begun, end_of_text in tokenizer.begin)
                 if number < done:
                     bar.update(size)
                     continue
-                under_way.append((pool.submit(encode, tokenizer, unit, end_of_text), size))
+                job = partial(encode, begun=before) if tokenizer.begin else encode
+                under_way.append((pool.submit(job, tokenizer, unit, end_of_text), size))
                 if len(under_way) > 2 * cores():
                     yield _collect(under_way, bar)
             while under_way:

@@ -46,7 +46,8 @@ def prepared_folder(
         identity: the sha256 of the text; for a stream, its origin.
     """
     chosen = asdict(config) if isinstance(config, TokenizerConfig) else _digest(config)
-    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen])
+    begin = config.begin if isinstance(config, Tokenizer) else ()
+    recipe = json.dumps([FORMAT, identity, corpus.documents, asdict(split), chosen, *([begin] if begin else [])])
     return cache_dir / f"{corpus.name}-{config.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 

@@ -62,7 +62,7 @@ class Source:
         return [Piece(text, last) for where, text, last in parts if where == part]
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
-        """Encode pieces of the text as a run does, with an end-of-text token after each document: ids (n,) int64.
+        """Encode pieces of the text as a run does, with the tokens before and after each document: ids (n,) int64.
 
         Raises:
             UserError: there are fewer than two tokens, or none that can be predicted stands for text.
@@ -105,7 +105,8 @@ def _documents(prepared: Prepared, part: str) -> list[Piece]:
         )
     ids = prepared.ids(part)[:]
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_text) + 1)  # each with its end-of-text token
-    texts = [tokenizer.decode(each[each != tokenizer.end_of_text].tolist()) for each in documents]
+    around = [tokenizer.end_of_text, *tokenizer.begin]
+    texts = [tokenizer.decode(each[~np.isin(each, around)].tolist()) for each in documents]
     return [Piece(text, i + 1 < len(texts)) for i, text in enumerate(texts)]
 
 

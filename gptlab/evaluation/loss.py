@@ -65,13 +65,15 @@ class Measurement:
     protocol: str
     """How it was measured, in words."""
     nats: np.ndarray
-    """The cross entropy of each token after the first, (n - 1,)."""
+    """The cross entropy of each predicted token, (k,): all after the first but the beginnings of documents."""
     sizes: np.ndarray
-    """Bytes of raw text that each token stands for, including the first token, (n,)."""
+    """Bytes of raw text that the first token and each predicted token stand for, (k + 1,)."""
     windows: Windows | None
     """The windows in which the text was read; None for n-grams."""
     seconds: float
     """The duration of the measurement."""
+    places: np.ndarray | None = None
+    """The index of each predicted token among all after the first, (k,) int64; None: all are predicted."""
 
     @property
     def tokens(self) -> int:
@@ -102,7 +104,8 @@ class Measurement:
     def by_position(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean nats (nan for none) and the number of tokens by position in a window, both (context,)."""
         assert self.windows is not None
-        positions = self.windows.positions(self.tokens)
+        places = np.arange(self.tokens) if self.places is None else self.places
+        positions = self.windows.positions(int(places[-1]) + 1)[places]
         counts = np.bincount(positions, minlength=self.windows.context)
         sums = np.bincount(positions, self.nats, self.windows.context)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
@@ -136,11 +139,14 @@ def measure(
         found, seen = model.nats(ids), model.order - 1
         before = "no context" if seen < 1 else "1 token of context" if seen == 1 else f"{seen} tokens of context"
         protocol = f"{part_name(part)}, {before}"
+        protocol += f", {tokenizer.begin_name} before each text" if tokenizer.begin else ""
     else:
         assert windows is not None
         found = token_nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
-        protocol = windows.protocol(part)
-    return Measurement(protocol, found, tokenizer.token_bytes()[ids], windows, time.perf_counter() - start)
+        protocol = windows.protocol(part, tokenizer.begin_name)
+    places = np.flatnonzero(~np.isin(ids[1:], tokenizer.unpredicted))
+    sizes = tokenizer.token_bytes()[ids[np.concatenate(([0], places + 1))]]
+    return Measurement(protocol, found[places], sizes, windows, time.perf_counter() - start, places)
 
 
 def loss_metrics(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:

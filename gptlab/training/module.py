@@ -136,11 +136,14 @@ class LMModule(L.LightningModule):
         return total / count if count else math.nan
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        targets = batch[1]
+        idx, targets = batch
+        if self.tokenizer.unpredicted:
+            unpredicted = torch.tensor(self.tokenizer.unpredicted, device=targets.device)
+            targets = targets.masked_fill(torch.isin(targets, unpredicted), IGNORED)
         counted = targets != IGNORED
         self.token_bytes = self.token_bytes.to(targets.device)
         text_bytes = (self.token_bytes[targets.clamp(min=0)] * counted).sum()
-        self._sums.append(torch.stack((self.model_loss(self.model, *batch, "sum"), counted.sum(), text_bytes)))
+        self._sums.append(torch.stack((self.model_loss(self.model, idx, targets, "sum"), counted.sum(), text_bytes)))
 
     test_step = validation_step
 

@@ -18,15 +18,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers as hf
 from filelock import FileLock
 
 from gptlab.data import corpora, prepare, shards, survey, text_files
 from gptlab.data import pieces as pieces_module
 from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import Piece, pieces
-from gptlab.data.prepared import Prepared
+from gptlab.data.prepared import Prepared, prepared_folder
 from gptlab.data.split import Split, split_pieces
-from gptlab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, TokenizerConfig
+from gptlab.data.tokenizers import (
+    BYTES,
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    TokenizerConfig,
+)
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -847,3 +856,64 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write in \S+cache: .*choose another folder .*data.cache_dir="):
         made(one(TEXT), tmp_path / "file" / "cache")
+
+
+# Tokenizers that begin texts.
+
+
+def beginning(begin: str = "<s>", end: str = "</s>") -> JsonTokenizer:
+    """Bytes, 256 for <s> and 257 for </s>, with `begin` before a text."""
+    backend = hf.Tokenizer(hf.models.BPE({letter: i for i, letter in enumerate(BYTES)}, []))
+    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = hf.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>"])
+    special = [(begin, backend.token_to_id(begin))]
+    backend.post_processor = hf.processors.TemplateProcessing(f"{begin} $A", special_tokens=special)
+    return JsonTokenizer(backend.to_str(), backend.token_to_id(end))
+
+
+def test_documents_begin_with_the_beginning_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "PIECE", 40)
+    monkeypatch.setattr(prepare, "PIECE", 50)  # so that documents are cut into pieces, and those into units
+    documents = [f"{n} {'a word or two, ' * (n % 9)}." for n in range(200)]
+    tokenizer = beginning()
+    prepared = made(many(documents), tmp_path, tokenizer, BY_DOCUMENT)
+    whole: list[str] = []
+    for split in ("train", "val"):
+        ids = prepared.ids(split)[:]
+        parts = np.split(ids, np.flatnonzero(ids == 257) + 1)[:-1]
+        assert all(part[0] == 256 and part[-1] == 257 for part in parts)
+        assert sum(np.count_nonzero(part >= 256) for part in parts) == 2 * len(parts)
+        whole += [tokenizer.decode(part[1:-1].tolist()) for part in parts]
+    assert sorted(whole) == sorted(documents)
+
+
+def test_a_single_text_begins_once_and_so_does_each_of_its_parts(tmp_path: Path) -> None:
+    for begin in ("<s>", "</s>"):
+        tokenizer = beginning(begin)
+        prepared = made(one(LONG), tmp_path, tokenizer)
+        end = int(len(LONG) * 0.9)
+        for split, text in (("train", LONG[:end]), ("val", LONG[end:])):
+            assert prepared.ids(split)[:].tolist() == [*tokenizer.begin, *tokenizer.encode(text)]
+
+
+def test_an_end_that_is_the_beginning_stands_once(tmp_path: Path) -> None:
+    documents = [f"document {n}" for n in range(50)]
+    ids = made(many(documents), tmp_path, beginning("</s>"), BY_DOCUMENT).ids("train")[:]
+    assert (ids[0], ids[-1]) == (257, 257)
+    assert not np.any((ids[1:] == 257) & (ids[:-1] == 257))
+    assert 256 not in ids
+
+
+def test_only_data_of_tokenizers_that_begin_texts_is_prepared_again(tmp_path: Path) -> None:
+    def folder(config: TokenizerConfig | Tokenizer) -> str:
+        return prepared_folder(one(TEXT), BY_POSITION, config, "7d", tmp_path).name
+
+    plain = JsonTokenizer(json.dumps(json.loads(beginning().content) | {"post_processor": None}), 257)
+    assert plain.begin == ()
+    assert folder(CHAR) == "text-char-70d26cf897613998"  # as in earlier versions
+    for tokenizer, as_before in ((plain, True), (CharTokenizer("ab"), True), (beginning(), False)):
+        state = hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
+        recipe = json.dumps([3, "7d", False, {"by": "position", "val_fraction": 0.1, "test_fraction": 0.0}, state])
+        earlier = f"text-{tokenizer.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+        assert (folder(tokenizer) == earlier) == as_before

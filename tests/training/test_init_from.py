@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -13,15 +14,21 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn.functional import cross_entropy
 
 from gptlab import models
+from gptlab.data.split import Split, split_pieces
+from gptlab.data.text_files import Piece
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, writing
+from gptlab.formats.checkpoint import ModelInfo
+from gptlab.models import GPT, GPTConfig
 from gptlab.runs import compose as command_words
 from gptlab.runs import identity
 from gptlab.system.errors import UserError
 from gptlab.training import init_from
 from gptlab.training.fit import fit
+from tests.data.test_prepare import beginning
 from tests.sweeps.test_command_line import planned
 from tests.test_cli import assert_refused
 from tests.training.runs_compared import assert_same_run
@@ -274,6 +281,48 @@ def test_documents_without_a_mark_between_them_are_said(tune: Any, trained: Path
         (folder / f"{name}.txt").write_text("the cat sees a dog.\n" * 100)
     run = tune(f"init_from={trained}", text=folder)
     assert "init_from's tokenizer has no end of text" in (run / "train.log").read_text()
+
+
+def test_each_document_begins_as_the_model_expects_in_data_and_evaluation_alike(
+    command: Any, tune: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    tokenizer = beginning()
+    config = GPTConfig(258, block_size=16, n_layer=1, n_head=2, n_embd=16, pos="rope", norm="rmsnorm", mlp="swiglu")
+    model = GPT(dataclasses.replace(config, bias=False))
+    (tmp_path / "llama").mkdir()
+    writing.write_hf(model, tokenizer, ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path / "llama")
+    documents = [f"the old cat sees {n} dogs." for n in range(300)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
+    run = tune("init_from=llama", "data.split=document", text=tmp_path / "docs.jsonl")
+
+    found = json.loads(command("evaluate", "run/checkpoints/last.ckpt", "--json").stdout)
+    assert found["protocol"] == "whole split, windows of 16, <s> before each text"
+    own = json.loads((run / "summary.json").read_text())
+    assert found["nats_per_token"] == pytest.approx(own["val/loss"], abs=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(own["val/bpb"], rel=1e-6)
+
+    held_out = [piece.text for piece in eval_documents(tmp_path / "docs.jsonl")]
+    ids = [i for text in held_out for i in (256, *tokenizer.encode(text).tolist(), 257)]
+    assert found["tokens"] == len(ids) - len(held_out)  # all but <s>
+    assert found["bytes"] == len("".join(held_out))
+    assert sum(found["tokens_by_position"]) == found["tokens"]
+    trained = last(run)[0]
+    nats = 0.0
+    for first in range(0, len(ids) - 1, 16):
+        window = torch.tensor(ids[first : first + 17])
+        losses = cross_entropy(trained(window[None, :-1])[0], window[1:], reduction="none")
+        nats += losses[window[1:] != 256].sum().item()
+    assert found["nats_per_token"] == pytest.approx(nats / found["tokens"], abs=1e-5)
+
+
+def eval_documents(file: Path) -> list[Piece]:
+    documents = [Piece(json.loads(line)["text"], True) for line in file.read_text().splitlines()]
+    return [
+        Piece(text, last)
+        for part, text, last in split_pieces(documents, Split("document", 0.1, 0.0), 0)
+        if part == "val"
+    ]
 
 
 # Going on, and many of them.

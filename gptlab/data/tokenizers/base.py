@@ -49,7 +49,7 @@ class Tokenizer:
 
     name: str
     begin: tuple[int, ...] = ()
-    """Ids that a model expects before a text, such as Llama's <s>; `encode` does not return them."""
+    """Ids that a model expects before a text, such as Llama's <s>; `encode` does not return them, `prepare` does."""
 
     def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
         self.tokens = tokens
@@ -58,6 +58,16 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    @property
+    def begin_name(self) -> str:
+        """The text of `begin`, for messages."""
+        return b"".join(self.tokens[i] for i in self.begin).decode("utf-8", "replace")
+
+    @property
+    def unpredicted(self) -> list[int]:
+        """The ids of `begin`, which no loss counts: what comes before a text is given. An end of text is predicted."""
+        return [i for i in self.begin if i != self.end_of_text]
 
     @property
     def special_names(self) -> list[str]:

@@ -144,11 +144,9 @@ def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
     ids = added_tokens.token_ids(spec)
     there = {name: ids[name] for name in (PAD, EOS, END_OF_TEXT) if name in ids}
     candidate = _candidate(sorted(ids.keys() - there.keys(), key=ids.__getitem__), END_OF_TEXT in there)
-    if candidate is not None:
-        for size in (None, candidate.vocab_size):
-            special = special_ids(candidate, size)
-            if special == there and json.loads(build_backend(candidate, special).to_str()) == spec:
-                return candidate
+    known = candidate is not None and there.items() <= special_ids(candidate).items()
+    if candidate is not None and known and json.loads(build_backend(candidate, there).to_str()) == spec:
+        return candidate
     return _bpe(spec, end_of_text) if spec["model"].get("type") == "BPE" else None
 
 

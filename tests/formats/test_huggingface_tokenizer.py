@@ -30,6 +30,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.formats import huggingface, huggingface_tokenizer, writing
 from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.huggingface_backend import build_backend
 from gptlab.generation.text_stream import TextStream
 from gptlab.models import GPT, GPTConfig
 from gptlab.system.errors import UserError
@@ -110,6 +111,14 @@ def test_a_tokenizer_comes_back_as_it_went(pair: tuple[Tokenizer, Any, Tokenizer
     assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
     assert again.unknown(text) == tokenizer.unknown(text)
     assert again.end_of_text == tokenizer.end_of_text
+
+
+@pytest.mark.parametrize("name", ["char", "char, ended", "byte", "byte, ended", "word, ended", "bpe"])
+def test_exports_of_earlier_versions_come_back(tmp_path: Path, name: str) -> None:
+    tokenizer = OURS[name]()
+    special = {} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
+    named = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad") if special}
+    assert read(tmp_path, build_backend(tokenizer, special), tokenizer_config=named).to_dict() == tokenizer.to_dict()
 
 
 def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def test_rows_are_read_by_their_key_and_the_verb_names_its_own_flags(
     assert_refused(
         command("evaluate", "uniform", "--data", "my.jsonl", "--text-key", "id"), "--text-key id is a number"
     )
-    assert_refused(command("evaluate", "uniform", "--data", "my.txt", "--separator", "##"), '--separator "##": does not')
+    assert_refused(
+        command("evaluate", "uniform", "--data", "my.txt", "--separator", "##"), '--separator "##": does not'
+    )
     for flag in ("--text-key", "--separator", "--format"):
         assert_refused(command("evaluate", "uniform", flag, "text"), f"{flag} says how --data FILE is read")
     (tmp_path / "page.html").write_text("<p>words</p>")

@@ -11,8 +11,8 @@ from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
+DECLARING = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-LISTED = ("additional_special_tokens", "extra_special_tokens")
 SHOWN = 5  # in one warning
 
 
@@ -23,68 +23,90 @@ def token_ids(spec: dict[str, Any]) -> dict[str, int]:
     return ids | {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
 
 
-def with_declared(spec: dict[str, Any], folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def with_declared(spec: dict[str, Any], folder: Path, rows: int | None) -> dict[str, Any]:
     """Return the content of a tokenizer.json with the tokens that only the files beside it declare.
 
-    Those are tokenizer_config.json (added_tokens_decoder), added_tokens.json, and the special tokens that
-    tokenizer_config.json and special_tokens_map.json name. One without an id of its own gets the next free one.
+    As in `transformers` they are those of `added_tokens_decoder` in tokenizer_config.json, or of added_tokens.json if
+    there is none, then the named ones (bos_token, ...), then the extra special ones. A token that the vocabulary lacks
+    gets the id that is declared, if the model has a row for it, else the next free one.
 
     Args:
         spec: the content of tokenizer.json.
         folder: the folder with the files.
-        about: the merged contents of the files beside the tokenizer.
+        rows: the number of embeddings of the model; None if it is not known.
 
     Raises:
         UserError: added_tokens.json is broken, or an id is no number.
     """
-    file = folder / "added_tokens.json"
-    ids, special = token_ids(spec), _special_names(about)
-    declared = {name: (None, {"special": True}) for name in special}
-    if file.is_file():
-        declared |= {name: (i, {"special": name in special}) for name, i in read_json_object(file).items()}
-    declared |= {token["content"]: (int(i), token) for i, token in (about.get("added_tokens_decoder") or {}).items()}
-    added: dict[int, dict[str, Any]] = {}
+    config, special, listed = (_content_if_there(folder / name) for name in DECLARING)
+    by_id = config.get("added_tokens_decoder")
+    named = _named_tokens(config if by_id is not None else config | special)
+    if by_id is not None:
+        pairs = list(by_id.items())
+    else:
+        pairs = [
+            (i, {"content": text, "special": text in named, "normalized": text not in named})
+            for text, i in listed.items()
+        ]
+    for i, token in pairs:
+        if not str(i).isdecimal():
+            raise UserError(f"beside it {token['content']:.99} is declared with the id {i!s:.99}")
+    ids = token_ids(spec)
+    present = {token["content"]: token for token in spec.get("added_tokens") or []}
+    declared: dict[str, tuple[int | None, dict[str, Any]]] = {
+        token["content"]: (int(i), token) for i, token in sorted(pairs, key=lambda pair: int(pair[0]))
+    }
+    declared |= {text: (None, flags) for text, flags in named.items() if text not in declared.keys() | present.keys()}
+    found: dict[str, dict[str, Any]] = {}
     homeless = []
-    for name, (i, flags) in declared.items():
-        if name in ids:
-            continue
-        if i is not None and (type(i) is not int or i < 0):
-            raise UserError(f"beside it {name:.99} is declared with the id {i!s:.99}")
-        if i is None or i in added or i in ids.values():
-            homeless.append((name, flags))
+    for text, (i, flags) in declared.items():
+        own = ids.get(text)
+        if own is None and i is not None and rows is not None and i < rows and i not in ids.values():
+            own = ids[text] = i
+        if own is None:
+            homeless.append((text, flags))
         else:
-            added[i] = _entry(name, i, flags)
-    free = 1 + max([*ids.values(), *added])
-    added |= {i: _entry(name, i, flags) for i, (name, flags) in enumerate(homeless, free)}
-    return _with_added(spec, [added[i] for i in sorted(added)])
+            flags = flags | {"special": flags.get("special") or present.get(text, {}).get("special")}
+            found[text] = _entry(text, own, flags)
+    free = 1 + max(ids.values())
+    found |= {text: _entry(text, i, flags) for i, (text, flags) in enumerate(homeless, free)}
+    kept = [found.pop(text, token) for text, token in present.items()]
+    return _with_added(spec, kept, sorted(found.values(), key=lambda token: token["id"]))
 
 
-def _special_names(about: dict[str, Any]) -> list[str]:
-    """Return the texts of the special tokens that a folder's files name, each once, in a fixed order."""
-    listed: list[Any] = [about.get(key) for key in NAMED]
-    for key in LISTED:
-        tokens = about.get(key) or []
-        listed += tokens.values() if isinstance(tokens, dict) else tokens
-    texts = [token.get("content") if isinstance(token, dict) else token for token in listed]
-    return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text))
+def _named_tokens(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the special tokens that a folder's files name, and their flags, in the order of `transformers`."""
+    extra = about.get("extra_special_tokens") or about.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        about, extra = about | extra, []
+    names = dict.fromkeys((*NAMED, *(name for name in about if name.endswith("_token"))))
+    given = ({"content": each} if isinstance(each, str) else each for each in map(about.get, names))
+    tokens: list[dict[str, Any]] = [each | {"special": True} for each in given if isinstance(each, dict)]
+    tokens += [{"content": each, "special": True} if isinstance(each, str) else each for each in extra]
+    return {each["content"]: each for each in tokens if isinstance(each.get("content"), str) and each["content"]}
+
+
+def _content_if_there(file: Path) -> dict[str, Any]:
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _entry(content: str, i: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return a token as tokenizer.json describes it."""
     special = bool(flags.get("special"))
     switches = {name: bool(flags.get(name)) for name in ("single_word", "lstrip", "rstrip")}
     normalized = bool(flags.get("normalized", not special))
     return {"id": i, "content": content, **switches, "normalized": normalized, "special": special}
 
 
-def _with_added(spec: dict[str, Any], new: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the spec with more added tokens.
+def _with_added(spec: dict[str, Any], kept: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the spec with these added tokens; itself if they are the same.
 
     The library numbers added tokens from the vocabulary's size on. Where that gives other ids they stand in the
     vocabulary, too.
     """
-    if not new:
+    vocab, added = spec["model"]["vocab"], [*kept, *new]
+    if added == (spec.get("added_tokens") or []):
         return spec
-    vocab, added = spec["model"]["vocab"], [*(spec.get("added_tokens") or []), *new]
     outside = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
     if isinstance(vocab, dict) and list(outside.values()) != list(range(len(vocab), len(vocab) + len(outside))):
         spec = spec | {"model": spec["model"] | {"vocab": vocab | outside}}

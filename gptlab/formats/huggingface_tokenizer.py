@@ -64,7 +64,7 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
         content = _with_decoder(content, file)
         spec = found_spec = json.loads(content)
-        spec = added_tokens.with_declared(spec, folder, about)
+        spec = added_tokens.with_declared(spec, folder, rows)
         spec = spec if rows is None else added_tokens.with_rows(spec, rows)
         content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
         end_of_text = _end_of_text(spec, about)

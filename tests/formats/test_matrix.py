@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.formats import huggingface, huggingface_tokenizer
+from gptlab.formats import huggingface
+from gptlab.formats.huggingface_backend import build_backend
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 from tests.formats.test_huggingface_names import shaken
@@ -108,8 +109,8 @@ def write(folder: Path, family: str, tied: bool, state: dict[str, Tensor], pickl
 
 def write_tokenizer(folder: Path, characters: int, pad: int | None, place: str) -> None:
     """A tokenizer of characters and, declared in one of the `PLACES`, a pad token with that id."""
-    files = huggingface_tokenizer.tokenizer_files(CharTokenizer(CHARS[:characters]), T)
-    spec, config = (json.loads(files[name]) for name in ("tokenizer.json", "tokenizer_config.json"))
+    spec = json.loads(build_backend(CharTokenizer(CHARS[:characters]), {}).to_str())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": T}
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
     token = flags | {"content": PAD}
     if pad is not None and place == "tokenizer.json":

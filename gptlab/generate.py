@@ -158,6 +158,7 @@ def read_prompts(args: argparse.Namespace) -> list[str] | None:
     Raises:
         UserError: the prompt is empty, the file cannot be read, or it has no text.
     """
+    from gptlab.data.file_kinds import decoded
     from gptlab.generation.terminal import note, stdin_is_piped
 
     if args.prompt == "":
@@ -175,12 +176,10 @@ def read_prompts(args: argparse.Namespace) -> list[str] | None:
             raise UserError("--lines: give --prompt-file FILE, or send them through a pipe")
         return None
     try:
-        with open(file, encoding="utf-8-sig", closefd=file is args.prompt_file) as opened:
-            text = opened.read()
+        with open(file, "rb", closefd=file is args.prompt_file) as opened:
+            text = decoded(opened.read(), name)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from error
     if not text and args.prompt_file is None and not args.lines:
         note("standard input is empty: beginning as without it")  # a pipe that the calling program left open
         return None

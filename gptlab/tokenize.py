@@ -49,13 +49,11 @@ def read_input() -> str:
     """Read the text on standard input.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: it is no text.
     """
-    try:
-        return sys.stdin.read().encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"byte {error.object[error.start]:#04x} at {error.start}"
-        raise UserError(f"standard input is not UTF-8 text ({where})") from error
+    from gptlab.data.file_kinds import decoded
+
+    return decoded(sys.stdin.buffer.read(), "standard input")
 
 
 def read_pieces(argument: str, **flags: str | None) -> list[str]:

@@ -466,6 +466,14 @@ def test_the_home_folder_in_flags(command: Any, alphabet: str, tmp_path: Path, m
     assert command("generate", "~/a.ckpt", *flags).stdout == "cde\n"
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-8-sig", "utf-32"])
+def test_a_prompt_file_may_have_the_mark_of_its_encoding(
+    command: Any, alphabet: str, tmp_path: Path, code: str
+) -> None:
+    (tmp_path / "p").write_bytes("abc\r\n".encode(code))  # as PowerShell writes
+    assert command("generate", alphabet, "--prompt-file", "p", "--max-new-tokens", "2").stdout == "abcde\n"
+
+
 def test_in_a_pipeline_text_comes_in_and_goes_out(shell: Any, alphabet: str) -> None:
     flags = ("--temperature", "0", "--stop", "i")
     process = shell("-m", "gptlab.generate", alphabet, *flags, stdin=-1)

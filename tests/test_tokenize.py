@@ -46,9 +46,10 @@ def test_a_file_is_read_and_long_text_is_cut_aloud(command: Any, text_file: Path
     assert rows(result.stdout)["char"][1] == f"{count:,}"
 
 
-def test_standard_input_is_read(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\tb\r\n"))
-    assert "a|\\t|b|\\r|↵\n" in command("tokenize", "-", "--tokenizer", "char").stdout
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16"])
+def test_standard_input_is_read(command: Any, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a\tb\r\n".encode(code))))
+    assert "a|\\t|b|↵\n" in command("tokenize", "-", "--tokenizer", "char").stdout
 
 
 def test_a_special_token_is_text_unless_asked_for(command: Any, data_dir: Path) -> None:

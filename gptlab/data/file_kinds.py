@@ -7,6 +7,7 @@ import codecs
 import csv
 import gzip
 import importlib
+import io
 import lzma
 import re
 from collections.abc import Iterator
@@ -113,6 +114,23 @@ def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:
 def encoding(first: bytes) -> tuple[str, int]:
     """Return the encoding of a text by its first bytes, and the length of the mark that says so."""
     return next(((name, len(mark)) for mark, name in MARKS.items() if first.startswith(mark)), ("utf-8", 0))
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """Return the text of bytes in UTF-8, or with the mark of another encoding; line ends become line feeds.
+
+    Args:
+        name: what they are, for the message.
+
+    Raises:
+        UserError: they are no text.
+    """
+    code, mark = encoding(raw)
+    try:
+        return io.IncrementalNewlineDecoder(None, translate=True).decode(raw[mark:].decode(code), final=True)
+    except UnicodeDecodeError as error:
+        place = f"byte {error.object[error.start]:#04x} at {mark + error.start}"
+        raise UserError(f"{name} is not {code.upper()} text ({place})") from error
 
 
 def kind_of(path: Path, options: TextOptions) -> str:

@@ -21,6 +21,7 @@ from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEP
 from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory, words
+from gptlab.system import threads
 from gptlab.system.arguments import some_name
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_json
@@ -88,6 +89,7 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
 
 def child(args: argparse.Namespace) -> None:
     """Measure one side; what it refuses is told to the parent."""
+    threads.prepare()
     parent = Parent() if directory.first_process() else None
     try:
         with compose.refusals():
@@ -148,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
-    with command_line():
+    with command_line(computes=False):
         args = parser().parse_intermixed_args(argv)
         if args.json and "=" in args.json:  # an override that follows the flag
             args.json, args.overrides = "-", [args.json, *args.overrides]

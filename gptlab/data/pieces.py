@@ -30,16 +30,18 @@ def pieces(chunks: Iterable[str], part: str | None = None) -> Iterator[Piece]:
     A BPE or word tokenizer gives the pieces the same ids as the whole, if there is a safe place in every 16 * PIECE
     characters.
     """
-    rest = ""
+    rest, searched = "", PIECE  # there is no safe place from PIECE up to `searched`
     for chunk in chunks:
         rest += chunk
         while len(rest) >= 2 * PIECE:
-            safe = SAFE.search(rest, PIECE, min(len(rest) - 1, 16 * PIECE))
+            limit = min(len(rest) - 1, 16 * PIECE)
+            safe = SAFE.search(rest, searched, limit)
             if safe is None and len(rest) < 16 * PIECE:
+                searched = max(searched, limit - 2)  # a place is seen by the two characters after it
                 break  # it may come in the next chunk
             end = safe.start() if safe else PIECE
             yield Piece(rest[:end], False, part)
-            rest = rest[end:]
+            rest, searched = rest[end:], PIECE if safe else max(PIECE, limit - 2 - end)
     if rest:
         yield Piece(rest, True, part)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from gptlab.system import threads
 from gptlab.system.streams import flush_output, prepare_streams
 
 
@@ -25,15 +26,18 @@ def quoted(characters: list[str], most: int = 20) -> str:
 
 
 @contextmanager
-def command_line(essential: bool = True) -> Iterator[None]:
+def command_line(essential: bool = True, computes: bool = True) -> Iterator[None]:
     """Run a command, and end it on errors: a UserError becomes one message and exit code 1, Ctrl-C exit code 130.
 
     Args:
+        computes: whether this process, and not only those that it starts, uses torch, see `threads.prepare`.
         essential: whether standard output is what the command is for. Then the command ends where the reader of that
             output, e.g. head, has gone, with exit code 0, and where the output cannot be written, as on a full disk,
             with a message and exit code 1. Otherwise neither has any effect on the command.
     """
     prepare_streams(essential)
+    if computes:
+        threads.prepare()
     code: object = None
     try:
         yield

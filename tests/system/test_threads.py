@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gptlab.system import threads
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +73,16 @@ def test_threads_are_no_more_than_a_quota_allows(monkeypatch: pytest.MonkeyPatch
     environment = {}
     threads.prepare(environment)
     assert "OMP_NUM_THREADS" not in environment  # torch takes the cores itself, without the second thread of each
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says what it has read")
+@pytest.mark.parametrize("verb", ["generate", "evaluate", "train"])
+def test_torch_reads_what_was_prepared(tmp_path: Path, verb: str) -> None:
+    words = ["init_from=none.ckpt"] if verb == "train" else ["none.ckpt"]
+    environment = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"gptlab.{verb}", *words]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "none.ckpt" in result.stderr
+    assert f"GOMP_SPINCOUNT = '{threads.SPINS}'" in result.stderr

@@ -91,7 +91,7 @@ def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
         for file in found.files:
             part = None if file.part == "train" and "val" not in found.parts else file.part
             for chunks in documents(file.path, file.kind, options, counts):
-                yield from _pieces(chunks, separator, part, counts)
+                yield from pieces(chunks, part) if separator is None else _between(chunks, separator, part, counts)
 
     many = len(found.files) > 1 or any(file.kind in ROWS for file in found.files) or separator is not None
     parts = [file.part for file in found.files] if found.parts else []
@@ -100,11 +100,8 @@ def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
     return Corpus(name, read, many, origin, size, found, separator, options)
 
 
-def _pieces(chunks: Iterable[str], separator: str | None, part: str | None, counts: Counter[str]) -> Iterator[Piece]:
-    """Yield the pieces of the documents in a text."""
-    if separator is None:
-        yield from pieces(chunks, part)
-        return
+def _between(chunks: Iterable[str], separator: str, part: str | None, counts: Counter[str]) -> Iterator[Piece]:
+    """Yield the pieces of the documents between the separators in a text."""
     for number, document in enumerate(separate(chunks, separator)):
         counts[SEPARATORS] += number > 0
         yield from pieces(document, part)

@@ -45,7 +45,7 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, opt
             for number, row in enumerate(rows, 1):
                 if key not in row:
                     raise UserError(f"data.text_key={key}: {path} has no such text; there are {', '.join(row)}")
-                text = text_of(row, key, f"{path}, row {number}", options)
+                text = text_of(row, options, path, number, "row")
                 counts[WITHOUT_TEXT] += not text
                 for document in [[text or ""]] if separator is None else separate([text or ""], separator):
                     yield from pieces(document)

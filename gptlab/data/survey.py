@@ -23,18 +23,18 @@ from gptlab.system.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 LARGE = 1 << 26  # bytes of text from which what is learned is cached and progress is shown
-NUMBERS = ("documents", "characters", "to_split", "spelled")
 
 
 def hash_pieces(pieces: Iterable[Piece], digest: Any, documents: bool) -> Iterator[Piece]:
     """Pass the pieces on and add them to `digest`, in the form of `Prepared.sha256`."""
-    part = None
+    before = None
     for piece in pieces:
-        if piece.part != part:
-            part = piece.part
+        text, last, part = piece
+        if part != before:
+            before = part
             digest.update(b"\xfe" + str(part).encode())
-        digest.update(piece.text.encode())
-        if piece.last and documents:
+        digest.update(text.encode())
+        if last and documents:
             digest.update(b"\xff")  # which no UTF-8 has
         yield piece
 
@@ -67,16 +67,17 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
     if large:
         with suppress(UserError, TypeError):
             return Survey(**read_json(cached))
-    digest, skipped, seen = hashlib.sha256(), Counter[str](), Counter[str]()
+    digest, skipped, visible = hashlib.sha256(), Counter[str](), False
+    documents = characters = to_split = spelled = 0
     with tqdm(unit="char", unit_scale=True, desc="reading", disable=None if large else True) as bar:
         for text, last, part in hash_pieces(corpus.read(skipped), digest, corpus.documents):
-            seen["documents"] += last
-            seen["characters"] += len(text)
-            seen["to_split"] += len(text) if part is None else 0
-            seen["spelled"] += text.count(END_OF_TEXT)
-            seen["visible"] += bool(text.strip())
+            documents += last
+            characters += len(text)
+            to_split += len(text) if part is None else 0
+            spelled += text.count(END_OF_TEXT)
+            visible = visible or not text.isspace()
             bar.update(len(text))
-    if not seen.pop("visible", 0):
+    if not visible:
         paths = ", ".join(str(file.path) for file in corpus.found.files[:3]) if corpus.found else corpus.name
         raise UserError(f"{corpus.asked.written('path', paths)} is empty: give a text with something in it")
     if corpus.separator_is_missing(skipped):
@@ -84,7 +85,7 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
             f"{corpus.asked.written('separator', corpus.asked.separator)}: does not stand in the text; leave it out, "
             f"or give what stands between its documents"
         )
-    about = Survey(digest.hexdigest(), **{name: seen[name] for name in NUMBERS}, counts=dict(skipped))
+    about = Survey(digest.hexdigest(), documents, characters, to_split, spelled, dict(skipped))
     if large:
         with suppress(UserError):  # the ids may be there although the folder cannot be written
             write_json(cached, asdict(about))

@@ -91,7 +91,7 @@ def documents(path: Path, kind: str, options: TextOptions, counts: Counter[str])
                 break
         else:
             found += 1
-        text = text_of(row, options.text_key, f"{path}, line {line}", options)
+        text = text_of(row, options, path, line)
         if text:
             yield [text]
         else:
@@ -114,19 +114,25 @@ def has_text(path: Path, kind: str, options: TextOptions) -> bool:
     return isinstance(row, str) or (isinstance(row, dict) and options.text_key in row)
 
 
-def text_of(row: Any, key: str, place: str, options: TextOptions) -> str | None:
+def text_of(row: Any, options: TextOptions, path: object, number: int, unit: str = "line") -> str | None:
     """Return the text of a row; None if there is none.
+
+    Args:
+        path, number, unit: where the row stands, for the message.
 
     Raises:
         UserError: what stands there is something else.
     """
+    key = options.text_key
     found = row.get(key) if isinstance(row, dict) else row
+    if isinstance(found, str) and found.isascii():
+        return found
     if found is None:
         return None
     if not isinstance(found, str):
         what = {dict: "an object", list: "a list", bool: "true or false"}.get(type(found), "a number")
         of = options.written("text_key", key) if isinstance(row, dict) else "the row"
-        raise UserError(f"{place}: {of} is {what}, and must be a text")
+        raise UserError(f"{path}, {unit} {number}: {of} is {what}, and must be a text")
     return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
 
 

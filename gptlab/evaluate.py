@@ -9,6 +9,8 @@ from gptlab.data.text_options import FORMATS
 from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
+READING = ("text_key", "format", "separator", "named_parts")  # flags that say how --data is read
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m gptlab.evaluate", description=__doc__)
@@ -28,7 +30,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--text-key", metavar="KEY", help="with --data: which of a row is the text (default: the run's)")
     p.add_argument("--format", choices=FORMATS, help="with --data: what a file is, whatever it looks like")
-    p.add_argument("--separator", metavar="TEXT", help="with --data: what stands between documents in a file")
+    p.add_argument(
+        "--separator", metavar="TEXT", help="with --data: what stands between documents in a file; null: nothing"
+    )
+    p.add_argument(
+        "--named-parts",
+        choices=("true", "false", "auto"),
+        help="with --data: whether files named train, valid and test are those parts",
+    )
     p.add_argument(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -94,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     models = {name: open_candidate(name) for name in names if name not in orders}
     for each in models.values():
         windows(each.name, each.model.config.block_size)
-    given = {name: getattr(args, name) for name in ("text_key", "format", "separator")}
+    given = {name: getattr(args, name) for name in READING}
     flags = {name: value for name, value in given.items() if value is not None}
     text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, flags)
     if args.memorised:
@@ -126,7 +135,7 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
         raise UserError(
             f"--memorised: {args.model} writes nothing here; give its sample, or any text, with --sample FILE"
         )
-    for flag in ("text_key", "format", "separator"):
+    for flag in READING:
         if getattr(args, flag) is not None and args.data is None:
             raise UserError(f"--{flag.replace('_', '-')} says how --data FILE is read: give one, or leave it out")
     if len(orders) == len(set(names)) and (args.context or args.stride):

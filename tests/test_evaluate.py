@@ -206,8 +206,8 @@ def test_rows_are_read_by_their_key_and_the_verb_names_its_own_flags(
     assert_refused(
         command("evaluate", "uniform", "--data", "my.txt", "--separator", "##"), '--separator "##": does not'
     )
-    for flag in ("--text-key", "--separator", "--format"):
-        assert_refused(command("evaluate", "uniform", flag, "text"), f"{flag} says how --data FILE is read")
+    for flag, value in {"--text-key": "a", "--separator": "a", "--format": "text", "--named-parts": "true"}.items():
+        assert_refused(command("evaluate", "uniform", flag, value), f"{flag} says how --data FILE is read")
     (tmp_path / "page.html").write_text("<p>words</p>")
     assert_refused(
         command("evaluate", "uniform", "--data", "page.html"), "--data page.html looks like", "--format text"
@@ -232,6 +232,23 @@ def test_a_published_data_set_has_parts_of_its_own(evaluate: Any, run: Any, tmp_
         "3 files (json); train is train-0.jsonl; val is validation-0.jsonl; test is test-0.jsonl; 185"
     )
     assert read.endswith("; not read: 1 README.md")
+
+
+def test_what_is_no_part_of_a_data_set_is_asked_about_and_separators_can_be_left(
+    evaluate: Any, command: Any, tmp_path: Path
+) -> None:
+    for name in ("train", "test", "notes"):
+        (tmp_path / "set" / f"{name}.md").parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}.md").write_text(f"{name}<|endoftext|>of text")
+    asked = "--named-parts true reads those parts alone, --named-parts false all as one text"
+    assert_refused(command("evaluate", "uniform", "--data", "set"), asked)
+    both = evaluate("uniform", "--data", "set", "--named-parts", "true")["data"]["read"]
+    assert both.startswith("2 files (prose); train is train.md; test is test.md; 4 documents")
+    assert evaluate("uniform", "--data", "set", "--named-parts", "false")["data"]["read"].startswith(
+        "3 files (prose); 6"
+    )
+    found = evaluate("uniform", "--data", "set/notes.md", "--separator", "null")
+    assert found["bytes"] == len("notes<|endoftext|>of text") - 1
 
 
 def test_a_runs_own_text_given_as_a_file_is_held_out_all_the_same(

@@ -19,6 +19,7 @@ from gptlab.data.tokenizers.base import END_OF_TEXT
 from gptlab.system.errors import UserError
 
 SEPARATORS = "separators"  # counted while reading
+LEFT = "documents are left"  # counted where only the first are taken
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Corpus:
 
     def separator_is_missing(self, counts: dict[str, int]) -> bool:
         """Return whether a separator was asked for, and none was found while reading."""
-        return self.asked.separator not in (None, AUTO) and self.separator is not None and not counts.get(SEPARATORS)
+        asked = self.asked.separator not in (None, AUTO) and self.separator is not None
+        return asked and not counts.get(SEPARATORS) and not counts.get(LEFT)
 
     def described(self, documents: int, characters: int, counts: dict[str, int]) -> str:
         """Return in words what is read.
@@ -70,9 +72,11 @@ class Corpus:
         kinds = Counter("prose" if file.kind == "text" else file.kind for file in files)
         what = files[0].path.name if len(files) == 1 else f"{len(files):,} files"
         words = [f"{what} ({' and '.join(sorted(kinds))})"] if files else []
+        names = Counter(file.path.name for file in files)
         for part in self.parts:
-            named = [file.path.name for file in files if file.part == part]
-            words.append(f"{part} is {named[0] if len(named) == 1 else f'{len(named):,} of them'}")
+            first, *others = (file.path for file in files if file.part == part)
+            name = first.name if names[first.name] == 1 else f"{first.parent.name}/{first.name}"
+            words.append(f"{part} is {f'{len(others) + 1:,} of them' if others else name}")
         if self.documents:
             words.append(f"{documents:,} documents")
         words.append(f"{characters:,} characters")
@@ -109,8 +113,11 @@ def _between(chunks: Iterable[str], separator: str, part: str | None, counts: Co
 
 def _separator(found: FoundFiles, options: TextOptions) -> str | None:
     """Return what stands between documents; of itself GPT-2's end of text, if it is in the first million characters."""
+    if options.separator is None:
+        return None
     if options.separator != AUTO:
-        return None if options.separator is None else unescaped(options.separator)
+        given = unescaped(options.separator)
+        return given.replace("\r\n", "\n").replace("\r", "\n") if options.line_ends == "lf" else given
     seen, tail = 0, ""
     texts = (documents(file.path, file.kind, options, Counter()) for file in found.files)
     with suppress(UserError):  # which will be raised again when the text is read
@@ -132,7 +139,6 @@ def first_documents(corpus: Corpus, count: int) -> Corpus:
     """Return a corpus of the first `count` documents of `corpus`, or of each of its parts."""
 
     def read(counts: Counter[str]) -> Iterator[Piece]:
-        return first_of_each_part(corpus.read(counts), count, max(len(corpus.parts), 1))
+        counts[LEFT] += yield from first_of_each_part(corpus.read(counts), count, max(len(corpus.parts), 1))
 
-    asked = replace(corpus.asked, separator=None)  # it may stand after what is read
-    return replace(corpus, reader=read, origin=f"{corpus.origin} {count}", asked=asked)
+    return replace(corpus, reader=read, origin=f"{corpus.origin} {count}")

@@ -8,6 +8,7 @@ import csv
 import gzip
 import importlib
 import io
+import json
 import lzma
 import re
 from collections.abc import Iterator
@@ -50,8 +51,16 @@ MARKS = {  # of byte order; UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-MARKUP = re.compile(r"\s*<(!doctype|\?xml|html|mediawiki|svg|rss|feed|tei|[a-z][\w:.-]*\s+[\w:.-]+\s*=\s*[\"'])", re.I)
+MARKUP = re.compile(
+    r"\s*<(!doctype|\?xml|html|mediawiki|svg|rss|feed|tei|(p|div|head|body|table)>|"
+    r"[a-z][\w:.-]*\s+[\w:.-]+\s*=\s*[\"'])",
+    re.I,
+)
 MARKUP_SUFFIXES = (".html", ".htm", ".xhtml", ".xml", ".svg")
+MARKDOWN = (".md", ".markdown")  # in which tags are usual
+OBJECTS = re.compile(r'\s*(\[\s*)?(?=\{\s*")')  # of JSON, in a list or not
+STRINGS = re.compile(r'\s*\[\s*"([^"\\\n]|\\.)*"\s*(\]\s*$|,\s*")')  # a list of them
+STATED = re.compile(r'"?sep=(.)"?')  # a line before the first, by which Excel knows the delimiter
 DELIMITERS = (",", "\t", ";", "|")
 TABLE_LINES = 5  # so many lines with as many tabs each are a table
 
@@ -169,20 +178,24 @@ def _kind_of_text(path: Path, head: bytes, expected: str | None, options: TextOp
     code, mark = encoding(head)
     text = codecs.getincrementaldecoder(code)("replace").decode(head[mark:])
     named, insist = options.written("path", path), options.written("format", "text")
-    if suffix(path) in MARKUP_SUFFIXES or MARKUP.match(text):
+    if "\0" in text:
+        return expected or "text"  # neither, which will be said when it is read
+    if suffix(path) in MARKUP_SUFFIXES or (suffix(path) not in MARKDOWN and MARKUP.match(text)):
         raise UserError(
             f"{named} looks like markup, whose tags would be learned: take the text out of it first, or give {insist} "
             f"to read it as it is"
         )
     if expected in ROWS:
         return str(expected)
-    if re.match(r'\s*(\{\s*"|\[\s*\{\s*")', text):
-        if f'"{options.text_key}"' in text:
-            return "json"
-        raise UserError(
-            f"{named} looks like JSON, without {options.written('text_key', options.text_key)}: give the name of the "
-            f"text in its rows, or {insist} to read it as it is"
-        )
+    if STRINGS.match(text):
+        return "json"
+    if rows := OBJECTS.match(text):
+        if (missing := _missing(text, rows.end(), options.text_key)) is not None:
+            raise UserError(
+                f"{named} looks like JSON, without {options.written('text_key', options.text_key)}: give the name of "
+                f"the text in its rows{missing}, or {insist} to read it as it is"
+            )
+        return "json"
     if table := _table(text, options.text_key):
         raise UserError(
             f"{named} looks like a table ({table}): give {options.written('format', 'csv')} to read its column "
@@ -191,16 +204,41 @@ def _kind_of_text(path: Path, head: bytes, expected: str | None, options: TextOp
     return "text"
 
 
+def _missing(text: str, begin: int, key: str) -> str | None:
+    """Return in words what is in the first row of JSON instead of `key`; None if that is there, or may be further on.
+
+    Args:
+        begin: where the row begins.
+    """
+    if f'"{key}"' in text:
+        return None
+    try:
+        row, _ = json.JSONDecoder().raw_decode(text, begin)
+    except RecursionError:
+        return ""
+    except ValueError as error:
+        return None if is_cut(text, error) else ""
+    return f" (there are {', '.join(row)[:200]})"
+
+
+def is_cut(text: str, error: ValueError) -> bool:
+    """Return whether JSON may be wrong only because a text ends within it."""
+    return len(text) - getattr(error, "pos", 0) < 16 or "Unterminated string" in str(error)
+
+
 def _table(text: str, key: str) -> str | None:
     """Return in words why a text looks like a table; None if it does not."""
     lines = text.split("\n")
     lines = lines[: -1 if len(lines) > 1 else None]  # the last may be cut
+    if lines and STATED.fullmatch(lines[0].strip()):
+        return f"its first line is {lines[0].strip()}"
     for delimiter in DELIMITERS:
         fields = _fields(lines[0], delimiter) if lines else []
         if len(fields) > 1 and key in fields and all(re.fullmatch(r"\w*", field) for field in fields):
             return f"its first line names the columns {', '.join(fields)}"
     tabs = {line.count("\t") for line in lines if line}
-    if len(tabs) == 1 and len(lines) >= TABLE_LINES and (count := tabs.pop()):
+    indented = all(line.startswith("\t") for line in lines if line)
+    if len(tabs) == 1 and len(lines) >= TABLE_LINES and not indented and (count := tabs.pop()):
         return f"each line has {count + 1} fields between tabs"
     return None
 

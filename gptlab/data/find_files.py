@@ -86,31 +86,51 @@ def _expanded(paths: list[Path]) -> Iterator[Path]:
     """Yield the paths, and in place of a pattern that is no path the files that it matches."""
     for path in paths:
         matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else []  # noqa: PTH207
-        yield from map(Path, matches) if matches and not os.path.lexists(path) else [path]
+        if not matches or os.path.lexists(path):
+            yield path
+        elif "**" in path.parts:  # which matches the folders, too, whose files it matches
+            yield from (each for each in map(Path, matches) if not each.is_dir())
+        else:
+            yield from map(Path, matches)
 
 
 def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> list[tuple[Path, str]]:
     """Return the text files below a folder by their paths, each with its name in the folder; count the others."""
     here: Counter[str] = Counter()
-    texts = []
+    texts, keyless, others = [], [], []
     for path in sorted(_walk(folder, here)):
-        ending = suffix(path)
+        ending = suffix(path) or path.suffix.lower()
         if ending not in SUFFIXES:
             here[ending or "without an ending"] += 1
+            others.append(path)
         elif ending in (".json", ".csv", ".tsv") and not has_text(path, kind_of(path, options), options):
             here[f"{path.name} without {options.written('text_key', options.text_key)}"] += 1
+            keyless.append(path)
         else:
             texts.append(path)
-    if not texts:
-        others = f" ({in_words(here)})" if here else ""
-        ending = next((what for what, _ in here.most_common() if what.startswith(".")), ".rst")
-        raise UserError(
-            f"{options.written('path', folder)}: no text in this folder{others}; there should be {' '.join(SUFFIXES)} "
-            f"files, packed as {' '.join(PACKED)} or not; others are read by their names, e.g. "
-            f"{options.written('path', folder / f'*{ending}')}"
-        )
-    not_read.update(here)
-    return [(path, str(path.relative_to(folder))) for path in texts]
+    if not texts and not keyless:
+        raise _no_text(folder, others, here, options)
+    if texts:
+        not_read.update(here)
+    return [(path, str(path.relative_to(folder))) for path in texts or keyless]  # which are refused by what they hold
+
+
+def _no_text(folder: Path, others: list[Path], counts: Counter[str], options: TextOptions) -> UserError:
+    """Return the message for a folder in which nothing is read, with a pattern that reads the others in it.
+
+    Args:
+        others: the files in it that are not read.
+        counts: these in words.
+    """
+    named = options.written("path", folder)
+    message = f"{named}: no text in this folder{f' ({in_words(counts)})' if counts else ''}; there should be "
+    message += f"{' '.join(SUFFIXES)} files, packed as {' '.join(PACKED)} or not"
+    if others:
+        commonest, _ = Counter(path.suffix for path in others).most_common(1)[0]
+        deep = any(path.parent != folder for path in others if path.suffix == commonest)
+        pattern = folder / ("**" if deep else "") / f"*{commonest}"
+        message += f"; others are read by their names, e.g. {options.written('path', pattern)}"
+    return UserError(message)
 
 
 def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 PIECE = 1 << 20  # characters
@@ -80,28 +80,37 @@ def _stripped(chunks: Iterable[str]) -> Iterator[str]:
     """Yield chunks without the line ends at the beginning of the first and the end of the last."""
     begun, ends = False, ""
     for chunk in chunks:
-        text = ends + chunk if begun else chunk.lstrip("\n")
-        body = text.rstrip("\n")
+        text = ends + chunk if begun else chunk.lstrip("\r\n")
+        body = text.rstrip("\r\n")
         if body:
             yield body
         begun, ends = begun or bool(body), text[len(body) :] if begun or body else ""
 
 
 def unescaped(separator: str) -> str:
-    r"""Return a separator with \n and \t in it as the line end and the tab that they stand for."""
-    return separator.replace("\\n", "\n").replace("\\t", "\t")
+    r"""Return a separator with \n, \r, \f and \t in it as what they stand for."""
+    for letter, stands_for in {"n": "\n", "r": "\r", "f": "\f", "t": "\t"}.items():
+        separator = separator.replace(f"\\{letter}", stands_for)
+    return separator
 
 
-def first_of_each_part(read: Iterable[Piece], count: int, parts: int) -> Iterator[Piece]:
+def first_of_each_part(read: Iterable[Piece], count: int, parts: int) -> Generator[Piece, None, bool]:
     """Yield the pieces of the first `count` documents of each part; the text is read no further than needed.
 
     Args:
         parts: how many parts the text has.
+
+    Returns:
+        Whether there may be more in the text.
     """
     left: dict[str | None, int] = {}
+    more = False
     for piece in read:
         if left.setdefault(piece.part, count):
             yield piece
             left[piece.part] -= piece.last
             if sum(not each for each in left.values()) == parts:
-                return
+                return True
+        else:
+            more = True
+    return more

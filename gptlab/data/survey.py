@@ -78,8 +78,9 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
             visible = visible or not text.isspace()
             bar.update(len(text))
     if not visible:
-        paths = ", ".join(str(file.path) for file in corpus.found.files[:3]) if corpus.found else corpus.name
-        raise UserError(f"{corpus.asked.written('path', paths)} is empty: give a text with something in it")
+        first, *others = (file.path for file in corpus.found.files) if corpus.found else [Path(corpus.name)]
+        which = f" and {len(others):,} others: each" if others else ""
+        raise UserError(f"{corpus.asked.written('path', first)}{which} is empty: give a text with something in it")
     if corpus.separator_is_missing(skipped):
         raise UserError(
             f"{corpus.asked.written('separator', corpus.asked.separator)}: does not stand in the text; leave it out, "

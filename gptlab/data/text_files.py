@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptlab.data.file_kinds import delimiter_of, encoding, import_extra, open_bytes
+from gptlab.data.file_kinds import STATED, delimiter_of, encoding, import_extra, is_cut, open_bytes
 from gptlab.data.pieces import PIECE
 from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError
@@ -86,7 +87,7 @@ def documents(path: Path, kind: str, options: TextOptions, counts: Counter[str])
     found, first = 0, None
     for number, (line, row) in enumerate(rows(path, options), 1):
         if isinstance(row, dict) and options.text_key not in row:
-            first = first or f"{', '.join(row)}"[:500]
+            first = first or ", ".join(row)[:200]
             if not found and number >= TRIED:
                 break
         else:
@@ -109,7 +110,7 @@ def has_text(path: Path, kind: str, options: TextOptions) -> bool:
         UserError: it is no JSON or no CSV.
     """
     if kind == "csv":
-        return options.text_key in _csv_header(path, options)
+        return options.text_key in _open_csv(path, options)[0]
     _, row = next(json_rows(path, options), (0, None)) if kind == "json" else (0, "")
     return isinstance(row, str) or (isinstance(row, dict) and options.text_key in row)
 
@@ -132,7 +133,9 @@ def text_of(row: Any, options: TextOptions, path: object, number: int, unit: str
     if not isinstance(found, str):
         what = {dict: "an object", list: "a list", bool: "true or false"}.get(type(found), "a number")
         of = options.written("text_key", key) if isinstance(row, dict) else "the row"
-        raise UserError(f"{path}, {unit} {number}: {of} is {what}, and must be a text")
+        others = ", ".join(each for each in row if each != key)[:200] if isinstance(row, dict) else ""
+        beside = f"; beside it there are {others}" if others else ""
+        raise UserError(f"{path}, {unit} {number}: {of} is {what}, and must be a text{beside}")
     return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can write lone surrogates
 
 
@@ -167,7 +170,7 @@ class _JsonReader:
         self.path, self.chunks = path, chunks
         self.text, self.at = "", 0
         self._line, self._counted = 1, 0  # the line at a place in `text`
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(parse_int=float)  # of any length; no number is used
 
     @property
     def line(self) -> int:
@@ -208,9 +211,7 @@ class _JsonReader:
             except RecursionError as error:
                 raise self.refuse("it is nested too deep") from error
             except ValueError as error:
-                place = getattr(error, "pos", 0)
-                cut = len(self.text) - place < 16 or "Unterminated string" in str(error)
-                if not (cut and self.more()):
+                if not (is_cut(self.text, error) and self.more()):
                     raise self.refuse(getattr(error, "msg", str(error))) from error
                 continue
             if end < len(self.text) or not self.more_after(end):  # a number may go on
@@ -231,35 +232,37 @@ def csv_rows(path: Path, options: TextOptions) -> Rows:
     Raises:
         UserError: the first line does not have the key, or a row has other fields.
     """
-    header, key = _csv_header(path, options), options.text_key
-    if key not in header:
-        raise UserError(
-            f"{options.written('text_key', key)}: {path} has no such column; its first line is "
-            f"{', '.join(header)[:200]}"
-        )
-    text = lines(path, options)
-    reader = csv.reader(text, delimiter=delimiter_of(path, next(text), key), strict=True)
-    csv.field_size_limit(LINE)
+    header, reader = _open_csv(path, options)
+    key = options.text_key
+    if header.count(key) != 1:
+        what = "has no such column" if key not in header else "has several columns of that name"
+        raise UserError(f"{options.written('text_key', key)}: {path} {what}; its first line is {', '.join(header)[:200]}")
     try:
         for fields in reader:
             if len(fields) not in (0, len(header)):
                 raise UserError(
-                    f"{path}, line {reader.line_num + 1}, has {len(fields)} fields, and the first line "
-                    f"{len(header)}: a text with the delimiter or a line end in it must stand in quotes"
+                    f"{path}, line {reader.line_num}, has {len(fields)} fields, and the first line {len(header)}: a "
+                    f"text with the delimiter or a line end in it must stand in quotes"
                 )
             if fields:
-                yield reader.line_num + 1, dict(zip(header, fields, strict=True))
+                yield reader.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num + 1}, is no CSV: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}, is no CSV: {error}") from error
 
 
-def _csv_header(path: Path, options: TextOptions) -> list[str]:
-    """Return the names in the first line of a CSV."""
-    first = next(lines(path, options), "")
+def _open_csv(path: Path, options: TextOptions) -> tuple[list[str], Any]:
+    """Return the names in the first line of a CSV that is not blank, and a reader of what follows."""
+    text = lines(path, options)
+    first = next(text, "")
+    stated = STATED.fullmatch(first.strip())
+    begin = ["\n", next(text, "")] if stated else [first]
+    delimiter = stated[1] if stated else delimiter_of(path, first, options.text_key)
+    csv.field_size_limit(LINE)
+    reader = csv.reader(itertools.chain(begin, text), delimiter=delimiter, strict=True)
     try:
-        return next(csv.reader([first], delimiter=delimiter_of(path, first, options.text_key)), [])
+        return next(filter(None, reader), []), reader
     except csv.Error as error:
-        raise UserError(f"{path}, line 1, is no CSV: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}, is no CSV: {error}") from error
 
 
 def lines(path: Path, options: TextOptions) -> Iterator[str]:

@@ -23,6 +23,7 @@ from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
 from gptlab.system.files import user_folder
 
+MEANT = {"null": None, "true": True, "false": False}  # what the value of a flag means
 NAMED_TEXTS = ("auto", "shakespeare_char", "shakespeare_bpe", "pydoc_char", "verdict")
 
 
@@ -165,6 +166,8 @@ def named_source(name: str, data: dict[str, Any], flags: dict[str, Any]) -> Sour
         raise UserError(f"--data {name}: give a file, a folder of them, or one of {', '.join(NAMED_TEXTS)}")
     raw_dir, cache_dir = data_folders(data)
     given = {"format": AUTO, "written": of_evaluate, **flags}
+    for key in {"separator", "named_parts"} & flags.keys():
+        given[key] = MEANT.get(flags[key], flags[key])
     options = TextOptions.of(data, **given) if data else TextOptions(**given)
     kind, paths = (name, []) if name in NAMED_TEXTS else ("text", [name])
     corpus = corpora.load(kind, paths, raw_dir, cache_dir, options=options)

@@ -190,7 +190,7 @@ def _kind_of_text(path: Path, head: bytes, expected: str | None, options: TextOp
     if STRINGS.match(text):
         return "json"
     if rows := OBJECTS.match(text):
-        if (missing := _missing(text, rows.end(), options.text_key)) is not None:
+        if (missing := _missing(text, rows.end(), options.text_key, len(head) < HEAD)) is not None:
             raise UserError(
                 f"{named} looks like JSON, without {options.written('text_key', options.text_key)}: give the name of "
                 f"the text in its rows{missing}, or {insist} to read it as it is"
@@ -204,11 +204,12 @@ def _kind_of_text(path: Path, head: bytes, expected: str | None, options: TextOp
     return "text"
 
 
-def _missing(text: str, begin: int, key: str) -> str | None:
+def _missing(text: str, begin: int, key: str, whole: bool) -> str | None:
     """Return in words what is in the first row of JSON instead of `key`; None if that is there, or may be further on.
 
     Args:
         begin: where the row begins.
+        whole: whether the text does not go on.
     """
     if f'"{key}"' in text:
         return None
@@ -217,7 +218,7 @@ def _missing(text: str, begin: int, key: str) -> str | None:
     except RecursionError:
         return ""
     except ValueError as error:
-        return None if is_cut(text, error) else ""
+        return "" if whole or not is_cut(text, error) else None
     return f" (there are {', '.join(row)[:200]})"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from gptlab.data import corpora
 from gptlab.data.find_files import FoundFiles, find_texts
 from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError
@@ -41,7 +43,7 @@ def test_a_folder_is_all_its_texts_by_name(tmp_path: Path) -> None:
     assert names(found, tmp_path) == sorted(texts, key=lambda name: name.split("/"))
     without = "without data.text_key=text"
     assert found.not_read == {
-        **{".png": 1, ".py": 2, "without an ending": 2},
+        **{".png": 1, ".py": 2, ".gz": 1, "without an ending": 1},
         **{f"settings.json {without}": 1, f"people.csv {without}": 1},
     }
 
@@ -84,6 +86,37 @@ def test_a_pattern_is_the_files_that_match_it(tmp_path: Path) -> None:
     assert names(find(tmp_path / "*.py"), tmp_path) == ["a.py", "b.py"]
     assert names(find(tmp_path / "**" / "*.py"), tmp_path) == ["a.py", "b.py", "deep/c.py"]
     assert names(find(tmp_path / "odd[1].txt"), tmp_path) == ["odd[1].txt"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "beside", "pattern"),
+    [
+        (["part-00000", "part-00001"], [], "*"),
+        (["wiki.train.tokens", "wiki.valid.tokens"], ["a.py"], "*.tokens"),
+        (["a_data.xz", "b_data.xz"], [], "*.xz"),
+        (["A/wiki_00", "B/wiki_00"], [], "**/*"),
+        (["en/a.srt", "de/b.srt", "c.srt"], ["a.png", "b.png"], "**/*.srt"),
+    ],
+)
+def test_files_of_other_names_are_read_by_the_pattern_that_the_message_gives(
+    tmp_path: Path, texts: list[str], beside: list[str], pattern: str
+) -> None:
+    make(tmp_path, *texts, *beside)
+    with pytest.raises(
+        UserError, match=rf"no text in this folder .* e.g. data.path={re.escape(str(tmp_path))}"
+    ) as told:
+        find(tmp_path)
+    assert str(told.value).endswith(f"{tmp_path}/{pattern}")
+    assert sorted(names(find(tmp_path / pattern), tmp_path)) == sorted(texts)
+
+
+def test_a_folder_of_nothing_but_rows_without_the_key_is_refused_by_what_they_have(tmp_path: Path) -> None:
+    (tmp_path / "alpaca.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    corpus = corpora.load("text", [str(tmp_path)], tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"data.text_key=text: \S+json has no such text .* instruction, output$"):
+        list(corpus.read())
+    corpus = corpora.load("text", [str(tmp_path)], tmp_path, tmp_path, options=TextOptions(text_key="output"))
+    assert [piece.text for piece in corpus.read()] == ["b"]
 
 
 def test_a_folder_with_the_name_of_a_text_is_a_folder(tmp_path: Path) -> None:
@@ -184,6 +217,12 @@ def test_where_only_some_files_are_named_as_parts_the_switch_is_named(tmp_path: 
         ("names.txt", "emma\nolivia\nava\n" * 9, "text"),
         ("sums.txt", "12+34=46\n1,5+2=3,5\n" * 9, "text"),
         ("text.txt", "text\nmore text\n", "text"),
+        ("my.txt", '["a \\"b\\"", "c"]', "json"),
+        ("my.txt", '["a"]', "json"),
+        ("my.txt", '["A", he said, "B"]', "text"),
+        ("my.dat", json.dumps({"meta": "m" * 9999, "text": "a"}), "json"),  # the key is further on than is looked at
+        ("poem.txt", "\tone\n\ttwo\n" * 9, "text"),
+        ("README.md", '<p align="center"><img src="x"></p>\n\n# Title', "text"),
     ],
 )
 def test_what_a_file_is_is_seen_in_it(tmp_path: Path, name: str, content: str, kind: str) -> None:
@@ -208,6 +247,14 @@ def test_what_a_file_is_is_seen_in_it(tmp_path: Path, name: str, content: str, k
         ),
         ("my", "text\tlabel\na\t1\n", r"looks like a table"),
         ("my.txt", "a\t1\n" * 9, r"looks like a table \(each line has 2 fields between tabs\)"),
+        ("my.txt", "sep=;\nid;body\n1;a\n", r"looks like a table \(its first line is sep=;\)"),
+        ("my.txt", "<p>words</p>\n", r"looks like markup"),
+        (
+            "my.txt",
+            '{"hello" world}',
+            r"looks like JSON, without data.text_key=text: give the name of the text in its rows,",
+        ),
+        ("my.txt", '{"a": 1, "b": 2}', r"looks like JSON, .* rows \(there are a, b\), or data.format=text"),
     ],
 )
 def test_tables_and_markup_are_asked_about(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -230,6 +277,13 @@ def test_what_holds_no_plain_text_is_named(tmp_path: Path, first: bytes, what: s
     (tmp_path / "my.txt").write_bytes(first + b" and more")
     with pytest.raises(UserError, match=rf"data.path=\S+my.txt is {what}.*: \w"):
         find(tmp_path / "my.txt")
+
+
+def test_bytes_are_no_table(tmp_path: Path) -> None:
+    """nanoGPT's train.bin, whose bytes can look like fields between tabs."""
+    (tmp_path / "train.bin").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(UserError, match=r"looks like a binary file"):
+        read(tmp_path / "train.bin")
 
 
 def test_a_format_that_is_given_is_taken(tmp_path: Path) -> None:

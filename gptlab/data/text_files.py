@@ -236,7 +236,9 @@ def csv_rows(path: Path, options: TextOptions) -> Rows:
     key = options.text_key
     if header.count(key) != 1:
         what = "has no such column" if key not in header else "has several columns of that name"
-        raise UserError(f"{options.written('text_key', key)}: {path} {what}; its first line is {', '.join(header)[:200]}")
+        raise UserError(
+            f"{options.written('text_key', key)}: {path} {what}; its first line is {', '.join(header)[:200]}"
+        )
     try:
         for fields in reader:
             if len(fields) not in (0, len(header)):

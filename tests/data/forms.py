@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import pyarrow
 import pyarrow.ipc
@@ -160,7 +161,7 @@ def rows() -> list[str]:
     first: dict[str, list[int]] = {}
     for form in FORMS:
         ids, how = outcome(form)
-        given = " ".join(f"`data.{key}={value}`" for key, value in form[3].items())
+        given = " ".join(f"`{quote(f'data.{key}={value}')}`" for key, value in form[3].items())
         kind, same = how.partition(":")[0], "-"
         if ids:
             same = f"{len(ids):,}" if kind not in first else "the same" if ids == first[kind] else "different"

@@ -148,6 +148,7 @@ def separated(text: str, separator: str, *places: int) -> list[str]:
         ("<|><|>a", ["", "", "a"]),
         ("a<|b|>c<", ["a<|b|>c<"]),
         (" a <|> b ", [" a ", " b "]),
+        ("a\r\n<|>\r\nb\r\n", ["a", "b"]),  # of data.line_ends=kept
         ("<|<|>|>", ["<|", "|>"]),
         ("", [""]),
     ],

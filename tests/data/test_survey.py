@@ -75,6 +75,46 @@ def test_a_separator_that_does_not_stand_in_the_text_is_refused(tmp_path: Path) 
         TextOptions(separator="")
 
 
+def test_a_separator_is_found_in_the_form_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "pages.txt").write_text("\f".join(STORIES))
+    pages = ids(prepared(tmp_path / "pages.txt", separator="\\f"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in STORIES))
+    assert pages == ids(prepared(tmp_path / "rows.jsonl"))
+    (tmp_path / "lines.txt").write_bytes("\r\n".join(STORIES).encode())
+    by_line = ids(prepared(tmp_path / "lines.txt", separator="\\n"))
+    assert ids(prepared(tmp_path / "lines.txt", separator="\\r\\n")) == by_line
+
+
+def test_a_separator_is_missed_only_where_all_has_been_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in [*STORIES, "a%%b"]))
+
+    def read(count: int, separator: str) -> int:
+        options = TextOptions(separator=separator)
+        corpus = corpora.load("text", [str(tmp_path / "rows.jsonl")], tmp_path, tmp_path, options=options)
+        return survey(corpora.first_documents(corpus, count), tmp_path).documents
+
+    assert read(9, "%%") == 9  # it may stand further on
+    assert read(99, "%%") == 62
+    with pytest.raises(UserError, match=r"does not stand in the text"):
+        read(99, "++")
+
+
+def test_parts_of_one_name_are_told_apart_and_empty_files_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for part in ("train", "test"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        (tmp_path / "set" / part / "data.txt").write_text("\n".join(STORIES))
+    prepared(tmp_path / "set")
+    assert "2 files (prose); train is train/data.txt; test is test/data.txt; 2 documents;" in log(caplog)[0]
+    for name in "abc":
+        (tmp_path / "none").mkdir(exist_ok=True)
+        (tmp_path / "none" / f"{name}.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"data.path=\S+none/a.txt and 2 others: each is empty: give a text"):
+        prepared(tmp_path / "none")
+
+
 def test_rows_without_text_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"text": text} for text in STORIES] + [{"text": None}, {"url": "x"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

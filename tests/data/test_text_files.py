@@ -207,6 +207,7 @@ def test_a_column_of_any_type_of_text_is_read(tmp_path: Path, type_: Any) -> Non
         ('{"text": "a"}', ["a"]),
         ("[]", []),
         ("", []),
+        ('{"text": "a", "id": ' + "9" * 9999 + "}", ["a"]),
     ],
 )
 @pytest.mark.parametrize("piece", [1, 7, 1 << 20])
@@ -227,7 +228,8 @@ def test_json_is_read_however_it_is_laid_out(tmp_path: Path, text: str, found: l
         ('{"text": "a"},\n{"text": "b"}', r"line 1, is no JSON"),
         ('[{"text": "a"}, {"text": "b', r"is no JSON: Unterminated string"),
         ("[" * 99999, r"is nested too deep"),
-        ('[{"text": ["a"]}]', r"my.json, line 1: data.text_key=text is a list, and must be a text"),
+        ('[{"text": ["a"]}]', r"my.json, line 1: data.text_key=text is a list, and must be a text$"),
+        ('[{"text": ["a"], "b": "c", "d": 1}]', r"is a list, and must be a text; beside it there are b, d$"),
         ("[1, 2]", r"my.json, line 1: the row is a number, and must be a text"),
         ('{"data": [{"text": "a"}]}', r"data.text_key=text: \S+my.json has no such text in its rows; there are data"),
     ],
@@ -252,6 +254,10 @@ def test_a_long_list_takes_linear_time(tmp_path: Path) -> None:
         ("id,text\r\n1,a\r\n2,b", ["a", "b"]),
         ('\ufeffid;text\n1;"a;\n""b"""\n\n', ['a;\n"b"']),
         ("id|text\n1|a, b\n", ["a, b"]),
+        ("sep=;\r\nid;text\r\n1;a, b\r\n", ["a, b"]),
+        ('"sep=|"\nid|text\n1|a;b\n', ["a;b"]),
+        ("\n\nid,text\n1,a\n", ["a"]),
+        ("id,text,id\n1,a,2\n", ["a"]),
     ],
 )
 def test_csv_is_read_however_it_is_laid_out(tmp_path: Path, text: str, found: list[str]) -> None:
@@ -267,6 +273,8 @@ def test_csv_is_read_however_it_is_laid_out(tmp_path: Path, text: str, found: li
         ("id,text\n1\n", r"my.csv, line 2, has 1 fields"),
         ('id,text\n1,"a\n', r"my.csv, line 2, is no CSV: unexpected end of data"),
         ("", r"data.text_key=text: \S+my.csv has no such column"),
+        ("sep=;\nid;text\n1;a;b\n", r"my.csv, line 3, has 3 fields, and the first line 2"),
+        ("text,text\na,b\n", r"data.text_key=text: \S+my.csv has several columns of that name"),
     ],
 )
 def test_csv_that_is_no_rows_of_text_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -137,7 +137,11 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
     """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back."""
     root = os.path.realpath(folder)
     seen = {root}
-    for place, names, files in os.walk(folder, followlinks=True):
+
+    def closed(_: OSError) -> None:
+        left_out["folder that cannot be read"] += 1
+
+    for place, names, files in os.walk(folder, onerror=closed, followlinks=True):
         for name in sorted(names):
             real = os.path.realpath(Path(place, name))
             back = real in seen or root.startswith(f"{real.rstrip(os.sep)}{os.sep}")

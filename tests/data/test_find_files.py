@@ -61,6 +61,21 @@ def test_links_are_followed_and_those_that_lead_back_are_noticed(tmp_path: Path)
     assert found.not_read == {"link to a folder that is read already": 2, "broken link": 1}
 
 
+def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.txt", "shut/b.txt")
+    scan = os.scandir
+
+    def refused(place: str) -> object:
+        if Path(place).name == "shut":
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert find(tmp_path).not_read == {"folder that cannot be read": 1}
+    with pytest.raises(UserError, match=r"no text in this folder \(1 folder that cannot be read\)"):
+        find(tmp_path / "shut")
+
+
 def test_a_folder_of_nothing_but_a_link_is_read(tmp_path: Path) -> None:
     make(tmp_path / "elsewhere", "b.txt")
     (tmp_path / "texts").mkdir()

@@ -98,3 +98,15 @@ class TextOptions:
 DEFAULT = TextOptions()
 BEFORE = {"format": AUTO, "separator": None, "named_parts": False, "line_ends": "kept"}
 """How texts were read before there was a choice."""
+
+
+def read_before(data: dict[str, Any], written: Written) -> str:
+    """Return in words how an older version read a file, for the text of a run of it; empty for a run of this one.
+
+    Args:
+        data: the node `data` of the run's config.
+    """
+    if "format" in data:
+        return ""
+    prose = written("format", "text")
+    return f"; if its files have not, the version of then read CSV and lists of JSON as prose: {prose}"

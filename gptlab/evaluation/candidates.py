@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data import tokenizers
+from gptlab.data.text_options import of_evaluate, read_before
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import eval_data
 from gptlab.evaluation.eval_data import Source
@@ -102,7 +103,7 @@ def choose_text(
     if data is None and run is not None and run.learned_from not in (None, source.sha256):
         raise UserError(
             f"the text of {run.name} has changed since its training (its sha256 is {source.sha256[:16]} now): give the "
-            f"text of then, or any other, with --data FILE"
+            f"text of then, or any other, with --data FILE{read_before(run.data, of_evaluate)}"
         )
     counted = [name for name, n in orders.items() if n]
     file = data is not None and data not in eval_data.NAMED_TEXTS

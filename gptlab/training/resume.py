@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gptlab.data.prepared import Prepared
+from gptlab.data.text_options import of_train, read_before
 from gptlab.formats import checkpoint
 from gptlab.system.accelerator import device_name
 from gptlab.system.errors import UserError
@@ -90,6 +91,7 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
         raise UserError(
             f"resume={run_dir}: the text has changed since (its sha256 is {prepared.sha256[:16]}, the run's is "
             f"{about['data_sha256'][:16]}); give the run's own text as data.path=... or start anew"
+            f"{read_before(about['config']['data'], of_train)}"
         )
     if about["tokenizer"] != prepared.tokenizer.to_dict() and not settings.init_from:
         raise UserError(

@@ -297,21 +297,30 @@ def test_a_run_of_an_older_version_is_opened_and_not_gone_on_with(run: Any, tmp_
         run(tmp_path, "trainer.max_steps=9", resume=True)
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Path, damaged: bool) -> None:
-    words = (*TINY, f"data.path='{text_file}'", "data.cache_dir=cache", "hydra.run.dir=run")
-    assert command("train", *words).returncode == 0
-    shutil.copytree("run", "whole")
+def of_old(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was before there were the keys of `NEW`."""
+    return config | {group: {k: v for k, v in config[group].items() if k not in NEW[group]} for group in NEW}
 
-    def of_old(config: dict[str, Any]) -> dict[str, Any]:
-        return config | {group: {k: v for k, v in config[group].items() if k not in NEW[group]} for group in NEW}
 
-    old = of_old(directory.read_config(Path("run/config.yaml")))
-    Path("run/config.yaml").write_text(f"# sha256 of what follows: {'0' * 64}\n" if damaged else yaml.safe_dump(old))
-    for path in Path("run/checkpoints").iterdir():
+def make_old(run: Path) -> None:
+    """Take the keys of `NEW` from a run's config, and from those in its checkpoints."""
+    (run / "config.yaml").write_text(yaml.safe_dump(of_old(directory.read_config(run / "config.yaml"))))
+    for path in (run / "checkpoints").iterdir():
         content = checkpoint.read_checkpoint(path, mapped=False)
         content["gptlab"]["config"] = of_old(content["gptlab"]["config"])
         checkpoint.save_checkpoint(content, path)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_goes_on_whose_config_lacks_later_keys(command: Any, text_file: Path, damaged: bool) -> None:
+    words = (*TINY, f"data.path='{text_file}'", "data.cache_dir=cache", "hydra.run.dir=run")
+    before = ("data.separator=null", "data.named_parts=false", "data.line_ends=kept")
+    assert command("train", *words, *before).returncode == 0
+    shutil.copytree("run", "whole")
+
+    make_old(Path("run"))
+    if damaged:
+        Path("run/config.yaml").write_text(f"# sha256 of what follows: {'0' * 64}\n")
 
     for folder in ("run", "whole"):
         further = command("train", f"resume={folder}", "trainer.max_steps=9")
@@ -488,3 +497,18 @@ def test_a_run_killed_before_its_end_gets_its_embeddings_all_the_same(
     run(tmp_path, *HARD, resume=True)
     for path in (untouched / "plugins").rglob("*.*"):
         assert (tmp_path / path.relative_to(untouched)).read_bytes() == path.read_bytes()
+
+
+def test_a_run_of_a_csv_that_was_read_as_prose_names_the_way_to_go_on(command: Any, tmp_path: Path) -> None:
+    Path("my.csv").write_text("id,text\n" + "".join(f"{i},row {i}\n" for i in range(99)))
+    words = (*TINY, "data.path=my.csv", "data.cache_dir=cache", "hydra.run.dir=run")
+    assert command("train", *words, "data.format=text").returncode == 0
+    make_old(Path("run"))
+    for told, way in (
+        (command("train", "resume=run", "trainer.max_steps=9"), "data.format=text"),
+        (command("evaluate", "run"), "--format text"),
+    ):
+        assert told.returncode == 1
+        assert f"the version of then read CSV and lists of JSON as prose: {way}" in told.stderr
+    assert command("evaluate", "run", "--data", "my.csv", "--format", "text").returncode == 0
+    assert command("train", "resume=run", "trainer.max_steps=9", "data.format=text").returncode == 0

@@ -56,7 +56,8 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, opt
 
     files = stamps(file for file in sorted(Path(path).rglob("*")) if file.is_file()) if local else []
     given = [] if separator is None else [separator]
-    return Corpus(name, read, True, json.dumps([key, path, subset, revision, files, *given]), None)
+    origin = json.dumps([key, path, subset, revision, files, *given])
+    return Corpus(name, read, True, origin, None, separator=separator, asked=options)
 
 
 def _explained(error: Exception, name: str, path: str, local: bool, rows: int) -> UserError:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,6 +27,7 @@ from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
 from gptlab.data.shards import ShardWriter, id_type
 from gptlab.data.split import Part, Split, split_pieces
 from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, survey
+from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError, quoted
 from gptlab.system.files import explain_write_errors, read_json, sha256_of, write_json
@@ -126,16 +127,19 @@ def _build(
         log.info("preparing data=%s with tokenizer=%s, once: %s", corpus.name, config.name, folder)
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(exist_ok=True)
-    text = hashlib.sha256()
+    text, skipped = hashlib.sha256(), Counter[str]()
     writer = ShardWriter(work)
     if writer.units:
         log.info("going on where a preparation of it was stopped")
     try:
         tokenizer = _make_tokenizer(work, corpus, split, config, raw_dir, characters)
-        parts = split_pieces(hash_pieces(corpus.read(), text, corpus.documents), split, characters)
+        parts = split_pieces(hash_pieces(corpus.read(skipped), text, corpus.documents), split, characters)
         with tqdm(total=characters or None, unit="char", unit_scale=True, desc="tokenising", disable=quiet) as bar:
             for ids, unknown in _encode_in_parallel(tokenizer, parts, corpus.documents, writer.units, bar):
                 writer.add(ids, unknown)
+        if missing := skipped[WITHOUT_TEXT] if corpus.bytes is None else 0:  # of others the survey has said it
+            key = corpus.asked.written("text_key", corpus.asked.text_key)
+            log.warning("%s: rows without such a text are skipped: %s", key, f"{missing:,}")
         for name in names:
             if sum(writer.counts.get(name, [])) < 2:
                 raise UserError(

@@ -23,7 +23,10 @@ import pytest
 
 from gptlab.data import corpora, downloads
 from gptlab.data.corpus import Corpus
+from gptlab.data.prepare import prepare
+from gptlab.data.split import Split
 from gptlab.data.text_options import TextOptions
+from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -366,6 +369,17 @@ def test_a_row_of_the_hub_without_text_is_skipped_and_another_type_is_named(
     rows.append({"text": 7})
     with pytest.raises(UserError, match=r"owner/name, row 5: data.text_key=text is a number, and must be a text"):
         texts(load("hub", "owner/name"))
+
+
+def test_rows_of_a_stream_without_text_are_counted_in_a_warning(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"body": f"row {i}" if i % 9 else None} for i in range(99)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(rows))
+    corpus = load("hub", "owner/name", options=TextOptions(text_key="body"))
+    prepare(corpus, Split("document", 0.3, 0.0), TokenizerConfig("byte", None), tmp_path, tmp_path)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ["data.text_key=body: rows without such a text are skipped: 11"]
 
 
 def test_without_its_library_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,28 +51,26 @@ def separate(chunks: Iterable[str], separator: str) -> Iterator[Iterator[str]]:
 
     A document has to be read before the next one is asked for.
     """
-    source, rest, more = iter(chunks), "", True
+    source, rest, at, more = iter(chunks), "", 0, True
 
     def document() -> Iterator[str]:
-        nonlocal rest, more
+        nonlocal rest, at, more
         while True:
-            before, found, after = rest.partition(separator)
-            if found:
-                rest = after
-                yield before
+            end = rest.find(separator, at)
+            if end >= 0:
+                begin, at = at, end + len(separator)
+                yield rest[begin:end]
                 return
-            if not more:
-                rest = ""
-                yield before
-                return
-            keep = len(separator) - 1  # its beginning may be in this chunk
-            rest, before = (rest[-keep:], rest[:-keep]) if keep else ("", rest)
+            keep = max(at, len(rest) - len(separator) + 1) if more else len(rest)  # its beginning may be in this chunk
+            before, rest, at = rest[at:keep], rest[keep:], 0
             yield before
+            if not more:
+                return
             chunk = next(source, None)
             more = chunk is not None
             rest += chunk or ""
 
-    while more or rest:
+    while more or at < len(rest):
         yield _stripped(document())
 
 

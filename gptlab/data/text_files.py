@@ -170,7 +170,7 @@ class _JsonReader:
         self.path, self.chunks = path, chunks
         self.text, self.at = "", 0
         self._line, self._counted = 1, 0  # the line at a place in `text`
-        self.decoder = json.JSONDecoder(parse_int=float)  # of any length; no number is used
+        self.decoder = json.JSONDecoder()
 
     @property
     def line(self) -> int:
@@ -211,8 +211,11 @@ class _JsonReader:
             except RecursionError as error:
                 raise self.refuse("it is nested too deep") from error
             except ValueError as error:
+                if not isinstance(error, json.JSONDecodeError):  # an integer of more digits than Python converts
+                    self.decoder = json.JSONDecoder(parse_int=float)
+                    continue
                 if not (is_cut(self.text, error) and self.more()):
-                    raise self.refuse(getattr(error, "msg", str(error))) from error
+                    raise self.refuse(error.msg) from error
                 continue
             if end < len(self.text) or not self.more_after(end):  # a number may go on
                 self.at = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,12 @@ def test_a_document_is_given_before_the_text_has_been_read() -> None:
     read: list[int] = []
     assert "".join(next(separate(chunks(), "<|>"))) == "some words"
     assert len(read) == 1
+
+
+def test_short_documents_take_linear_time() -> None:
+    started = time.perf_counter()
+    assert sum(1 for chunks in separate(["name\n" * 600_000], "\n") for _ in chunks) == 600_000
+    assert time.perf_counter() - started < 10  # a second; half a minute if each copied the rest
 
 
 def test_the_first_documents_are_those_of_each_part() -> None:

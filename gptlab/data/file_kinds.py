@@ -43,6 +43,9 @@ NO_TEXT = {  # first bytes: what it is, and the way out
     b"\xd0\xcf\x11\xe0": "an old Office document: save its text",
     b"SQLite format 3": "a database: export its text as JSON or CSV",
     b"\x93NUMPY": "an array of numpy, not a text",
+    b"\x89HDF": "an HDF5 file: export its text as JSON or CSV",
+    b"\x1f\x9d": "packed by compress: unpack it with uncompress",
+    b"WARC/1.": "a WARC archive, whose headers would be learned: take the text out of it first",
 }
 MARKS = {  # of byte order; UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8",

@@ -286,6 +286,8 @@ def test_tables_and_markup_are_asked_about(tmp_path: Path, name: str, content: s
         (b"%PDF-1.7", "a PDF"),
         (b"{\\rtf1", "rich text"),
         (b"SQLite format 3\0", "a database"),
+        (b"\x1f\x9d\x90", "packed by compress"),
+        (b"WARC/1.0\r\nWARC-Type: conversion\r\n", "a WARC archive"),
     ],
 )
 def test_what_holds_no_plain_text_is_named(tmp_path: Path, first: bytes, what: str) -> None:

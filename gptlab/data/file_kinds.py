@@ -234,7 +234,7 @@ def _table(text: str, key: str) -> str | None:
     """Return in words why a text looks like a table; None if it does not."""
     lines = text.split("\n")
     lines = lines[: -1 if len(lines) > 1 else None]  # the last may be cut
-    if lines and STATED.fullmatch(lines[0].strip()):
+    if lines and STATED.fullmatch(lines[0].rstrip("\r")):
         return f"its first line is {lines[0].strip()}"
     for delimiter in DELIMITERS:
         fields = _fields(lines[0], delimiter) if lines else []

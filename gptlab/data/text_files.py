@@ -259,7 +259,7 @@ def _open_csv(path: Path, options: TextOptions) -> tuple[list[str], Any]:
     """Return the names in the first line of a CSV that is not blank, and a reader of what follows."""
     text = lines(path, options)
     first = next(text, "")
-    stated = STATED.fullmatch(first.strip())
+    stated = STATED.fullmatch(first.rstrip("\r\n"))
     begin = ["\n", next(text, "")] if stated else [first]
     delimiter = stated[1] if stated else delimiter_of(path, first, options.text_key)
     csv.field_size_limit(LINE)

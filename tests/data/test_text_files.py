@@ -255,6 +255,7 @@ def test_a_long_list_takes_linear_time(tmp_path: Path) -> None:
         ('\ufeffid;text\n1;"a;\n""b"""\n\n', ['a;\n"b"']),
         ("id|text\n1|a, b\n", ["a, b"]),
         ("sep=;\r\nid;text\r\n1;a, b\r\n", ["a, b"]),
+        ("sep=\t\r\nid\ttext\r\n1\ta, b\r\n", ["a, b"]),
         ('"sep=|"\nid|text\n1|a;b\n', ["a;b"]),
         ("\n\nid,text\n1,a\n", ["a"]),
         ("id,text,id\n1,a,2\n", ["a"]),

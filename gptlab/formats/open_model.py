@@ -96,6 +96,11 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
         return huggingface.open_folder(path, raw_dir)
     if _is_file(path / "hparams.json"):
         return openai_gpt2.open_folder(path, raw_dir)
+    if _is_file(path / "adapter_config.json"):
+        raise UserError(
+            f"{name} is an adapter, which changes another model: put the two together first (PEFT's merge_and_unload, "
+            f"then save_pretrained)"
+        )
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):

@@ -236,6 +236,12 @@ def test_a_name_of_nothing_says_so(
         open_model.load_model(name)
 
 
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match=r"is an adapter, which changes another model: .*merge_and_unload"):
+        open_model.load_model(tmp_path)
+
+
 def test_a_file_of_another_kind_says_what_it_is_not(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(7)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x.pt is not a checkpoint of gptlab \(it has no 'gptlab' entry\)"):

@@ -302,6 +302,8 @@ def column(path: Path, kind: str, options: TextOptions, counts: Counter[str]) ->
     with open_bytes(path, options) as file:
         schema, batches = _batches(path, kind, file, key)
         types = {field.name: field.type for field in schema}
+        if len(schema.get_all_field_indices(key)) > 1:
+            raise UserError(f"{options.written('text_key', key)}: {path} has several columns of that name")
         value = types.get(key)
         if value is not None and pyarrow.types.is_dictionary(value):
             value = value.value_type

@@ -368,6 +368,13 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path, column: list[Any]) 
         read(path)
 
 
+def test_a_table_with_the_column_twice_is_refused(tmp_path: Path) -> None:
+    twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "my.parquet")
+    with pytest.raises(UserError, match=r"data.text_key=text: \S+my.parquet has several columns of that name"):
+        read(tmp_path / "my.parquet")
+
+
 @pytest.mark.parametrize("name", ["my.txt.zst", "my.jsonl.zst", "my.parquet", "my.arrow"])
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def missing(name: str) -> None:

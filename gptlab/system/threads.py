@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-SPINS = 1000  # turns of GNU's OpenMP before a waiting thread sleeps
+SPINS = 2000  # turns of GNU's OpenMP, some 30 microseconds, before a waiting thread sleeps
 MILLISECONDS = 0  # that LLVM's and Intel's OpenMP spin
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # who sets one of them has decided
 

@@ -47,6 +47,7 @@ KEYS: dict[str, str] = {
     "trainer.accelerator": "computes changes moved shown",
     "trainer.devices": "computes changes moved shown",
     "trainer.strategy": "computes changes moved shown",
+    "trainer.threads": "computes changes moved shown",
     "trainer.baseline": "changes moved",
     "trainer.log_every": "computes changes",
     "trainer.diagnose_every": "computes changes",

@@ -16,7 +16,7 @@ NEW: dict[str, dict[str, Any]] = {
         **{"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_size": None},
     },
     "data": {"order": "random", "format": "auto", "separator": None, "named_parts": False, "line_ends": "kept"},
-    "trainer": {"ema": 0, "val_first": True, "baseline": None},
+    "trainer": {"ema": 0, "val_first": True, "baseline": None, "threads": "auto"},
 }
 """Keys added to configs of this format, with the behaviour before; they do not change `identity.config_hash`."""
 

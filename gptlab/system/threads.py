@@ -15,6 +15,7 @@ from pathlib import Path
 
 SPINS = 2000  # turns of GNU's OpenMP, some 30 microseconds, before a waiting thread sleeps
 MILLISECONDS = 0  # that LLVM's and Intel's OpenMP spin
+FLOPS = 5e8  # of a pass from which a second thread pays, a third from twice as many, and so on
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # who sets one of them has decided
 
 
@@ -24,6 +25,11 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.update(GOMP_SPINCOUNT=str(SPINS), KMP_BLOCKTIME=str(MILLISECONDS))
     if "OMP_NUM_THREADS" not in environment and cores() < affinity():
         environment["OMP_NUM_THREADS"] = str(cores())
+
+
+def worth(flops: float, most: int) -> int:
+    """Return how many threads, of at most `most`, pay for a pass of so many floating-point operations."""
+    return max(1, min(most, 1 + int(flops // FLOPS)))
 
 
 def affinity() -> int:

@@ -28,6 +28,7 @@ from gptlab.training.resume import Start, cut_curves, remove_temporary_files, st
 from gptlab.training.run import Run, assemble
 from gptlab.training.settings import Settings
 from gptlab.training.summary import summarise
+from gptlab.training.threads import computing_with
 from gptlab.training.trainer import build_trainer, train
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def fit_once(
     run = assemble(settings, place, start)
     write_run_files(run_dir, run, start)
     trainer = build_trainer(run, run_dir, start, callbacks)
-    train(trainer, run, run_dir, start)
+    with computing_with(run.threads):
+        train(trainer, run, run_dir, start)
     return summarise(trainer, run, run_dir, time.perf_counter() - started)
 
 

@@ -35,6 +35,7 @@ class Start:
         assert self.content is not None
         self.step = int(self.content["global_step"])
         self.lengths: dict[str, int] = self.content["lengths"]
+        self.threads: int | None = self.content.get("machine", {}).get("threads")
 
     def take(self) -> dict[str, Any]:
         """Return the content and drop this reference, so that the caller can free its memory."""
@@ -99,6 +100,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
             f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
         )
     here = machine_facts()
+    if settings.trainer.threads == "auto" and (start.threads or 0) <= here["threads"]:
+        here["threads"] = start.threads  # see `threads.choose_threads`
     for what, value in content["machine"].items():
         if here[what] != value:
             log.warning("%s is %s here and was %s: the same run to rounding, not to the bit", what, here[what], value)

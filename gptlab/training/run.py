@@ -20,6 +20,7 @@ from gptlab.training.module import LMModule
 from gptlab.training.placement import Placement
 from gptlab.training.resume import Start, check_resumable
 from gptlab.training.settings import Settings
+from gptlab.training.threads import choose_threads
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Run:
     place: Placement
     data: LMDataModule
     module: LMModule
+    threads: int
+    """Threads of a CPU, in each process."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",
     )
-    return Run(settings, place, data, module)
+    return Run(settings, place, data, module, choose_threads(settings, place, model, data.block_size, start))
 
 
 def seed_torch(settings: Settings) -> None:

@@ -43,6 +43,8 @@ class TrainerConfig:
     sample_prompt: str
     sample_tokens: int
     sample_temperature: float
+    threads: Any = "auto"
+    """Threads of a CPU, in each process: a number; or auto, as many as pay."""
     strategy: str = "auto"
     ema: float = 0.0
     """Decay per optimizer step of the average of the weights; 0: no average."""
@@ -57,6 +59,9 @@ class TrainerConfig:
         number = isinstance(self.devices, int) and not isinstance(self.devices, bool)
         if self.devices != "auto" and not (number and self.devices >= 1):
             raise UserError(f"trainer.devices={self.devices}: must be at least 1, or auto")
+        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        if self.threads != "auto" and not (whole and self.threads >= 1):
+            raise UserError(f"trainer.threads={self.threads}: must be at least 1, or auto")
         for name in ("max_steps", "val_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)}: must be at least 1")

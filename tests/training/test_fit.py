@@ -334,6 +334,14 @@ def test_unknown_validation_characters_are_left_out_and_said_once(
     assert math.isfinite(summary["val/loss"])
 
 
+def test_a_text_without_line_ends_is_not_told_of_a_prompt_that_nobody_gave(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dna.txt").write_text("ACGT" * 500)
+    run(tmp_path / "run", f"data.path={tmp_path / 'dna.txt'}", "trainer.max_steps=1", "trainer.sample_tokens=5")
+    assert "sample_prompt" not in caplog.text
+
+
 def test_the_loss_of_a_table_of_counts_stands_beside_the_models(run: Any, compose: Any, tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.baseline=ngram:2", "trainer.max_steps=1", "trainer.sample_tokens=0")
     data = LMDataModule(compose(*TINY).data, compose(*TINY).tokenizer, 17, 0)

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from gptlab import models
+from gptlab.data.pieces import Piece
 from gptlab.data.split import Split, split_pieces
-from gptlab.data.text_files import Piece
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.formats import checkpoint, writing
 from gptlab.formats.checkpoint import ModelInfo

@@ -42,7 +42,8 @@ class Samples(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
-        if unknown := pl_module.tokenizer.unknown(self.prompt):
+        unknown = pl_module.tokenizer.unknown(self.prompt)
+        if unknown and self.prompt != "\n":  # the default, which nobody asked for
             log.warning(
                 "trainer.sample_prompt has characters that the training text lacks, left out: %s", quoted(unknown)
             )

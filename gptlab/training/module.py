@@ -186,6 +186,7 @@ class LMModule(L.LightningModule):
         content[checkpoint.KEY] = checkpoint.describe(
             self.model, self.tokenizer, self.config, self.data_sha256, step, measured
         )
+        content["begin"] = list(self.tokenizer.begin)
         content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
         content["training"] |= zip(("loss_sum", "loss_count"), self._losses().cpu().clone(), strict=True)
 

@@ -99,6 +99,9 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
             f"resume={run_dir}: the tokenizer is not the run's own (tokenizer={prepared.tokenizer.name}, "
             f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
         )
+    if prepared.tokenizer.begin and "begin" not in content:  # of an older version
+        begin = prepared.tokenizer.decode(list(prepared.tokenizer.begin))
+        log.warning("until now no text of this run began with %s; from here on each does", begin)
     here = machine_facts()
     if settings.trainer.threads == "auto" and (start.threads or 0) <= here["threads"]:
         here["threads"] = start.threads  # see `threads.choose_threads`

@@ -315,6 +315,19 @@ def test_each_document_begins_as_the_model_expects_in_data_and_evaluation_alike(
         nats += losses[window[1:] != 256].sum().item()
     assert found["nats_per_token"] == pytest.approx(nats / found["tokens"], abs=1e-5)
 
+    for told in (False, True):  # a run of a version that did not begin its documents so is told when it is resumed
+        steps = json.loads((run / "summary.json").read_text())["steps"]
+        file = run / "checkpoints" / "last.ckpt"
+        content = checkpoint.read_checkpoint(file, mapped=False)
+        assert content["begin"] == [256]
+        if told:
+            del content["begin"]
+            checkpoint.save_checkpoint(content, file)
+        result = command("train", f"resume={run}", f"trainer.max_steps={steps + 1}")
+        assert result.returncode == 0
+        log = (run / "train.log").read_text()
+        assert ("until now no text of this run began with <s>; from here on each does" in log) is told
+
 
 def eval_documents(file: Path) -> list[Piece]:
     documents = [Piece(json.loads(line)["text"], True) for line in file.read_text().splitlines()]

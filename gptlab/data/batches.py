@@ -210,12 +210,11 @@ class Windows:
             )
         return cls(context, stride)
 
-    def protocol(self, part: str, begin: str = "") -> str:
-        """Describe the measurement in words; `part` is a split, or "all", and `begin` is what begins each text."""
-        before = f", {begin} before each text" if begin else ""
+    def protocol(self, part: str) -> str:
+        """Describe the measurement in words; `part` is a split, or "all"."""
         if self.stride < self.context:
-            return f"context {self.context}, stride {self.stride}{before}"
-        return f"{part_name(part)}, windows of {self.context}{before}"
+            return f"context {self.context}, stride {self.stride}"
+        return f"{part_name(part)}, windows of {self.context}"
 
     def positions(self, count: int) -> np.ndarray:
         """Return the positions of the first `count` targets in their windows, (count,) int64."""

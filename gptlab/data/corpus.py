@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptlab.data.file_kinds import ROWS
-from gptlab.data.find_files import FoundFiles, in_words
+from gptlab.data.find_files import FoundFiles
 from gptlab.data.pieces import PIECE, Piece, first_of_each_part, pieces, separate, unescaped
 from gptlab.data.text_files import documents
 from gptlab.data.text_options import AUTO, DEFAULT, TextOptions
@@ -61,31 +61,6 @@ class Corpus:
         asked = self.asked.separator not in (None, AUTO) and self.separator is not None
         return asked and not counts.get(SEPARATORS) and not counts.get(LEFT)
 
-    def described(self, documents: int, characters: int, counts: dict[str, int]) -> str:
-        """Return in words what is read.
-
-        Args:
-            documents, characters: how much was read.
-            counts: what was counted while reading.
-        """
-        files = self.found.files if self.found else ()
-        kinds = Counter("prose" if file.kind == "text" else file.kind for file in files)
-        what = files[0].path.name if len(files) == 1 else f"{len(files):,} files"
-        words = [f"{what} ({' and '.join(sorted(kinds))})"] if files else []
-        names = Counter(file.path.name for file in files)
-        for part in self.parts:
-            first, *others = (file.path for file in files if file.part == part)
-            name = first.name if names[first.name] == 1 else f"{first.parent.name}/{first.name}"
-            words.append(f"{part} is {f'{len(others) + 1:,} of them' if others else name}")
-        if self.documents:
-            words.append(f"{documents:,} documents")
-        words.append(f"{characters:,} characters")
-        if self.separator is not None and counts.get(SEPARATORS):
-            words.append(f"{json.dumps(self.separator, ensure_ascii=False)} between documents")
-        if self.found and self.found.not_read:
-            words.append(f"not read: {in_words(self.found.not_read)}")
-        return "; ".join(words)
-
 
 def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
     """Return a corpus of text files; several files, rows, and what stands between separators are documents."""
@@ -95,7 +70,7 @@ def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
         for file in found.files:
             part = None if file.part == "train" and "val" not in found.parts else file.part
             for chunks in documents(file.path, file.kind, options, counts):
-                yield from pieces(chunks, part) if separator is None else _between(chunks, separator, part, counts)
+                yield from document_pieces(chunks, separator, part, counts)
 
     many = len(found.files) > 1 or any(file.kind in ROWS for file in found.files) or separator is not None
     parts = [file.part for file in found.files] if found.parts else []
@@ -104,8 +79,13 @@ def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
     return Corpus(name, read, many, origin, size, found, separator, options)
 
 
-def _between(chunks: Iterable[str], separator: str, part: str | None, counts: Counter[str]) -> Iterator[Piece]:
-    """Yield the pieces of the documents between the separators in a text."""
+def document_pieces(
+    chunks: Iterable[str], separator: str | None, part: str | None, counts: Counter[str]
+) -> Iterator[Piece]:
+    """Yield the pieces of a text, or of the documents between the separators in it, which are counted."""
+    if separator is None:
+        yield from pieces(chunks, part)
+        return
     for number, document in enumerate(separate(chunks, separator)):
         counts[SEPARATORS] += number > 0
         yield from pieces(document, part)

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptlab.data.corpus import Corpus, stamps
+from gptlab.data.corpus import Corpus, document_pieces, stamps
 from gptlab.data.file_kinds import import_extra
-from gptlab.data.pieces import Piece, pieces, separate, unescaped
+from gptlab.data.pieces import Piece, unescaped
 from gptlab.data.text_files import WITHOUT_TEXT, text_of
 from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError
@@ -47,8 +47,7 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, opt
                     raise UserError(f"data.text_key={key}: {path} has no such text; there are {', '.join(row)}")
                 text = text_of(row, options, path, number, "row")
                 counts[WITHOUT_TEXT] += not text
-                for document in [[text or ""]] if separator is None else separate([text or ""], separator):
-                    yield from pieces(document)
+                yield from document_pieces([text or ""], separator, None, counts)
         except UserError:
             raise
         except Exception as error:  # a network can raise many kinds

@@ -221,9 +221,10 @@ def encode(
     for part in parts:
         name, text, last = part
         of_split = ids.setdefault(name, [])
-        if name not in begun:
-            of_split.append(np.array(tokenizer.begin, dtype))
-        begun = begun_after([part], begun, end_of_text in tokenizer.begin)
+        if tokenizer.begin:
+            if name not in begun:
+                of_split.append(np.array(tokenizer.begin, dtype))
+            begun = begun_after([part], begun, end_of_text in tokenizer.begin)
         of_split.append(tokenizer.encode(text).astype(dtype))
         if last and end_of_text is not None:
             of_split.append(np.array([end_of_text], dtype))
@@ -272,11 +273,13 @@ def _encode_in_parallel(
         try:
             for number, unit in enumerate(units(parts)):
                 size = sum(len(text) for _, text, _ in unit)
-                before, begun = begun, begun_after(unit, begun, end_of_text in tokenizer.begin)
+                job = encode
+                if tokenizer.begin:
+                    job = partial(encode, begun=begun)
+                    begun = begun_after(unit, begun, end_of_text in tokenizer.begin)
                 if number < done:
                     bar.update(size)
                     continue
-                job = partial(encode, begun=before) if tokenizer.begin else encode
                 under_way.append((pool.submit(job, tokenizer, unit, end_of_text), size))
                 if len(under_way) > 2 * cores():
                     yield _collect(under_way, bar)

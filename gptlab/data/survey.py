@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,14 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptlab.data.corpus import Corpus
+from gptlab.data.corpus import SEPARATORS, Corpus
+from gptlab.data.find_files import in_words
 from gptlab.data.pieces import Piece
 from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers.base import END_OF_TEXT
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json, write_json
-
-log = logging.getLogger(__name__)
 
 LARGE = 1 << 26  # bytes of text from which what is learned is cached and progress is shown
 
@@ -95,7 +94,23 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
 
 def describe(corpus: Corpus, about: Survey) -> str:
     """Return in words what is read of a text."""
-    return corpus.described(about.documents, about.characters, about.counts)
+    files = corpus.found.files if corpus.found else ()
+    kinds = Counter("prose" if file.kind == "text" else file.kind for file in files)
+    what = files[0].path.name if len(files) == 1 else f"{len(files):,} files"
+    words = [f"{what} ({' and '.join(sorted(kinds))})"] if files else []
+    names = Counter(file.path.name for file in files)
+    for part in corpus.parts:
+        first, *others = (file.path for file in files if file.part == part)
+        name = first.name if names[first.name] == 1 else f"{first.parent.name}/{first.name}"
+        words.append(f"{part} is {f'{len(others) + 1:,} of them' if others else name}")
+    if corpus.documents:
+        words.append(f"{about.documents:,} documents")
+    words.append(f"{about.characters:,} characters")
+    if corpus.separator is not None and about.counts.get(SEPARATORS):
+        words.append(f"{json.dumps(corpus.separator, ensure_ascii=False)} between documents")
+    if corpus.found and corpus.found.not_read:
+        words.append(f"not read: {in_words(corpus.found.not_read)}")
+    return "; ".join(words)
 
 
 def caveats(corpus: Corpus, about: Survey) -> list[str]:

@@ -139,14 +139,15 @@ def measure(
         found, seen = model.nats(ids), model.order - 1
         before = "no context" if seen < 1 else "1 token of context" if seen == 1 else f"{seen} tokens of context"
         protocol = f"{part_name(part)}, {before}"
-        protocol += f", {tokenizer.begin_name} before each text" if tokenizer.begin else ""
     else:
         assert windows is not None
         found = token_nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
-        protocol = windows.protocol(part, tokenizer.begin_name)
+        protocol = windows.protocol(part)
     places = np.flatnonzero(~np.isin(ids[1:], tokenizer.unpredicted))
     sizes = tokenizer.token_bytes()[ids[np.concatenate(([0], places + 1))]]
-    return Measurement(protocol, found[places], sizes, windows, time.perf_counter() - start, places)
+    return Measurement(
+        protocol + tokenizer.begin_protocol, found[places], sizes, windows, time.perf_counter() - start, places
+    )
 
 
 def loss_metrics(nats: float, tokens: int, text_bytes: int, split: str = "val") -> dict[str, float]:

@@ -62,8 +62,8 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
         content = file.read_text("utf-8")
         if merges:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
-        content = _with_decoder(content, file)
-        spec = found_spec = json.loads(content)
+        found_spec = json.loads(content)
+        spec = _with_decoder(found_spec, file)
         spec = added_tokens.with_declared(spec, folder, rows)
         spec = spec if rows is None else added_tokens.with_rows(spec, rows)
         content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
@@ -96,24 +96,23 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _with_decoder(content: str, file: Path) -> str:
-    """Return a tokenizer.json with the decoder that its author has left out, where its other steps say which it is.
+def _with_decoder(spec: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with the decoder that its author has left out, where other steps tell it.
 
     Without one, `tokenizers` shows the tokens as the vocabulary writes them, with spaces between them.
     """
-    spec = json.loads(content)
     model, cut = spec["model"], spec.get("pre_tokenizer")
     if spec.get("decoder") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        return content
+        return spec
     kinds = {step["type"]: step for step in (cut or {}).get("pretokenizers", [cut] if cut else [])}
     if "ByteLevel" in kinds:
         decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     elif "Metaspace" in kinds and not spec.get("normalizer"):
         decoder = kinds["Metaspace"]
     else:
-        return content
+        return spec
     log.warning("%s has no decoder: its tokens are read by %s, as its pre-tokenizer writes them", file, decoder["type"])
-    return json.dumps(spec | {"decoder": decoder}, ensure_ascii=False)
+    return spec | {"decoder": decoder}
 
 
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:

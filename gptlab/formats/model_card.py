@@ -88,7 +88,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         "## Training\n\n" + _table(_training(tokenizer, info)),
     ]
     if info.metrics:
-        protocol = Windows.of(None, None, c.block_size).protocol("val", tokenizer.begin_name)
+        protocol = Windows.of(None, None, c.block_size).protocol("val") + tokenizer.begin_protocol
         parts.append(f"Measured on the validation split ({protocol}): loss in nats per token, bpb in bits per byte.\n")
     parts += ["## Architecture\n\n" + _table(models.to_dict(c)), "## Versions\n\n" + _table(_versions())]
     if info.config:

@@ -37,6 +37,10 @@ class Start:
         self.lengths: dict[str, int] = self.content["lengths"]
         self.threads: int | None = self.content.get("machine", {}).get("threads")
 
+    def threads_of(self, most: int) -> int | None:
+        """Return the number of threads of before; None if it is unknown, or here are fewer than it, `most`."""
+        return self.threads if self.threads is not None and self.threads <= most else None
+
     def take(self) -> dict[str, Any]:
         """Return the content and drop this reference, so that the caller can free its memory."""
         assert self.content is not None
@@ -100,11 +104,11 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
             f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
         )
     if prepared.tokenizer.begin and "begin" not in content:  # of an older version
-        begin = prepared.tokenizer.decode(list(prepared.tokenizer.begin))
+        begin = prepared.tokenizer.begin_name
         log.warning("until now no text of this run began with %s; from here on each does", begin)
     here = machine_facts()
-    if settings.trainer.threads == "auto" and (start.threads or 0) <= here["threads"]:
-        here["threads"] = start.threads  # see `threads.choose_threads`
+    if settings.trainer.threads == "auto":  # see `threads.choose_threads`
+        here["threads"] = start.threads_of(here["threads"]) or here["threads"]
     for what, value in content["machine"].items():
         if here[what] != value:
             log.warning("%s is %s here and was %s: the same run to rounding, not to the bit", what, here[what], value)

@@ -59,8 +59,7 @@ class TrainerConfig:
         number = isinstance(self.devices, int) and not isinstance(self.devices, bool)
         if self.devices != "auto" and not (number and self.devices >= 1):
             raise UserError(f"trainer.devices={self.devices}: must be at least 1, or auto")
-        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
-        if self.threads != "auto" and not (whole and self.threads >= 1):
+        if self.threads != "auto" and not (type(self.threads) is int and self.threads >= 1):
             raise UserError(f"trainer.threads={self.threads}: must be at least 1, or auto")
         for name in ("max_steps", "val_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:

@@ -25,7 +25,7 @@ def choose_threads(settings: Settings, place: Placement, model: Model, block_siz
         return most
     if given != "auto":
         return int(given)
-    if start is not None and (before := start.threads) is not None and before <= most:
+    if start is not None and (before := start.threads_of(most)) is not None:
         return before
     rows = settings.data.batch_size // (place.world_size * settings.data.accumulation(place.world_size))
     return worth(model.flops_per_token() * rows * block_size, most)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from gptlab.data.text_options import BEFORE
+from gptlab.runs import upgrades
 from gptlab.runs.compose import CONF
-from gptlab.runs.identity import KEYS, config_hash, does, flatten, row
+from gptlab.runs.identity import KEYS, READING, config_hash, does, flatten, row
 
 TRAITS = {"computes", "changes", "moved", "tokens", "shown"}
 
@@ -48,3 +50,11 @@ def test_what_a_run_computes_names_it_and_nothing_else_does(key: str) -> None:
     changed = {**config, group: {**config[group], last: 7}} if group else {**config, key: 7}
     assert (config_hash(changed, "0") != config_hash(config, "0")) == does(key, "computes")
     assert config_hash(changed, "1") != config_hash(changed, "0")
+
+
+def test_how_a_text_is_read_is_said_alike_by_the_config_the_hash_and_the_upgrade() -> None:
+    """Rooms that may not import each other have these values each for itself."""
+    data = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"), resolve=False)["data"]  # type: ignore[index,call-overload]
+    assert {key: data[key] for key in READING} == READING
+    assert {key: value for key, value in upgrades.NEW["data"].items() if key in BEFORE} == BEFORE
+    assert READING.keys() == BEFORE.keys()

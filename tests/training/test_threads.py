@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,6 +16,7 @@ from gptlab.system.errors import UserError
 from gptlab.system.threads import FLOPS, worth
 from gptlab.training import placement
 from gptlab.training.fit import fit
+from gptlab.training.resume import Start
 from gptlab.training.threads import choose_threads, computing_with
 from tests.conftest import TINY
 
@@ -58,8 +58,12 @@ def test_small_steps_have_one_thread(four: None, compose: Any, words: tuple[str,
 
 def test_a_resumed_run_keeps_its_threads_if_there_are_as_many(four: None, compose: Any) -> None:
     for before, threads in ((3, 3), (4, 4), (5, 1), (None, 1)):
-        assert chosen(compose, "experiment=ladder_2_head", start=SimpleNamespace(threads=before)) == threads
-    assert chosen(compose, "model=gpt800k", "trainer.threads=2", start=SimpleNamespace(threads=4)) == 2
+        assert chosen(compose, "experiment=ladder_2_head", start=start(before)) == threads
+    assert chosen(compose, "model=gpt800k", "trainer.threads=2", start=start(4)) == 2
+
+
+def start(threads: int | None) -> Start:
+    return Start(Path(), Path(), {"global_step": 0, "lengths": {}, "machine": {"threads": threads}})
 
 
 class Count(L.Callback):

@@ -65,6 +65,11 @@ class Tokenizer:
         return b"".join(self.tokens[i] for i in self.begin).decode("utf-8", "replace")
 
     @property
+    def begin_protocol(self) -> str:
+        """What the protocol of a measurement adds where something begins each text; empty where nothing does."""
+        return f", {self.begin_name} before each text" if self.begin else ""
+
+    @property
     def unpredicted(self) -> list[int]:
         """The ids of `begin`, which no loss counts: what comes before a text is given. An end of text is predicted."""
         return [i for i in self.begin if i != self.end_of_text]

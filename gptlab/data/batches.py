@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,13 +31,30 @@ class Ids(Protocol):
     def __getitem__(self, stretch: slice, /) -> np.ndarray: ...
 
 
-def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
-    """Return where the crops of optimizer step `step` begin, (count,) int64 in [0, positions).
+def random_numbers(seed: int, step: int, count: int) -> np.ndarray:
+    """Return the first `count` numbers of Philox (Salmon et al. 2011) keyed by seed and step, (count,) uint64.
 
-    Philox (Salmon et al. 2011) is a hash of its key, and its raw numbers are the same in every version of numpy.
+    Philox is a hash of its key, and its raw numbers are the same in every version of numpy.
     """
-    raw = np.random.Philox(key=[seed, step]).random_raw(count)
-    return (raw % np.uint64(positions)).astype(np.int64)
+    PHILOX.beginning["state"]["key"][:] = seed, step
+    PHILOX.generator.state = PHILOX.beginning
+    return PHILOX.generator.random_raw(count)
+
+
+class Philox(threading.local):
+    """A generator for each thread, and the state in which it begins: making another takes five times as long."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.beginning = self.generator.state
+
+
+PHILOX = Philox()
+
+
+def crop_starts(seed: int, step: int, count: int, positions: int) -> np.ndarray:
+    """Return where the crops of optimizer step `step` begin, (count,) int64 in [0, positions)."""
+    return (random_numbers(seed, step, count) % np.uint64(positions)).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
@@ -45,14 +63,14 @@ def epoch_starts(seed: int, epoch: int, count: int, length: int, positions: int)
 
     They lie side by side, `length` apart. The first start is random, so that each epoch cuts the text elsewhere.
     """
-    raw = np.random.Philox(key=[seed + (2 << 32), epoch]).random_raw(1 + count)
+    raw = random_numbers(seed + (2 << 32), epoch, 1 + count)
     first = int(raw[0]) % (positions - (count - 1) * length)
     return first + np.argsort(raw[1:], kind="stable") * length
 
 
 def row_noise(seed: int, step: int, count: int) -> np.ndarray:
     """Return a random number for each crop of optimizer step `step`, (count,) int32, which determines its dropout."""
-    raw = np.random.Philox(key=[seed + (1 << 32), step]).random_raw(count)  # a seed is below 1 << 32
+    raw = random_numbers(seed + (1 << 32), step, count)  # a seed is below 1 << 32
     return (raw >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
@@ -64,10 +82,11 @@ def to_device_if_small(ids: Ids, device: torch.device) -> Ids | Tensor:
 
 
 def gather_windows(ids: Ids | Tensor, starts: np.ndarray, length: int, device: torch.device) -> Tensor:
-    """Return the windows of `length` ids that begin at `starts`, (len(starts), length) int64 on `device`."""
+    """Return the windows of `length` ids that begin at `starts`, (len(starts), length) int32 on `device`."""
     if isinstance(ids, Tensor):
-        return ids[to_device(starts, device)[:, None] + torch.arange(length, device=device)].long()
-    return to_device(np.stack([ids[start : start + length] for start in starts.tolist()]).astype(np.int64), device)
+        windows = ids.as_strided((len(ids) - length + 1, length), (1, 1))
+        return windows.index_select(0, to_device(starts, device))
+    return to_device(np.stack([ids[start : start + length] for start in starts.tolist()]).astype(np.int32), device)
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
@@ -138,8 +157,8 @@ class TrainBatches:
         starts = self.starts(number)[rows]
         noise = to_device(row_noise(self.seed, step, self.batch_size)[rows], self.device)
         x = gather_windows(self.ids, starts, self.block_size + 1, self.device)
-        # Always one memory layout, so that the model is compiled once.
-        return x[:, :-1].contiguous(), x[:, 1:].contiguous(), noise
+        # Copies, so that the memory layout is always the same and the model is compiled once.
+        return x[:, :-1].long(), x[:, 1:].long(), noise
 
     def __iter__(self) -> Iterator[TrainBatch]:
         for step in itertools.count(self.start()):

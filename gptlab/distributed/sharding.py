@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,16 @@ def reshard(model: Model) -> None:
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the 2-norm of all tensors together, (), also of sharded ones; all processes must call this.
+
+    As torch's get_total_norm, which takes three times as long for the few tensors of a small model.
+    """
+    if not tensors or any(isinstance(tensor, DTensor) for tensor in tensors):
+        return full_tensor(torch.nn.utils.get_total_norm(tensors))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def gathered_state(state: dict[str, Any]) -> dict[str, Any]:

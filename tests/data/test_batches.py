@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ EPOCHS = {
 @pytest.mark.parametrize(("seed", "step"), GOLDEN)
 def test_crops_begin_where_they_always_began(seed: int, step: int) -> None:
     assert crop_starts(seed, step, 7, 1_003_598).tolist() == GOLDEN[seed, step]
+
+
+def test_where_crops_begin_depends_on_nothing_drawn_before_or_meanwhile() -> None:
+    """The generator is used again and again, by each thread its own."""
+    steps = list(range(40))
+    alone = [crop_starts(7, step, 3, 1_003_598).tolist() for step in steps]
+    crop_starts(8, 1, 1001, 5)  # leaves the generator in the middle of its numbers
+    with ThreadPoolExecutor(8) as pool:
+        drawn = pool.map(lambda step: crop_starts(7, step, 3, 1_003_598).tolist(), steps * 20)
+    assert list(drawn) == alone * 20
 
 
 def test_a_batch_is_cut_at_those_places(ids: Shards) -> None:

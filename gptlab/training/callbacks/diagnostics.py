@@ -13,11 +13,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.distributed.sharding import full_tensor, gathered_model
+from gptlab.distributed.sharding import full_tensor, gathered_model, total_norm
 from gptlab.evaluation.loss import cross_entropy
 from gptlab.models import Model
 from gptlab.models.attention import attention_weights
@@ -59,7 +58,7 @@ class Diagnostics(L.Callback):
         self._before = {}
         for name, parameters in parameters_by_block(pl_module.model).items():
             gradients = [p.grad for p in parameters if p.grad is not None]
-            self._values[f"vitals_gradient_norm/{name}"] = float(full_tensor(get_total_norm(gradients)))
+            self._values[f"vitals_gradient_norm/{name}"] = float(total_norm(gradients))
             self._before[name] = [p.detach().clone() for p in parameters]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -69,7 +68,7 @@ class Diagnostics(L.Callback):
         with torch.no_grad():
             for name, parameters in parameters_by_block(pl_module.model).items():
                 changes = [now - before for now, before in zip(parameters, self._before[name], strict=True)]
-                update, weight = (float(full_tensor(get_total_norm(each))) for each in (changes, parameters))
+                update, weight = (float(total_norm(each)) for each in (changes, parameters))
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
         with trainer.precision_plugin.val_step_context(), gathered_model(pl_module.model) as model:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import lightning as L
@@ -63,6 +63,7 @@ HOOKS_OF_A_STEP = (
     *("on_before_optimizer_step", "on_train_batch_end"),
 )
 NOTHING = nullcontext()
+PLAIN = (str, type(None), Tensor)
 
 
 def no_profiler() -> Profiler:
@@ -96,8 +97,11 @@ def keep_on_device(batch: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def set_attribute(module: L.LightningModule, name: str, value: Any) -> None:
-    """Set an attribute of a LightningModule quickly: Lightning sets `_current_fx_name` forty times a step."""
-    if name == "_current_fx_name":
+    """Set an attribute of a LightningModule quickly: Lightning sets `_current_fx_name` forty times a step.
+
+    A plain value in the place of a plain value needs none of the checks of `nn.Module`.
+    """
+    if type(value) in PLAIN and name in module.__dict__:
         module.__dict__[name] = value
     else:
         nn.Module.__setattr__(module, name, value)

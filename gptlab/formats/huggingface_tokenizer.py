@@ -34,6 +34,7 @@ QWEN2_PATTERN = rf"{QWEN2_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| 
 QWEN2_PATTERN += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The files of a tokenizer; the first that exist are read. The last ones are OpenAI's names.
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+PADDING = [re.compile(rf"\W*({name})\W*", re.I) for name in (r"(\w+_)?pad(ding)?(_id)?", r"(reserved|unused)\w*")]
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +70,8 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
         content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
         end_of_text = _end_of_text(spec, about)
         tokenizer = _ours(spec, end_of_text) or JsonTokenizer(content, end_of_text)
+        if isinstance(tokenizer, JsonTokenizer):
+            tokenizer.named = _named_beside(tokenizer, about)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except (KeyboardInterrupt, SystemExit):
@@ -128,14 +131,27 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
     """Return the id that ends a document: eos_token's, else the model's eos_token_id, else <|endoftext|>'s, or None."""
     ids = added_tokens.token_ids(spec)
-    token, of_model = about.get("eos_token"), about.get("eos_token_id")
-    if isinstance(token, dict):
-        token = token.get("content")
+    token, of_model = _named(about, "eos"), about.get("eos_token_id")
     if isinstance(of_model, list):
         of_model = of_model[0] if of_model else None
     if token in ids:
         return ids[token]
     return of_model if of_model in ids.values() else ids.get(END_OF_TEXT)
+
+
+def _named(about: dict[str, Any], kind: str) -> str | None:
+    """Return the token that the files beside a tokenizer name as bos, eos, pad or unk."""
+    token = about.get(f"{kind}_token")
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _named_beside(tokenizer: JsonTokenizer, about: dict[str, Any]) -> dict[str, str]:
+    """Return the named tokens that only the files beside a tokenizer tell; an end that pads, too, is none."""
+    ids, known = added_tokens.token_ids(json.loads(tokenizer.content)), named_tokens(tokenizer)
+    found = {kind: name for kind in ("bos", "pad", "unk") if (name := _named(about, kind)) in ids}
+    if found.get("pad") == known.get("eos", ("",))[0]:
+        del found["pad"]
+    return {kind: name for kind, name in found.items() if known.get(kind) != (name, ids[name])}
 
 
 def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
@@ -196,7 +212,8 @@ def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[st
     """Return the names and ids of the bos, eos, pad and unk tokens with which a tokenizer is exported.
 
     A tokenizer of ours has one token for begin and end, which is also named as the unknown one: ctranslate2 opens no
-    model without a name for it. A tokenizer of others keeps its own.
+    model without a name for it. A tokenizer of others keeps its own; one without a padding token has a reserved one
+    for it, or an unknown one where bytes are the fallback, or none.
 
     Args:
         tokenizer: the tokenizer.
@@ -213,12 +230,15 @@ def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[st
     marked = [token["content"] for token in spec.get("added_tokens", []) if token["special"]]
     begins = [names[i] for i in tokenizer.begin[-1:]]
     ends = [] if tokenizer.end_of_text is None else [names[tokenizer.end_of_text]]
-    unknown = [name for name in marked if name == spec["model"].get("unk_token")]
-    pads = [name for name in marked if re.fullmatch(r"\W*(pad|finetune_right_pad_id)\W*", name, re.IGNORECASE)]
+    unknown = [
+        name for name in marked if name in (spec["model"].get("unk_token"), names.get(spec["model"].get("unk_id")))
+    ]
+    pads = [name for kind in PADDING for name in marked if kind.fullmatch(name)]
     if spec["model"].get("byte_fallback"):
         pads += unknown  # which stands for no text
     pads = [name for name in pads if name not in begins + ends]
     found = {"bos": begins, "eos": ends, "unk": unknown or ends or begins, "pad": pads}
+    found |= {kind: [name] for kind, name in tokenizer.named.items()}
     return {kind: (some[0], ids[some[0]]) for kind, some in found.items() if some}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
 from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.huggingface_backend import PAD
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.system.errors import UserError
@@ -57,14 +58,16 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     if not isinstance(model, GPT):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")
     family = huggingface_names.family_of(model.config)
-    special = {kind: i for kind, (_, i) in huggingface_tokenizer.named_tokens(tokenizer).items()}
+    named = huggingface_tokenizer.named_tokens(tokenizer)
+    special = {kind: i for kind, (_, i) in named.items()}
     ids = {f"{kind}_token_id": special.get(kind) for kind in ("bos", "eos", "pad")}
     if family == "qwen2" and info.origin != ORIGIN_QWEN2 and not huggingface_tokenizer.is_qwen2(tokenizer):
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
     write_tokenizer(tokenizer, model.config.block_size, folder)
-    generation = ids | ({"suppress_tokens": [special["pad"]]} if "pad" in special else {})
+    never_drawn = [i for name, i in named.values() if name == PAD]  # a token of ours; those of others may be drawn
+    generation = ids | ({"suppress_tokens": never_drawn} if never_drawn else {})
     for name, content in (("config.json", config | ids), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     write_weights(

@@ -38,6 +38,7 @@ from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
 transformers = pytest.importorskip("transformers")
 
+KINDS = ("bos", "eos", "pad", "unk")
 KNOWN = "".join(sorted(set(ENGLISH + "\u00e9\U0001f600\u2028\0\r")))
 OURS: dict[str, Callable[[], Tokenizer]] = {
     "char": lambda: CharTokenizer(KNOWN),
@@ -431,10 +432,62 @@ def test_a_foreign_tokenizer_goes_out_as_it_came(llama_folder: Path, tmp_path_fa
         assert theirs.decode(ids, skip_special_tokens=True) == text
 
 
-def unigram() -> hf.Tokenizer:
+def special(*tokens: str) -> hf.Tokenizer:
+    return with_tokens(*tokens, special=True)
+
+
+NAMES: dict[str, tuple[Callable[[], hf.Tokenizer], dict[str, str], dict[str, str]]] = {
+    "as declared": (
+        lambda: special("<s>", "</s>", "<fill>", "<?>"),
+        dict(zip(KINDS, ("<s>", "</s>", "<fill>", "<?>"), strict=True)),
+        {},
+    ),
+    "a chat": (
+        lambda: special(END_OF_TEXT, "<|im_end|>"),
+        {"eos": "<|im_end|>", "pad": END_OF_TEXT},
+        {"unk": "<|im_end|>"},
+    ),
+    "one for all": (
+        lambda: special(END_OF_TEXT, "<|padding|>"),
+        dict.fromkeys(("bos", "eos", "unk"), END_OF_TEXT),
+        {"pad": "<|padding|>"},
+    ),
+    "the end pads": (
+        lambda: special("</s>", "<|fim_pad|>"),
+        {"eos": "</s>", "pad": "</s>"},
+        {"pad": "<|fim_pad|>", "unk": "</s>"},
+    ),
+    "reserved": (
+        lambda: special("</s>", "<|reserved_special_token_0|>"),
+        {"eos": "</s>"},
+        {"pad": "<|reserved_special_token_0|>", "unk": "</s>"},
+    ),
+    "none": (lambda: special("</s>", "<|user|>"), {"eos": "</s>"}, {"unk": "</s>"}),
+    "Llama 2": (llama, {"eos": "</s>", "pad": "</s>"}, {"bos": "<s>", "pad": "<unk>", "unk": "<unk>"}),
+    "Unigram": (lambda: unigram(special=True), {"eos": "\u2581the"}, {"unk": "<unk>"}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_foreign_tokenizer_keeps_its_named_tokens(tmp_path: Path, name: str) -> None:
+    backend, declared, others = NAMES[name]
+    (tmp_path / "out").mkdir()
+    files = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
+        f"{kind}_token": token for kind, token in declared.items()
+    }
+    tokenizer = read(tmp_path, backend(), tokenizer_config=files)
+    tokenizer = tokenizers.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    theirs = transformers.AutoTokenizer.from_pretrained(written(tokenizer, tmp_path / "out"))
+    expected = dict.fromkeys(KINDS) | declared | others
+    assert {kind: getattr(theirs, f"{kind}_token") for kind in KINDS} == expected
+    assert huggingface_tokenizer.read_folder(tmp_path / "out").to_dict() == tokenizer.to_dict()
+
+
+def unigram(special: bool = False) -> hf.Tokenizer:
     pieces = [("<unk>", 0.0), ("\u2581the", -1.0), ("\u2581", -2.0), *((c, -3.0) for c in "theory")]
     backend = hf.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens(["<unk>"] if special else [])
     return backend
 
 

@@ -72,7 +72,8 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
         raise UserError(f"unknown tokenizer {name!r:.99}; this version knows: {', '.join((*NAMES, JSON))}")
     with errors_as_one_message(f"a damaged {name} tokenizer: the file that it comes from is broken"):
         if name == JSON:
-            return JsonTokenizer(_typed(state["content"], str), _typed(state["end_of_text"], int, type(None)))
+            named = {_typed(kind, str): _typed(token, str) for kind, token in state.get("named", {}).items()}
+            return JsonTokenizer(_typed(state["content"], str), _typed(state["end_of_text"], int, type(None)), named)
         if name in ("byte", "char", "word"):
             ended = _typed(state["end_of_text"], bool)
             if name == "byte":

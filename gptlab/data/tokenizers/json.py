@@ -15,7 +15,7 @@ import numpy as np
 
 from gptlab.data.tokenizers.base import JSON, MAX_VOCAB, Tokenizer, replace_surrogates
 from gptlab.data.tokenizers.bpe import BYTES
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, quoted
 
 GROWTH = 64  # the most by which a text's length may be multiplied before it is cut into tokens
 
@@ -31,6 +31,7 @@ class JsonTokenizer(Tokenizer):
     Args:
         content: the content of tokenizer.json.
         end_of_text: the id that ends a document, if there is one.
+        named: the tokens that other tools know as bos, pad or unk (the key), where `content` does not tell.
 
     Raises:
         UserError: a token's bytes depend on its neighbours, ids are out of range, or texts could grow too much.
@@ -38,8 +39,8 @@ class JsonTokenizer(Tokenizer):
 
     name = JSON
 
-    def __init__(self, content: str, end_of_text: int | None) -> None:
-        self.content = content
+    def __init__(self, content: str, end_of_text: int | None, named: dict[str, str] | None = None) -> None:
+        self.content, self.named = content, named or {}
         spec = json.loads(content)
         if _growth_factor(spec.get("normalizer")) * _growth_factor(spec.get("pre_tokenizer")) > GROWTH:
             raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
@@ -51,6 +52,8 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"it has the id {max(vocab.values()):,}; at most {MAX_VOCAB:,} ids can be read")
         if end_of_text is not None and end_of_text not in set(vocab.values()):
             raise UserError(f"the end of a text, {end_of_text}, is none of its ids")
+        if lacking := [*set(self.named.values()) - vocab.keys()]:
+            raise UserError(f"it is said to have the tokens {quoted(lacking)}, which it lacks")
         tokens = [b""] * (max(vocab.values()) + 1)
         for token, i in vocab.items():
             tokens[i] = _spell(token, steps)
@@ -116,7 +119,8 @@ class JsonTokenizer(Tokenizer):
         return sizes
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text}
+        named = {"named": self.named} if self.named else {}
+        return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text, **named}
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def measure(
         found = token_nats(model.to(device), ids, windows, device, batch_size=batch_size, bf16=bf16)
         protocol = windows.protocol(part)
     places = np.flatnonzero(~np.isin(ids[1:], tokenizer.unpredicted))
-    sizes = tokenizer.token_bytes()[ids[np.concatenate(([0], places + 1))]]
+    sizes = tokenizer.text_bytes(ids)[np.concatenate(([0], places + 1))]
     return Measurement(
         protocol + tokenizer.begin_protocol, found[places], sizes, windows, time.perf_counter() - start, places
     )

@@ -861,10 +861,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 # Tokenizers that begin texts.
 
 
-def beginning(begin: str = "<s>", end: str = "</s>") -> JsonTokenizer:
-    """Bytes, 256 for <s> and 257 for </s>, with `begin` before a text."""
+def beginning(begin: str = "<s>", end: str = "</s>", space: bool = False) -> JsonTokenizer:
+    """Bytes, 256 for <s> and 257 for </s>, with `begin` before a text; and a space if `space`."""
     backend = hf.Tokenizer(hf.models.BPE({letter: i for i, letter in enumerate(BYTES)}, []))
-    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = hf.decoders.ByteLevel()
     backend.add_special_tokens(["<s>", "</s>"])
     special = [(begin, backend.token_to_id(begin))]

@@ -411,7 +411,9 @@ def test_a_tokenizer_of_llamas_form_is_read(llama_folder: Path) -> None:
         assert [1, *ids] == theirs.encode(text).ids  # neither cut nor padded
         assert tokenizer.decode(ids) == text
         assert b"".join(tokenizer.tokens[i] for i in ids).decode() == (f" {text}" if text else "")
-        assert tokenizer.token_bytes()[ids].sum() == len(text.encode()) + (text != "")
+        twice = np.array([1, *ids, 2, 1, *ids])
+        assert tokenizer.text_bytes(twice).sum() == 2 * len(text.encode())
+        assert tokenizer.text_bytes(twice[1:])[: len(ids)].sum() == len(text.encode())
         assert tokenizer.unknown(text) == []
     assert tokenizer.token_bytes()[:4].tolist() == [0, 0, 0, 1]
     assert 2 not in tokenizer.encode("the</s>")

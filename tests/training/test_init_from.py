@@ -287,7 +287,7 @@ def test_each_document_begins_as_the_model_expects_in_data_and_evaluation_alike(
     command: Any, tune: Any, tmp_path: Path
 ) -> None:
     torch.manual_seed(5)
-    tokenizer = beginning()
+    tokenizer = beginning(space=True)  # which belongs to no text
     config = GPTConfig(258, block_size=16, n_layer=1, n_head=2, n_embd=16, pos="rope", norm="rmsnorm", mlp="swiglu")
     model = GPT(dataclasses.replace(config, bias=False))
     (tmp_path / "llama").mkdir()

@@ -51,6 +51,9 @@ class Tokenizer:
     begin: tuple[int, ...] = ()
     """Ids that a model expects before a text, such as Llama's <s>; `encode` does not return them, `prepare` does."""
 
+    leading_space = 0
+    """Bytes that the first token of each text has more than the text: of a space that decoding removes."""
+
     def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
         self.tokens = tokens
         self.end_of_text = end_of_text
@@ -99,11 +102,22 @@ class Tokenizer:
         return []
 
     def token_bytes(self) -> np.ndarray:
-        """Return how many bytes of raw UTF-8 text each token stands for, (V,) int64, for bits per byte."""
+        """Return how many bytes of raw UTF-8 text each token stands for within a text, (V,) int64."""
         sizes = np.array([len(token) for token in self.tokens], dtype=np.int64)
         if self.end_of_text is not None:
             sizes[self.end_of_text] = 0
         return sizes
+
+    def bytes_too_many(self) -> np.ndarray:
+        """Return how many of `token_bytes` are no text in the token after each token, (V,) int64: `leading_space`."""
+        after = np.zeros(self.vocab_size, dtype=np.int64)
+        after[[i for i in (*self.begin[-1:], self.end_of_text) if i is not None]] = self.leading_space
+        return after
+
+    def text_bytes(self, ids: np.ndarray) -> np.ndarray:
+        """Return how many bytes of raw UTF-8 each of the ids of a text or texts stands for, (n,) int64."""
+        too_many = np.concatenate(([self.leading_space], self.bytes_too_many()[ids[:-1]]))
+        return np.maximum(self.token_bytes()[ids] - too_many, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict from which `tokenizers.from_dict` makes the same tokenizer."""

@@ -24,7 +24,8 @@ class JsonTokenizer(Tokenizer):
     """Any tokenizer that a tokenizer.json describes, encoded and decoded by Hugging Face's `tokenizers`.
 
     `encode` returns the ids of the text alone, without the special tokens that the file adds around it (see `begin`).
-    The tokens' bytes are what decoding returns, except for a space that SentencePiece puts before a text and removes.
+    The tokens' bytes are what decoding returns, except for a space that SentencePiece puts before a text and removes
+    (see `leading_space`).
     In a byte-level file, added tokens are written as they are, not in the byte alphabet; `tokenizers` decodes them by
     that alphabet all the same, so that "naïve" would lose its ï: there the text is made from the tokens' bytes.
 
@@ -71,6 +72,7 @@ class JsonTokenizer(Tokenizer):
         around = self._backend.encode("a")
         marked = zip(around.ids, around.special_tokens_mask, strict=True)
         self.begin = tuple(i for i, _ in takewhile(lambda pair: pair[1], marked))
+        self.leading_space = int(b"".join(tokens[i] for i in self.encode("a")).startswith(b" "))
 
     def _build(self, special: bool) -> Any:
         """Return the library's tokenizer; if `special`, names of special tokens in a text are read as those tokens."""

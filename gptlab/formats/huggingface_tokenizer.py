@@ -212,8 +212,8 @@ def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[st
     """Return the names and ids of the bos, eos, pad and unk tokens with which a tokenizer is exported.
 
     A tokenizer of ours has one token for begin and end, which is also named as the unknown one: ctranslate2 opens no
-    model without a name for it. A tokenizer of others keeps its own; one without a padding token has a reserved one
-    for it, or an unknown one where bytes are the fallback, or none.
+    model without names for them. A tokenizer of others keeps its own. One without a padding token pads with a reserved
+    one, or the unknown one where bytes are the fallback, or has none.
 
     Args:
         tokenizer: the tokenizer.
@@ -237,7 +237,7 @@ def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[st
     if spec["model"].get("byte_fallback"):
         pads += unknown  # which stands for no text
     pads = [name for name in pads if name not in begins + ends]
-    found = {"bos": begins, "eos": ends, "unk": unknown or ends or begins, "pad": pads}
+    found = {"bos": begins or ends, "eos": ends, "unk": unknown or ends or begins, "pad": pads}
     found |= {kind: [name] for kind, name in tokenizer.named.items()}
     return {kind: (some[0], ids[some[0]]) for kind, some in found.items() if some}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +16,8 @@ from gptlab.formats.huggingface_backend import PAD
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.system.errors import UserError
+
+log = logging.getLogger(__name__)
 
 ORIGIN_QWEN2 = "Hugging Face qwen2"  # of a ModelInfo
 
@@ -60,6 +63,11 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     family = huggingface_names.family_of(model.config)
     named = huggingface_tokenizer.named_tokens(tokenizer)
     special = {kind: i for kind, (_, i) in named.items()}
+    if "pad" not in special:
+        log.warning(
+            "its tokenizer has no padding token: to train in batches, other tools need one "
+            "(tokenizer.add_special_tokens, then model.resize_token_embeddings)"
+        )
     ids = {f"{kind}_token_id": special.get(kind) for kind in ("bos", "eos", "pad")}
     if family == "qwen2" and info.origin != ORIGIN_QWEN2 and not huggingface_tokenizer.is_qwen2(tokenizer):
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other

@@ -38,7 +38,6 @@ from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 
 transformers = pytest.importorskip("transformers")
 
-KINDS = ("bos", "eos", "pad", "unk")
 KNOWN = "".join(sorted(set(ENGLISH + "\u00e9\U0001f600\u2028\0\r")))
 OURS: dict[str, Callable[[], Tokenizer]] = {
     "char": lambda: CharTokenizer(KNOWN),
@@ -169,6 +168,15 @@ def test_every_tokenizer_leaves_with_every_family(tmp_path: Path, family: str, n
     again, same, _ = huggingface.open_folder(tmp_path, tmp_path)
     torch.testing.assert_close(again(idx), model(idx), atol=1e-5, rtol=1e-5)
     assert same.vocab_size == tokenizer.vocab_size
+
+
+def test_an_export_without_a_padding_token_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for token in ("<|user|>", "<|pad|>"):
+        tokenizer = JsonTokenizer(special("</s>", token).to_str(), None)
+        model = GPT(GPTConfig(tokenizer.vocab_size, block_size=17, n_layer=1, n_head=2, n_embd=16))
+        writing.write_hf(model, tokenizer, ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path)
+        assert ("its tokenizer has no padding token: to train in batches" in caplog.text) is (token == "<|user|>")
+        caplog.clear()
 
 
 @pytest.mark.parametrize("origin", ["Hugging Face qwen2", "a run"])
@@ -438,35 +446,24 @@ def special(*tokens: str) -> hf.Tokenizer:
     return with_tokens(*tokens, special=True)
 
 
-NAMES: dict[str, tuple[Callable[[], hf.Tokenizer], dict[str, str], dict[str, str]]] = {
+# A tokenizer, the tokens that its config names, and what else they are named in an export: by default the end is all.
+NAMES: dict[str, tuple[Callable[[], hf.Tokenizer], dict[str, str], dict[str, str | None]]] = {
     "as declared": (
         lambda: special("<s>", "</s>", "<fill>", "<?>"),
-        dict(zip(KINDS, ("<s>", "</s>", "<fill>", "<?>"), strict=True)),
+        {"bos": "<s>", "eos": "</s>", "pad": "<fill>", "unk": "<?>"},
         {},
     ),
-    "a chat": (
-        lambda: special(END_OF_TEXT, "<|im_end|>"),
-        {"eos": "<|im_end|>", "pad": END_OF_TEXT},
-        {"unk": "<|im_end|>"},
-    ),
-    "one for all": (
-        lambda: special(END_OF_TEXT, "<|padding|>"),
-        dict.fromkeys(("bos", "eos", "unk"), END_OF_TEXT),
-        {"pad": "<|padding|>"},
-    ),
+    "a chat": (lambda: special(END_OF_TEXT, "<|im_end|>"), {"eos": "<|im_end|>", "pad": END_OF_TEXT}, {}),
+    "padding": (lambda: special("</s>", "<|padding|>"), {"eos": "</s>"}, {"pad": "<|padding|>"}),
     "the end pads": (
         lambda: special("</s>", "<|fim_pad|>"),
         {"eos": "</s>", "pad": "</s>"},
-        {"pad": "<|fim_pad|>", "unk": "</s>"},
+        {"pad": "<|fim_pad|>"},
     ),
-    "reserved": (
-        lambda: special("</s>", "<|reserved_special_token_0|>"),
-        {"eos": "</s>"},
-        {"pad": "<|reserved_special_token_0|>", "unk": "</s>"},
-    ),
-    "none": (lambda: special("</s>", "<|user|>"), {"eos": "</s>"}, {"unk": "</s>"}),
+    "reserved": (lambda: special("</s>", "<|reserved_7|>"), {"eos": "</s>"}, {"pad": "<|reserved_7|>"}),
+    "none": (lambda: special("</s>", "<|user|>"), {"eos": "</s>"}, {"pad": None}),
     "Llama 2": (llama, {"eos": "</s>", "pad": "</s>"}, {"bos": "<s>", "pad": "<unk>", "unk": "<unk>"}),
-    "Unigram": (lambda: unigram(special=True), {"eos": "\u2581the"}, {"unk": "<unk>"}),
+    "Unigram": (lambda: unigram(special=True), {"eos": "\u2581the"}, {"pad": None, "unk": "<unk>"}),
 }
 
 
@@ -480,8 +477,8 @@ def test_a_foreign_tokenizer_keeps_its_named_tokens(tmp_path: Path, name: str) -
     tokenizer = read(tmp_path, backend(), tokenizer_config=files)
     tokenizer = tokenizers.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
     theirs = transformers.AutoTokenizer.from_pretrained(written(tokenizer, tmp_path / "out"))
-    expected = dict.fromkeys(KINDS) | declared | others
-    assert {kind: getattr(theirs, f"{kind}_token") for kind in KINDS} == expected
+    expected = dict.fromkeys(("bos", "unk"), declared["eos"]) | declared | others
+    assert {kind: getattr(theirs, f"{kind}_token") for kind in expected} == expected
     assert huggingface_tokenizer.read_folder(tmp_path / "out").to_dict() == tokenizer.to_dict()
 
 

@@ -98,6 +98,8 @@ def test_transformers_has_our_logits_ids_and_greedy_text(
     folder = tmp_path / "there" / "out"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert type(theirs).__name__ == shape.partition(",")[0]
+    assert json.loads((folder / "config.json").read_text()).get("n_ctx", T) == T  # which llama.cpp's converter reads
+    assert hasattr(theirs.config, "n_ctx") == shape.startswith("GPT2")
     idx = some_ids(ours)
     assert ours(idx).std() > 0.5  # or the comparison would show little
     logits = theirs(idx).logits[..., : ours_tokenizer.vocab_size]  # there may be tokens after ours, which are unused

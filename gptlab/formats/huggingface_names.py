@@ -128,7 +128,7 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
     result |= {field: ours[own] for field, own in family.fields.items()}
     if family is GPT2:
         embeddings, attention = config.drop_rates[:2]
-        return result | {"embd_pdrop": embeddings, "attn_pdrop": attention}
+        return result | {"embd_pdrop": embeddings, "attn_pdrop": attention, "n_ctx": config.block_size}  # for llama.cpp
     if family is LLAMA:
         bias = config.bias or config.has_qkv_bias
         result |= {"attention_bias": bias, "mlp_bias": bias}

@@ -228,7 +228,7 @@ def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[st
     ids = added_tokens.token_ids(spec)
     names = {i: name for name, i in ids.items()}
     marked = [token["content"] for token in spec.get("added_tokens", []) if token["special"]]
-    begins = [names[i] for i in tokenizer.begin[-1:]]
+    begins = [names[i] for i in tokenizer.begin[-1:] if i in names]
     ends = [] if tokenizer.end_of_text is None else [names[tokenizer.end_of_text]]
     unknown = [
         name for name in marked if name in (spec["model"].get("unk_token"), names.get(spec["model"].get("unk_id")))

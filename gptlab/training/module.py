@@ -82,8 +82,8 @@ class LMModule(L.LightningModule):
         """Number of steps that changed nothing because their gradients were not finite."""
         self.bad_step = torch.full((), -1)
         """The first step with nonfinite gradients, counted from 0; from then on the weights stay unchanged."""
-        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
-        self.too_many = torch.from_numpy(tokenizer.bytes_too_many())
+        tables = (tokenizer.token_bytes(), tokenizer.first_bytes(), tokenizer.before_texts())
+        self.text_bytes = tuple(map(torch.from_numpy, tables))
         self._sums: list[Tensor] = []
 
     __setattr__ = set_attribute
@@ -153,8 +153,10 @@ class LMModule(L.LightningModule):
             unpredicted = torch.tensor(self.tokenizer.unpredicted, device=targets.device)
             targets = targets.masked_fill(torch.isin(targets, unpredicted), IGNORED)
         counted = targets != IGNORED
-        self.token_bytes, self.too_many = self.token_bytes.to(targets.device), self.too_many.to(targets.device)
-        text_bytes = ((self.token_bytes[targets.clamp(min=0)] - self.too_many[idx]).clamp(min=0) * counted).sum()
+        self.text_bytes = tuple(table.to(targets.device) for table in self.text_bytes)
+        within, first, before_texts = self.text_bytes
+        known = targets.clamp(min=0)
+        text_bytes = (torch.where(before_texts[idx], first[known], within[known]) * counted).sum()
         self._sums.append(torch.stack((self.model_loss(self.model, idx, targets, "sum"), counted.sum(), text_bytes)))
 
     test_step = validation_step

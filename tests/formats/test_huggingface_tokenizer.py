@@ -321,6 +321,15 @@ def test_an_added_token_of_a_byte_level_file_stands_for_its_own_text(tmp_path: P
     assert tokenizers.from_dict(tokenizer.to_dict()).tokens == tokenizer.tokens
 
 
+def test_an_added_token_stands_for_its_text_where_the_decoder_has_steps(tmp_path: Path) -> None:
+    backend = with_tokens("na\u00efve")
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    tokenizer = read(tmp_path, backend)
+    ids = tokenizer.encode("a na\u00efve \u00e9").tolist()
+    assert tokenizer.decode(ids) == streamed(tokenizer, ids) == "a na\u00efve \u00e9"
+    assert tokenizer.token_bytes()[ids].sum() == len("a na\u00efve \u00e9".encode())
+
+
 def test_tokens_that_take_spaces_with_them_stand_for_their_own_text(tmp_path: Path) -> None:
     flags = {"lstrip": True, "rstrip": True, "normalized": False}
     tokenizer = read(tmp_path, with_tokens(AddedToken("\u00fcb", **flags), AddedToken("\u00d6", single_word=True)))
@@ -424,6 +433,7 @@ def test_a_tokenizer_of_llamas_form_is_read(llama_folder: Path) -> None:
         assert tokenizer.text_bytes(twice[1:])[: len(ids)].sum() == len(text.encode())
         assert tokenizer.unknown(text) == []
     assert tokenizer.token_bytes()[:4].tolist() == [0, 0, 0, 1]
+    assert tokenizer.text_bytes(np.array([1, 268, 2, 1, 259, 2, 1])).tolist() == [0, 2, 0, 0, 0, 0, 0]  # he, a space
     assert 2 not in tokenizer.encode("the</s>")
     assert tokenizer.encode_special("the</s>").tolist()[-1] == 2
     assert tokenizer.encode("\ud800").tolist() == tokenizer.encode("\ufffd").tolist()

@@ -51,8 +51,8 @@ class Tokenizer:
     begin: tuple[int, ...] = ()
     """Ids that a model expects before a text, such as Llama's <s>; `encode` does not return them, `prepare` does."""
 
-    leading_space = 0
-    """Bytes that the first token of each text has more than the text: of a space that decoding removes."""
+    leading_space = False
+    """Whether `encode` puts a space before a text, which is none of its bytes."""
 
     def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
         self.tokens = tokens
@@ -108,16 +108,21 @@ class Tokenizer:
             sizes[self.end_of_text] = 0
         return sizes
 
-    def bytes_too_many(self) -> np.ndarray:
-        """Return how many of `token_bytes` are no text in the token after each token, (V,) int64: `leading_space`."""
-        after = np.zeros(self.vocab_size, dtype=np.int64)
-        after[[i for i in (*self.begin[-1:], self.end_of_text) if i is not None]] = self.leading_space
-        return after
+    def first_bytes(self) -> np.ndarray:
+        """Return the `token_bytes` of each token where it is the first of a text, (V,) int64."""
+        spaces = np.array([token.startswith(b" ") for token in self.tokens])
+        return np.maximum(self.token_bytes() - (spaces if self.leading_space else 0), 0)
+
+    def before_texts(self) -> np.ndarray:
+        """Return whether a text begins after each token, (V,) bool."""
+        found = np.zeros(self.vocab_size, dtype=bool)
+        found[[i for i in (*self.begin[-1:], self.end_of_text) if i is not None]] = True
+        return found
 
     def text_bytes(self, ids: np.ndarray) -> np.ndarray:
         """Return how many bytes of raw UTF-8 each of the ids of a text or texts stands for, (n,) int64."""
-        too_many = np.concatenate(([self.leading_space], self.bytes_too_many()[ids[:-1]]))
-        return np.maximum(self.token_bytes()[ids] - too_many, 0)
+        first = np.concatenate(([True], self.before_texts()[ids[:-1]]))
+        return np.where(first, self.first_bytes()[ids], self.token_bytes()[ids])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict from which `tokenizers.from_dict` makes the same tokenizer."""

@@ -48,7 +48,7 @@ class JsonTokenizer(Tokenizer):
         self._backend = self._build(special=False)
         vocab = self._backend.get_vocab()
         steps = _decoder_steps(spec.get("decoder"))
-        self._byte_level = [step["type"] for step in steps] == ["ByteLevel"]
+        self._byte_level = steps[0]["type"] == "ByteLevel" and {step["type"] for step in steps[1:]} <= {"Fuse"}
         if max(vocab.values()) >= MAX_VOCAB:
             raise UserError(f"it has the id {max(vocab.values()):,}; at most {MAX_VOCAB:,} ids can be read")
         if end_of_text is not None and end_of_text not in set(vocab.values()):
@@ -72,7 +72,7 @@ class JsonTokenizer(Tokenizer):
         around = self._backend.encode("a")
         marked = zip(around.ids, around.special_tokens_mask, strict=True)
         self.begin = tuple(i for i, _ in takewhile(lambda pair: pair[1], marked))
-        self.leading_space = int(b"".join(tokens[i] for i in self.encode("a")).startswith(b" "))
+        self.leading_space = b"".join(tokens[i] for i in self.encode("a")).startswith(b" ")
 
     def _build(self, special: bool) -> Any:
         """Return the library's tokenizer; if `special`, names of special tokens in a text are read as those tokens."""

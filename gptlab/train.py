@@ -84,6 +84,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: see `fit.fit`; or the folder holds another run.
     """
+    if not words.is_unicode(str(run_dir)):
+        raise UserError(f"{str(run_dir)!r}: has bytes that are no UTF-8; choose another folder by hydra.run.dir=...")
     config = compose.run_config(cfg)
     resuming = bool(cfg.resume)
     if cfg.resume == resume.AUTO:
@@ -156,6 +158,8 @@ def start(arguments: list[str]) -> None:
     """
     try:
         with compose.refusals():
+            if "--hydra-help" in arguments:  # Hydra would look for our keys in its own config
+                arguments = ["--hydra-help"]
             sys.argv[1:] = arguments = words.readable(arguments)  # which Lightning reads again
             if (asked := compose.asked_for_sweep(arguments)) is not None:
                 sys.exit(sweep(*asked))

@@ -31,8 +31,9 @@ def group_runs(found: Iterable[Run]) -> tuple[list[list[Run]], list[LeftOut]]:
     groups: dict[str, dict[int, Run]] = {}
     left_out = []
     for run in found:
-        config = {key: each for key, each in run.config.items() if affects_result(key) and each is not None}
-        identity = json.dumps([config, run.summary["data.sha256"]], sort_keys=True, default=str)
+        config = {key: comparable_value(each) for key, each in run.config.items() if affects_result(key)}
+        known = {key: each for key, each in config.items() if each != "null"}  # as where an older config lacks the key
+        identity = json.dumps([known, run.summary["data.sha256"]], sort_keys=True)
         seeds = groups.setdefault(identity, {})
         other = seeds.get(run.summary["seed"])
         older, newer = sorted((other, run), key=_time_written) if other else (None, run)
@@ -98,7 +99,7 @@ def _fewest_keys(firsts: list[Run]) -> list[dict[str, Any]]:
         | {"data.sha256": str(run.summary["data.sha256"])[:8]}
         for run in firsts
     ]
-    frame = pd.DataFrame(flat, dtype=object)
+    frame = pd.DataFrame(flat, dtype=object).fillna("null")
     codes = {key: pd.factorize(frame[key].map(str))[0] for key in frame}
 
     def rank(key: str) -> tuple[int, int]:

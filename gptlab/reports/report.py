@@ -255,7 +255,8 @@ def _requested_baseline(described: list[dict[str, Any]], names: list[str], short
 def _run_row(run: Run, name: str, values: dict[str, Any]) -> dict[str, Any]:
     environment = flatten(run.environment)
     where = {"version": environment.get("versions.gptlab"), "commit": environment.get("git_commit")}
-    return {"run": str(run.path), "group": name, **values, **run.summary, **where}
+    path = str(run.path).encode(errors="backslashreplace").decode()  # pandas takes no name that is no UTF-8
+    return {"run": path, "group": name, **values, **run.summary, **where}
 
 
 def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def write_files(report: Report, folder: Path, plots: list[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def print_difference(found: dict[str, list[tuple[str, Any, Any]]], a: Path, b: Path, console: Console) -> None:

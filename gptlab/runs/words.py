@@ -15,6 +15,7 @@ from gptlab.system.files import expand_user
 from gptlab.system.terminal import single_quoted
 
 PATHS = ("data.path", "data.dir", "data.cache_dir", "init_from", "resume", "hydra.run.dir", "sweep.dir")
+TEXTS = (*PATHS, "name", "data.text_key", "data.separator", "data.subset", "data.revision", "trainer.sample_prompt")
 
 WORD = re.compile(r"(\+{0,2}[\w./@$-]+)=(.*)", re.DOTALL)
 FUNCTION = "|".join(create_functions().functions)  # choice, range, interval, ...
@@ -33,12 +34,18 @@ def readable(words: Sequence[str]) -> list[str]:
 
     A value that Hydra cannot read, such as Café.txt or ~/my.txt, is a string, and quoted; so is each that stands in a
     choice, a list, a dict or a function. What Hydra can read is left alone, and so is what is opened and never closed.
+    But a number, such as 1e3, is a string where the key is one of `TEXTS`.
 
     Raises:
-        UserError: a value is empty, as of a variable that the shell does not know, or in quotes from a text processor.
+        UserError: a value is empty, as of a variable that the shell does not know, or in quotes from a text processor;
+            or a word is no Unicode, or ends as the lines of Windows do.
     """
     found = []
     for number, word in enumerate(words):
+        if word.endswith("\r"):
+            raise UserError(f"{word!r}: ends in a carriage return; save the script with the line ends of Unix")
+        if not is_unicode(word):
+            raise UserError(f"{word!r}: has bytes that are no UTF-8; rename the file, or set PYTHONUTF8=1")
         if number and words[number - 1] in ("-cd", "--config-dir"):
             found.append(_folder(words[number - 1], word))
         elif word.startswith("--config-dir="):
@@ -63,9 +70,11 @@ def spelled(word: str) -> str:
     if name == "hydra.run.dir" and value.lstrip("'\"").startswith("~"):  # Hydra would make a folder named ~
         folder = value[1:-1] if QUOTED.fullmatch(value) else value
         return f"{key}={single_quoted(str(expand_user(folder)))}"
-    if is_read(f"{key}={value}") or not is_read(f"{key}=1"):
+    if not is_read(f"{key}=1"):
         return word
-    return f"{key}={','.join(map(_element, _split(value)))}"
+    if name in TEXTS:
+        return f"{key}={','.join(map(_text, _split(value)))}"
+    return word if is_read(word) else f"{key}={','.join(map(_element, _split(value)))}"
 
 
 @cache
@@ -84,6 +93,11 @@ def bare(value: str) -> str:
         return value
     text = str(_parser.parse_override(f"x={value}").value())
     return text if not is_read(f"x={text}") and spelled(f"x={text}") == f"x={value}" else value
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a word of a command line was valid UTF-8; Python keeps other bytes as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _folder(flag: str, folder: str) -> str:
@@ -106,6 +120,15 @@ def _element(text: str) -> str:
             return opening[0] + ",".join(map(_element if listed else _named, inner)) + text[end:]
     core = text.strip(SPACE)
     return text.replace(core, single_quoted(ESCAPED.sub(r"\1", core)), 1)
+
+
+def _text(text: str) -> str:
+    """Return a value of a key of texts in Hydra's grammar: with quotes around a number or a truth value."""
+    spelled = _element(text)
+    if not is_read(f"x={spelled}"):
+        return spelled
+    number = isinstance(_parser.parse_override(f"x={spelled}").value(), int | float)
+    return single_quoted(text.strip(SPACE)) if number else spelled
 
 
 def _named(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -36,6 +37,7 @@ class Stream(io.FileIO):
             os.dup2(nowhere, self.fileno())  # for torch's C++ and for child processes, too
             os.close(nowhere)
             if self.essential:
+                logging.raiseExceptions = False  # the command says it, once
                 raise
             return len(data)
 

@@ -352,6 +352,14 @@ def test_the_same_run_is_no_second_sample(tmp_path: Path) -> None:
     assert str(new) in why
 
 
+@pytest.mark.parametrize("same", [(1000, "1000"), (True, "true"), (4, "4\r"), (None, "null")])
+def test_values_that_are_typed_alike_are_one_group(tmp_path: Path, same: tuple[Any, Any]) -> None:
+    for number, value in enumerate(same):
+        fake_run(tmp_path / f"run{number}", 1.5, seed=number, trainer__sample_prompt=value)
+    fake_run(tmp_path / "other", 1.5, trainer__sample_prompt="ROMEO:")
+    assert sorted(build_report([tmp_path]).groups["n"]) == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -49,6 +49,12 @@ def test_every_format_says_the_same(report: Report, tmp_path: Path) -> None:
             assert cell in text
 
 
+def test_a_folder_whose_name_is_no_utf8_is_escaped(tmp_path: Path) -> None:
+    tables.write_files(build_report([fake_run(tmp_path / "caf\udce9", 1.5)]), tmp_path / "out", [])
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    assert row["run"] == str(tmp_path / "caf\\udce9")
+
+
 def test_a_single_seed_is_unknown_everywhere(report: Report, tmp_path: Path) -> None:
     tables.write_files(report, tmp_path, [])
     (row,) = (row for row in json.loads((tmp_path / "report.json").read_text())["groups"] if row["n"] == 1)

@@ -35,6 +35,7 @@ def checking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "shown"),
     [
         (["--hydra-help"], ["--shell-completion,-sc : Install or Uninstall", "Bash - Install", "Overrides : Any"]),
+        (["model=gpt1m", "--hydra-help"], ["Bash - Install"]),
         (["--cfg", "job"], ["name: gpt800k"]),
         (["--info", "searchpath"], ["Config search path"]),
         (["-sc", "install=bash"], ["complete -"]),

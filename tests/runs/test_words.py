@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from gptlab.runs.compose import refusals
 from gptlab.runs.words import bare, is_read, readable, spelled
 from gptlab.system.errors import UserError
 from gptlab.system.terminal import pasteable
@@ -115,6 +117,20 @@ def test_more_that_a_shell_or_a_text_processor_does() -> None:
     assert readable(["trainer.sample_prompt=“Ja”"]) == ["trainer.sample_prompt='“Ja”'"]
 
 
+@pytest.mark.parametrize("text", ["2024", "1e3", "1.50", "1_000", "nan", "true", " 12 "])
+@pytest.mark.parametrize("key", ["data.path", "++name", "init_from", "trainer.sample_prompt", "data.separator"])
+def test_a_number_is_a_text_where_the_key_takes_one(key: str, text: str) -> None:
+    (word,) = readable([f"{key}={text}"])
+    assert parsed(word).value() == text.strip()
+    assert readable([word]) == [word]
+
+
+def test_numbers_stay_numbers_where_no_text_is_meant() -> None:
+    words = ["data.path=null", "data.path=[1,b]", "data.path=choice(1,2)", "optim.lr=1e3", "data.separator=a,null"]
+    assert readable(words) == words
+    assert readable(["data.path=2023,b,'2024'"]) == ["data.path='2023',b,'2024'"]
+
+
 @pytest.mark.parametrize("text", [*TEXTS, *KNOWN, "outputs/gpt1m/2026-11-20_12-00-00", "$(x) `y` !z", "back\\"])
 def test_a_printed_word_can_be_pasted(text: str) -> None:
     (word,) = shlex.split(pasteable("resume", text))
@@ -140,7 +156,10 @@ def test_a_printed_word_is_as_plain_as_it_can_be() -> None:
         (["data.path=my", "file.txt"], ["file.txt: must be key=value", "a value with spaces needs quotes"]),
         (["trainer.sample_prompt=Ja, já"], ["has several values; add -m", "\"trainer.sample_prompt='Ja, já'\""]),
         (["data=text", "data.path=['']"], ["data.path=['']: must be a file"]),
-        (["data=text", "data.path=123"], ["data.path=123: must be a file", "\"data.path='123'\""]),
+        (["data=text", "data.path=123"], ["data.path=123: no such file"]),
+        (["data=text", "data.path=[123]"], ["data.path=[123]: must be a file", "\"data.path='123'\""]),
+        (["data=text", "trainer.max_steps=4\r"], ["'trainer.max_steps=4\\r': ends in a carriage return"]),
+        (["data=text", "data.path=caf\udce9"], ["'data.path=caf\\udce9': has bytes that are no UTF-8"]),
         (["resume=''"], ["resume=: is empty"]),
         (["resume=~nobody-has-this-name/x"], ["~nobody-has-this-name/x: there is no such user"]),
         (["-m", "seed=1,2", "data.path="], ["data.path=: is empty"]),
@@ -150,6 +169,21 @@ def test_a_printed_word_is_as_plain_as_it_can_be() -> None:
 def test_one_message_and_nothing_is_left(command: Any, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     assert_refused(command("train", *arguments), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused_before_the_run(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert_refused(command("train", *RUN), "has bytes that are no UTF-8; choose another folder by hydra.run.dir=...")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_is_said_of_what_is_full() -> None:
+    with pytest.raises(OSError, match="No space left"), refusals():
+        raise OSError(errno.ENOSPC, "No space left on device")  # of standard output, which has no name
 
 
 def test_a_run_by_unquoted_words_and_the_commands_it_prints(

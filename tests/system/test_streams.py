@@ -70,6 +70,12 @@ def test_a_mistake_stays_one_where_nobody_reads(error: str) -> None:
     assert (returned, err) == (1, "error: wrong\n")
 
 
+def test_a_log_without_a_reader_makes_no_traceback() -> None:
+    more = "import logging; logging.basicConfig(stream=sys.stdout); logging.warning('x' * 100000); print('more')"
+    code = "import sys\n" + PRINTS.format(essential=True, more=more).replace(", flush=True", "")
+    assert ended(code, "| head -0; exit ${PIPESTATUS[0]}") == (0, "", "")
+
+
 def test_a_child_process_does_not_meet_the_broken_pipe_again() -> None:
     more = "import subprocess, sys; assert subprocess.run([sys.executable, '-c', 'print(1)']).returncode == 0"
     code = PRINTS.format(essential=False, more=more).replace("'more'", "'more' * 100000")

@@ -50,7 +50,9 @@ def test_every_format_says_the_same(report: Report, tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_name_is_no_utf8_is_escaped(tmp_path: Path) -> None:
-    tables.write_files(build_report([fake_run(tmp_path / "caf\udce9", 1.5)]), tmp_path / "out", [])
+    moved = fake_run(tmp_path / "caf\udce9", 1.5, summary={"run_dir": "outputs/run"})
+    (fake_run(tmp_path / "broken\udce9", 1.5) / "summary.json").write_text("{")
+    tables.write_files(build_report([moved, tmp_path]), tmp_path / "out", [])
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
     assert row["run"] == str(tmp_path / "caf\\udce9")
 

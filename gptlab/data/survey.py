@@ -58,7 +58,7 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
     """Read a text and return what it holds; a large one is read again only when its files have changed.
 
     Raises:
-        UserError: the text is blank, or the separator that was asked for does not stand in it.
+        UserError: the text is blank, its rows have none, or the separator that was asked for does not stand in it.
     """
     assert corpus.bytes is not None
     large = corpus.bytes >= LARGE
@@ -78,8 +78,11 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
             bar.update(len(text))
     if not visible:
         first, *others = (file.path for file in corpus.found.files) if corpus.found else [Path(corpus.name)]
-        which = f" and {len(others):,} others: each" if others else ""
-        raise UserError(f"{corpus.asked.written('path', first)}{which} is empty: give a text with something in it")
+        what = corpus.asked.written("path", first) + (f" and {len(others):,} others: each" if others else "")
+        if rows := skipped[WITHOUT_TEXT]:
+            key = corpus.asked.written("text_key", corpus.asked.text_key)
+            raise UserError(f"{what} is without text: {key} is null or empty in its rows ({rows:,}); name another key")
+        raise UserError(f"{what} is empty: give a text with something in it")
     if corpus.separator_is_missing(skipped):
         raise UserError(
             f"{corpus.asked.written('separator', corpus.asked.separator)}: does not stand in the text; leave it out, "

@@ -120,6 +120,9 @@ def test_rows_without_text_are_counted_in_a_warning(tmp_path: Path, caplog: pyte
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prepared(tmp_path / "rows.jsonl")
     assert log(caplog) == ["data.text_key=text: rows without such a text are skipped: 2 of 62"]
+    (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, [{"text": None}, {"text": ""}])))
+    with pytest.raises(UserError, match=r"none.jsonl is without text: data.text_key=text is null or empty .* \(2\)"):
+        prepared(tmp_path / "none.jsonl")
 
 
 def test_parts_of_its_own_are_the_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

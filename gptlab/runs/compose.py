@@ -133,13 +133,7 @@ def refusals() -> Iterator[None]:
             f"{' '.join(typed)}: {error}; python -m gptlab.train --help shows the choices of each group"
         ) from error
     except OSError as error:  # hydra.run.dir leads through a file, or to where nothing can be written
-        if error.filename is None or error.errno not in (
-            errno.EEXIST,
-            errno.ENOTDIR,
-            errno.EROFS,
-            errno.EACCES,
-            errno.ENOSPC,
-        ):
+        if error.filename is None or error.errno not in NO_FOLDER:
             raise
         raise UserError(f"{error.filename}: {error.strerror}; choose another folder") from error
 

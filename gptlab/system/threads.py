@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-SPINS = 2000  # turns of GNU's OpenMP, some 30 microseconds, before a waiting thread sleeps
+SPINS = 4000  # turns of GNU's OpenMP, some 60 microseconds, before a waiting thread sleeps
 MILLISECONDS = 0  # that LLVM's and Intel's OpenMP spin
 FLOPS = 5e8  # of a pass from which a second thread pays, a third from twice as many, and so on
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # who sets one of them has decided

@@ -35,6 +35,9 @@ def choose_threads(settings: Settings, place: Placement, model: Model, block_siz
 def computing_with(threads: int) -> Iterator[None]:
     """Inside, torch computes with so many threads."""
     before = torch.get_num_threads()
+    if threads == before:  # to set even the same number changes how MKL shares out its work
+        yield
+        return
     torch.set_num_threads(threads)
     try:
         yield

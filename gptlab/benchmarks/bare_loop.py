@@ -15,6 +15,7 @@ from gptlab.training.module import LMModule
 from gptlab.training.run import assemble
 from gptlab.training.schedules import lr_scale
 from gptlab.training.settings import Settings
+from gptlab.training.threads import set_threads
 
 
 def make_bare_steps(settings: Settings, parent: Parent) -> None:
@@ -28,7 +29,7 @@ def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
     place = placement.decide(settings)
     settings = next(iter(MicroBatches(settings, place)))
     run = assemble(settings, place)
-    torch.set_num_threads(run.threads)
+    set_threads(run.threads)
     data, module, device = run.data, run.module, place.device
     module.to(device, torch.bfloat16 if place.precision == "bf16_true" else None)
     autocast = torch.autocast(place.kind, torch.bfloat16) if place.precision == "bf16" else nullcontext()

@@ -31,6 +31,7 @@ INFORMATION = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i",
 
 PRETRAINED = "pretrained"  # the model and tokenizer choice that takes them from init_from
 FREE = ("block_size", "dropout", "attention", "gradient_checkpointing")  # keys that do not change the weights
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.ENOSPC)  # why Hydra could not make one
 
 
 def open_conf() -> AbstractContextManager[None]:

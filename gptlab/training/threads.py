@@ -31,15 +31,21 @@ def choose_threads(settings: Settings, place: Placement, model: Model, block_siz
     return worth(model.flops_per_token() * rows * block_size, most)
 
 
+def set_threads(threads: int) -> None:
+    """Let torch compute with so many threads, without a call if it does already.
+
+    Any call keeps MKL from giving a small product fewer threads than there are, which costs a tenth of a step.
+    """
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def computing_with(threads: int) -> Iterator[None]:
     """Inside, torch computes with so many threads."""
     before = torch.get_num_threads()
-    if threads == before:  # to set even the same number changes how MKL shares out its work
-        yield
-        return
-    torch.set_num_threads(threads)
+    set_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        set_threads(before)

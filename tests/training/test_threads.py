@@ -62,6 +62,18 @@ def test_a_resumed_run_keeps_its_threads_if_there_are_as_many(four: None, compos
     assert chosen(compose, "model=gpt800k", "trainer.threads=2", start=start(4)) == 2
 
 
+def test_a_run_that_has_its_threads_already_sets_none(
+    compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """See findings/torch-set-num-threads-turns-off-mkl-dynamic.sh."""
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    fit(compose(*TINY), tmp_path)
+    assert calls == []
+    with computing_with(7):
+        assert calls == [7]
+
+
 def start(threads: int | None) -> Start:
     return Start(Path(), Path(), {"global_step": 0, "lengths": {}, "machine": {"threads": threads}})
 

@@ -181,6 +181,12 @@ def test_a_folder_whose_name_is_no_utf8_is_refused_before_the_run(
     assert list(folder.iterdir()) == []
 
 
+def test_a_run_directory_that_leads_through_a_file_is_refused(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = command("train", *RUN, "hydra.run.dir=file/run")
+    assert_refused(refused, "file/run", "Not a directory; choose another folder")
+
+
 def test_a_full_disk_is_said_of_what_is_full() -> None:
     with pytest.raises(OSError, match="No space left"), refusals():
         raise OSError(errno.ENOSPC, "No space left on device")  # of standard output, which has no name

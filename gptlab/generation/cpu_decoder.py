@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 16  # up to here reading the weights takes most of the time
 SINGLE_THREAD_WEIGHTS = 1 << 21  # up to here one thread is faster than several that wait for each other
+TRIAL = 2  # passes with all threads that are compared with as many on one
+WARM_UP, FEWEST_BETWEEN, MOST_BETWEEN = 8, 128, 1024  # passes before the first trial, and between two
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(7)
@@ -48,6 +52,33 @@ class CStep(ctypes.Structure):
         ("number", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("w", "v", "b", "x", "y")),
     )
+
+
+class Teamwork:
+    """Decides for each of many like passes whether all threads take part; the numbers are the same either way.
+
+    Beside other processes several threads wait again and again for one that has lost its core, and one alone is twice
+    as fast. So both ways are tried now and then, ever more rarely, and the faster is taken until the next trial.
+    """
+
+    def __init__(self) -> None:
+        self.faster = True
+        self.left, self.next_left = WARM_UP, FEWEST_BETWEEN  # passes until the next trial, and after that until another
+        self.trial: list[float] = []  # seconds of its passes: half of them with all threads, then half with one
+
+    def together(self) -> bool:
+        """Return whether all threads should take part in the next pass."""
+        return self.faster if self.left else len(self.trial) < TRIAL
+
+    def took(self, seconds: float) -> None:
+        """Take note of how long that pass took."""
+        if self.left:
+            self.left -= 1
+            return
+        self.trial.append(seconds)
+        if len(self.trial) == 2 * TRIAL:
+            self.faster = sum(self.trial[:TRIAL]) <= sum(self.trial[TRIAL:])
+            self.left, self.next_left, self.trial = self.next_left, min(2 * self.next_left, MOST_BETWEEN), []
 
 
 class CPUDecoder:
@@ -78,6 +109,7 @@ class CPUDecoder:
         self._linear(model.lm_head, last, self._buffer(c.vocab_size))
         self.weights = sum(step.n * step.m for step in self.steps if step.kind == LINEAR)
         self.program = (CStep * len(self.steps))(*self.steps)
+        self.teamwork: dict[int, Teamwork] = defaultdict(Teamwork)  # by the number of tokens of a pass
 
     @staticmethod
     def supports(model: GPT, cache: KVCache) -> bool:
@@ -104,7 +136,11 @@ class CPUDecoder:
         self.program[-1].y = logits.data_ptr()
         where = torch.tensor([sequence, position])
         places = [t.data_ptr() for t in (*where, self.scratch)]
-        load_library()(self.program, len(self.program), *places, len(x), self.weights > SINGLE_THREAD_WEIGHTS)
+        teamwork = self.teamwork[len(x)]
+        together = self.weights > SINGLE_THREAD_WEIGHTS and teamwork.together()
+        begin = time.perf_counter()
+        load_library()(self.program, len(self.program), *places, len(x), together)
+        teamwork.took(time.perf_counter() - begin)
         return logits
 
     def _buffer(self, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -96,6 +97,43 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
             for i, prompt in enumerate(prompts):
                 for a, b in zip(together, trail([prompt], T - 4, pos=pos), strict=True):
                     assert torch.equal(a[i], b[0])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def share_together(teamwork: cpu_decoder.Teamwork, passes: int, together: float, alone: float) -> float:
+    """The share of passes with all threads, where a pass takes so many seconds with all threads and with one."""
+    chosen = []
+    for _ in range(passes):
+        chosen.append(teamwork.together())
+        teamwork.took(together if chosen[-1] else alone)
+    return sum(chosen) / passes
+
+
+def test_passes_run_on_one_thread_while_that_is_faster() -> None:
+    teamwork = cpu_decoder.Teamwork()
+    assert share_together(teamwork, 100, together=1, alone=2) == 0.98  # quiet: one trial
+    assert share_together(teamwork, 5000, together=1, alone=2) > 0.995
+    share_together(teamwork, 1100, together=10, alone=4)  # busy, which the next trial sees
+    assert share_together(teamwork, 5000, together=10, alone=4) < 0.005
+    share_together(teamwork, 1100, together=1, alone=2)  # and quiet again
+    assert share_together(teamwork, 5000, together=1, alone=2) > 0.995
+
+
+@needs_library
+@pytest.mark.parametrize("slower", [True, False])
+def test_text_is_the_same_whichever_way_is_faster(slower: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads join and leave in the middle of a text."""
+    monkeypatch.setattr(cpu_decoder, "SINGLE_THREAD_WEIGHTS", 0)
+    alone = trail(texts(1), T - 4)
+    monkeypatch.setattr(cpu_decoder, "WARM_UP", 1)
+    monkeypatch.setattr(cpu_decoder, "FEWEST_BETWEEN", 1)
+    now = itertools.count()
+    monkeypatch.setattr(cpu_decoder.time, "perf_counter", lambda: next(now) ** 2 * (-1 if slower else 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(alone, trail(texts(1), T - 4), strict=True))
     finally:
         torch.set_num_threads(threads)
 

@@ -45,7 +45,9 @@ SHA256 = {  # of OpenAI's files
 LONGEST_WORD = 1024  # bytes
 DISTINCT_BYTES = 1 << 24  # of all distinct words: about 1.5 GB while merges are learned; no language has as many
 SLOW_CHARACTERS = 1 << 21  # of text, from which learning is announced
-WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]+|_+|\s{99,}")  # roughly the pieces of GPT2_PATTERN
+WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]+|_+")  # roughly the pieces of GPT2_PATTERN
+BLANK = re.compile(r"\s{99,}")
+MOST_STRETCHES = 1 << 20
 
 # Byte-level BPE writes each byte as a letter: a printable one as itself, the others as the letters from 256 on.
 _VISIBLE = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
@@ -147,13 +149,18 @@ class BPETokenizer(Tokenizer):
 def _limit_words(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts until their distinct words have DISTINCT_BYTES; says so, and that learning takes a while."""
     words: set[str] = set()
+    stretches: set[str] = set()  # of text between spaces, whose words have been seen
     size = characters = 0
     for text in texts:
         yield text
         if characters < SLOW_CHARACTERS <= characters + len(text):
             log.info("tokenizer=bpe: learning its tokens from the text, once; this may take a minute or two")
         characters += len(text)
-        new = set(WORD.findall(text)) - words
+        unseen = set(text.split()) - stretches  # few after a while; to look at each word takes as long as learning
+        if len(stretches) > MOST_STRETCHES:
+            stretches.clear()
+        stretches |= unseen
+        new = {*WORD.findall(" ".join(unseen)), *BLANK.findall(text)} - words
         size += sum(len(word.encode("utf-8", "replace")) for word in new)
         if size > DISTINCT_BYTES:
             log.info("tokenizer=bpe: learns from the first %s characters only: words hardly repeat", f"{characters:,}")

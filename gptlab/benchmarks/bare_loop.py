@@ -11,7 +11,7 @@ from gptlab.benchmarks.alternation import Parent, make_steps
 from gptlab.data.batches import Share, TrainBatches
 from gptlab.training import placement
 from gptlab.training.fit import MicroBatches
-from gptlab.training.module import LMModule
+from gptlab.training.module import LMModule, parameters_of
 from gptlab.training.run import assemble
 from gptlab.training.schedules import lr_scale
 from gptlab.training.settings import Settings
@@ -34,7 +34,7 @@ def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
     module.to(device, torch.bfloat16 if place.precision == "bf16_true" else None)
     autocast = torch.autocast(place.kind, torch.bfloat16) if place.precision == "bf16" else nullcontext()
     optimizer = module.configure_optimizers()["optimizer"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     accumulation = data.config.accumulation(1)
     batches = iter(
         TrainBatches(

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from gptlab.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     WordTokenizer,
+    learning,
 )
-from gptlab.data.tokenizers import bpe as bpe_module
-from gptlab.data.tokenizers.bpe import LONGEST_WORD, SHA256
+from gptlab.data.tokenizers.bpe import SHA256
+from gptlab.data.tokenizers.learning import LONGEST_WORD
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT
 
@@ -362,14 +364,39 @@ def test_bpe_is_learned_from_text_without_spaces(name: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("name", ENDLESS)
+def test_only_words_too_long_to_learn_from_are_cut(name: str) -> None:
+    text = "Zoë's " * 99 + ENDLESS[name] + "x" * 1024 + " é" + "é" * 511 + " " + "é" * 513
+    pieces = [*learning.cut_words([text])]
+    assert "".join(pieces) == text
+    words = huggingface.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    assert max(len(word) for piece in pieces for word, _ in words(piece)) <= LONGEST_WORD + 1  # a space before it
+    uncut = [word for word, _ in words(text) if len(word) < LONGEST_WORD]
+    assert not Counter(uncut) - Counter(word for piece in pieces for word, _ in words(piece))
+    assert [*learning.cut_words(["x" * 1024, "a b " * 999])] == ["x" * 1024, "a b " * 999]
+
+
+def test_new_words_are_found_soon_after_text_that_repeats(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(learning, "DISTINCT_BYTES", 10_000)
+    plain = "the cat sat. " * 100
+    never = [f"{i:09}" * 100 + " " for i in range(99)]
+    read = [*learning.limit_words([plain] * 99 + never)]
+    assert 99 < len(read) < 99 + 99
+    assert sum(map(len, read[99:])) < 10_000 + (learning.PASSED_BY + 1) * len(plain)
+    assert "words hardly repeat" in caplog.text
+
+
 def test_learning_ends_where_the_words_never_repeat_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     assert BPETokenizer.fit(["the cat. " * 1000] * 9, 300).merges == BPETokenizer.fit(["the cat. " * 1000], 300).merges
     assert caplog.messages == []
-    monkeypatch.setattr(bpe_module, "DISTINCT_BYTES", 10_000)
-    monkeypatch.setattr(bpe_module, "SLOW_CHARACTERS", 20_000)
+    monkeypatch.setattr(learning, "DISTINCT_BYTES", 10_000)
+    monkeypatch.setattr(learning, "SLOW_CHARACTERS", 20_000)
     parts = [ENDLESS["letters"][i : i + 9_000] for i in range(0, 90_000, 9_000)]
     assert BPETokenizer.fit(parts, 300).merges == BPETokenizer.fit(parts[:2], 300).merges
     assert caplog.messages == ["tokenizer=bpe: learns from the first 18,000 characters only: words hardly repeat"] * 2

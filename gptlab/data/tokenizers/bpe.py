@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +15,8 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
 from gptlab.data.tokenizers.base import END_OF_TEXT, MAX_VOCAB, Tokenizer, limit_characters, replace_surrogates
+from gptlab.data.tokenizers.learning import cut_words, limit_words
 from gptlab.system.errors import UserError
-
-log = logging.getLogger(__name__)
 
 # The patterns by which GPT-2 and GPT-4 cut text into the pieces that BPE works on, as written in tiktoken.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -39,15 +36,6 @@ SHA256 = {  # of OpenAI's files
     "gpt2/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
 }
-
-# Learning merges takes memory for each distinct word, and time for the square of a word's length. So longer words,
-# such as a genome, a line of Chinese or base64, are cut. Text with shorter words gives the same merges as without that.
-LONGEST_WORD = 1024  # bytes
-DISTINCT_BYTES = 1 << 24  # of all distinct words: about 1.5 GB while merges are learned; no language has as many
-SLOW_CHARACTERS = 1 << 21  # of text, from which learning is announced
-WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]+|_+")  # roughly the pieces of GPT2_PATTERN
-BLANK = re.compile(r"\s{99,}")
-MOST_STRETCHES = 1 << 20
 
 # Byte-level BPE writes each byte as a letter: a printable one as itself, the others as the letters from 256 on.
 _VISIBLE = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
@@ -94,7 +82,7 @@ class BPETokenizer(Tokenizer):
     def fit(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         """Learn merges from `texts`: the 256 bytes, the merges and the end of text are `vocab_size` tokens.
 
-        There are fewer if the text has no more pairs to merge. Words longer than `LONGEST_WORD` are cut for learning.
+        There are fewer if the text has no more pairs to merge. Long words are cut for learning.
         """
         import tokenizers  # Hugging Face's
 
@@ -104,10 +92,8 @@ class BPETokenizer(Tokenizer):
             show_progress=False,
         )
         learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-        cut = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
-        bound = tokenizers.pre_tokenizers.FixedLength(LONGEST_WORD)
-        learner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([cut, bound])
-        learner.train_from_iterator(_limit_words(limit_characters(texts)), trainer)
+        learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
+        learner.train_from_iterator(cut_words(limit_words(limit_characters(texts))), trainer)
         vocab = learner.get_vocab()
         merges = [bytes(BYTES[letter] for letter in token) for token in sorted(vocab, key=vocab.__getitem__)]
         return cls("bpe", merges, GPT2_PATTERN, {END_OF_TEXT: len(merges)})
@@ -144,28 +130,6 @@ class BPETokenizer(Tokenizer):
             "pattern": self.pattern,
             "special": self.special,
         }
-
-
-def _limit_words(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts until their distinct words have DISTINCT_BYTES; says so, and that learning takes a while."""
-    words: set[str] = set()
-    stretches: set[str] = set()  # of text between spaces, whose words have been seen
-    size = characters = 0
-    for text in texts:
-        yield text
-        if characters < SLOW_CHARACTERS <= characters + len(text):
-            log.info("tokenizer=bpe: learning its tokens from the text, once; this may take a minute or two")
-        characters += len(text)
-        unseen = set(text.split()) - stretches  # few after a while; to look at each word takes as long as learning
-        if len(stretches) > MOST_STRETCHES:
-            stretches.clear()
-        stretches |= unseen
-        new = {*WORD.findall(" ".join(unseen)), *BLANK.findall(text)} - words
-        size += sum(len(word.encode("utf-8", "replace")) for word in new)
-        if size > DISTINCT_BYTES:
-            log.info("tokenizer=bpe: learns from the first %s characters only: words hardly repeat", f"{characters:,}")
-            return
-        words |= new
 
 
 def _openai_merges(

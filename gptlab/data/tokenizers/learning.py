@@ -28,7 +28,7 @@ def cut_words(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts, in pieces where a word is longer than LONGEST_WORD."""
     for text in texts:
         start = 0
-        for run in RUN.finditer(text) if _longest_stretch(text) > LONGEST_WORD else ():
+        for run in RUN.finditer(text) if _may_have_long_words(text) else ():
             step = LONGEST_WORD // len(max(run[0]).encode("utf-8", "replace"))
             for cut in range(run.start() + step, run.end(), step):
                 yield text[start:cut]
@@ -63,10 +63,9 @@ def limit_words(texts: Iterable[str]) -> Iterator[str]:
             look_at = characters + PASSED_BY * len(text)
 
 
-def _longest_stretch(text: str) -> int:
-    """Return how many bytes stand together at most without, or of nothing but, ASCII white space."""
-    if len(text) <= LONGEST_WORD // 4:
-        return 0
+def _may_have_long_words(text: str) -> bool:
+    """Return whether some block of half a longest word is without, or of nothing but, ASCII white space."""
     blank = np.frombuffer(text.encode("utf-8", "replace"), np.uint8) <= ord(" ")
-    ends = np.flatnonzero(blank[1:] != blank[:-1])
-    return int(np.diff(ends, prepend=-1, append=len(blank) - 1).max())
+    width = LONGEST_WORD // 2
+    blocks = blank[: len(blank) // width * width].reshape(-1, width)
+    return bool((blocks.all(axis=1) | ~blocks.any(axis=1)).any())

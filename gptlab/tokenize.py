@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptlab.data.text_options import FORMATS
 from gptlab.system.arguments import some_name
-from gptlab.system.errors import UserError, command_line
+from gptlab.system.errors import UserError, amount, command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,7 +151,7 @@ def comparison_table(tokenizers: dict[str, Tokenizer], encoded: dict[str, list[i
             f"{len(ids):,}",
             f"{len(set(ids)):,}",
             f"{size / max(len(ids), 1):.3f}",
-            f"{lost:,} characters" if lost else words,
+            amount(lost, "character") if lost else words,
         )
     return table
 
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     for name in chosen:
         ids = encoded[name]
-        console.print(f"[bold]{name}[/bold]: {len(ids):,} tokens")
+        console.print(f"[bold]{name}[/bold]: {amount(len(ids), 'token')}")
         console.print(coloured_tokens(tokenizers[name], ids[: args.limit], console.color_system is not None))
         console.print(coloured_ids(ids[: args.limit]))
         if len(ids) > args.limit:

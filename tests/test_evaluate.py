@@ -397,7 +397,7 @@ def test_a_model_writes_a_sample_of_its_own(evaluate: Any, trained: Path, monkey
         (["{trained}", "--split", "test"], ["--split test: text has no test part (data.test_fraction=0)"]),
         (["{trained}", "--data", "none.txt"], ["--data none.txt: no such file"]),
         (["{trained}", "--data", "/dev/null"], ["--data /dev/null is no file"]),
-        (["{trained}", "--data", "short.txt"], ["the text is too short: it has 1 tokens"]),
+        (["{trained}", "--data", "short.txt"], ["the text is too short: it has 1 token,"]),
         (["{trained}", "--data", "unknown.txt"], ["the text is too short: it has 0 tokens"]),
         (["{trained}", "--data", "empty.txt"], ["--data empty.txt is empty"]),
         (["{trained}", "--data", "fineweb_edu"], ["--data fineweb_edu: give a file", "shakespeare_char"]),

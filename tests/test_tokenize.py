@@ -67,7 +67,7 @@ def test_a_runs_own_tokenizer_can_be_asked(command: Any, trained: Path, tmp_path
     assert "char: 2 tokens" in command("tokenize", "ab", "--tokenizer", "char").stdout  # a name comes first
     result = command("tokenize", "the cat Ω", "--tokenizer", str(trained))
     assert "t|h|e| |c|a|t| \n" in result.stdout
-    assert "1 characters" in result.stdout  # lost
+    assert "1 character" in result.stdout  # lost
 
 
 def test_on_a_terminal_neighbours_have_different_colours(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

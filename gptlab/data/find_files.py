@@ -13,7 +13,7 @@ from pathlib import Path
 from gptlab.data.file_kinds import PACKED, ROWS, SUFFIXES, kind_of, suffix
 from gptlab.data.text_files import has_text
 from gptlab.data.text_options import AUTO, TextOptions
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, amount
 
 CARD = re.compile(r"(readme|licen[sc]e|citation|changelog|notice|contributing|dataset[-_ ]?card)\b", re.I)
 PARTS = {  # the names of a part, as Hugging Face's `datasets` knows them
@@ -200,4 +200,4 @@ def in_words(counts: Counter[str], most: int = 5) -> str:
     """Return counts in words, the `most` frequent ones: 3 .pdf, 1 broken link."""
     shown = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(most))
     rest = sum(count for _, count in counts.most_common()[most:])
-    return shown + (f" and {rest:,} others" if rest else "")
+    return shown + (f" and {amount(rest, 'other')}" if rest else "")

@@ -29,7 +29,7 @@ from gptlab.data.split import Part, Split, split_pieces
 from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, survey
 from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
-from gptlab.system.errors import UserError, quoted
+from gptlab.system.errors import UserError, amount, quoted
 from gptlab.system.files import explain_write_errors, read_json, sha256_of, write_json
 from gptlab.system.threads import cores
 
@@ -119,8 +119,8 @@ def _build(
         for name, begin, end in zip(cut, (0, *ends), ends, strict=False):
             if end - begin < 2:
                 raise UserError(
-                    f"the {name} part of data={corpus.name} has {end - begin} characters ({characters} in all, "
-                    f"data.val_fraction={split.val_fraction}): give more text"
+                    f"the {name} part of data={corpus.name} has {amount(end - begin, 'character')} "
+                    f"({characters:,} in all, data.val_fraction={split.val_fraction}): give more text"
                 )
     quiet = True if corpus.bytes is not None and corpus.bytes < LARGE else None  # None: a bar on a terminal
     if not quiet:

@@ -18,7 +18,7 @@ from gptlab.data.find_files import in_words
 from gptlab.data.pieces import Piece
 from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers.base import END_OF_TEXT
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, amount
 from gptlab.system.files import read_json, write_json
 
 LARGE = 1 << 26  # bytes of text from which what is learned is cached and progress is shown
@@ -78,7 +78,7 @@ def survey(corpus: Corpus, cache_dir: Path) -> Survey:
             bar.update(len(text))
     if not visible:
         first, *others = (file.path for file in corpus.found.files) if corpus.found else [Path(corpus.name)]
-        what = corpus.asked.written("path", first) + (f" and {len(others):,} others: each" if others else "")
+        what = corpus.asked.written("path", first) + (f" and {amount(len(others), 'other')}: each" if others else "")
         if rows := skipped[WITHOUT_TEXT]:
             key = corpus.asked.written("text_key", corpus.asked.text_key)
             raise UserError(f"{what} is without text: {key} is null or empty in its rows ({rows:,}); name another key")
@@ -107,8 +107,8 @@ def describe(corpus: Corpus, about: Survey) -> str:
         name = first.name if names[first.name] == 1 else f"{first.parent.name}/{first.name}"
         words.append(f"{part} is {f'{len(others) + 1:,} of them' if others else name}")
     if corpus.documents:
-        words.append(f"{about.documents:,} documents")
-    words.append(f"{about.characters:,} characters")
+        words.append(amount(about.documents, "document"))
+    words.append(amount(about.characters, "character"))
     if corpus.separator is not None and about.counts.get(SEPARATORS):
         words.append(f"{json.dumps(corpus.separator, ensure_ascii=False)} between documents")
     if corpus.found and corpus.found.not_read:

@@ -20,7 +20,7 @@ from gptlab.data.split import Split, split_pieces
 from gptlab.data.survey import caveats, describe, survey
 from gptlab.data.text_options import AUTO, TextOptions, of_evaluate
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, amount
 from gptlab.system.files import user_folder
 
 MEANT = {"null": None, "true": True, "false": False}  # what the value of a flag means
@@ -73,7 +73,8 @@ class Source:
         ids = encoded.get("text", np.zeros(0, np.int64))
         if not tokenizer.token_bytes()[ids[1:]].any():
             raise UserError(
-                f"the text is too short: it has {len(ids)} tokens, and the first is not predicted; give more text"
+                f"the text is too short: it has {amount(len(ids), 'token')}, and the first is not predicted; "
+                f"give more text"
             )
         return ids
 

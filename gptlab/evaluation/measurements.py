@@ -19,7 +19,7 @@ from gptlab.evaluation.memorisation import Copies
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
-from gptlab.system.errors import UserError, quoted
+from gptlab.system.errors import UserError, amount, quoted
 
 FORMAT = 1  # of --json
 SAMPLE_TOKENS = 5000
@@ -60,7 +60,7 @@ def measure_losses(
     pieces, lost = eval_data.without_unknown(text.source.pieces(text.part), [each.tokenizer for each in candidates])
     notes = list(text.notes)
     if lost:
-        characters = f"{lost.total():,} characters, {len(lost):,} distinct: {quoted(sorted(lost))}"
+        characters = f"{amount(lost.total(), 'character')}, {len(lost):,} distinct: {quoted(sorted(lost))}"
         notes.append(f"left out, since there is no token for them: {characters}")
     results = []
     for each in candidates:

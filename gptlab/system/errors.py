@@ -20,6 +20,11 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
 
 
+def amount(count: int, noun: str) -> str:
+    """Return a number with its noun for a message: 1 character, 2,000 characters."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def quoted(characters: list[str], most: int = 20) -> str:
     """Return the first `most` characters in quotes, for a message."""
     return " ".join(map(repr, characters[:most])) + (" ..." if len(characters) > most else "")

@@ -18,7 +18,7 @@ from gptlab.distributed.sharding import total_norm
 from gptlab.evaluation.loss import cross_entropy, loss_metrics
 from gptlab.formats import checkpoint
 from gptlab.models import Model
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, amount
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
@@ -178,7 +178,7 @@ class LMModule(L.LightningModule):
         self.val_step = self.trainer.global_step
         loss = self.val_metrics["val/loss"]
         if not math.isfinite(loss):
-            left_out = f" ({int(self.skipped)} steps were left out)" if self.skipped else ""
+            left_out = f" ({amount(int(self.skipped), 'step')} left out)" if self.skipped else ""
             raise UserError(
                 f"val/loss is {loss} at step {self.val_step}{left_out}: the run has diverged; lower "
                 f"optim.lr={self.optim.lr:g} or raise schedule.warmup_steps={self.schedule.warmup_steps}"

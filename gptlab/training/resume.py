@@ -15,7 +15,7 @@ from gptlab.data.prepared import Prepared
 from gptlab.data.text_options import of_train, read_before
 from gptlab.formats import checkpoint
 from gptlab.system.accelerator import device_name
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, amount
 from gptlab.system.terminal import pasteable, shell_quoted
 from gptlab.training.settings import Settings
 
@@ -78,19 +78,21 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
         )
     most = settings.trainer.max_steps
     if step > most or (step == most and not about["metrics"]):  # without a validation at that step it has not finished
-        raise UserError(f"resume={run_dir}: the run has made {step} steps: trainer.max_steps={most} must be above that")
+        raise UserError(
+            f"resume={run_dir}: the run has made {amount(step, 'step')}: trainer.max_steps={most} must be above that"
+        )
     if (run_dir / "summary.json").exists():
         patience = content["callbacks"]["Checkpoints"]["patience"]
         if step >= most:
             raise UserError(
-                f"resume={run_dir}: the run has made its {step} steps; add trainer.max_steps=N "
+                f"resume={run_dir}: the run has made its {amount(step, 'step')}; add trainer.max_steps=N "
                 f"schedule.decay_steps=N to go further, or sample from it: python -m gptlab.generate "
                 f"{shell_quoted(str(run_dir))}"
             )
         if patience is not None and patience == settings.trainer.patience:
             raise UserError(
-                f"resume={run_dir}: the run has stopped early after {step} steps; add trainer.patience=null, or more "
-                f"than {patience}, to go further"
+                f"resume={run_dir}: the run has stopped early after {amount(step, 'step')}; "
+                f"add trainer.patience=null, or more than {patience}, to go further"
             )
     if about["data_sha256"] != prepared.sha256:
         raise UserError(

@@ -790,7 +790,7 @@ def test_a_process_waits_for_another_and_takes_what_that_has_made(
         (
             "a" * 7,
             0.1,
-            r"the val part of data=text has 1 characters \(7 in all, data.val_fraction=0.1\): give more text",
+            r"the val part of data=text has 1 character \(7 in all, data.val_fraction=0.1\): give more text",
         ),
         ("abcdefg", 0.9, r"the train part of data=text has 0 characters \(7 in all, data.val_fraction=0.9\)"),
         ("a", 0.1, r"the train part of data=text has 0 characters \(1 in all"),
@@ -806,7 +806,7 @@ def test_too_short_a_text_is_refused(tmp_path: Path, text: str, val_fraction: fl
 
 
 def test_too_short_a_test_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the test part of data=text has 1 characters \(100 in all"):
+    with pytest.raises(UserError, match=r"the test part of data=text has 1 character \(100 in all"):
         made(one("ab" * 50), tmp_path, split=Split("position", 0.25, 0.01))
 
 

@@ -21,6 +21,8 @@ PARTS = {  # the names of a part, as Hugging Face's `datasets` knows them
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+CAMEL = re.compile("(?<=[a-z])(?=[A-Z])")  # as in trainSet
+WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
         UserError: a path does not exist or is no text, a folder has no text, or it is unclear which of the files are
             parts of a data set.
     """
-    found: list[tuple[Path, str]] = []  # and the name by which it may be a part
+    found: list[Path] = []
     not_read: Counter[str] = Counter()
     for path in _expanded(paths):
         named = options.written("path", path)
@@ -68,13 +70,13 @@ def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
         if path.is_dir():
             found += _in_folder(path, not_read, options)
         else:
-            found.append((path, path.name))
-    files, kinds = [], {path: kind_of(path, options) for path, _ in found}
+            found.append(path)
+    kinds = {path: kind_of(path, options) for path in found}
     if any(kind in ROWS for kind in kinds.values()):  # a data set, with its description
-        files = [each for each in found if kinds[each[0]] in ROWS or not CARD.match(each[0].name)]
-        not_read.update(path.name for path, _ in found if path not in dict(files))
-    parts = named_parts(dict(files or found), options)
-    divided = tuple(TextFile(path, kinds[path], parts.get(path)) for path, _ in files or found)
+        not_read.update(path.name for path in kinds if kinds[path] not in ROWS and CARD.match(path.name))
+        found = [path for path in found if kinds[path] in ROWS or not CARD.match(path.name)]
+    parts = named_parts(found, options)
+    divided = tuple(TextFile(path, kinds[path], parts.get(path)) for path in found)
     if parts:
         not_read.update(each.path.name for each in divided if each.part is None)
         order = [*PARTS]
@@ -94,8 +96,8 @@ def _expanded(paths: list[Path]) -> Iterator[Path]:
             yield from map(Path, matches)
 
 
-def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> list[tuple[Path, str]]:
-    """Return the text files below a folder by their paths, each with its name in the folder; count the others."""
+def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> list[Path]:
+    """Return the text files below a folder by their paths; count the others."""
     here: Counter[str] = Counter()
     texts, keyless, others = [], [], []
     for path in sorted(_walk(folder, here)):
@@ -110,9 +112,21 @@ def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> li
             texts.append(path)
     if not texts and not keyless:
         raise _no_text(folder, others, here, options)
-    if texts:
-        not_read.update(here)
-    return [(path, str(path.relative_to(folder))) for path in texts or keyless]  # which are refused by what they hold
+    if not texts:
+        return keyless  # which are refused by what they hold
+    texts = _different(texts, here)
+    not_read.update(here)
+    return texts
+
+
+def _different(paths: list[Path], left_out: Counter[str]) -> list[Path]:
+    """Return the paths without those that are links to the same file as another; count these."""
+    files: dict[tuple[int, int], Path] = {}
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
+        about = path.stat()
+        if files.setdefault((about.st_dev, about.st_ino), path) is not path:
+            left_out["link to a file that is read already"] += 1
+    return sorted(files.values())
 
 
 def _no_text(folder: Path, others: list[Path], counts: Counter[str], options: TextOptions) -> UserError:
@@ -159,19 +173,21 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
                 left_out["broken link"] += 1
 
 
-def named_parts(names: dict[Path, str], options: TextOptions) -> dict[Path, str]:
+def named_parts(paths: list[Path], options: TextOptions) -> dict[Path, str]:
     """Return the files that are used as a part of a data set, and which: train, val or test.
 
-    Args:
-        names: the files, and the name of each below its folder.
+    What counts are the names of the files, and those of their folders below the one that all have in common.
 
     Raises:
         UserError: some files are named as parts and others are not; or parts are asked for, and there are none.
     """
     if options.named_parts is False:
         return {}
-    parts = {path: part for path, name in names.items() if (part := part_of(name))}
-    rest = [path for path in names if path not in parts and not CARD.match(path.name)]
+    files = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  (a link keeps its own name)
+    folders = [os.path.dirname(files[path]) for path in paths if not CARD.match(path.name)]  # noqa: PTH120
+    common = os.path.commonpath(folders or [os.sep])
+    parts = {path: part for path, name in files.items() if (part := part_of(os.path.relpath(name, common)))}
+    rest = [path for path in paths if path not in parts and not CARD.match(path.name)]
     divided = "train" in parts.values() and len(set(parts.values())) > 1
     if divided and rest and options.named_parts == AUTO:
         raise UserError(
@@ -188,10 +204,10 @@ def named_parts(names: dict[Path, str], options: TextOptions) -> dict[Path, str]
 
 def part_of(name: str) -> str | None:
     """Return which part of a data set a file is by its name, or that of a folder: train, val or test; None: neither."""
-    for each in Path(name.lower()).parts:
-        words = re.split(r"[-._ \d]+", each)
+    for each in Path(CAMEL.sub(" ", name)).parts:
+        words = {word.removesuffix("set") for word in WORD.findall(each.lower())}
         for part, known in PARTS.items():
-            if set(known) & set(words):
+            if words & set(known):
                 return part
     return None
 

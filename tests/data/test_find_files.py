@@ -57,8 +57,22 @@ def test_links_are_followed_and_those_that_lead_back_are_noticed(tmp_path: Path)
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
     (tmp_path / "texts" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     found = find(tmp_path / "texts")
-    assert names(found, tmp_path / "texts") == ["a.txt", "linked/b.txt", "linked/deep/c.txt", "one.txt"]
-    assert found.not_read == {"link to a folder that is read already": 2, "broken link": 1}
+    assert names(found, tmp_path / "texts") == ["a.txt", "linked/b.txt", "linked/deep/c.txt"]
+    again = "that is read already"
+    assert found.not_read == {f"link to a folder {again}": 2, f"link to a file {again}": 1, "broken link": 1}
+
+
+def test_a_file_is_read_once_by_its_own_name_whatever_links_to_it(tmp_path: Path) -> None:
+    """As in a folder of the hub's cache with two snapshots, or where the newest of some files has a second name."""
+    make(tmp_path, "texts/v2.txt", "texts/v10.txt", "blobs/1f")
+    (tmp_path / "texts" / "latest.txt").symlink_to("v2.txt")
+    os.link(tmp_path / "texts" / "v10.txt", tmp_path / "texts" / "z.txt")
+    for snapshot in "ab":
+        (tmp_path / "texts" / snapshot).mkdir()
+        (tmp_path / "texts" / snapshot / "x.txt").symlink_to("../../blobs/1f")
+    found = find(tmp_path / "texts")
+    assert names(found, tmp_path / "texts") == ["a/x.txt", "v10.txt", "v2.txt"]
+    assert found.not_read == {"link to a file that is read already": 3}
 
 
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +187,10 @@ def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
         (["wiki.train.txt", "wiki.valid.txt", "wiki.test.txt"], {"train": 1, "val": 1, "test": 1}),
         (["train/a.txt", "train/test-of-time.txt", "dev/a.txt", "LICENSE.txt"], {"train": 2, "val": 1}),
         (["TRAIN.JSONL", "Validation.jsonl", "eval_1.jsonl"], {"train": 1, "val": 1, "test": 1}),
+        (["trainset.jsonl", "valset.jsonl", "testSet.jsonl"], {"train": 1, "val": 1, "test": 1}),
+        (["newsTrain(1).txt", "newsTrain(2).txt", "newsDev.txt"], {"train": 2, "val": 1}),
+        (["unit-test-set/train.txt", "unit-test-set/valid.txt"], {"train": 1, "val": 1}),  # all have the folder
+        (["README.md", "training-data/a/train.txt", "training-data/b/test.txt"], {"train": 1, "test": 1}),
         (["train-1.txt", "train-2.txt"], {}),  # of one part there is nothing to tell
         (["a-test.txt", "b-valid.txt"], {}),
         (["training camp/a.txt", "contest.txt", "validity.txt", "a.txt"], {}),
@@ -187,6 +205,12 @@ def test_parts_that_have_a_name_are_used_as_such(tmp_path: Path, files: list[str
     everything = find(tmp_path, named_parts=False)
     assert everything.parts == []
     assert len(everything.files) == len([name for name in files if "json" in name.lower()] or files)
+
+
+@pytest.mark.parametrize("paths", [["train", "valid"], ["train/a.txt", "valid/b.txt"], ["*/*.txt"], ["**/*.txt"]])
+def test_parts_are_found_however_their_files_are_given(tmp_path: Path, paths: list[str]) -> None:
+    make(tmp_path, "train/a.txt", "valid/b.txt")
+    assert [file.part for file in find(*(tmp_path / each for each in paths)).files] == ["train", "val"]
 
 
 def test_the_card_of_a_data_set_is_not_read_and_that_of_notes_is(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError
 
 HEAD = 1 << 13  # bytes that are looked at
-PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
+PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lzma", ".lz4")
 SUFFIXES = {  # in lower case: the kind of file that is expected under it
     **dict.fromkeys((".txt", ".text", ".md", ".markdown"), "text"),
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".jsonlines"), "json"),
@@ -44,6 +44,8 @@ NO_TEXT = {  # first bytes: what it is, and the way out
     b"SQLite format 3": "a database: export its text as JSON or CSV",
     b"\x93NUMPY": "an array of numpy, not a text",
     b"\x89HDF": "an HDF5 file: export its text as JSON or CSV",
+    b"\x1f\x8b": "packed by gzip twice: unpack it once",
+    b"Obj\x01": "an Avro file: export its text as JSON or CSV",
     b"\x1f\x9d": "packed by compress: unpack it with uncompress",
     b"WARC/1.": "a WARC archive, whose headers would be learned: take the text out of it first",
 }
@@ -114,10 +116,10 @@ def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:
         return cast(BinaryIO, gzip.GzipFile(fileobj=file))
     if re.match(rb"BZh[1-9]1AY&SY", first):
         return cast(BinaryIO, bz2.BZ2File(file))
-    if first[:6] == b"\xfd7zXZ\0":
+    if first.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):  # the second is the older .lzma
         return cast(BinaryIO, lzma.LZMAFile(file))
-    for magic, name in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4")):
-        if first[:4] == magic:
+    for magic, name in ((rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd"), (rb"\x04\x22\x4d\x18", "lz4")):
+        if re.match(magic, first):  # the second of zstd is a frame to skip, with which pzstd begins
             pyarrow = import_extra("pyarrow", f"{path} is packed by {name}")
             return cast(BinaryIO, pyarrow.input_stream(file, compression=name))
     return file

@@ -7,7 +7,7 @@ import csv
 import io
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def characters(path: Path, options: TextOptions) -> Iterator[str]:
             position += len(raw)
             raw = file.read(PIECE)
     if decoder.getstate()[0]:
-        raise UserError(f"{named} is not {code.upper()} text (it ends within a character); is it complete?")
+        convert = "; Latin-1 is converted by iconv -f latin1 -t utf-8" if code == "utf-8" else ""
+        raise UserError(f"{named} is not {code.upper()} text (it ends within a character); is it complete?{convert}")
     if ends:
         yield ends.decode("", final=True)
 
@@ -104,19 +105,22 @@ def documents(path: Path, kind: str, options: TextOptions, counts: Counter[str])
 
 
 def has_text(path: Path, kind: str, options: TextOptions) -> bool:
-    """Return whether a file of JSON or CSV has the key in its first row.
+    """Return whether a file of JSON or CSV has the key in its first rows.
 
     Raises:
         UserError: it is no JSON or no CSV.
     """
     if kind == "csv":
         return options.text_key in _open_csv(path, options)[0]
-    _, row = next(json_rows(path, options), (0, None)) if kind == "json" else (0, "")
-    return isinstance(row, str) or (isinstance(row, dict) and options.text_key in row)
+    rows = json_rows(path, options) if kind == "json" else iter([(0, "")])
+    return any(
+        isinstance(row, str) or (isinstance(row, dict) and options.text_key in row)
+        for _, row in itertools.islice(rows, TRIED)
+    )
 
 
 def text_of(row: Any, options: TextOptions, path: object, number: int, unit: str = "line") -> str | None:
-    """Return the text of a row; None if there is none.
+    """Return the text of a row; None if there is none, also where that is written as NaN.
 
     Args:
         path, number, unit: where the row stands, for the message.
@@ -128,7 +132,7 @@ def text_of(row: Any, options: TextOptions, path: object, number: int, unit: str
     found = row.get(key) if isinstance(row, dict) else row
     if isinstance(found, str) and found.isascii():
         return found
-    if found is None:
+    if found is None or found != found:
         return None
     if not isinstance(found, str):
         what = {dict: "an object", list: "a list", bool: "true or false"}.get(type(found), "a number")
@@ -263,11 +267,22 @@ def _open_csv(path: Path, options: TextOptions) -> tuple[list[str], Any]:
     begin = ["\n", next(text, "")] if stated else [first]
     delimiter = stated[1] if stated else delimiter_of(path, first, options.text_key)
     csv.field_size_limit(LINE)
-    reader = csv.reader(itertools.chain(begin, text), delimiter=delimiter, strict=True)
+    quoting: Any = _quoting(path, options) if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(itertools.chain(begin, text), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         return next(filter(None, reader), []), reader
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}, is no CSV: {error}") from error
+
+
+def _quoting(path: Path, options: TextOptions) -> Any:
+    """Return whether quotation marks enclose fields between tabs: not if that makes no CSV, and none is doubled."""
+    try:
+        deque(csv.reader(lines(path, options), delimiter="\t", strict=True), maxlen=0)
+    except csv.Error:
+        if not any('""' in line for line in lines(path, options)):
+            return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
 
 
 def lines(path: Path, options: TextOptions) -> Iterator[str]:

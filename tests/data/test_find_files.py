@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -311,6 +312,7 @@ def test_tables_and_markup_are_asked_about(tmp_path: Path, name: str, content: s
         (b"{\\rtf1", "rich text"),
         (b"SQLite format 3\0", "a database"),
         (b"\x1f\x9d\x90", "packed by compress"),
+        (b"Obj\x01\x04\x14avro.codec", "an Avro file"),
         (b"WARC/1.0\r\nWARC-Type: conversion\r\n", "a WARC archive"),
     ],
 )
@@ -318,6 +320,18 @@ def test_what_holds_no_plain_text_is_named(tmp_path: Path, first: bytes, what: s
     (tmp_path / "my.txt").write_bytes(first + b" and more")
     with pytest.raises(UserError, match=rf"data.path=\S+my.txt is {what}.*: \w"):
         find(tmp_path / "my.txt")
+
+
+def test_a_file_that_is_packed_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my.txt.gz").write_bytes(gzip.compress(gzip.compress(b"a text")))
+    with pytest.raises(UserError, match=r"my.txt.gz is packed by gzip twice: unpack it once"):
+        find(tmp_path / "my.txt.gz")
+
+
+def test_a_file_beside_others_whose_first_rows_lack_the_key_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"id": 1}, {"text": "a"}]')
+    (tmp_path / "b.json").write_text('[{"id": 1}, {"id": 2}]')
+    assert names(find(tmp_path), tmp_path) == ["a.json"]
 
 
 def test_bytes_are_no_table(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import lzma
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,7 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
+    ".lzma": lambda raw: lzma.compress(raw, lzma.FORMAT_ALONE),
     ".zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
 }
 
@@ -99,6 +101,13 @@ def test_packed_files_that_were_joined_are_read_to_the_end(tmp_path: Path, packi
     assert read(path) == ["one two"]
 
 
+def test_what_pzstd_writes_is_read(tmp_path: Path) -> None:
+    """It begins with a frame to skip, which says how long the next one is."""
+    frame = PACKINGS[".zst"](b"one two")
+    (tmp_path / "my.txt.zst").write_bytes(b"\x50\x2a\x4d\x18\4\0\0\0" + len(frame).to_bytes(4, "little") + frame)
+    assert read(tmp_path / "my.txt.zst") == ["one two"]
+
+
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
@@ -142,11 +151,13 @@ def test_line_ends_can_be_kept(tmp_path: Path) -> None:
 ROWS_WITH_GAPS = [{"text": "a"}, {"text": None}, {"text": ""}, {"url": "x"}, {"text": "b", "url": "y"}]
 
 
-@pytest.mark.parametrize("form", ["jsonl", "list", "csv", "parquet", "arrow"])
+@pytest.mark.parametrize("form", ["jsonl", "NaN", "list", "csv", "parquet", "arrow"])
 def test_rows_without_text_are_skipped_and_counted(tmp_path: Path, form: str) -> None:
     path = tmp_path / "my"
     if form == "jsonl":
         path.write_text("\n".join(map(json.dumps, ROWS_WITH_GAPS)))
+    elif form == "NaN":  # as json.dumps writes the missing values of pandas
+        path.write_text("\n".join(json.dumps({"text": row.get("text") or math.nan}) for row in ROWS_WITH_GAPS))
     elif form == "list":
         path.write_text(json.dumps(ROWS_WITH_GAPS))
     elif form == "csv":
@@ -267,6 +278,28 @@ def test_csv_is_read_however_it_is_laid_out(tmp_path: Path, text: str, found: li
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('id\ttext\n1\t"a" b\n2\tc\n3\t"d\n', ['"a" b', "c", '"d']),  # as Tatoeba and Common Voice are published
+        ('id\ttext\n1\t"a\n2\tb"\n3\t"c" d\n', ['"a', 'b"', '"c" d']),
+        ('id\ttext\n1\t"a\tb"\n2\t"c\nd"\n3\t"e ""f"" g"\n', ["a\tb", "c\nd", 'e "f" g']),
+        ('id\ttext\n1\ta "b" c\n2\t\n', ['a "b" c']),
+    ],
+)
+def test_quotation_marks_between_tabs_are_text_where_they_make_no_csv(
+    tmp_path: Path, text: str, found: list[str]
+) -> None:
+    (tmp_path / "my.tsv").write_text(text)
+    assert read(tmp_path / "my.tsv") == found
+
+
+def test_rows_between_tabs_that_are_cut_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.tsv").write_text('id\ttext\n1\t"a ""b"""\n2\t"c\n')
+    with pytest.raises(UserError, match=r"my.tsv, line 3, is no CSV: unexpected end of data"):
+        read(tmp_path / "my.tsv")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("id,body\n1,a\n", r"data.text_key=text: \S+my.csv has no such column; its first line is id, body"),
@@ -308,6 +341,11 @@ PACKED_TEXT = {suffix: pack(("".join(map(str, range(9999)))).encode()) for suffi
         ("my.txt.gz", gzip.compress(LATIN, mtime=0), r"not UTF-8 text \(byte 0xfc at 3\)"),
         ("my.jsonl", LATIN, r"not UTF-8 text \(byte 0xfc at 3\)"),
         ("my.txt", "abc\u4e2d".encode()[:-1], r"not UTF-8 text \(it ends within a character\); is it complete\?"),
+        (
+            "my.txt",
+            "caf\u00e9".encode("latin1"),
+            r"within a character\); is it complete\?; Latin-1 is converted by iconv",
+        ),
         ("my.txt.gz", PACKED_TEXT[".gz"][:-9], r"cannot be read: Compressed file ended"),
         ("my.txt.gz", PACKED_TEXT[".gz"][:99] + b"?" + PACKED_TEXT[".gz"][100:], r"cannot be read"),
         ("my.txt.zst", PACKED_TEXT[".zst"][:-9], r"cannot be read: "),

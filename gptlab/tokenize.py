@@ -25,7 +25,9 @@ COLOURS = tuple(f"#000000 on color({number})" for number in (117, 221, 114, 212,
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m gptlab.tokenize", description=__doc__)
-    p.add_argument("text", metavar="TEXT_OR_FILE", help="a text, the path of a file with one, or - for standard input")
+    p.add_argument(
+        "text", metavar="TEXT_OR_FILE", help="a text, the path of a file or folder/ with one, or - for standard input"
+    )
     p.add_argument(
         "--tokenizer",
         action="append",
@@ -70,7 +72,8 @@ def read_pieces(argument: str, **flags: str | None) -> list[str]:
     from gptlab.data.text_options import TextOptions, of_tokenize
 
     file = Path(os.path.expanduser(argument))  # noqa: PTH111 (or a text)
-    if argument != "-" and len(argument) < 4096 and file.is_file():
+    named = len(argument) < 4096 and (file.is_file() or (os.sep in argument and file.is_dir()))
+    if argument != "-" and named:
         options = TextOptions(separator=None, written=of_tokenize, **{k: v for k, v in flags.items() if v is not None})
         pieces = [piece.text for piece in corpora.load("text", [str(file)], Path(), Path(), options=options).read()]
     else:

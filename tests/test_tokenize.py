@@ -46,6 +46,16 @@ def test_a_file_is_read_and_long_text_is_cut_aloud(command: Any, text_file: Path
     assert rows(result.stdout)["char"][1] == f"{count:,}"
 
 
+def test_a_folder_is_its_texts_and_a_word_is_a_word(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a text")
+    assert "6 bytes, 6 characters" in command("tokenize", "notes/", "--tokenizer", "byte").stdout
+    assert "5 bytes, 5 characters" in command("tokenize", "notes", "--tokenizer", "byte").stdout
+
+
 @pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16"])
 def test_standard_input_is_read(command: Any, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a\tb\r\n".encode(code))))

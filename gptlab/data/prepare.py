@@ -26,7 +26,7 @@ from gptlab.data.pieces import PIECE
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
 from gptlab.data.shards import ShardWriter, id_type
 from gptlab.data.split import Part, Split, split_pieces
-from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, survey
+from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, spelled_end, survey
 from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError, amount, quoted
@@ -63,7 +63,8 @@ def prepare(
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
     if about is not None:
         log.info("text: %s", describe(corpus, about))
-        for each in caveats(corpus, about):
+        end = spelled_end(corpus, config) if isinstance(config, Tokenizer) else None
+        for each in [*caveats(corpus, about), *([end] if end else [])]:
             log.warning("%s", each)
     folder = prepared_folder(corpus, split, config, about.sha256 if about else corpus.origin, cache_dir)
     damage: UserError | None = None

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from gptlab.data.corpus import SEPARATORS, Corpus
 from gptlab.data.find_files import in_words
-from gptlab.data.pieces import Piece
+from gptlab.data.pieces import PIECE, Piece
 from gptlab.data.text_files import WITHOUT_TEXT
-from gptlab.data.tokenizers.base import END_OF_TEXT
+from gptlab.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from gptlab.system.errors import UserError, amount
 from gptlab.system.files import read_json, write_json
 
@@ -128,3 +128,21 @@ def caveats(corpus: Corpus, about: Survey) -> list[str]:
             f"characters each time: {written('separator', END_OF_TEXT)} makes it the end of a document"
         )
     return found
+
+
+def spelled_end(corpus: Corpus, tokenizer: Tokenizer) -> str | None:
+    """Return what to say where the tokenizer's own end of text stands as letters in the first million characters."""
+    end = b"" if tokenizer.end_of_text is None else tokenizer.tokens[tokenizer.end_of_text]
+    name, seen = end.decode("utf-8", "replace"), 0
+    if name == END_OF_TEXT or name not in tokenizer.special_names:
+        return None
+    for piece in corpus.read():
+        if name in piece.text:
+            return (
+                f"{name} stands in the text, and is read as ordinary characters, though the tokenizer has a token of "
+                f"that name: {corpus.asked.written('separator', name)} makes it the end of a document"
+            )
+        seen += len(piece.text)
+        if seen >= PIECE:
+            break
+    return None

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -27,6 +28,7 @@ from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import Piece, pieces
 from gptlab.data.prepared import Prepared, prepared_folder
 from gptlab.data.split import Split, split_pieces
+from gptlab.data.text_options import TextOptions
 from gptlab.data.tokenizers import (
     BYTES,
     END_OF_TEXT,
@@ -895,6 +897,20 @@ def test_a_single_text_begins_once_and_so_does_each_of_its_parts(tmp_path: Path)
         end = int(len(LONG) * 0.9)
         for split, text in (("train", LONG[:end]), ("val", LONG[end:])):
             assert prepared.ids(split)[:].tolist() == [*tokenizer.begin, *tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize(("separator", "said"), [("auto", True), ("</s>", False), (None, True)])
+def test_an_end_of_text_that_is_spelled_out_is_offered_as_the_separator(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str | None, said: bool
+) -> None:
+    (tmp_path / "my.txt").write_text("\n</s>\n".join(f"story {i}" for i in range(99)))
+    text = corpora.load(
+        "text", [str(tmp_path / "my.txt")], tmp_path, tmp_path, options=TextOptions(separator=separator)
+    )
+    ids = made(text, tmp_path, beginning()).ids("train")[:]
+    assert np.count_nonzero(ids == 257) == (0 if said else 89)
+    offer = "</s> stands in the text, .*: \"data.separator='</s>'\" makes it the end of a document"
+    assert [bool(re.match(offer, message)) for message in caplog.messages] == [True] * said
 
 
 def test_an_end_that_is_the_beginning_stands_once(tmp_path: Path) -> None:

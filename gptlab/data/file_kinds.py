@@ -234,9 +234,9 @@ def is_cut(text: str, error: ValueError) -> bool:
 
 def _table(text: str, key: str) -> str | None:
     """Return in words why a text looks like a table; None if it does not."""
-    lines = text.split("\n")
+    lines = re.split("\r\n?|\n", text)
     lines = lines[: -1 if len(lines) > 1 else None]  # the last may be cut
-    if lines and STATED.fullmatch(lines[0].rstrip("\r")):
+    if lines and STATED.fullmatch(lines[0]):
         return f"its first line is {lines[0].strip()}"
     for delimiter in DELIMITERS:
         fields = _fields(lines[0], delimiter) if lines else []

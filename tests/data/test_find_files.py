@@ -286,6 +286,7 @@ def test_what_a_file_is_is_seen_in_it(tmp_path: Path, name: str, content: str, k
             r"looks like a table \(.* names the columns id, text, url\): .*data.format=csv",
         ),
         ("my", "text\tlabel\na\t1\n", r"looks like a table"),
+        ("my.txt", "text\tlabel\ra\t1\r", r"looks like a table"),  # as Excel on a Mac writes it
         ("my.txt", "a\t1\n" * 9, r"looks like a table \(each line has 2 fields between tabs\)"),
         ("my.txt", "sep=;\nid;body\n1;a\n", r"looks like a table \(its first line is sep=;\)"),
         ("my.txt", "<p>words</p>\n", r"looks like markup"),

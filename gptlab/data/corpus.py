@@ -74,7 +74,8 @@ def from_files(name: str, found: FoundFiles, options: TextOptions) -> Corpus:
 
     many = len(found.files) > 1 or any(file.kind in ROWS for file in found.files) or separator is not None
     parts = [file.part for file in found.files] if found.parts else []
-    origin = json.dumps([options.identity, separator, parts, stamps(file.path for file in found.files)])
+    changes = [file.path.stat().st_ctime_ns for file in found.files]  # also where a file's size and time stay the same
+    origin = json.dumps([options.identity, separator, parts, stamps(file.path for file in found.files), changes])
     size = sum(file.path.stat().st_size for file in found.files)
     return Corpus(name, read, many, origin, size, found, separator, options)
 

@@ -64,7 +64,7 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
         if merges:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
         found_spec = json.loads(content)
-        spec = _with_decoder(found_spec, file)
+        spec = _with_prefix_space(_with_decoder(found_spec, file), about)
         spec = added_tokens.with_declared(spec, folder, rows)
         spec = spec if rows is None else added_tokens.with_rows(spec, rows)
         content = content if spec is found_spec else json.dumps(spec, ensure_ascii=False)
@@ -116,6 +116,19 @@ def _with_decoder(spec: dict[str, Any], file: Path) -> dict[str, Any]:
         return spec
     log.warning("%s has no decoder: its tokens are read by %s, as its pre-tokenizer writes them", file, decoder["type"])
     return spec | {"decoder": decoder}
+
+
+def _with_prefix_space(spec: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with a space before each text or without, as `transformers` reads it.
+
+    For a GPT2Tokenizer tokenizer_config.json decides, and where that does not speak of it, no space is put there.
+    """
+    name = about.get("tokenizer_class") or {"gpt2": "GPT2Tokenizer"}.get(str(about.get("model_type")))
+    cut, wanted = spec.get("pre_tokenizer") or {}, bool(about.get("add_prefix_space"))
+    decided = name in ("GPT2Tokenizer", "GPT2TokenizerFast") and cut.get("type") == "ByteLevel"
+    if not decided or cut.get("add_prefix_space") == wanted:
+        return spec
+    return spec | {"pre_tokenizer": cut | {"add_prefix_space": wanted}}
 
 
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:

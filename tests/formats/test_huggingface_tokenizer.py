@@ -298,6 +298,30 @@ def read(folder: Path, backend: hf.Tokenizer, **beside: Any) -> Tokenizer:
     return huggingface_tokenizer.read_folder(folder)
 
 
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", None])
+def test_the_space_before_a_text_is_that_of_transformers(
+    tmp_path: Path, name: str | None, inside: bool, given: bool | None
+) -> None:
+    """tokenizers.ByteLevel() puts one there, and GPT2Tokenizer takes it away."""
+    config = {"tokenizer_class": name, "add_prefix_space": given}
+    beside = {key: value for key, value in config.items() if value is not None}
+    shape = {"model_type": "gpt2", "vocab_size": 300}
+    backend = byte_level(MERGES, add_prefix_space=inside)
+    tokenizer = read(tmp_path, backend, config=shape, tokenizer_config=beside)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("ab abcc", " ab", "\nab"):
+        assert tokenizer.encode(text).tolist() == theirs(text, add_special_tokens=False).input_ids
+
+
+def test_a_text_has_the_same_ids_each_time(tmp_path: Path) -> None:
+    backend = byte_level(MERGES)
+    backend.model.dropout = 0.5
+    tokenizer = read(tmp_path, backend)
+    assert tokenizer.encode("abcc" * 99).tolist() == byte_level(MERGES).encode("abcc" * 99).ids
+
+
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
     stream = TextStream(tokenizer)
     pieces = [piece for token in ids for piece in stream.add(token)] + stream.close()

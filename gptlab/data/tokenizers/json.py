@@ -82,6 +82,8 @@ class JsonTokenizer(Tokenizer):
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = not special
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # by which BPE would give a text different ids each time
         return backend
 
     @property

@@ -131,10 +131,13 @@ def caveats(corpus: Corpus, about: Survey) -> list[str]:
 
 
 def spelled_end(corpus: Corpus, tokenizer: Tokenizer) -> str | None:
-    """Return what to say where the tokenizer's own end of text stands as letters in the first million characters."""
+    """Return what to say where the tokenizer's own end of text stands as letters in the first million characters.
+
+    None if it does not, or if the text is a stream, which is not read for that.
+    """
     end = b"" if tokenizer.end_of_text is None else tokenizer.tokens[tokenizer.end_of_text]
     name, seen = end.decode("utf-8", "replace"), 0
-    if name == END_OF_TEXT or name not in tokenizer.special_names:
+    if corpus.bytes is None or name == END_OF_TEXT or name not in tokenizer.special_names:
         return None
     for piece in corpus.read():
         if name in piece.text:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data import tokenizers
+from gptlab.data.survey import spelled_end
 from gptlab.data.text_options import of_evaluate, read_before
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import eval_data
@@ -110,7 +111,8 @@ def choose_text(
     part = split or ("all" if file and not learned and not counted and not memorised else "val")
     if part == "all" and (counted or memorised):
         raise UserError("--split all: what comes from the train part is measured on another; use --split val")
-    notes = [*source.caveats]
+    ends = (spelled_end(source.corpus, each.tokenizer) for each in models)
+    notes = [*source.caveats, *dict.fromkeys(filter(None, ends))]
     for each in learned:
         if part in ("train", "all"):
             notes.append(f"{each.name} has learned from this very text")

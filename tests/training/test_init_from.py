@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from gptlab import models
 from gptlab.data.pieces import Piece
 from gptlab.data.split import Split, split_pieces
-from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
+from gptlab.data.tokenizers import BPETokenizer, CharTokenizer, JsonTokenizer
 from gptlab.formats import checkpoint, writing
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import GPT, GPTConfig
@@ -283,15 +283,34 @@ def test_documents_without_a_mark_between_them_are_said(tune: Any, trained: Path
     assert "init_from's tokenizer has no end of text" in (run / "train.log").read_text()
 
 
-def test_each_document_begins_as_the_model_expects_in_data_and_evaluation_alike(
-    command: Any, tune: Any, tmp_path: Path
-) -> None:
+def write_llama(folder: Path) -> JsonTokenizer:
+    """A Llama of random weights, with its tokenizer, which begins texts with <s> and ends them with </s>."""
     torch.manual_seed(5)
     tokenizer = beginning(space=True)  # which belongs to no text
     config = GPTConfig(258, block_size=16, n_layer=1, n_head=2, n_embd=16, pos="rope", norm="rmsnorm", mlp="swiglu")
+    folder.mkdir()
     model = GPT(dataclasses.replace(config, bias=False))
-    (tmp_path / "llama").mkdir()
-    writing.write_hf(model, tokenizer, ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path / "llama")
+    writing.write_hf(model, tokenizer, ModelInfo(folder, None, {}, {}, None, ""), folder)
+    return tokenizer
+
+
+def test_an_end_of_text_that_is_spelled_out_is_offered_to_evaluate(command: Any, tmp_path: Path) -> None:
+    write_llama(tmp_path / "llama")
+    (tmp_path / "my.txt").write_text("\n</s>\n".join(f"story {i}" for i in range(99)))
+
+    def notes(*flags: str) -> list[str]:
+        found = json.loads(command("evaluate", "llama", "--data", "my.txt", "--json", *flags).stdout)
+        return [note for note in found["notes"] if "stands in the text" in note]
+
+    (offer,) = notes()
+    assert offer.endswith('--separator "</s>" makes it the end of a document')
+    assert notes("--separator", "</s>") == []
+
+
+def test_each_document_begins_as_the_model_expects_in_data_and_evaluation_alike(
+    command: Any, tune: Any, tmp_path: Path
+) -> None:
+    tokenizer = write_llama(tmp_path / "llama")
     documents = [f"the old cat sees {n} dogs." for n in range(300)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
     run = tune("init_from=llama", "data.split=document", text=tmp_path / "docs.jsonl")

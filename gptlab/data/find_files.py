@@ -120,13 +120,16 @@ def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> li
 
 
 def _different(paths: list[Path], left_out: Counter[str]) -> list[Path]:
-    """Return the paths without those that are links to the same file as another; count these."""
+    """Return the paths without other names and packed copies of files that are among them; count these."""
     files: dict[tuple[int, int], Path] = {}
     for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
         about = path.stat()
         if files.setdefault((about.st_dev, about.st_ino), path) is not path:
             left_out["link to a file that is read already"] += 1
-    return sorted(files.values())
+    names = {str(path) for path in files.values()}
+    packed = {path for path in files.values() if path.suffix.lower() in PACKED and str(path.with_suffix("")) in names}
+    left_out.update({"packed file that lies beside it unpacked": len(packed)} if packed else {})
+    return sorted({*files.values()} - packed)
 
 
 def _no_text(folder: Path, others: list[Path], counts: Counter[str], options: TextOptions) -> UserError:

@@ -76,6 +76,14 @@ def test_a_file_is_read_once_by_its_own_name_whatever_links_to_it(tmp_path: Path
     assert found.not_read == {"link to a file that is read already": 3}
 
 
+def test_a_file_that_lies_there_packed_and_unpacked_is_read_once(tmp_path: Path) -> None:
+    """As `zstd -d` and `gunzip -k` leave it."""
+    make(tmp_path, "a.jsonl", "a.jsonl.zst", "a.txt.gz", "b/c.txt", "b/c.txt.gz", "d.txt.GZ", "c.txt.gz")
+    found = find(tmp_path)
+    assert names(found, tmp_path) == ["a.jsonl", "a.txt.gz", "b/c.txt", "c.txt.gz", "d.txt.GZ"]
+    assert found.not_read == {"packed file that lies beside it unpacked": 2}
+
+
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.txt", "shut/b.txt")
     scan = os.scandir

@@ -49,7 +49,11 @@ def refuse_calls(path: Path) -> None:
                 if operation.name in CALLING_OPERATIONS or (
                     operation.name == "GLOBAL" and not ALLOWED_GLOBALS.fullmatch(str(argument))
                 ):
-                    raise UserError(f"{path} is no checkpoint: it would call {str(argument)[:99]}")
+                    raise UserError(
+                        f"{path} is no checkpoint of numbers, texts and tensors alone: it would call "
+                        f"{str(argument)[:99]}. If it is your own, save it without that: float(x) for a number of "
+                        f"numpy, str(x) for a path, x.state_dict() for a model"
+                    )
 
 
 def load_plain(path: Path, mapped: bool = True) -> Any:

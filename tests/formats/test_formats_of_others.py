@@ -454,6 +454,15 @@ def test_a_damaged_checkpoint_of_nanogpt_is_named(tmp_path: Path, changes: dict[
     assert str(file) in str(refused.value)
 
 
+@pytest.mark.parametrize("value", [np.float64(1.5), Path("data")])
+def test_a_nanogpt_with_values_of_other_libraries_says_how_to_save_it(tmp_path: Path, value: Any) -> None:
+    torch.save({"model_args": {}, "model": {}, "best_val_loss": value}, tmp_path / "ckpt.pt")
+    with pytest.raises(
+        UserError, match=r"alone: it would call (numpy|pathlib)\S* \w+. If .* save it without that: float"
+    ):
+        open_model.load_model(tmp_path / "ckpt.pt")
+
+
 def test_code_in_a_checkpoint_of_nanogpt_is_not_executed(tmp_path: Path) -> None:
     file = nanogpt(gpt(), tmp_path / "ckpt.pt", config=Bomb(tmp_path / "struck"))
     with pytest.raises(UserError, match=r"ckpt.pt is (broken or )?no checkpoint"):

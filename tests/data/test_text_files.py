@@ -280,7 +280,7 @@ def test_csv_is_read_however_it_is_laid_out(tmp_path: Path, text: str, found: li
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('id\ttext\n1\t"a" b\n2\tc\n3\t"d\n', ['"a" b', "c", '"d']),  # as Tatoeba and Common Voice are published
+        ('id\ttext\n1\t"a" b\n2\tc\n3\t"d\n', ['"a" b', "c", '"d']),  # as Common Voice is published
         ('id\ttext\n1\t"a\n2\tb"\n3\t"c" d\n', ['"a', 'b"', '"c" d']),
         ('id\ttext\n1\t"a\tb"\n2\t"c\nd"\n3\t"e ""f"" g"\n', ["a\tb", "c\nd", 'e "f" g']),
         ('id\ttext\n1\ta "b" c\n2\t\n', ['a "b" c']),

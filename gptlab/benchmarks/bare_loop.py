@@ -55,9 +55,9 @@ def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_scale(number, settings.schedule)
         for _ in range(accumulation):
-            idx, targets, noise = next(batches)
+            batch = next(batches)
             with autocast:
-                loss = module.model_loss(module.model, idx, targets, "mean", noise) / accumulation
+                loss = module.model_loss(module.model, batch.idx, batch.targets, "mean", batch.noise) / accumulation
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.optim.grad_clip or float("inf"))
         optimizer.step()

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,20 @@ IGNORED = -100  # a masked target; the default ignore_index of cross entropy
 EVAL_TOKENS, EVAL_LOGITS = 8192, 1 << 27  # the most in one evaluation batch; the logits take half a gigabyte
 RESIDENT_BYTES = 1 << 29  # ids up to this size are kept on the device, larger ones stay memory-mapped
 
-Batch = tuple[Tensor, Tensor]
-TrainBatch = tuple[Tensor, Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """What a model reads at once, and what it is to predict."""
+
+    idx: Tensor
+    """(b, T) int64."""
+    targets: Tensor
+    """(b, T) int64, one position ahead of idx; `IGNORED` where there is nothing to predict."""
+    noise: Tensor | None = None
+    """(b,) int32: a random number for each row, for dropout; None in evaluation."""
+    places: Tensor | None = None
+    """(b, T) int64: the position of each token in its own text, see `GPT.forward`; None: each row is one text."""
+    tokens: int | None = None
+    """Targets that count in the whole optimizer step, over all micro-batches and processes; None: all of all rows."""
 
 
 class Ids(Protocol):
@@ -107,8 +119,7 @@ class Share:
 class TrainBatches:
     """Random crops: optimizer step i takes the same `batch_size` crops in the same order, however they are shared.
 
-    Iterating yields micro-batches (idx, targets, noise) without end: idx and targets are (b, T) int64, with targets one
-    position ahead; noise has a random number for each row, (b,) int32.
+    Iterating yields micro-batches without end.
 
     Args:
         ids: the training part, (n,).
@@ -148,7 +159,7 @@ class TrainBatches:
         ]
         return np.concatenate(parts)
 
-    def batch(self, step: int, micro: int) -> TrainBatch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Return micro-batch `micro` of this process in optimizer step `step`."""
         number = step % self.distinct if self.distinct else step
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
@@ -158,9 +169,9 @@ class TrainBatches:
         noise = to_device(row_noise(self.seed, step, self.batch_size)[rows], self.device)
         x = gather_windows(self.ids, starts, self.block_size + 1, self.device)
         # Copies, so that the memory layout is always the same and the model is compiled once.
-        return x[:, :-1].long(), x[:, 1:].long(), noise
+        return Batch(x[:, :-1].long(), x[:, 1:].long(), noise)
 
-    def __iter__(self) -> Iterator[TrainBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for step in itertools.count(self.start()):
             for micro in range(self.share.accumulation):
                 yield self.batch(step, micro)
@@ -190,7 +201,7 @@ class EvalBatches:
         for i in range(len(self)):
             number = i * self.share.world_size + self.share.rank
             idx, targets = self.windows.batch(self.ids, number * self.batch_size, self.batch_size)
-            yield idx.to(self.device), targets.to(self.device)
+            yield Batch(idx.to(self.device), targets.to(self.device))
 
 
 @dataclass(frozen=True)
@@ -245,13 +256,13 @@ class Windows:
         """Return how many windows `count` targets need, at least 1."""
         return 1 + max(-(-(count - self.context) // self.stride), 0)
 
-    def batches(self, ids: Ids, batch_size: int) -> Iterator[Batch]:
+    def batches(self, ids: Ids, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all windows in order as (idx, targets), (b, context) int64, with b = `batch_size` except at the end."""
         rows = self.rows(len(ids) - 1)
         for first in range(0, rows, batch_size):
             yield self.batch(ids, first, min(batch_size, rows - first))
 
-    def batch(self, ids: Ids, first: int, rows: int) -> Batch:
+    def batch(self, ids: Ids, first: int, rows: int) -> tuple[Tensor, Tensor]:
         """Return `rows` windows from number `first` on as (idx, targets), (rows, context) int64.
 
         Targets that do not count are `IGNORED`. Where there is no target any more, idx is 0.

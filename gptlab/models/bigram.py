@@ -30,7 +30,7 @@ class Bigram(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.normal_(self.wte.weight, std=0.02)  # near-uniform: the loss starts at ln V
 
-    def forward(self, idx: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, idx: Tensor, noise: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         return self.head(self.features(idx))  # (B, T) -> (B, T, V)
 
     def features(self, idx: Tensor) -> Tensor:

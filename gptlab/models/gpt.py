@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from gptlab.models.dropout import make_dropouts
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import Block, attention_span, first_pass, make_norm, sinusoids
+from gptlab.models.layers import Block, attention_span, first_pass, make_norm, packed_pass, sinusoids
 
 
 class GPT(nn.Module):
@@ -49,7 +49,9 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(
+        self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """Return the logits of the next token at each position.
 
         Args:
@@ -57,6 +59,8 @@ class GPT(nn.Module):
                 T <= block_size; otherwise T is free, and each position attends to the last block_size positions.
             cache: the tokens before these, which are added to it; see `KVCache`.
             noise: (B,) int32, which determines dropout in training; None: drawn from torch's generator.
+            places: (B, T) int64, where a row holds several texts: the position of each token in its own, which begins
+                with a 0 and sees no other; not with a cache. None: each row is one text.
 
         Returns:
             (B, T, V), in autocast's type if it is on.
@@ -64,22 +68,25 @@ class GPT(nn.Module):
         Raises:
             ValueError: T is larger than block_size, or than the room left in the cache.
         """
-        return self.head(self.features(idx, cache, noise))
+        return self.head(self.features(idx, cache, noise, places))
 
-    def features(self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:
+    def features(
+        self, idx: Tensor, cache: KVCache | None = None, noise: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """Return the output of the last block, (B, T, C); arguments as in `forward`."""
         c, T = self.config, idx.shape[1]
         if cache is None:
             if c.block_size < T and not c.slides:
                 raise ValueError(f"a sequence of {T} tokens is longer than model.block_size={c.block_size}")
-            span, context = None, first_pass(c, T, idx.device)
+            t, context = places, first_pass(c, T, idx.device) if places is None else packed_pass(c, places)
         else:
             span, context = cache.next_pass(T)
+            t = span.t
         drop, *dropouts = make_dropouts(c.drop_rates if self.training else [0.0] * len(c.drop_rates), noise, idx)
-        x = drop(self.embed(idx, span.t if span else None))
+        x = drop(self.embed(idx, t))
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):
-            if cache is not None and span is not None:
+            if cache is not None:
                 append_kv, previous_inputs = cache.append_kv(i, span), cache.previous_inputs(i, span)
                 context = context._replace(append_kv=append_kv, previous_inputs=previous_inputs)
             context = context._replace(dropouts=tuple(dropouts[3 * i : 3 * i + 3]))

@@ -57,6 +57,8 @@ class PassContext(NamedTuple):
     """Dropout of attention weights, attention branch and mlp branch."""
     previous_inputs: Callable[[str, Tensor, int], Tensor] | None = None
     """Add the input of a block's attn or mlp, (B, T, C), to a cache; return it after the n before, (B, n + T, C)."""
+    places: Tensor | None = None
+    """(B, T) int64: the position of each token in its own text, where a row holds several; None: a row is one text."""
 
 
 PLAIN_PASS = PassContext(None, None)
@@ -69,6 +71,21 @@ def first_pass(config: GPTConfig, T: int, device: torch.device) -> PassContext:
     slopes = alibi_slopes(config.n_head, device) if config.pos == "alibi" else None
     plain = window is None and slopes is None
     return PassContext(rotation_at(config, t), None if plain else attention_bias(t, t, window or T, slopes)[None])
+
+
+def packed_pass(config: GPTConfig, places: Tensor) -> PassContext:
+    """Return the context of a pass over rows of several texts, none of which sees another.
+
+    Args:
+        places: (B, T) int64, as in `PassContext`; a text begins at each 0.
+    """
+    texts = (places == 0).cumsum(1)
+    t = torch.arange(places.shape[1], device=places.device)
+    slopes = alibi_slopes(config.n_head, places.device) if config.pos == "alibi" else None
+    bias = attention_bias(t, t, attention_span(config), slopes)  # distances are the same in a row and in a text
+    bias = bias.masked_fill((texts[:, :, None] != texts[:, None])[:, None], float("-inf"))  # (B, 1 or H, T, T)
+    rotation = rotation_at(config, places)  # (2, B, T, D)
+    return PassContext(None if rotation is None else rotation[:, :, None], bias, places=places)
 
 
 def attention_span(config: GPTConfig) -> int:
@@ -200,6 +217,8 @@ class CausalConv(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)  # so that bf16 is rounded once
         y = x.to(wide)
         for tap, weight in enumerate(self.weight.to(wide)):  # (1, C)
+            if context.places is not None:
+                weight = torch.where(context.places[..., None] >= n - tap, weight, 0.0)  # (B, T, C)
             y = y + padded[:, tap : tap + T] * weight
         return y.type_as(x)  # (B, T, C)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import models
-from gptlab.data.batches import IGNORED, Batch, TrainBatch
+from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import total_norm
 from gptlab.evaluation.loss import cross_entropy, loss_metrics
@@ -26,9 +26,16 @@ from gptlab.training.schedules import ScheduleConfig, lr_scale
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # state of the curves that a checkpoint keeps
 
 
-def model_loss(model: Model, idx: Tensor, targets: Tensor, reduction: str, noise: Tensor | None = None) -> Tensor:
+def model_loss(
+    model: Model,
+    idx: Tensor,
+    targets: Tensor,
+    reduction: str,
+    noise: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
     """Return the loss in nats: (), "mean" or "sum" over the tokens; compiled as one graph it keeps no fp32 logits."""
-    return cross_entropy(model(idx, noise=noise), targets, reduction)
+    return cross_entropy(model(idx, noise=noise, places=places), targets, reduction)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -37,7 +44,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 class LMModule(L.LightningModule):
-    """Trains `model` on batches (idx, targets, noise): (B, T) int64 twice, and (B,) int32 for dropout.
+    """Trains `model` to predict the targets of each `Batch`.
 
     Randomness in a step depends only on the seed and the step, so a resumed run needs no random state.
 
@@ -88,20 +95,25 @@ class LMModule(L.LightningModule):
 
     __setattr__ = set_attribute
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        idx, targets, noise = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        idx, targets, noise, places, tokens = batch
         if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # CUDA kernels draw their own dropout
             number = batch_idx * self.trainer.world_size + self.trainer.global_rank
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
-        loss = self.model_loss(self.model, idx, targets, "mean", noise)
-        counted = loss.detach()
-        rows: Tensor | int = len(idx)  # weight of the loss: a resumed run may have other micro-batch sizes
+        weight: Tensor | int = len(idx)  # of the loss, when it is averaged: micro-batches may have other sizes
+        if tokens is None:
+            loss = self.model_loss(self.model, idx, targets, "mean", noise, places)
+        else:  # Lightning divides by the micro-batches, and DDP by the processes
+            weight = (targets != IGNORED).sum()
+            total = self.model_loss(self.model, idx, targets, "sum", noise, places)
+            loss = total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens)
+        counted = loss.detach() if tokens is None else total.detach() / weight
         if self.skip:
-            rows, counted = rows * counted.isfinite(), counted.nan_to_num(0, 0, 0)
+            weight, counted = weight * counted.isfinite(), counted.nan_to_num(0, 0, 0)
         elif not self.fused:  # fp16: gradients may overflow, the loss must not
             self._halt(~counted.isfinite())
-        self.loss_sum = self.loss_sum + rows * counted
-        self.loss_count = self.loss_count + rows
+        self.loss_sum = self.loss_sum + weight * counted
+        self.loss_count = self.loss_count + weight
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -148,7 +160,7 @@ class LMModule(L.LightningModule):
         return total / count if count else math.nan
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        idx, targets = batch
+        idx, targets, _, places, _ = batch
         if self.tokenizer.unpredicted:
             unpredicted = torch.tensor(self.tokenizer.unpredicted, device=targets.device)
             targets = targets.masked_fill(torch.isin(targets, unpredicted), IGNORED)
@@ -157,7 +169,8 @@ class LMModule(L.LightningModule):
         within, first, before_texts = self.text_bytes
         known = targets.clamp(min=0)
         text_bytes = (torch.where(before_texts[idx], first[known], within[known]) * counted).sum()
-        self._sums.append(torch.stack((self.model_loss(self.model, idx, targets, "sum"), counted.sum(), text_bytes)))
+        nats = self.model_loss(self.model, idx, targets, "sum", None, places)
+        self._sums.append(torch.stack((nats, counted.sum(), text_bytes)))
 
     test_step = validation_step
 

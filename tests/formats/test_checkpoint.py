@@ -53,7 +53,7 @@ def test_a_loaded_model_has_the_loss_that_its_checkpoint_claims(trained: Path, t
     ids = prepare(corpus, split, characters, tmp_path, tmp_path).ids("val")
     nats = 0.0
     batches = EvalBatches(ids, batch_size=31, block_size=17, share=Share(0, 1, 1), device=torch.device("cpu"))
-    for idx, targets in batches:
+    for idx, targets, *_ in batches:
         with torch.no_grad():
             nats += F.cross_entropy(model(idx).flatten(0, 1), targets.flatten(), reduction="sum").item()
     assert info.metrics["val/loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)

@@ -204,6 +204,23 @@ def test_a_cache_changes_no_token_and_no_logit_within_a_block_and_beyond(row: Ro
 
 
 @each(ROWS)
+@pytest.mark.parametrize("lengths", [(T,), (1, T - 1), (4, 1, T - 6)])
+def test_a_text_in_a_row_of_several_is_as_if_it_were_alone(row: Row, lengths: tuple[int, ...]) -> None:
+    model = lively(**row).double()
+    idx = tokens(B, T)
+    left = T - sum(lengths)  # padding, a text of its own
+    places = torch.cat([torch.arange(n) for n in (*lengths, *[1] * left)]).expand(B, T)
+    packed = model(idx, places=places)
+    alone = [model(part) for part in idx.split([*lengths, *[1] * left], dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-9, atol=1e-9)
+    changed = idx.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % V
+    after = model(changed, places=places)
+    assert torch.equal(after[:, lengths[0] :], packed[:, lengths[0] :])
+    assert not torch.equal(after[:, 0], packed[:, 0])
+
+
+@each(ROWS)
 def test_every_parameter_learns(row: Row) -> None:
     _, gradients = loss_and_gradients(lively(**row))
     for name, gradient in gradients.items():

@@ -103,7 +103,8 @@ def test_a_test_part_is_measured_once_at_the_end(run: Any, tmp_path: Path) -> No
     batches = EvalBatches(ids, batch_size=16, block_size=17, share=Share(0, 1, 1), device=torch.device("cpu"))
     with torch.no_grad():
         nats = sum(
-            torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") for x, y in batches
+            torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")
+            for x, y, *_ in batches
         )
     assert summary["test/loss"] == pytest.approx(float(nats) / (len(ids) - 1), abs=1e-5)
     assert summary["test/loss"] != summary["val/loss"]
@@ -211,7 +212,7 @@ def test_an_untrained_models_loss_is_ln_v(size: str, compose: Any) -> None:
         ids, batch_size=4, block_size=model.config.block_size, share=Share(0, 1, 1), device=torch.device("cpu")
     )
     with torch.no_grad():
-        losses = [torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in batches]
+        losses = [torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y, *_ in batches]
     assert torch.stack(losses).mean().item() == pytest.approx(math.log(65), rel=0.05)
 
 

@@ -72,7 +72,7 @@ class Diagnostics(L.Callback):
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
         with trainer.precision_plugin.val_step_context(), gathered_model(pl_module.model) as model:
-            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch))
+            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch[:2]))
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 

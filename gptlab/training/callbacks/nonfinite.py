@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gptlab.data.batches import Share, TrainBatch
+from gptlab.data.batches import Batch, Share
 from gptlab.distributed.sharding import gathered_model
 from gptlab.evaluation.loss import cross_entropy
 from gptlab.formats import checkpoint
@@ -33,7 +33,7 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     loader: Any = copy(trainer.train_dataloader)
     micros = trainer.accumulate_grad_batches * trainer.world_size
     loader.share = Share(0, 1, micros)  # the micro-batches of all processes
-    batches: list[TrainBatch] = [loader.batch(step, micro) for micro in range(micros)]
+    batches: list[Batch] = [loader.batch(step, micro) for micro in range(micros)]
     with trainer.precision_plugin.train_step_context(), gathered_model(module.model) as model:
         where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
     content = {
@@ -41,7 +41,10 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
             module.model, module.tokenizer, module.config, module.data_sha256, step, {}
         ),
         "state_dict": trainer.strategy.lightning_module_state_dict(),
-        "batches": [dict(zip(("idx", "targets", "noise"), map(Tensor.cpu, batch), strict=True)) for batch in batches],
+        "batches": [
+            {key: value.cpu() for key, value in batch._asdict().items() if isinstance(value, Tensor)}
+            for batch in batches
+        ],
     }
     file = Path(trainer.default_root_dir) / f"nonfinite_step_{step + 1}.ckpt"
     if trainer.is_global_zero:
@@ -55,9 +58,8 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
 
 
 @torch.enable_grad()
-def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
+def first_bad_layer(model: nn.Module, batch: Batch) -> str | None:
     """Return where a training step becomes nonfinite: a module's name and "forward" or "backward"; None: nowhere."""
-    idx, targets, noise = batch
     bad: list[str] = []
     training = model.training
 
@@ -71,14 +73,16 @@ def first_bad_layer(model: nn.Module, batch: TrainBatch) -> str | None:
     model.train()
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        logits = model.forward(idx, noise=noise)  # (B, T, V); not the compiled call, which runs no hooks
+        logits = model.forward(
+            batch.idx, noise=batch.noise, places=batch.places
+        )  # (B, T, V); not the compiled call, which runs no hooks
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     if bad:
         return f"{bad[0]}, forward"
-    loss = cross_entropy(logits, targets, "mean")
+    loss = cross_entropy(logits, batch.targets, "mean")
     if not loss.isfinite():
         return "the loss"
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

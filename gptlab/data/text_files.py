@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,7 @@ def column(path: Path, kind: str, options: TextOptions, counts: Counter[str]) ->
     pyarrow = import_extra("pyarrow", f"{path} is a {kind} file")
     key = options.text_key
     with open_bytes(path, options) as file:
-        schema, batches = _batches(path, kind, file, key)
+        schema, batches = _batches(path, kind, file, [key])
         types = {field.name: field.type for field in schema}
         if len(schema.get_all_field_indices(key)) > 1:
             raise UserError(f"{options.written('text_key', key)}: {path} has several columns of that name")
@@ -333,12 +333,25 @@ def column(path: Path, kind: str, options: TextOptions, counts: Counter[str]) ->
                     counts[WITHOUT_TEXT] += 1
 
 
-def _batches(path: Path, kind: str, file: Any, key: str) -> tuple[Any, Iterator[Any]]:
-    """Return the schema of a Parquet or Arrow file, and its rows in batches."""
+def table_rows(path: Path, kind: str, options: TextOptions, keys: Sequence[str]) -> Rows:
+    """Yield the rows of a Parquet or Arrow file as dicts, with those of the keys that it has.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with open_bytes(path, options) as file:
+        _, batches = _batches(path, kind, file, keys)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield number, {key: row[key] for key in keys if key in row}
+
+
+def _batches(path: Path, kind: str, file: Any, keys: Sequence[str]) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of a Parquet or Arrow file, and its rows in batches; of Parquet only the columns `keys`."""
     if kind == "parquet":
         parquet = import_extra("pyarrow.parquet", f"{path} is a parquet file")
         table = parquet.ParquetFile(file, page_checksum_verification=True)
-        columns = [key] if key in table.schema_arrow.names else []
+        columns = [key for key in keys if key in table.schema_arrow.names]
         return table.schema_arrow, table.iter_batches(batch_size=1024, columns=columns)
     ipc = import_extra("pyarrow.ipc", f"{path} is an arrow file")
     try:

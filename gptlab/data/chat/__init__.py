@@ -1,0 +1,1 @@
+"""Conversations: rows of messages to ids and masks, and to batches."""

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from gptlab.data.tokenizers.json import added_token, with_added
 from gptlab.formats.reading import read_json_object
 from gptlab.system.errors import UserError
 
@@ -67,11 +68,11 @@ def with_declared(spec: dict[str, Any], folder: Path, rows: int | None) -> dict[
             homeless.append((text, flags))
         else:
             flags = flags | {"special": flags.get("special") or present.get(text, {}).get("special")}
-            found[text] = _entry(text, own, flags)
+            found[text] = added_token(text, own, flags)
     free = 1 + max(ids.values())
-    found |= {text: _entry(text, i, flags) for i, (text, flags) in enumerate(homeless, free)}
+    found |= {text: added_token(text, i, flags) for i, (text, flags) in enumerate(homeless, free)}
     kept = [found.pop(text, token) for text, token in present.items()]
-    return _with_added(spec, kept, sorted(found.values(), key=lambda token: token["id"]))
+    return with_added(spec, [*kept, *sorted(found.values(), key=lambda token: token["id"])])
 
 
 def _named_tokens(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -88,29 +89,6 @@ def _named_tokens(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _content_if_there(file: Path) -> dict[str, Any]:
     return read_json_object(file) if file.is_file() else {}
-
-
-def _entry(content: str, i: int, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return a token as tokenizer.json describes it."""
-    special = bool(flags.get("special"))
-    switches = {name: bool(flags.get(name)) for name in ("single_word", "lstrip", "rstrip")}
-    normalized = bool(flags.get("normalized", not special))
-    return {"id": i, "content": content, **switches, "normalized": normalized, "special": special}
-
-
-def _with_added(spec: dict[str, Any], kept: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the spec with these added tokens; itself if they are the same.
-
-    The library numbers added tokens from the vocabulary's size on. Where that gives other ids they stand in the
-    vocabulary, too.
-    """
-    vocab, added = spec["model"]["vocab"], [*kept, *new]
-    if added == (spec.get("added_tokens") or []):
-        return spec
-    outside = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
-    if isinstance(vocab, dict) and list(outside.values()) != list(range(len(vocab), len(vocab) + len(outside))):
-        spec = spec | {"model": spec["model"] | {"vocab": vocab | outside}}
-    return spec | {"added_tokens": added}
 
 
 def with_rows(spec: dict[str, Any], rows: int) -> dict[str, Any]:

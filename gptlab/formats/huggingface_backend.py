@@ -34,11 +34,12 @@ CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
 
 
 def special_ids(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, int]:
-    """Return the padding token and the end of text, with their ids, with which one of our tokenizers is exported.
+    """Return the special tokens, with their ids, with which one of our tokenizers is exported.
 
-    Other tools need both, and a padding token that is not the end. What a tokenizer lacks takes, in a vocabulary of
-    bytes, the places of bytes that no UTF-8 has: their ids have a row in every model and are never used. Elsewhere the
-    ids follow the tokenizer's own, and the exported model needs more rows.
+    They are a padding token, the end of text, and those that were added. Other tools need the first two, and a padding
+    token that is not the end. What a tokenizer lacks takes, in a vocabulary of bytes, the places of bytes that no UTF-8
+    has: their ids have a row in every model and are never used. Elsewhere the ids follow the tokenizer's own, and the
+    exported model needs more rows.
 
     Args:
         tokenizer: one of our own tokenizers.
@@ -46,7 +47,7 @@ def special_ids(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str
     """
     spare = _spare_ids(tokenizer)
     end = {EOS: spare[1]} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
-    special = {PAD: spare[0]} | end
+    special = {PAD: spare[0]} | end | tokenizer.added
     return {name: i for name, i in special.items() if vocab_size is None or i < vocab_size}
 
 

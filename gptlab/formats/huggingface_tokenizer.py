@@ -170,22 +170,31 @@ def _named_beside(tokenizer: JsonTokenizer, about: dict[str, Any]) -> dict[str, 
 def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
     """Our tokenizer that is equal to a tokenizer.json, or None."""
     ids = added_tokens.token_ids(spec)
-    there = {name: ids[name] for name in (PAD, EOS, END_OF_TEXT) if name in ids}
-    candidate = _candidate(sorted(ids.keys() - there.keys(), key=ids.__getitem__), END_OF_TEXT in there)
+    added = _chat_tokens(spec)
+    there = {name: ids[name] for name in (PAD, EOS, END_OF_TEXT, *added) if name in ids}
+    candidate = _candidate(sorted(ids.keys() - there.keys(), key=ids.__getitem__), END_OF_TEXT in there, added)
     known = candidate is not None and there.items() <= special_ids(candidate).items()
     if candidate is not None and known and json.loads(build_backend(candidate, there).to_str()) == spec:
         return candidate
     return _bpe(spec, end_of_text) if spec["model"].get("type") == "BPE" else None
 
 
-def _candidate(tokens: list[str], ended: bool) -> Tokenizer | None:
+def _chat_tokens(spec: dict[str, Any]) -> list[str]:
+    """Return the special tokens of a tokenizer.json that are neither padding nor an end of text, in order of ids."""
+    tokens = sorted(spec.get("added_tokens") or [], key=lambda token: int(token["id"]))
+    return [
+        token["content"] for token in tokens if token["special"] and token["content"] not in (PAD, EOS, END_OF_TEXT)
+    ]
+
+
+def _candidate(tokens: list[str], ended: bool, added: list[str]) -> Tokenizer | None:
     """Our tokenizer that may have these tokens beside its special ones, in the order of their ids."""
     if tokens[:1] == [UNKNOWN]:
-        return WordTokenizer([token[1:] for token in tokens[1:]], ended)
+        return WordTokenizer([token[1:] for token in tokens[1:]], ended, added)
     if 254 <= len(tokens) <= 256 and set(tokens) <= BYTES.keys():
-        return ByteTokenizer(ended)
+        return ByteTokenizer(ended, added)
     if tokens and tokens == sorted(filter(lambda token: len(token) == 1, tokens)):
-        return CharTokenizer("".join(tokens), ended)
+        return CharTokenizer("".join(tokens), ended, added)
     return None
 
 
@@ -203,12 +212,14 @@ def _bpe(spec: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
     if not plain or not gpt2 or end_of_text is None:
         return None
     ids = added_tokens.token_ids(spec)
-    special = {END_OF_TEXT: end_of_text} | ({PAD: ids[PAD]} if PAD in ids else {})
+    chat = {name: ids[name] for name in _chat_tokens(spec) if PAD in ids}  # else it is no export of ours
+    special = {END_OF_TEXT: end_of_text} | ({PAD: ids[PAD]} if PAD in ids else {}) | chat
     added = [(token["content"], token["id"], token["special"]) for token in spec.get("added_tokens", [])]
     if sorted(added) != sorted((name, i, True) for name, i in special.items()):
         return None
     lacking = BYTES.keys() - ids.keys()
-    ids = {lacking.pop() if token == PAD and lacking else token: i for token, i in ids.items() if token != END_OF_TEXT}
+    ids = {name: i for name, i in ids.items() if name not in chat and name != END_OF_TEXT}
+    ids = {lacking.pop() if name == PAD and lacking else name: i for name, i in ids.items()}
     tokens = sorted(ids, key=ids.__getitem__)
     if set(tokens[:256]) != BYTES.keys() or tokens[256:] != [a + b for a, b in merges]:
         return None
@@ -218,7 +229,7 @@ def _bpe(spec: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
     openai = hashlib.sha256("\n".join(map(" ".join, merges)).encode()).hexdigest() == GPT2_SHA256
     if not openai and merges_of(ranks) != merges:
         return None
-    return BPETokenizer("gpt2" if openai else "bpe", ranks, GPT2_PATTERN, {END_OF_TEXT: end_of_text})
+    return BPETokenizer("gpt2" if openai else "bpe", ranks, GPT2_PATTERN, {END_OF_TEXT: end_of_text} | chat)
 
 
 def named_tokens(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, tuple[str, int]]:

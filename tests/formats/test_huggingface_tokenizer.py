@@ -39,6 +39,7 @@ from tests.data.test_tokenizers import AWKWARD, ENGLISH, TEXTS, any_text, seldom
 transformers = pytest.importorskip("transformers")
 
 KNOWN = "".join(sorted(set(ENGLISH + "\u00e9\U0001f600\u2028\0\r")))
+CHAT = ["<|user|>", "<|assistant|>", "<|end|>"]
 OURS: dict[str, Callable[[], Tokenizer]] = {
     "char": lambda: CharTokenizer(KNOWN),
     "char, ended": lambda: CharTokenizer(KNOWN, end_of_text=True),
@@ -50,6 +51,10 @@ OURS: dict[str, Callable[[], Tokenizer]] = {
     "cl100k_base": lambda: BPETokenizer(
         "cl100k_base", BPETokenizer.fit([ENGLISH], 601).merges, CL100K_PATTERN, CL100K_SPECIAL
     ),
+    "char, chat": lambda: CharTokenizer(KNOWN, end_of_text=True).with_special(CHAT),
+    "byte, chat": lambda: ByteTokenizer().with_special(CHAT),
+    "word, chat": lambda: WordTokenizer.fit([ENGLISH], 101, end_of_text=True).with_special(CHAT),
+    "bpe, chat": lambda: BPETokenizer.fit([ENGLISH], 601).with_special(CHAT),
 }
 
 

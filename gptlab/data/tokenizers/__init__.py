@@ -75,12 +75,12 @@ def from_dict(state: dict[str, Any]) -> Tokenizer:
             named = {_typed(kind, str): _typed(token, str) for kind, token in state.get("named", {}).items()}
             return JsonTokenizer(_typed(state["content"], str), _typed(state["end_of_text"], int, type(None)), named)
         if name in ("byte", "char", "word"):
-            ended = _typed(state["end_of_text"], bool)
+            marks = _typed(state["end_of_text"], bool), _typed(state.get("added", []), list)
             if name == "byte":
-                return ByteTokenizer(ended)
+                return ByteTokenizer(*marks)
             if name == "char":
-                return CharTokenizer(_typed(state["chars"], str), ended)
-            return WordTokenizer(_typed(state["words"], list), ended)
+                return CharTokenizer(_typed(state["chars"], str), *marks)
+            return WordTokenizer(_typed(state["words"], list), *marks)
         merges = [base64.b64decode(token, validate=True) for token in state["merges"].split(" ")]
         pattern = CL100K_PATTERN if name == "cl100k_base" else GPT2_PATTERN
         if state["pattern"] != pattern:  # some patterns would never finish

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class Tokenizer:
     Args:
         tokens: the UTF-8 bytes of each id's text, (V,); empty where an id is not used.
         end_of_text: the id that ends a document, if there is one. `encode` reads "<|endoftext|>" as ordinary text.
+        added: ids of further special tokens by their names, such as those of a chat, see `with_special`.
     """
 
     name: str
@@ -54,9 +56,10 @@ class Tokenizer:
     leading_space = False
     """Whether `encode` puts a space before a text, which is none of its bytes."""
 
-    def __init__(self, tokens: list[bytes], end_of_text: int | None) -> None:
+    def __init__(self, tokens: list[bytes], end_of_text: int | None, added: dict[str, int] | None = None) -> None:
         self.tokens = tokens
         self.end_of_text = end_of_text
+        self.added = added or {}
 
     @property
     def vocab_size(self) -> int:
@@ -78,20 +81,49 @@ class Tokenizer:
         return [i for i in self.begin if i != self.end_of_text]
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the tokens that `encode_special` reads as such, by their names."""
+        return ({} if self.end_of_text is None else {END_OF_TEXT: self.end_of_text}) | self.added
+
+    @property
     def special_names(self) -> list[str]:
         """The names of the tokens that `encode_special` reads as such."""
-        return [] if self.end_of_text is None else [END_OF_TEXT]
+        return [*self.special_tokens]
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of `text`, (n,) int64; characters without an id are left out (see `unknown`)."""
         raise NotImplementedError
 
     def encode_special(self, text: str) -> np.ndarray:
-        """Encode `text`, reading "<|endoftext|>" as the special token."""
-        if self.end_of_text is None:
+        """Encode `text`, reading the names of all special tokens as those tokens."""
+        special = self.special_tokens
+        if not special:
             return self.encode(text)
-        first, *rest = (self.encode(part) for part in text.split(END_OF_TEXT))
-        return np.concatenate([first, *(ids for part in rest for ids in ([self.end_of_text], part))]).astype(np.int64)
+        parts = re.split(f"({'|'.join(map(re.escape, special))})", text)
+        ids = [self.encode(part) if i % 2 == 0 else np.array([special[part]]) for i, part in enumerate(parts)]
+        return np.concatenate(ids).astype(np.int64)
+
+    def with_special(self, names: Sequence[str]) -> Tokenizer:
+        """Return a tokenizer with further special tokens, which gives any text the ids that this one gives it.
+
+        Those that this one has already keep their ids; the others get the next ones, from `vocab_size` on, in order.
+
+        Raises:
+            UserError: a text that spells one of the tokens would be read as it.
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        extended = self._with_added(new) if new else self
+        for name in names:
+            if extended.special_tokens[name] in extended.encode(name):
+                raise UserError(
+                    f"the tokenizer reads the text {name} as the special token of that name, even where a user writes "
+                    f"it; take a model whose vocabulary has no ordinary token {name}"
+                )
+        return extended
+
+    def _with_added(self, names: list[str]) -> Tokenizer:
+        """Return a tokenizer with special tokens that this one has not; see `with_special`."""
+        raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of `ids`; bytes that are not UTF-8, such as half a character, become U+FFFD."""
@@ -104,8 +136,7 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """Return how many bytes of raw UTF-8 text each token stands for within a text, (V,) int64."""
         sizes = np.array([len(token) for token in self.tokens], dtype=np.int64)
-        if self.end_of_text is not None:
-            sizes[self.end_of_text] = 0
+        sizes[[i for i in (self.end_of_text, *self.added.values()) if i is not None]] = 0
         return sizes
 
     def first_bytes(self) -> np.ndarray:
@@ -129,9 +160,21 @@ class Tokenizer:
         raise NotImplementedError
 
 
-def append_end_of_text(tokens: list[bytes], end_of_text: bool) -> tuple[list[bytes], int | None]:
-    """Return `tokens`, with one for the end of a document if wanted, and its id."""
-    return (tokens + [END_OF_TEXT.encode()], len(tokens)) if end_of_text else (tokens, None)
+def append_special(
+    tokens: list[bytes], end_of_text: bool, added: Sequence[str]
+) -> tuple[list[bytes], int | None, dict[str, int]]:
+    """Return `tokens` with special ones after them, and the ids of these: one for the end of a document if wanted, and
+    those named `added`.
+
+    Raises:
+        UserError: names are not distinct.
+    """
+    names = [END_OF_TEXT] * end_of_text + [*added]
+    if len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise UserError("special tokens need distinct names")
+    ids = {name: i for i, name in enumerate(names, len(tokens))}
+    end = ids.pop(END_OF_TEXT) if end_of_text else None
+    return tokens + [name.encode() for name in names], end, ids
 
 
 def replace_surrogates(text: str) -> str:

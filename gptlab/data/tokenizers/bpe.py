@@ -69,7 +69,8 @@ class BPETokenizer(Tokenizer):
         tokens = merges + [b""] * (max(special.values()) + 1 - len(merges))
         for text, i in special.items():
             tokens[i] = text.encode()
-        super().__init__(tokens, special[END_OF_TEXT])
+        added = {text: i for text, i in special.items() if text not in CL100K_SPECIAL}
+        super().__init__(tokens, special[END_OF_TEXT], added)
         self.name, self.merges, self.pattern, self.special = name, merges, pattern, special
         self._encoding = tiktoken.Encoding(
             name,
@@ -130,6 +131,10 @@ class BPETokenizer(Tokenizer):
             "pattern": self.pattern,
             "special": self.special,
         }
+
+    def _with_added(self, names: list[str]) -> BPETokenizer:
+        special = self.special | {name: i for i, name in enumerate(names, self.vocab_size)}
+        return BPETokenizer(self.name, self.merges, self.pattern, special)
 
 
 def _openai_merges(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gptlab.data.tokenizers.base import (
-    END_OF_TEXT,
     UNKNOWN,
     Tokenizer,
-    append_end_of_text,
+    append_special,
     limit_characters,
     replace_surrogates,
 )
@@ -26,15 +25,16 @@ class CharTokenizer(Tokenizer):
     Args:
         chars: the characters, distinct and sorted; the index of a character is its id.
         end_of_text: whether there is one more id, for the end of a document.
+        added: the names of further special tokens, whose ids follow.
     """
 
     name = "char"
 
-    def __init__(self, chars: str, end_of_text: bool = False) -> None:
+    def __init__(self, chars: str, end_of_text: bool = False, added: Sequence[str] = ()) -> None:
         points = np.array([ord(c) for c in chars], dtype=np.uint32)
         if len(points) == 0 or np.any(points[1:] <= points[:-1]):
             raise UserError("a character tokenizer needs distinct characters in code point order")
-        super().__init__(*append_end_of_text([c.encode("utf-8", "surrogatepass") for c in chars], end_of_text))
+        super().__init__(*append_special([c.encode("utf-8", "surrogatepass") for c in chars], end_of_text, added))
         self.chars = chars
         self._points = points
 
@@ -54,29 +54,39 @@ class CharTokenizer(Tokenizer):
         return ids[known].astype(np.int64)
 
     def decode(self, ids: list[int]) -> str:
-        return "".join(self.chars[i] if i != self.end_of_text else END_OF_TEXT for i in ids)
+        return "".join(self.chars[i] if i < len(self.chars) else self.tokens[i].decode() for i in ids)
 
     def unknown(self, text: str) -> list[str]:
         points, _, known = self._lookup(text)
         return [chr(p) for p in np.unique(points[~known])]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "chars": self.chars, "end_of_text": self.end_of_text is not None}
+        return {"name": self.name, "chars": self.chars, **_special(self)}
+
+    def _with_added(self, names: list[str]) -> CharTokenizer:
+        return CharTokenizer(self.chars, self.end_of_text is not None, [*self.added, *names])
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, and one more id for the end of a document if wanted."""
+    """The 256 bytes of UTF-8, and one more id for the end of a document if wanted.
+
+    Args:
+        added: the names of further special tokens, whose ids follow.
+    """
 
     name = "byte"
 
-    def __init__(self, end_of_text: bool = False) -> None:
-        super().__init__(*append_end_of_text([bytes([i]) for i in range(256)], end_of_text))
+    def __init__(self, end_of_text: bool = False, added: Sequence[str] = ()) -> None:
+        super().__init__(*append_special([bytes([i]) for i in range(256)], end_of_text, added))
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(replace_surrogates(text).encode(), dtype=np.uint8).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "end_of_text": self.end_of_text is not None}
+        return {"name": self.name, **_special(self)}
+
+    def _with_added(self, names: list[str]) -> ByteTokenizer:
+        return ByteTokenizer(self.end_of_text is not None, [*self.added, *names])
 
 
 class WordTokenizer(Tokenizer):
@@ -88,17 +98,18 @@ class WordTokenizer(Tokenizer):
     Args:
         words: the words, which have the ids from 1 on.
         end_of_text: whether there is one more id, for the end of a document.
+        added: the names of further special tokens, whose ids follow.
     """
 
     name = "word"
     pattern = re.compile(r"\w+|[^\w\s]")
     closing = frozenset(".,;:!?%)]}'\"…")  # marks without a space before them
 
-    def __init__(self, words: list[str], end_of_text: bool = False) -> None:
+    def __init__(self, words: list[str], end_of_text: bool = False, added: Sequence[str] = ()) -> None:
         if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
             raise UserError("a word tokenizer needs distinct words")
         spaced = (word if word in self.closing else f" {word}" for word in (UNKNOWN, *words))
-        super().__init__(*append_end_of_text([word.encode("utf-8", "replace") for word in spaced], end_of_text))
+        super().__init__(*append_special([word.encode("utf-8", "replace") for word in spaced], end_of_text, added))
         self.words = words
         self._ids = {word: i for i, word in enumerate(words, 1)}
 
@@ -124,4 +135,13 @@ class WordTokenizer(Tokenizer):
         return sizes
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "words": self.words, "end_of_text": self.end_of_text is not None}
+        return {"name": self.name, "words": self.words, **_special(self)}
+
+    def _with_added(self, names: list[str]) -> WordTokenizer:
+        return WordTokenizer(self.words, self.end_of_text is not None, [*self.added, *names])
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the part of a description that tells the special tokens."""
+    added = {"added": [*tokenizer.added]} if tokenizer.added else {}
+    return {"end_of_text": tokenizer.end_of_text is not None, **added}

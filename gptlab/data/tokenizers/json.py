@@ -87,8 +87,8 @@ class JsonTokenizer(Tokenizer):
         return backend
 
     @property
-    def special_names(self) -> list[str]:
-        return [*self._special]
+    def special_tokens(self) -> dict[str, int]:
+        return self._special
 
     @cached_property
     def _reads_special(self) -> Any:
@@ -125,6 +125,39 @@ class JsonTokenizer(Tokenizer):
     def to_dict(self) -> dict[str, Any]:
         named = {"named": self.named} if self.named else {}
         return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text, **named}
+
+    def _with_added(self, names: list[str]) -> JsonTokenizer:
+        spec = json.loads(self.content)
+        ids = self._backend.get_vocab()
+        kept = [token for token in spec.get("added_tokens") or [] if token["content"] not in names]
+        new = [name for name in names if name not in ids]
+        ids |= {name: i for i, name in enumerate(new, self.vocab_size)}
+        tokens = kept + [added_token(name, ids[name], {"special": True}) for name in names]
+        tokens.sort(key=lambda token: token["id"])
+        return JsonTokenizer(json.dumps(with_added(spec, tokens), ensure_ascii=False), self.end_of_text, self.named)
+
+
+def added_token(content: str, i: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return an added token as tokenizer.json describes it."""
+    special = bool(flags.get("special"))
+    switches = {name: bool(flags.get(name)) for name in ("single_word", "lstrip", "rstrip")}
+    normalized = bool(flags.get("normalized", not special))
+    return {"id": i, "content": content, **switches, "normalized": normalized, "special": special}
+
+
+def with_added(spec: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with these added tokens; itself if they are the same.
+
+    The library numbers added tokens from the vocabulary's size on. Where that gives other ids they stand in the
+    vocabulary, too.
+    """
+    vocab = spec["model"]["vocab"]
+    if added == (spec.get("added_tokens") or []):
+        return spec
+    outside = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
+    if isinstance(vocab, dict) and list(outside.values()) != list(range(len(vocab), len(vocab) + len(outside))):
+        spec = spec | {"model": spec["model"] | {"vocab": vocab | outside}}
+    return spec | {"added_tokens": added}
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""The chat format: special tokens that tell a model who speaks, where a conversation begins, and where a turn ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from gptlab.data.chat.conversations import ROLES, Message
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.system.errors import UserError
+
+BEGIN = "<|begin_of_text|>"
+TURNS = {role: f"<|{role}|>" for role in ROLES}
+END = "<|end|>"
+
+
+class Encoded(NamedTuple):
+    """A conversation as ids, n of them."""
+
+    ids: np.ndarray
+    """(n,) int64."""
+    counted: np.ndarray
+    """(n,) bool: whether there is a loss where the id is the target. Never true for the first, which is no target."""
+
+
+class Format(Protocol):
+    """How messages become ids."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a turn, any of which ends an answer."""
+        ...
+
+    def encode(self, messages: Sequence[Message], given: int = 0) -> Encoded:
+        """Return the ids of messages. What the assistant says counts, and the token that ends it.
+
+        Args:
+            given: so many messages at the beginning are a prompt and do not count.
+        """
+        ...
+
+    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        """Return the ids after which the assistant's answer to `messages` begins, (n,) int64."""
+        ...
+
+
+def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer with the tokens of the chat format, which gives any text the ids that this one gives it.
+
+    Those that it has already are used; new ones have the ids from its `vocab_size` on.
+
+    Raises:
+        UserError: see `Tokenizer.with_special`.
+    """
+    begin = [] if tokenizer.begin else [BEGIN]
+    return tokenizer.with_special([*begin, *TURNS.values(), END])
+
+
+def has_chat_tokens(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer has all tokens of the chat format."""
+    return {*TURNS.values(), END} <= tokenizer.special_tokens.keys() and bool(
+        tokenizer.begin or BEGIN in tokenizer.special_tokens
+    )
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """<|begin_of_text|><|user|>Hello<|end|><|assistant|>Hi<|end|>, in which the messages are ordinary text.
+
+    A tokenizer that knows what comes before each text, such as Llama's <s>, begins with that.
+
+    Raises:
+        UserError: the tokenizer lacks tokens of the format.
+    """
+
+    tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        if not has_chat_tokens(self.tokenizer):
+            raise UserError(
+                f"the {self.tokenizer.name} tokenizer lacks some of the chat format's tokens {BEGIN} "
+                f"{' '.join(TURNS.values())} {END}; fine-tuning adds them to a model"
+            )
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The ids that begin each conversation."""
+        return self.tokenizer.begin or (self.tokenizer.special_tokens[BEGIN],)
+
+    @property
+    def end(self) -> int:
+        """The id that ends each message."""
+        return self.tokenizer.special_tokens[END]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        text_end = self.tokenizer.end_of_text
+        return (self.end,) if text_end in (None, self.end) else (self.end, text_end)
+
+    def encode(self, messages: Sequence[Message], given: int = 0) -> Encoded:
+        # Each part is tokenised alone, so that the ids of a prompt do not depend on the answer after it.
+        ids, counted = [np.array(self.begin)], [np.zeros(len(self.begin), dtype=bool)]
+        for i, message in enumerate(messages):
+            content = self.tokenizer.encode(message.content)
+            ids += [np.array([self.turn(message.role)]), content, np.array([self.end])]
+            learnt = message.role == "assistant" and i >= given
+            counted += [np.zeros(1, dtype=bool), np.full(len(content) + 1, learnt)]
+        return Encoded(np.concatenate(ids).astype(np.int64), np.concatenate(counted))
+
+    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        return np.append(self.encode(messages).ids, self.turn("assistant"))
+
+    def turn(self, role: str) -> int:
+        """Return the id that begins a message of a role."""
+        return self.tokenizer.special_tokens[TURNS[role]]

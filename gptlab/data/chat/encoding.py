@@ -1,0 +1,160 @@
+"""Conversations as ids and masks that fit a row: what is too long is cut so that the answer stays, or refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptlab.data.chat.chat_format import Encoded, Format
+from gptlab.data.chat.conversations import Conversation, Messages, Preference
+from gptlab.system.errors import UserError, amount
+
+CUT, REFUSE = "cut", "refuse"
+TOO_LONG = (CUT, REFUSE)
+SHORTENED = "cut to the row"  # counted
+LEFT_OUT = "left out, since the answer leaves no place in the row for a prompt"  # counted
+
+
+class EncodedPair(NamedTuple):
+    """A prompt with the better and with the worse answer, each whole."""
+
+    chosen: Encoded
+    rejected: Encoded
+
+
+def encode_conversations(
+    conversations: Iterable[Conversation],
+    chat: Format,
+    block_size: int,
+    counts: Counter[str],
+    *,
+    loss_on_all: bool = False,
+    too_long: str = CUT,
+) -> list[Encoded]:
+    """Return conversations as ids, at most `block_size` + 1 each: so many have `block_size` inputs and targets.
+
+    Args:
+        counts: counts the conversations that are cut, and those that are left out.
+        loss_on_all: whether all ids but the first count, and not only the assistant's.
+        too_long: "cut" a longer conversation, see `shorten`, or "refuse" it.
+
+    Raises:
+        UserError: a conversation is too long and to be refused, or has nothing that counts; or none is left.
+    """
+    _check(too_long)
+    found = []
+    for each in conversations:
+        begin = _answer_begin(each.messages)
+        prompt, answer = each.messages[:begin], each.messages[begin:]
+
+        def encoded(prompt: Messages, each: Conversation = each, answer: Messages = answer) -> Encoded:
+            dropped = len(each.messages) - len(prompt) - len(answer)
+            return chat.encode(prompt + answer, max(each.given - dropped, 0))
+
+        fitting = _fitting(prompt, lambda prompt: [encoded(prompt)], block_size, counts, too_long, each.where)
+        for ids, counted in fitting or ():
+            counted = np.arange(len(ids)) > 0 if loss_on_all else counted
+            if not counted.any():
+                raise UserError(f"{each.where or 'a conversation'}: nothing in it counts, so that it teaches nothing")
+            found.append(Encoded(ids, counted))
+    return _some(found, counts)
+
+
+def encode_preferences(
+    preferences: Iterable[Preference],
+    chat: Format,
+    block_size: int,
+    counts: Counter[str],
+    *,
+    too_long: str = CUT,
+) -> list[EncodedPair]:
+    """Return pairs as ids, at most `block_size` + 1 each; both have the same prompt, and their whole answers count.
+
+    Args, and errors: see `encode_conversations`.
+    """
+    _check(too_long)
+    found = []
+    for each in preferences:
+
+        def encoded(prompt: Messages, each: Preference = each) -> list[Encoded]:
+            return [chat.encode(prompt + answer, len(prompt)) for answer in (each.chosen, each.rejected)]
+
+        fitting = _fitting(each.prompt, encoded, block_size, counts, too_long, each.where)
+        if fitting:
+            found.append(EncodedPair(*fitting))
+    return _some(found, counts)
+
+
+def _check(too_long: str) -> None:
+    if too_long not in TOO_LONG:
+        raise UserError(f"too_long={too_long}: must be one of {', '.join(TOO_LONG)}")
+
+
+def _some(found: list[Any], counts: Counter[str]) -> list[Any]:
+    if not found:
+        left = counts[LEFT_OUT]
+        why = f": {amount(left, 'conversation')} {'is' if left == 1 else 'are'} {LEFT_OUT}; take a larger block_size"
+        raise UserError(f"there are no conversations to learn from{why if left else ''}")
+    return found
+
+
+def _answer_begin(messages: Messages) -> int:
+    """Return where the last answer begins: after the last message that is not the assistant's."""
+    return 1 + max(i for i, message in enumerate(messages) if message.role != "assistant")
+
+
+def _fitting(
+    prompt: Messages,
+    encoded: Callable[[Messages], list[Encoded]],
+    block_size: int,
+    counts: Counter[str],
+    too_long: str,
+    where: str,
+) -> list[Encoded] | None:
+    """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does."""
+    whole = encoded(prompt)
+    length = max(len(each.ids) for each in whole)
+    if length <= block_size + 1:
+        return whole
+    if too_long == REFUSE:
+        raise UserError(
+            f"{where or 'a conversation'}: it has {amount(length, 'token')}, and a row of block_size={block_size} "
+            f"holds {block_size + 1:,}; shorten it, take a larger block_size, or give too_long={CUT}"
+        )
+    shorter = shorten(prompt, lambda prompt: max(len(each.ids) for each in encoded(prompt)) <= block_size + 1)
+    counts[LEFT_OUT if shorter is None else SHORTENED] += 1
+    return None if shorter is None else encoded(shorter)
+
+
+def shorten(prompt: Messages, fits: Callable[[Messages], bool]) -> Messages | None:
+    """Return as much of the end of a prompt as fits; None if not even one character does.
+
+    The oldest turns go first, then the beginning of the last message, then the message of the system. So the special
+    tokens stay, and a prompt begins with the user, or with the system before the user.
+    """
+    system = prompt[: prompt[0].role == "system"]
+    turns = [i for i, message in enumerate(prompt) if message.role == "user"]
+    for kept in dict.fromkeys((system, ())):
+        for begin in turns:
+            if fits(kept + prompt[begin:]):
+                return kept + prompt[begin:]
+        if cut := _cut(kept, prompt[turns[-1] :], fits):
+            return cut
+    return None
+
+
+def _cut(kept: Messages, messages: Messages, fits: Callable[[Messages], bool]) -> Messages | None:
+    """Return `kept` and messages with as long an end of their first content as fits; None if none does."""
+    first, rest = messages[0], messages[1:]
+
+    def ending(length: int) -> Messages:
+        return (*kept, first._replace(content=first.content[len(first.content) - length :]), *rest)
+
+    most, least = len(first.content), 0  # a content of `most` characters does not fit, one of `least` does, or is none
+    while most - least > 1:
+        middle = (most + least) // 2
+        most, least = (most, middle) if fits(ending(middle)) else (middle, least)
+    return ending(least) if least else None

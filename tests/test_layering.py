@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
     "torch": {"models", "formats", "distributed", "generation", "evaluation", "training", "benchmarks"}
-    | {"system/accelerator.py", "data/batches.py", "generate.py", "evaluate.py"},
+    | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "generate.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
     | {"sweeps/command_line.py"},

@@ -1,0 +1,168 @@
+"""Batches of conversations: for training, a pure function of (seed, step); for evaluation, all of them in order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlab.data.batches import IGNORED, Share, random_numbers, row_noise, to_device
+from gptlab.data.chat.chat_format import Encoded
+from gptlab.data.chat.packing import pack
+
+MULTIPLE = 32  # of which the length of a batch of single conversations is one: few shapes, to compile a model for
+
+
+class ChatBatch(NamedTuple):
+    """A micro-batch of rows, each with one or several conversations."""
+
+    idx: Tensor
+    """(b, T) int64."""
+    targets: Tensor
+    """(b, T) int64, one ahead of idx; `IGNORED` where there is no loss."""
+    places: Tensor
+    """(b, T) int64: the position of each token in its conversation; a 0 begins one, which sees nothing before it.
+    The empty end of a row is one of its own."""
+    noise: Tensor
+    """(b,) int32: a random number for each row, which determines its dropout."""
+    counted: int
+    """How many targets are not ignored in the whole optimizer step: in all micro-batches of all processes. The step's
+    loss is the sum over its targets, divided by this."""
+
+
+class EvalBatch(NamedTuple):
+    """Rows in order; see `ChatBatch`."""
+
+    idx: Tensor
+    targets: Tensor
+    places: Tensor
+
+
+class Rows:
+    """Conversations in rows of `block_size` inputs and targets.
+
+    Args:
+        conversations: of at most `block_size` + 1 ids, and at least 2.
+        block_size: the length of a row, T.
+        packed: whether a row holds as many conversations as fit, see `pack`; otherwise one.
+    """
+
+    def __init__(self, conversations: Sequence[Encoded], block_size: int, packed: bool) -> None:
+        self.conversations, self.block_size, self.packed = conversations, block_size, packed
+        self.lengths = np.array([len(each.ids) - 1 for each in conversations])  # the last id is no input
+        alone = [[i] for i in range(len(conversations))]
+        self.rows = pack(self.lengths, block_size) if packed else alone
+        targets = np.array([int(each.counted.sum()) for each in conversations])
+        self.counted = np.array([targets[row].sum() for row in self.rows])
+        """How many targets count in each row, (R,)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fill(self) -> float:
+        """The share of the rows' places that hold a token."""
+        return float(self.lengths.sum()) / (len(self) * self.block_size)
+
+    def filled(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return idx, targets and places of the rows with these numbers, (b, T) int64 each; see `ChatBatch`.
+
+        T is block_size, or without packing the longest of them, rounded up. A number that no row has is an empty row.
+        """
+        rows = [self.rows[i] if i < len(self) else [] for i in numbers]
+        length = self.block_size
+        if not self.packed:
+            longest = max((int(self.lengths[row].sum()) for row in rows if row), default=1)
+            length = min(-(-longest // MULTIPLE) * MULTIPLE, length)
+        idx = np.zeros((len(rows), length), dtype=np.int64)
+        targets, places = np.full_like(idx, IGNORED), np.zeros_like(idx)
+        for r, row in enumerate(rows):
+            begin = 0
+            for ids, counted in map(self.conversations.__getitem__, row):
+                end = begin + len(ids) - 1
+                idx[r, begin:end], places[r, begin:end] = ids[:-1], np.arange(end - begin)
+                targets[r, begin:end] = np.where(counted[1:], ids[1:], IGNORED)
+                begin = end
+            places[r, begin:] = np.arange(length - begin)
+        return idx, targets, places
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the numbers of `count` rows in the random order of an epoch, (count,) int64."""
+    return np.argsort(random_numbers(seed + (3 << 32), epoch, count), kind="stable")
+
+
+class ChatTrainBatches:
+    """Rows in random order: optimizer step i takes the same `batch_size` rows, however they are shared.
+
+    Every conversation comes once before any comes a second time. Iterating yields `ChatBatch`es without end.
+
+    Args:
+        rows: the conversations.
+        distinct: cycle through the batches of that many steps; 0: never repeat.
+        start: called at each iteration for the first step, so that a resumed run continues where it stopped.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        seed: int,
+        batch_size: int,
+        share: Share,
+        device: torch.device,
+        distinct: int = 0,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.rows, self.seed, self.batch_size = rows, seed, batch_size
+        self.share, self.device, self.distinct, self.start = share, device, distinct, start
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Return the numbers of the rows of optimizer step `step`, (batch_size,) int64."""
+        epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.rows))
+        parts = [
+            epoch_order(self.seed, epoch, len(self.rows))[places[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+        return np.concatenate(parts)
+
+    def batch(self, step: int, micro: int) -> ChatBatch:
+        """Return micro-batch `micro` of this process in optimizer step `step`."""
+        numbers = self.numbers(step % self.distinct if self.distinct else step)
+        size = self.batch_size // (self.share.world_size * self.share.accumulation)
+        first = (micro * self.share.world_size + self.share.rank) * size
+        mine = slice(first, first + size)
+        idx, targets, places = (to_device(each, self.device) for each in self.rows.filled(numbers[mine].tolist()))
+        noise = to_device(row_noise(self.seed, step, self.batch_size)[mine], self.device)
+        return ChatBatch(idx, targets, places, noise, int(self.rows.counted[numbers].sum()))
+
+    def __iter__(self) -> Iterator[ChatBatch]:
+        for step in itertools.count(self.start()):
+            for micro in range(self.share.accumulation):
+                yield self.batch(step, micro)
+
+
+class ChatEvalBatches:
+    """All rows in order, `batch_size` at once; the last batch is filled up with empty rows.
+
+    Process r of n takes batches r, r + n, ...
+    """
+
+    def __init__(self, rows: Rows, *, batch_size: int, share: Share, device: torch.device) -> None:
+        self.rows, self.batch_size, self.share, self.device = rows, batch_size, share, device
+
+    def __len__(self) -> int:
+        """Return the number of batches of one process: the same for all, so that none waits for another."""
+        return -(-len(self.rows) // (self.batch_size * self.share.world_size))
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for i in range(len(self)):
+            first = (i * self.share.world_size + self.share.rank) * self.batch_size
+            filled = self.rows.filled(range(first, first + self.batch_size))
+            yield EvalBatch(*(to_device(each, self.device) for each in filled))

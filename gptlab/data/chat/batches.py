@@ -5,42 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gptlab.data.batches import IGNORED, Share, random_numbers, row_noise, to_device
+from gptlab.data.batches import IGNORED, Batch, Share, random_numbers, row_noise, to_device
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.packing import pack
 
 MULTIPLE = 32  # of which the length of a batch of single conversations is one: few shapes, to compile a model for
-
-
-class ChatBatch(NamedTuple):
-    """A micro-batch of rows, each with one or several conversations."""
-
-    idx: Tensor
-    """(b, T) int64."""
-    targets: Tensor
-    """(b, T) int64, one ahead of idx; `IGNORED` where there is no loss."""
-    places: Tensor
-    """(b, T) int64: the position of each token in its conversation; a 0 begins one, which sees nothing before it.
-    The empty end of a row is one of its own."""
-    noise: Tensor
-    """(b,) int32: a random number for each row, which determines its dropout."""
-    counted: int
-    """How many targets are not ignored in the whole optimizer step: in all micro-batches of all processes. The step's
-    loss is the sum over its targets, divided by this."""
-
-
-class EvalBatch(NamedTuple):
-    """Rows in order; see `ChatBatch`."""
-
-    idx: Tensor
-    targets: Tensor
-    places: Tensor
 
 
 class Rows:
@@ -70,9 +43,10 @@ class Rows:
         return float(self.lengths.sum()) / (len(self) * self.block_size)
 
     def filled(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return idx, targets and places of the rows with these numbers, (b, T) int64 each; see `ChatBatch`.
+        """Return idx, targets and places of the rows with these numbers, (b, T) int64 each; see `Batch`.
 
-        T is block_size, or without packing the longest of them, rounded up. A number that no row has is an empty row.
+        T is block_size, or without packing the longest of them, rounded up. The empty end of a row is a text of its
+        own, and a number that no row has is an empty row.
         """
         rows = [self.rows[i] if i < len(self) else [] for i in numbers]
         length = self.block_size
@@ -101,7 +75,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class ChatTrainBatches:
     """Rows in random order: optimizer step i takes the same `batch_size` rows, however they are shared.
 
-    Every conversation comes once before any comes a second time. Iterating yields `ChatBatch`es without end.
+    Every conversation comes once before any comes a second time. Iterating yields micro-batches without end.
 
     Args:
         rows: the conversations.
@@ -132,7 +106,7 @@ class ChatTrainBatches:
         ]
         return np.concatenate(parts)
 
-    def batch(self, step: int, micro: int) -> ChatBatch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Return micro-batch `micro` of this process in optimizer step `step`."""
         numbers = self.numbers(step % self.distinct if self.distinct else step)
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
@@ -140,9 +114,9 @@ class ChatTrainBatches:
         mine = slice(first, first + size)
         idx, targets, places = (to_device(each, self.device) for each in self.rows.filled(numbers[mine].tolist()))
         noise = to_device(row_noise(self.seed, step, self.batch_size)[mine], self.device)
-        return ChatBatch(idx, targets, places, noise, int(self.rows.counted[numbers].sum()))
+        return Batch(idx, targets, noise, places, int(self.rows.counted[numbers].sum()))
 
-    def __iter__(self) -> Iterator[ChatBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for step in itertools.count(self.start()):
             for micro in range(self.share.accumulation):
                 yield self.batch(step, micro)
@@ -161,8 +135,9 @@ class ChatEvalBatches:
         """Return the number of batches of one process: the same for all, so that none waits for another."""
         return -(-len(self.rows) // (self.batch_size * self.share.world_size))
 
-    def __iter__(self) -> Iterator[EvalBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for i in range(len(self)):
             first = (i * self.share.world_size + self.share.rank) * self.batch_size
             filled = self.rows.filled(range(first, first + self.batch_size))
-            yield EvalBatch(*(to_device(each, self.device) for each in filled))
+            idx, targets, places = (to_device(each, self.device) for each in filled)
+            yield Batch(idx, targets, places=places)

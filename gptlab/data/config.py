@@ -42,6 +42,8 @@ class DataConfig:
     overfit_batches: int
     order: str
     """random or epochs, see `TrainBatches`."""
+    problems: Any = None
+    """Of data=arithmetic, see `chat.sources.Problems`; None: of no other."""
 
     def __post_init__(self) -> None:
         Split(self.split, self.val_fraction, self.test_fraction)  # raises if they are out of range

@@ -23,6 +23,9 @@ KEYS: dict[str, str] = {
     "init_from": "computes tokens shown",
     "recipe.": "computes",  # other groups repeat its values
     "model.": "computes shown",
+    "task.": "computes tokens shown",
+    "task.check": "changes moved",
+    "task.answer_tokens": "changes moved",
     "tokenizer.": "computes tokens shown",
     "data.": "computes tokens shown",
     "data.path": "changes tokens",
@@ -120,7 +123,8 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
     for key, value in config.items():
         if isinstance(value, dict):
             older = upgrades.NEW.get(key, {}).items()  # the behaviour before the key existed
-            what[key] = {k: v for k, v in value.items() if does(f"{key}.{k}", "computes") and (k, v) not in older}
+            chosen = {k: v for k, v in value.items() if does(f"{key}.{k}", "computes") and (k, v) not in older}
+            what |= {key: chosen} if chosen or key != "task" else {}
         elif value is not None and key not in ("name", "resume"):
             what[key] = value
     what["data"]["sha256"] = data_sha256

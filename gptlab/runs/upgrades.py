@@ -15,7 +15,22 @@ NEW: dict[str, dict[str, Any]] = {
         **{"conv": None, "attn_dropout": None, "embed_norm": False, "head_dim": None, "rope_scaling": None},
         **{"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_size": None},
     },
-    "data": {"order": "random", "format": "auto", "separator": None, "named_parts": False, "line_ends": "kept"},
+    "task": {
+        "name": "pretrain",
+        "loss_on": "answers",
+        "too_long": "cut",
+        "pack": True,
+        "check": 500,
+        "answer_tokens": 100,
+    },
+    "data": {
+        "problems": None,
+        "order": "random",
+        "format": "auto",
+        "separator": None,
+        "named_parts": False,
+        "line_ends": "kept",
+    },
     "trainer": {"ema": 0, "val_first": True, "baseline": None, "threads": "auto"},
 }
 """Keys added to configs of this format, with the behaviour before; they do not change `identity.config_hash`."""
@@ -24,7 +39,10 @@ NEW: dict[str, dict[str, Any]] = {
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a run, completed with the keys in `NEW`."""
     groups = [group for group in NEW if group != "model" or "norm" in config["model"]]  # a bigram has no such switches
-    return {**config, **{group: config[group] | NEW[group] | config[group] for group in groups}}  # in its order
+    return {
+        **config,
+        **{group: config.get(group, {}) | NEW[group] | config.get(group, {}) for group in groups},
+    }  # in its order
 
 
 def from_format_1(about: dict[str, Any]) -> dict[str, Any]:

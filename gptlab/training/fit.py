@@ -156,16 +156,15 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    model, prepared, tokenizer = run.module.model, run.data.prepared, run.module.tokenizer
+    model = run.module.model
     groups = describe_groups(parameter_groups(model, run.settings.optim, run.matrices))
     log.info("run directory: %s", os.path.relpath(run_dir))
     log.info(
-        "%s on %s: %s parameters, %s of %s",
+        "%s on %s: %s parameters, %s",
         run.settings.name,
         run.place.description,
         f"{model.num_parameters():,}",
-        f"{len(prepared.ids('train')):,} training and {len(prepared.ids('val')):,} validation tokens",
-        f"{prepared.name} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)",
+        run.data.in_words(),
     )
     if start is not None:
         log.info("going on after step %d", start.step)
@@ -179,4 +178,4 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
         cut_curves(run_dir, start.lengths if start else {})
     write_config(run_dir / "config.yaml", run.config)
     if start is None:
-        write_json(run_dir / "environment.json", environment(run.place.device_name, prepared.sha256))
+        write_json(run_dir / "environment.json", environment(run.place.device_name, run.data.prepared.sha256))

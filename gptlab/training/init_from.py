@@ -92,6 +92,18 @@ def node(model: Model) -> dict[str, Any]:
     return {key: value for key, value in models.to_dict(model.config).items() if key != "vocab_size"}
 
 
+def with_tokens(model: Model, tokenizer: Tokenizer) -> Model:
+    """Return the model with rows for the tokens that its tokenizer has been given since, see `grow_vocabulary`."""
+    from gptlab.models.grow import grow_vocabulary
+
+    before = model.config.vocab_size
+    if tokenizer.vocab_size <= before:
+        return model
+    new = [name for name, token in tokenizer.special_tokens.items() if token >= before]
+    log.info("new tokens, whose weights begin as the mean of the others': %s", " ".join(new))
+    return grow_vocabulary(model, tokenizer.vocab_size)
+
+
 def check_tokenizer(ours: Tokenizer, theirs: Tokenizer) -> None:
     """Check that the config's tokenizer `ours` gives the ids that the weights were trained on.
 

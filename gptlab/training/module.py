@@ -14,11 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from gptlab import models
 from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.distributed.sharding import total_norm
+from gptlab.distributed.sharding import gathered_model, total_norm
 from gptlab.evaluation.loss import cross_entropy, loss_metrics
 from gptlab.formats import checkpoint
 from gptlab.models import Model
 from gptlab.system.errors import UserError, amount
+from gptlab.training.answers import Answers
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
@@ -52,6 +53,7 @@ class LMModule(L.LightningModule):
         config: the run's resolved config as a plain dict; saved in checkpoints.
         data_sha256: the hash of the raw text; saved in checkpoints.
         compile: arguments of torch.compile, which compiles model and loss as one graph; None: eager.
+        answers: what lets the model answer held-out prompts at each validation; None: nothing to answer.
         fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
     """
@@ -65,6 +67,7 @@ class LMModule(L.LightningModule):
         config: dict[str, Any],
         data_sha256: str,
         compile: dict[str, Any] | None = None,
+        answers: Answers | None = None,
         fused: bool = True,
         skip: bool = False,
     ) -> None:
@@ -76,6 +79,7 @@ class LMModule(L.LightningModule):
         self.schedule = schedule
         self.config = config
         self.data_sha256 = data_sha256
+        self.answers = answers
         self.fused = fused
         self.skip = skip
         self.val_metrics: dict[str, float] = {}
@@ -181,7 +185,14 @@ class LMModule(L.LightningModule):
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
         nats, tokens, text_bytes = sums.tolist()
-        return loss_metrics(nats, int(tokens), int(text_bytes), split)
+        return loss_metrics(nats, int(tokens), int(text_bytes), split) | self._answered(split)
+
+    def _answered(self, split: str) -> dict[str, float]:
+        """Return how right the model's answers to held-out prompts are; of other processes than the first nothing."""
+        if self.answers is None:
+            return {}
+        with gathered_model(self.model) as model, self.trainer.precision_plugin.val_step_context():
+            return self.answers.measure(model, split) if self.trainer.is_global_zero else {}
 
     def on_test_epoch_end(self) -> None:
         self.test_metrics = self._evaluation("test")

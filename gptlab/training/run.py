@@ -14,8 +14,10 @@ from gptlab import models
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed import sharding
 from gptlab.models import Model
+from gptlab.system.errors import UserError
 from gptlab.training import init_from
-from gptlab.training.datamodule import LMDataModule
+from gptlab.training.chat_datamodule import ChatDataModule
+from gptlab.training.datamodule import LMDataModule, RunData
 from gptlab.training.module import LMModule
 from gptlab.training.placement import Placement
 from gptlab.training.resume import Start, check_resumable
@@ -45,7 +47,7 @@ class Run:
 
     settings: Settings
     place: Placement
-    data: LMDataModule
+    data: RunData
     module: LMModule
     threads: int
     """Threads of a CPU, in each process."""
@@ -66,7 +68,7 @@ class Run:
         return self.settings.data.batch_size * self.data.block_size
 
 
-def load(settings: Settings, start: Start | None = None) -> tuple[LMDataModule, Model | None, Tokenizer, Decided]:
+def load(settings: Settings, start: Start | None = None) -> tuple[RunData, Model | None, Tokenizer, Decided]:
     """Prepare a run's data, and load its weights if `init_from` names some.
 
     Args:
@@ -85,14 +87,33 @@ def load(settings: Settings, start: Start | None = None) -> tuple[LMDataModule, 
         source = start.path if start else settings.init_from
         model, given = init_from.load(source, settings.model, settings.data.folder("dir"))
         node = init_from.node(model)
+    data = _data_module(settings, given, node["block_size"])
+    data.prepare_data()
+    tokenizer: Tokenizer = data.prepared.tokenizer
+    if given and settings.task.name == "pretrain":
+        init_from.check_tokenizer(tokenizer, given)
+        tokenizer = given
+    if model is not None:
+        model = init_from.with_tokens(model, tokenizer)
+    return data, model, tokenizer, Decided(data.prepared.name, tokenizer.vocab_size, node)
+
+
+def _data_module(settings: Settings, given: Tokenizer | None, block_size: int) -> RunData:
+    """Return the data of what the run is to learn.
+
+    Args:
+        given: the tokenizer of init_from.
+    """
     how = settings.tokenizer or given
     assert how is not None  # checked by `from_config`
-    data = LMDataModule(settings.data, how, node["block_size"], settings.seed)
-    data.prepare_data()
-    if given:
-        init_from.check_tokenizer(data.prepared.tokenizer, given)
-    tokenizer = given or data.prepared.tokenizer
-    return data, model, tokenizer, Decided(data.prepared.name, tokenizer.vocab_size, node)
+    if settings.task.name == "pretrain":
+        return LMDataModule(settings.data, how, block_size, settings.seed)
+    if given and settings.tokenizer:
+        raise UserError(
+            f"tokenizer={settings.tokenizer.name}: init_from brings its own, to which "
+            f"task={settings.task.name} adds the tokens of a chat; leave it out"
+        )
+    return ChatDataModule(settings.data, settings.task, how, block_size, settings.seed)
 
 
 def assemble(settings: Settings, place: Placement, start: Start | None = None) -> Run:
@@ -122,6 +143,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         decided.config(settings),
         data.prepared.sha256,
         compile,
+        data.answers() if isinstance(data, ChatDataModule) else None,
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",
     )

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import models
+from gptlab.data.chat import sources
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.evaluation.ngrams import HIGHEST_ORDER, ngram_order
@@ -20,6 +21,7 @@ from gptlab.runs.schema import build
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.training.optimizers import OptimConfig
 from gptlab.training.schedules import ScheduleConfig
+from gptlab.training.tasks import TaskConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16_true", "auto")
 
@@ -146,6 +148,7 @@ class Settings:
     deterministic: bool
     init_from: str | None
     model: dict[str, Any]
+    task: TaskConfig
     data: DataConfig
     tokenizer: TokenizerConfig | None
     """None: the tokenizer of `init_from`."""
@@ -166,7 +169,7 @@ class Settings:
 
 
 KEYS = ("name", "seed", "deterministic", "init_from", "resume")
-GROUPS = ("recipe", "model", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile")
+GROUPS = ("recipe", "model", "task", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile")
 
 
 def from_config(config: DictConfig | dict[str, Any]) -> Settings:
@@ -208,6 +211,7 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
         init_from=source,
         model=_model(plain.model, source),
         trainer=build(TrainerConfig, plain.trainer, "trainer"),
+        task=build(TaskConfig, plain.task, "task"),
         data=build(DataConfig, plain.data, "data"),
         tokenizer=_tokenizer(plain.tokenizer, source),
         optim=build(OptimConfig, plain.optim, "optim"),
@@ -227,7 +231,33 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
             f"trainer.max_steps={steps}: with schedule.min_ratio=0 nothing is learned from step "
             f"schedule.decay_steps={schedule.decay_steps} on; add schedule.decay_steps={steps}"
         )
+    _check_task(found)
     return found
+
+
+def _check_task(found: Settings) -> None:
+    """Check that task, data and what belongs to one of them go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    if found.task.name == "pretrain":
+        if found.data.name in sources.NAMES:
+            raise UserError(f"data={found.data.name} with task=pretrain: it has conversations; use task=sft")
+        if found.data.problems is not None:
+            raise UserError(f"data.problems={found.data.problems}: is of data=arithmetic only; leave it out")
+        return
+    if found.data.name not in sources.NAMES:
+        raise UserError(
+            f"task={found.task.name} with data={found.data.name}: it learns from conversations; use data=chat "
+            f"data.path=my.jsonl, or data=arithmetic"
+        )
+    if found.data.name != "arithmetic" and found.data.problems is not None:
+        raise UserError(f"data.problems={found.data.problems}: is of data=arithmetic only; leave it out")
+    if found.data.name == "arithmetic":
+        sources.problems(found.data.problems)
+    if found.trainer.baseline is not None:
+        raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
 
 
 def _model(node: DictConfig, source: str | None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import lightning as L
 import torch
 
 from gptlab.data.prepared import Prepared
-from gptlab.data.tokenizers.base import UNKNOWN
 from gptlab.evaluation.ngrams import NGrams, ngram_order
 from gptlab.runs.directory import SUMMARY_FORMAT
 from gptlab.runs.identity import config_hash
@@ -32,27 +31,10 @@ def baseline_loss(name: str, data: Prepared) -> float:
     return float(counts.nats(data.ids("val")[:]).mean())
 
 
-def opening_words(data: Prepared) -> str | None:
-    """Return a few words from the beginning of the validation text, to try the model with; None if it has none.
-
-    A text without spaces gives a few letters. The first line and the first word may be cut, so they come last.
-    """
-    tokenizer = data.tokenizer
-    ids = [token for token in data.ids("val")[:256].tolist() if token != tokenizer.end_of_text]
-    first, *lines = tokenizer.decode(ids).split("\n")
-    for line in (*lines, " ".join(first.split()[1:]), first):
-        words = line.split()[:3]
-        text = " ".join(words)[:20] if len(words) > 1 else line.strip()[:8]
-        odd = not text.isprintable() or "\ufffd" in text or UNKNOWN in text or text.startswith("-")
-        if any(map(str.isalnum, text)) and not odd and not tokenizer.unknown(text):
-            return text.strip()
-    return None
-
-
 def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float) -> dict[str, Any]:
     """Return the summary of the run that `trainer` has made; the first process writes it into `run_dir`.
 
-    What is returned has, as "opening", what `opening_words` returns; what is written has not.
+    What is returned has, as "opening", what `RunData.opening` returns; what is written has not.
 
     Args:
         total_seconds: wall time since the run began, with validations, samples and checkpoints.
@@ -102,4 +84,4 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         if (name := run.settings.trainer.baseline) is not None:
             summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
         write_json(run_dir / "summary.json", summary)
-    return summary | {"opening": opening_words(data)}
+    return summary | {"opening": run.data.opening()}

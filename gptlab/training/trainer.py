@@ -19,9 +19,9 @@ from gptlab.system import accelerator
 from gptlab.system.files import explain_write_errors
 from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Lengths, Patience
 from gptlab.training.callbacks.curves import Curves
-from gptlab.training.callbacks.diagnostics import Diagnostics
+from gptlab.training.callbacks.diagnostics import TOKENS, Diagnostics
 from gptlab.training.callbacks.progress_bar import Progress
-from gptlab.training.callbacks.samples import Samples
+from gptlab.training.callbacks.samples import AnswerSamples, Samples
 from gptlab.training.callbacks.weight_average import Averaging
 from gptlab.training.lightning_setup import no_profiler, skip_idle_hooks
 from gptlab.training.loggers import CSVLogger, TensorBoard, silent_writer_thread
@@ -86,12 +86,15 @@ def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoa
         patience=t.patience,
         whole=start is not None and start.path.name == "last.ckpt",
     )
-    samples = Samples(
-        run_dir / "samples.txt", t.sample_prompt, t.sample_tokens, t.sample_temperature, run.settings.seed
+    path = run_dir / "samples.txt"
+    samples = (
+        Samples(path, t.sample_prompt, t.sample_tokens, t.sample_temperature, run.settings.seed)
+        if run.module.answers is None
+        else AnswerSamples(path)
     )
     callbacks: list[L.Callback] = [curves, samples, checkpoints, Progress(curves), Lengths(run_dir), Averaging(t.ema)]
     if t.diagnose_every:
-        callbacks.append(Diagnostics(t.diagnose_every, run.data.prepared.ids("val"), run.data.block_size, board))
+        callbacks.append(Diagnostics(t.diagnose_every, run.data.fixed_batch(TOKENS), board))
     if t.patience is not None:
         callbacks.append(Patience("val/loss", patience=t.patience))
     return callbacks
@@ -129,7 +132,7 @@ def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> N
         try:
             processes.begin(run_dir)
             trainer.fit(run.module, datamodule=run.data, ckpt_path=start.path if start else None)
-            if "test" in run.data.prepared.counts:
+            if run.data.has_test:
                 trainer.test(run.module, datamodule=run.data, verbose=False)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers were set; Lightning exits with 1

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share
+from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import full_tensor, gathered_model, total_norm
 from gptlab.evaluation.loss import cross_entropy
@@ -37,16 +37,13 @@ class Diagnostics(L.Callback):
     the end of the run the token embeddings are written for the projector.
 
     Args:
-        ids: the validation ids; the batch is their first rows of `block_size`.
+        batch: what the model is measured on.
     """
 
-    def __init__(self, every: int, ids: Ids, block_size: int, board: TensorBoard) -> None:
+    def __init__(self, every: int, batch: Batch, board: TensorBoard) -> None:
         self.every = every
         self.board = board
-        rows, cpu = max(TOKENS // block_size, 1), torch.device("cpu")
-        self.batch = next(
-            iter(EvalBatches(ids, batch_size=rows, block_size=block_size, share=Share(0, 1, 1), device=cpu))
-        )
+        self.batch = batch
         self._before: dict[str, list[Tensor]] | None = None  # the weights before a measured step
         self._values: dict[str, float] = {}
 

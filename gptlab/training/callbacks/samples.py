@@ -23,6 +23,9 @@ from gptlab.training.module import LMModule
 log = logging.getLogger(__name__)
 
 
+SHOWN = 5  # answers after a validation
+
+
 class Samples(L.Callback):
     """Lets the model continue `prompt` after each validation; writes to samples.txt, TensorBoard and the log.
 
@@ -57,16 +60,41 @@ class Samples(L.Callback):
                 self._draw(trainer, model, pl_module.tokenizer)
 
     def _draw(self, trainer: L.Trainer, model: Model, tokenizer: Tokenizer) -> None:
-        step = trainer.global_step
         ids = prompt_ids(tokenizer, self.prompt)
         context = Context(model, [ids], self.tokens)
-        generator = torch.Generator().manual_seed(self.seed + step)
+        generator = torch.Generator().manual_seed(self.seed + trainer.global_step)
         with trainer.precision_plugin.val_step_context():
             ids += [int(tokens) for tokens, _ in generate(context, self.tokens, self.sampling, [generator])]
-        text = harmless(tokenizer.decode(ids))
-        with explain_write_errors(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n{text}\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
-        log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))
+        write_sample(trainer, self.path, tokenizer.decode(ids))
+
+
+class AnswerSamples(L.Callback):
+    """Writes the first answers of each validation as `Samples` does: prompt, answer, and what was wanted instead.
+
+    Args:
+        path: where samples.txt is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        if not trainer.is_global_zero or pl_module.answers is None:
+            return
+        lines = []
+        for prompt, answer, wanted, ended in pl_module.answers.last[:SHOWN]:
+            lines += [f"> {prompt}", answer if ended else f"{answer} ..."]
+            lines += [] if ended and answer == wanted else [f"(wanted: {wanted})"]
+        write_sample(trainer, self.path, "\n".join(lines))
+
+
+def write_sample(trainer: L.Trainer, path: Path, text: str) -> None:
+    """Append a text to samples.txt, and show it in TensorBoard and the log."""
+    step, text = trainer.global_step, harmless(text)
+    with explain_write_errors(path.parent), path.open("a", encoding="utf-8") as file:
+        file.write(f"--- step {step}\n{text}\n")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
+    log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))

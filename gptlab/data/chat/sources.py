@@ -1,0 +1,163 @@
+"""The conversations to learn from, by name: rows of your files, and problems whose answers are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from gptlab.data.chat.arithmetic import Arithmetic
+from gptlab.data.chat.conversations import Conversation, Examples, read_examples
+from gptlab.data.chat.splitting import HELD_OUT, TRAIN
+from gptlab.data.config import DataConfig
+from gptlab.data.find_files import find_texts
+from gptlab.data.split import SPLITS, Split
+from gptlab.system.errors import UserError, amount, did_you_mean
+from gptlab.system.files import expand_user
+
+NAMES = ("chat", "arithmetic")
+MOST_HELD_OUT = 100_000  # problems that are kept for validation and test
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations in the parts of a data set."""
+
+    name: str
+    parts: dict[str, list[Conversation]]
+    """train, val and perhaps test."""
+    known: bool
+    """Whether each prompt has one right answer."""
+
+    def texts(self, part: str) -> Iterator[str]:
+        """Yield what is said in a part."""
+        return (message.content for each in self.parts[part] for message in each.messages)
+
+    def sha256(self) -> str:
+        """Return a hash of all that is said, by whom, and of what is only given."""
+        said = {part: [(each.messages, each.given) for each in rows] for part, rows in self.parts.items()}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def in_words(self) -> str:
+        """Return how many conversations each part has."""
+        names = {"train": "training", "val": "validation", "test": "test"}
+        counts = [f"{len(rows):,} {names[part]}" for part, rows in self.parts.items()]
+        return f"{', '.join(counts[:-1])} and {counts[-1]} conversations of {self.name}"
+
+
+def load(config: DataConfig) -> Conversations:
+    """Return the conversations that `data` names.
+
+    Raises:
+        UserError: there is no such set of conversations, its files cannot be read or have another form, or a part has
+            none.
+    """
+    if config.name == "arithmetic":
+        return _arithmetic(config)
+    if config.name != "chat":
+        raise UserError(
+            f"data.name={config.name}: a text, and task=sft learns from conversations; give data=chat "
+            f"data.path=my.jsonl, or data=arithmetic"
+        )
+    if not config.paths:
+        raise UserError("data=chat needs a file: add data.path=my.jsonl")
+    found = find_texts([expand_user(path) for path in config.paths], config.reading)
+    split = Split(config.split, config.val_fraction, config.test_fraction)
+    names = split.names(found.parts)
+    if not found.parts:
+        rows = _rows(read_examples([file.path for file in found.files], config.reading))[: config.max_documents]
+        parts = _divide(rows, split)
+    else:
+        of_part = {part: [file.path for file in found.files if file.part == part] for part in found.parts}
+        parts = {part: _rows(read_examples(paths, config.reading)) for part, paths in of_part.items()}
+        if "val" not in parts:  # cut off, as of a text
+            parts |= _divide(parts["train"], split)
+    for name in names:
+        if not parts.get(name):
+            raise UserError(f"data=chat: the {name} part has no conversations; give more of them")
+    return Conversations("chat", {name: parts[name] for name in names}, known=False)
+
+
+def _rows(examples: Examples) -> list[Conversation]:
+    if not all(isinstance(each, Conversation) for each in examples.rows):
+        raise UserError(
+            f"{examples.rows[0].where}: rows of {' + '.join(examples.form)} are not for task=sft, which learns from "
+            f"messages, or from prompt + completion"
+        )
+    return examples.rows
+
+
+def _divide(rows: list[Conversation], split: Split) -> dict[str, list[Conversation]]:
+    """Divide conversations by their place, or by the hash of what is said."""
+    if split.by == "document":
+        said = [json.dumps(each.messages).encode() for each in rows]
+        hashes = [int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") / 2**64 for raw in said]
+        bounds = {
+            "val": (0, split.val_fraction),
+            "test": (split.val_fraction, split.held_out),
+            "train": (split.held_out, 1),
+        }
+        return {
+            name: [row for row, share in zip(rows, hashes, strict=True) if low <= share < high]
+            for name, (low, high) in bounds.items()
+        }
+    ends = split.ends(len(rows))
+    return {name: rows[begin:end] for name, begin, end in zip(SPLITS, (0, *ends), ends, strict=False)}
+
+
+@dataclass(frozen=True)
+class Problems:
+    """`data.problems`: which problems data=arithmetic makes."""
+
+    task: str
+    """See `Arithmetic`, as of the next three."""
+    digits: int
+    seed: int
+    held_out: float
+    examples: int | None
+    """How many problems the training part has; None: all that are not held out."""
+
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic(self.task, self.digits, self.seed, self.held_out)
+
+
+def problems(node: Any) -> Problems:
+    """Return the checked node `data.problems`.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    known = {each.name: each.type for each in fields(Problems)}
+    for key in node or {}:
+        if key not in known:
+            raise UserError(f"data.problems.{key}={node[key]}: there is no such key; {did_you_mean(str(key), known)}")
+    kinds = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}
+    for key, kind in known.items():
+        if key not in (node or {}):
+            raise UserError(f"data.problems.{key}: is missing; data=arithmetic has it")
+        if isinstance(node[key], bool) or not isinstance(node[key], kinds[str(kind)]):  # type: ignore[arg-type]
+            raise UserError(f"data.problems.{key}={node[key]}: must be of type {kind}")
+    found = Problems(**node)
+    try:
+        found.arithmetic()
+    except UserError as error:
+        raise UserError(f"data.problems.{error}") from None
+    return found
+
+
+def _arithmetic(config: DataConfig) -> Conversations:
+    asked = problems(config.problems)
+    made = asked.arithmetic()
+    held_out = made.problems(HELD_OUT, min(len(made.numbers(HELD_OUT)), MOST_HELD_OUT))
+    first = max(int(np.ceil(config.val_fraction * len(held_out))), 1)
+    if first == len(held_out):
+        raise UserError(
+            f"data.problems.held_out={asked.held_out}: {amount(len(held_out), 'problem')} are too few for a validation "
+            f"and a test part; raise it, or data.problems.digits"
+        )
+    train = made.problems(TRAIN, asked.examples)
+    return Conversations("arithmetic", {"train": train, "val": held_out[:first], "test": held_out[first:]}, known=True)

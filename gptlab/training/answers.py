@@ -1,0 +1,72 @@
+"""Let a model answer the prompts of held-out conversations, and compare its answers to the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from gptlab.data.chat.chat_format import Format
+from gptlab.data.chat.conversations import Conversation
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.generation.replies import draw_replies
+from gptlab.models import Model
+
+
+class Answered(NamedTuple):
+    """A prompt, and what the model answers."""
+
+    prompt: str
+    """The last message before the answer."""
+    answer: str
+    wanted: str
+    ended: bool
+    """Whether the answer ends with an end token."""
+
+    @property
+    def right(self) -> bool:
+        """Whether it is what was wanted, and ends there."""
+        return self.ended and self.answer == self.wanted
+
+
+class Answers:
+    """Answers the prompts of conversations greedily.
+
+    Args:
+        conversations: those of each part that are answered; the last message of each is the right answer.
+        max_tokens: the most tokens of an answer, its end included.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, chat: Format, conversations: Mapping[str, Sequence[Conversation]], max_tokens: int
+    ) -> None:
+        self.tokenizer, self.chat, self.conversations, self.max_tokens = tokenizer, chat, conversations, max_tokens
+        self.last: list[Answered] = []
+        """What was answered when `measure` was last called."""
+
+    def measure(self, model: Model, part: str) -> dict[str, float]:
+        """Return the share of right answers, the share that end, and their mean length in tokens.
+
+        Args:
+            model: a model in evaluation mode.
+            part: val or test.
+        """
+        asked = self.conversations.get(part, ())
+        if not asked:
+            return {}
+        prompts = [self.chat.prompt(each.messages[:-1]).tolist() for each in asked]
+        replies = draw_replies(model, prompts, self.max_tokens, self.chat.ends)
+        self.last = [
+            Answered(
+                each.messages[-2].content,
+                self.tokenizer.decode(reply.ids[: len(reply.ids) - reply.ended]),
+                each.messages[-1].content,
+                reply.ended,
+            )
+            for each, reply in zip(asked, replies, strict=True)
+        ]
+        count = len(asked)
+        return {
+            f"{part}/accuracy": sum(each.right for each in self.last) / count,
+            f"{part}/stop_rate": sum(each.ended for each in self.last) / count,
+            f"{part}/answer_tokens": sum(len(reply.ids) for reply in replies) / count,
+        }

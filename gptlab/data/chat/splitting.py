@@ -1,0 +1,31 @@
+"""Which part a generated problem belongs to, decided by a hash of the problem, so that no two parts can share one."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+TRAIN, HELD_OUT, LONGER = "train", "held_out", "longer"
+MIXERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def number_shares(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """Return a hash of each number, (n,) in [0, 1), by SplitMix64 (Steele et al. 2014,
+    https://doi.org/10.1145/2660193.2660195).
+
+    Args:
+        numbers: (n,) uint64.
+    """
+    with np.errstate(over="ignore"):
+        mixed = numbers.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64))
+        for shift, mixer in zip((30, 27), MIXERS, strict=True):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(mixer)
+        mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)) / np.float64(1 << 53)
+
+
+def text_share(seed: int, text: str) -> float:
+    """Return a hash of a text, in [0, 1)."""
+    raw = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=6).digest()
+    return int.from_bytes(raw, "big") / (1 << 48)

@@ -103,6 +103,13 @@ class Arithmetic:
         """Return about which share of the problems of a length belongs to a part."""
         return {TRAIN: 1 - self.held_out, HELD_OUT: self.held_out}.get(part, 0.9)
 
+    def some(self, part: str, most: int | None) -> list[Conversation]:
+        """Return the first `most` problems of a part, or as many as there are; None: all. See `problems`."""
+        space = self.space(self._length(part))
+        if most is not None and space <= ENUMERATED:
+            most = min(most, len(self._of_part(np.arange(space, dtype=np.uint64), part)))
+        return self.problems(part, most)
+
     def _drawn(self, part: str, count: int, space: int) -> list[int]:
         """Return the first `count` distinct numbers of a part in a stream of random ones."""
         chosen: dict[int, None] = {}

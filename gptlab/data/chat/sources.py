@@ -119,7 +119,7 @@ class Problems:
     seed: int
     held_out: float
     examples: int | None
-    """How many problems the training part has; None: all that are not held out."""
+    """How many problems the training part has at most; None: all that are not held out."""
 
     def arithmetic(self) -> Arithmetic:
         return Arithmetic(self.task, self.digits, self.seed, self.held_out)
@@ -152,12 +152,12 @@ def problems(node: Any) -> Problems:
 def _arithmetic(config: DataConfig) -> Conversations:
     asked = problems(config.problems)
     made = asked.arithmetic()
-    held_out = made.problems(HELD_OUT, min(len(made.numbers(HELD_OUT)), MOST_HELD_OUT))
+    held_out = made.some(HELD_OUT, MOST_HELD_OUT)
     first = max(int(np.ceil(config.val_fraction * len(held_out))), 1)
     if first == len(held_out):
         raise UserError(
             f"data.problems.held_out={asked.held_out}: {amount(len(held_out), 'problem')} are too few for a validation "
             f"and a test part; raise it, or data.problems.digits"
         )
-    train = made.problems(TRAIN, asked.examples)
+    train = made.some(TRAIN, asked.examples)
     return Conversations("arithmetic", {"train": train, "val": held_out[:first], "test": held_out[first:]}, known=True)

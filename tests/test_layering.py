@@ -18,14 +18,15 @@ ROOMS: dict[str, set[str]] = {
     "distributed": {"system", "models"},
     "generation": {"system", "models", "data", "formats"},
     "evaluation": {"system", "models", "data", "formats", "generation"},
-    "training": {"system", "models", "data", "runs", "formats", "distributed", "generation", "evaluation"},
+    "alignment": {"system", "models", "data", "generation", "evaluation"},
+    "training": {"system", "models", "data", "runs", "formats", "distributed", "generation", "evaluation", "alignment"},
     "sweeps": {"system", "runs"},
     "reports": {"system", "runs"},
     "benchmarks": {"system", "models", "data", "runs", "generation", "training", "reports"},
 }
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
-    "torch": {"models", "formats", "distributed", "generation", "evaluation", "training", "benchmarks"}
+    "torch": {"models", "formats", "distributed", "generation", "evaluation", "alignment", "training", "benchmarks"}
     | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "generate.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}

@@ -20,6 +20,16 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
 
 
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Check that the value of a key is one of the choices.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in (known := tuple(choices)):
+        raise UserError(f"{key}={value}: there is no such choice; {did_you_mean(value, known)}")
+
+
 def amount(count: int, noun: str) -> str:
     """Return a number with its noun for a message: 1 character, 2,000 characters."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

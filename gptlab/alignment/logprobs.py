@@ -8,7 +8,7 @@ from torch import Tensor
 from gptlab.evaluation.loss import cross_entropy
 from gptlab.system.errors import UserError, check_choice
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_ESTIMATORS = ("k1", "k2", "k3", "k3_weighted")
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -93,28 +93,31 @@ def exact_kl(logits: Tensor, reference: Tensor, counted: Tensor, temperature: fl
     return (p.exp() * gap).sum(-1).masked_fill(~counted, 0)
 
 
-def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str) -> Tensor:
-    """Return an estimate of KL(p || q) from each sampled token, of any shape, as Schulman named them.
+def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str, old_logprobs: Tensor | None = None) -> Tensor:
+    """Return an estimate of KL(p || q) from each sampled token, of any shape; k1 to k3 as Schulman named them.
 
-    With l = log p - log q of a token sampled from p, and each differentiated as it stands:
+    With l = log p - log q of a token sampled from p, r = p / p_old, and each differentiated as it stands, r, too:
 
-    ======  ================  ================  ==========================================
-    kind    of one token      expected value    expected gradient
-    ======  ================  ================  ==========================================
-    k1      l                 KL(p || q)        0: only noise, so it is no loss
-    k2      l^2 / 2           another           that of KL(p || q)
-    k3      e^-l - 1 + l      KL(p || q)        that of KL(q || p), the other direction
-    ======  ================  ================  ==========================================
+    ===========  ====================  ==============  =============================================
+    kind         of one token          expected value  expected gradient
+    ===========  ====================  ==============  =============================================
+    k1           l                     KL(p || q)      0: only noise, so it is no loss
+    k2           l^2 / 2               another         that of KL(p || q)
+    k3           e^-l - 1 + l          KL(p || q)      that of KL(q || p), the other direction
+    k3_weighted  r (e^-l - 1 + l)      KL(p || q)      that of KL(p || q), even for tokens from p_old
+    ===========  ====================  ==============  =============================================
 
     So k1 belongs into the reward, see `advantages.token_rewards`, where its gradient is right; as a term of the loss,
-    k2 has the gradient of KL(p || q), k3 has not, and `exact_kl` has it without noise.
+    k2 and k3_weighted have the gradient of KL(p || q), k3 has not, and `exact_kl` has it without noise.
 
-    Sources: http://joschu.net/blog/kl-approx.html, https://arxiv.org/abs/2506.09477. TRL's KL is k3.
+    Sources: http://joschu.net/blog/kl-approx.html, https://arxiv.org/abs/2506.09477; k3_weighted is that of DeepSeek
+    V3.2, https://arxiv.org/abs/2512.02556. TRL has k3 and, by default, k3_weighted.
 
     Args:
         logprobs: the policy's log-probabilities of the sampled tokens.
         reference: the reference's, of the same shape, which get no gradient.
         kind: one of `KL_ESTIMATORS`.
+        old_logprobs: for k3_weighted, those at the sampling, which get no gradient; None: they are `logprobs`.
 
     Raises:
         UserError: there is no such kind.
@@ -125,7 +128,11 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str) -> Tensor:
         return difference
     if kind == "k2":
         return difference.square() / 2
-    return torch.expm1(-difference) + difference
+    k3 = torch.expm1(-difference) + difference
+    if kind == "k3":
+        return k3
+    old = logprobs if old_logprobs is None else old_logprobs
+    return (logprobs - old.detach()).exp() * k3
 
 
 def quotient(total: Tensor, weight: Tensor) -> Tensor:

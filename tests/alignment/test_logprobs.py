@@ -126,6 +126,7 @@ def test_values_and_expected_gradients_of_the_estimators_are_those_of_their_tabl
     # The gradients of the two divergences with respect to the logits, written out.
     kl = (p * (p / q).log()).sum()
     gradients = {"k1": torch.zeros(V), "k2": p * ((p / q).log() - kl), "k3": p - q}
+    gradients["k3_weighted"] = gradients["k2"]
     for kind in KL_ESTIMATORS:
         theta = x.clone().requires_grad_()
         log_p, log_q = theta.log_softmax(-1), reference.log_softmax(-1).requires_grad_()
@@ -142,6 +143,19 @@ def test_values_and_expected_gradients_of_the_estimators_are_those_of_their_tabl
     exact_kl(theta[None, None], reference.float()[None, None], torch.ones(1, 1, dtype=torch.bool)).sum().backward()
     assert theta.grad is not None
     torch.testing.assert_close(theta.grad.double(), gradients["k2"], atol=1e-5, rtol=1e-5)
+
+
+def test_weighted_it_has_value_and_gradient_of_kl_also_for_tokens_of_an_older_policy() -> None:
+    x, old, reference = (logits(V).double().log_softmax(-1) for _ in range(3))
+    x.requires_grad_()
+    log_p = x.log_softmax(-1)
+    value = (old.exp() * kl_estimate(log_p, reference, "k3_weighted", old)).sum()
+    value.backward()
+    p, q = x.detach().exp(), reference.exp()
+    kl = (p * (p / q).log()).sum()
+    assert value.item() == pytest.approx(kl.item(), rel=1e-9)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, p * ((p / q).log() - kl), atol=1e-12, rtol=1e-9)
 
 
 def test_k1_in_the_reward_has_the_gradient_of_kl() -> None:
@@ -161,5 +175,5 @@ def test_an_estimate_is_exactly_0_where_both_agree(kind: str) -> None:
 
 
 def test_an_estimate_of_another_name_is_refused() -> None:
-    with pytest.raises(UserError, match="kl=k4: there is no such choice; there are k1, k2, k3"):
+    with pytest.raises(UserError, match="kl=k4: there is no such choice; there are k1, k2, k3, k3_weighted"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")

@@ -210,7 +210,6 @@ def policy_loss(
         log_ratio = sequence_means(log_ratio, counted)[:, None].expand_as(log_ratio)
     r = log_ratio.exp()
     a = advantages.detach() if advantages.dim() == 2 else advantages.detach()[:, None]
-    a = a.expand_as(r).masked_fill(~counted, 0)  # of what does not count it may be nan
     losses, clipped = -r * a, torch.zeros_like(r)
     if clip is not None:
         limited = -r.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high)) * a

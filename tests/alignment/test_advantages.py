@@ -29,9 +29,10 @@ def of_one_group(rewards: list[float], baseline: str) -> list[float]:
     return [r - (sum(rewards) - r) / (n - 1) for r in rewards]
 
 
+@pytest.mark.parametrize("around", [0, 10_000])  # where fp32 would round the mean
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_group_advantages_are_their_formulas(baseline: str) -> None:
-    rewards = torch.randn(P, G)
+def test_group_advantages_are_their_formulas(baseline: str, around: float) -> None:
+    rewards = around + torch.randn(P, G)
     expected = [of_one_group(group, baseline) for group in rewards.tolist()]
     torch.testing.assert_close(group_advantages(rewards, baseline), torch.tensor(expected), atol=1e-6, rtol=1e-6)
     assert group_advantages(rewards, baseline).dtype == rewards.dtype
@@ -39,10 +40,11 @@ def test_group_advantages_are_their_formulas(baseline: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, -1e6, 1e-30])
 @pytest.mark.parametrize("group", [2, 3, 7, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_equal_rewards_have_exactly_no_advantage(baseline: str, group: int, value: float) -> None:
+def test_equal_rewards_have_exactly_no_advantage(baseline: str, dtype: torch.dtype, group: int, value: float) -> None:
     """Fault 11: a group's mean is rounded, and what is left over, divided by its deviation, would be learnt from."""
-    assert group_advantages(torch.full((P, group), value), baseline).count_nonzero() == 0
+    assert group_advantages(torch.full((P, group), value, dtype=dtype), baseline).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import torch
 
+from gptlab.data.chat.chat_format import ChatFormat
 from gptlab.formats.open_model import OpenedModel
-from gptlab.generation.answers import check_prompt, stream_pieces
+from gptlab.generation.answers import chats, check_prompt, stream_pieces
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
@@ -32,6 +33,8 @@ def converse(
 ) -> None:
     """Answer line after line until there are no more; for the model, the whole conversation is one text.
 
+    A model that has learned to answer in the chat format sees each line as what a user says.
+
     Args:
         opened: the model.
         opening: text before the first line.
@@ -46,7 +49,8 @@ def converse(
         UserError: a logit is infinite or not a number.
     """
     tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
-    end_of_line = "" if tokenizer.unknown("\n") else "\n"
+    chat = ChatFormat(tokenizer) if chats(opened) and not special else None
+    end_of_line = "" if chat or tokenizer.unknown("\n") else "\n"
     if opening:
         opening = opening.removesuffix("\n") + end_of_line
         printer.write(opening)
@@ -55,12 +59,13 @@ def converse(
     encode = tokenizer.encode_special if special else tokenizer.encode
     for line in _lines(opened, special):
         if context is None:
-            ids = prompt_ids(tokenizer, opening + line + end_of_line, special)
+            ids = prompt_ids(tokenizer, opening + line + end_of_line, special, chat is not None)
             length = len(ids)
             context = Context(opened.model, [ids], block_size)
         else:
             fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
-            ids = encode(("" if fresh else end_of_line) + line + end_of_line).tolist()
+            text = ("" if fresh else end_of_line) + line + end_of_line
+            ids = (encode(text) if chat is None else chat.following(context.rows[0], text)).tolist()
             for token in ids:
                 context.append([token])
             length = len(context.rows[0])
@@ -76,7 +81,7 @@ def converse(
                 printer.show(pieces)
         printer.show(stream.close())  # the rest of an interrupted answer
         tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
-        if stream.finish == "end_of_text" and not special:
+        if stream.finish == "end_of_text" and not special and chat is None:
             context.take_back(1)  # the conversation continues
         if not stream.text.endswith("\n"):
             printer.write("\n")

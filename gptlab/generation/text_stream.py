@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gptlab.data.chat.chat_format import end_tokens
 from gptlab.data.tokenizers import Tokenizer
 
 
@@ -38,6 +39,7 @@ class TextStream:
         """The text so far, without what is held back."""
         self.finish: str | None = None
         """Why it ended: stop, end_of_text or length."""
+        self._ends = end_tokens(tokenizer)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: list[Piece] = []
 
@@ -56,7 +58,7 @@ class TextStream:
             return []
         self.tokens.append(token)
         self.bits.append(bits)
-        if token == self.tokenizer.end_of_text:
+        if token in self._ends:
             return self.close("end_of_text")
         self._hold(self._decoder.decode(self.tokenizer.tokens[token]), bits)
         whole = "".join(piece.text for piece in self._held)

@@ -139,6 +139,10 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
     best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
     test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
+    for part in ("val", "test"):
+        if (right := summary.get(f"{part}/accuracy")) is not None:
+            ended = summary[f"{part}/stop_rate"]
+            test += f"\n  {part + '/accuracy':<13} {right:.2%} of the answers are right, {ended:.2%} end"
     beside = ""
     if baseline := summary.get("baseline"):
         less = baseline["val/loss"] - summary["val/loss"]

@@ -119,7 +119,7 @@ class ChatDataModule(RunData):
         alone = Rows(
             self.prepared.rows["val"].conversations[: max(tokens // self.block_size, 1)], self.block_size, packed=False
         )
-        idx, targets, _ = map(torch.from_numpy, alone.filled(range(len(alone))))
+        idx, targets, _ = map(torch.from_numpy, alone.filled(range(len(alone)), self.block_size))
         return Batch(idx, targets)
 
     def opening(self) -> str | None:

@@ -42,17 +42,22 @@ class Rows:
         """The share of the rows' places that hold a token."""
         return float(self.lengths.sum()) / (len(self) * self.block_size)
 
-    def filled(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return idx, targets and places of the rows with these numbers, (b, T) int64 each; see `Batch`.
+    def width(self, numbers: Sequence[int]) -> int:
+        """Return how long the rows with these numbers are made: block_size, or without packing the longest of them,
+        rounded up.
+        """
+        if self.packed:
+            return self.block_size
+        longest = max((int(self.lengths[self.rows[i]].sum()) for i in numbers if i < len(self)), default=1)
+        return min(-(-longest // MULTIPLE) * MULTIPLE, self.block_size)
 
-        T is block_size, or without packing the longest of them, rounded up. The empty end of a row is a text of its
+    def filled(self, numbers: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return idx, targets and places of the rows with these numbers, (b, length) int64 each; see `Batch`.
+
+        The empty end of a row is a text of its
         own, and a number that no row has is an empty row.
         """
         rows = [self.rows[i] if i < len(self) else [] for i in numbers]
-        length = self.block_size
-        if not self.packed:
-            longest = max((int(self.lengths[row].sum()) for row in rows if row), default=1)
-            length = min(-(-longest // MULTIPLE) * MULTIPLE, length)
         idx = np.zeros((len(rows), length), dtype=np.int64)
         targets, places = np.full_like(idx, IGNORED), np.zeros_like(idx)
         for r, row in enumerate(rows):
@@ -112,7 +117,9 @@ class ChatTrainBatches:
         size = self.batch_size // (self.share.world_size * self.share.accumulation)
         first = (micro * self.share.world_size + self.share.rank) * size
         mine = slice(first, first + size)
-        idx, targets, places = (to_device(each, self.device) for each in self.rows.filled(numbers[mine].tolist()))
+        width = self.rows.width(numbers.tolist())  # of the whole step, so that dropout is the same however it is shared
+        filled = self.rows.filled(numbers[mine].tolist(), width)
+        idx, targets, places = (to_device(each, self.device) for each in filled)
         noise = to_device(row_noise(self.seed, step, self.batch_size)[mine], self.device)
         return Batch(idx, targets, noise, places, int(self.rows.counted[numbers].sum()))
 
@@ -138,6 +145,7 @@ class ChatEvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         for i in range(len(self)):
             first = (i * self.share.world_size + self.share.rank) * self.batch_size
-            filled = self.rows.filled(range(first, first + self.batch_size))
+            numbers = range(first, first + self.batch_size)
+            filled = self.rows.filled(numbers, self.rows.width(numbers))
             idx, targets, places = (to_device(each, self.device) for each in filled)
             yield Batch(idx, targets, places=places)

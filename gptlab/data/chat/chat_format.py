@@ -66,6 +66,11 @@ def has_chat_tokens(tokenizer: Tokenizer) -> bool:
     )
 
 
+def end_tokens(tokenizer: Tokenizer) -> set[int]:
+    """Return the ids that end an answer: the end of a turn and the end of a text, as far as there are such tokens."""
+    return {end for end in (tokenizer.special_tokens.get(END), tokenizer.end_of_text) if end is not None}
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """<|begin_of_text|><|user|>Hello<|end|><|assistant|>Hi<|end|>, in which the messages are ordinary text.
@@ -97,8 +102,7 @@ class ChatFormat:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        text_end = self.tokenizer.end_of_text
-        return (self.end,) if text_end in (None, self.end) else (self.end, text_end)
+        return tuple(end_tokens(self.tokenizer))
 
     def encode(self, messages: Sequence[Message], given: int = 0) -> Encoded:
         # Each part is tokenised alone, so that the ids of a prompt do not depend on the answer after it.
@@ -112,6 +116,15 @@ class ChatFormat:
 
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         return np.append(self.encode(messages).ids, self.turn("assistant"))
+
+    def following(self, ids: Sequence[int], content: str) -> np.ndarray:
+        """Return the ids of what a user says after a conversation, and of the beginning of the answer, (n,) int64.
+
+        Args:
+            ids: the conversation, whose last answer may lack its end.
+        """
+        rest = self.prompt([Message("user", content)])[len(self.begin) :]
+        return rest if ids[-1] in self.ends else np.insert(rest, 0, self.end)
 
     def turn(self, role: str) -> int:
         """Return the id that begins a message of a role."""

@@ -122,13 +122,15 @@ class Curves(L.Callback):
             self._sum_up(trainer, metrics)
         self._write(trainer, metrics)
         train = f", train/loss {self.last['train/loss']:.4f}" if self.last else ""
+        right = f", {metrics['val/accuracy']:.1%} of the answers right" if "val/accuracy" in metrics else ""
         log.info(
-            "step %d of %d: val/loss %.4f (%.4f bits per byte)%s",
+            "step %d of %d: val/loss %.4f (%.4f bits per byte)%s%s",
             trainer.global_step,
             trainer.max_steps,
             metrics["val/loss"],
             metrics["val/bpb"],
             train,
+            right,
         )
 
     def _sum_up(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:

@@ -85,9 +85,10 @@ def test_packing_saves_rows() -> None:
 def test_without_packing_a_batch_is_as_long_as_its_longest_rounded_up() -> None:
     given = [Encoded(np.arange(n), np.ones(n, dtype=bool)) for n in (2, 5, 34, 35, 71)]
     rows = Rows(given, 70, False)
-    widths = {number: rows.filled([number])[0].shape for number in range(5)}
-    assert widths == {0: (1, 32), 1: (1, 32), 2: (1, 64), 3: (1, 64), 4: (1, 70)}
-    assert rows.filled([0, 4])[0].shape == (2, 70)
+    widths = {number: rows.width([number]) for number in range(5)}
+    assert widths == {0: 32, 1: 32, 2: 64, 3: 64, 4: 70}
+    assert rows.width([0, 4]) == 70
+    assert rows.filled([0], 64)[0].shape == (1, 64)
     assert MULTIPLE == 32
 
 
@@ -117,8 +118,9 @@ def test_every_conversation_comes_once_an_epoch(packed: bool) -> None:
     assert Counter(begins(several, range(len(rows)))) == Counter(first * (2 * len(rows) + 3))
 
 
-def test_a_step_is_the_same_however_it_is_shared() -> None:
-    rows = Rows(conversations(), T, True)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_step_is_the_same_however_it_is_shared(packed: bool) -> None:
+    rows = Rows(conversations(), T, packed)
     whole = train_batches(rows=rows).batch(5, 0)
     for world_size, accumulation in ((2, 1), (1, 4), (2, 2)):
         shares = [Share(rank, world_size, accumulation) for rank in range(world_size)]

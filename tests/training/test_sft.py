@@ -1,0 +1,190 @@
+"""Fine-tuning on conversations: what is learned from, what counts, and what the model answers afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptlab.data.chat.chat_format import END, ChatFormat
+from gptlab.data.chat.conversations import Conversation, Message
+from gptlab.formats import checkpoint
+from gptlab.system.errors import UserError
+from gptlab.system.files import read_json
+from tests.conftest import Result
+from tests.training.runs_compared import assert_same_run
+from tests.training.test_fit import curve
+from tests.training.test_resume import Kill, interrupt
+
+COLOURS = {"grass": "green", "sky": "blue", "snow": "white", "coal": "black", "blood": "red", "a lemon": "yellow"}
+SFT = ("data=chat", "task.answer_tokens=9", "model.block_size=47", "model.dropout=0.1", "data.val_fraction=0.2")
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions of different lengths about colours, every one several times."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    asked = [
+        {"prompt": f"{'please, ' * (i % 2)}what is {thing} like", "completion": colour}
+        for i in range(7)
+        for thing, colour in COLOURS.items()
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    return path
+
+
+@pytest.fixture
+def sft(run: Any, chats: Path) -> Any:
+    """sft(run_dir, *overrides) fine-tunes the tiny model on `chats`."""
+
+    def sft(run_dir: Path, *overrides: str, **options: Any) -> dict[str, Any]:
+        return run(run_dir, *SFT, f"data.path={chats}", *overrides, **options)
+
+    return sft
+
+
+def conversations(path: Path) -> list[Conversation]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Conversation((Message("user", row["prompt"]), Message("assistant", row["completion"])), 1) for row in rows]
+
+
+@pytest.mark.parametrize("pack", ["true", "false"])
+def test_the_loss_is_that_of_the_answers_and_their_ends_alone(sft: Any, chats: Path, tmp_path: Path, pack: str) -> None:
+    """Faults 1 and 2: no loss on the first token of an answer, or on its end; and none where others see each other."""
+    summary = sft(tmp_path, f"task.pack={pack}")
+    model, tokenizer, _ = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert tokenizer.special_tokens[END] == tokenizer.vocab_size - 1
+    nats, count = 0.0, 0
+    held_out = conversations(chats)[int(42 * 0.8) :]
+    assert len(held_out) == 9
+    for each in held_out:
+        prompt = ChatFormat(tokenizer).prompt(each.messages[:1]).tolist()
+        answer = [*tokenizer.encode(each.messages[1].content).tolist(), tokenizer.special_tokens[END]]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
+        nats += F.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+        count += len(answer)
+    assert summary["val/loss"] == pytest.approx(nats / count, abs=1e-5)
+    said = sum(len(each.messages[1].content) for each in held_out)
+    assert summary["val/bpb"] == pytest.approx(nats / said / 0.6931472, abs=1e-5)
+
+
+def test_micro_batches_of_any_size_are_the_same_run(sft: Any, tmp_path: Path) -> None:
+    """Fault 9: a mean of the micro-batches' means, which differ in how many targets count."""
+    curves = []
+    for size in (1, 2, 6):
+        sft(tmp_path / str(size), f"data.micro_batch_size={size}", "task.pack=false")
+        curves.append(curve(tmp_path / str(size)) + curve(tmp_path / str(size), "grad_norm"))
+    assert len(curves[0]) == 14
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(sft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hard = ("data.micro_batch_size=3", "trainer.diagnose_every=2")
+    sft(tmp_path / "whole", *hard)
+    with monkeypatch.context() as patched:
+        interrupt(patched, Kill(7, 15))
+        with pytest.raises(SystemExit):
+            sft(tmp_path / "stopped", *hard)
+    sft(tmp_path / "stopped", *hard, resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+LEARNED = ("trainer.max_steps=150", "trainer.val_every=150", "optim.lr=1e-2", "data.batch_size=3", "model.dropout=0")
+LEARNED += ("schedule=constant", "data.test_fraction=0.1", "trainer.log_every=50")
+
+
+@pytest.fixture(scope="session")
+def learned(run: Any, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows the colours by heart."""
+    run_dir = tmp_path_factory.mktemp("sft") / "learned"
+    run(run_dir, *SFT, f"data.path={chats}", *LEARNED)
+    return run_dir
+
+
+def test_what_is_learned_is_answered_and_ended(learned: Path) -> None:
+    summary = read_json(learned / "summary.json")
+    for part in ("val", "test"):
+        assert summary[f"{part}/accuracy"] == summary[f"{part}/stop_rate"] == 1
+        assert 4 <= summary[f"{part}/answer_tokens"] <= 7
+    assert "> please, what is snow like\nwhite\n" in (learned / "samples.txt").read_text()
+    assert "wanted" in (learned / "samples.txt").read_text()  # before the first step
+
+
+@pytest.mark.parametrize("words", [["--temperature", "0"], ["--interactive", "--temperature", "0"]])
+def test_generate_speaks_in_the_chat_format(
+    command: Any, learned: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", iter(())) if words[0] != "--interactive" else None
+    lines = iter(["what is coal like", "what is the sky like"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    asked = [] if words[0] == "--interactive" else ["what is coal like"]
+    result: Result = command("generate", str(learned), *asked, *words)
+    assert result.returncode == 0, result.stderr
+    assert "black\n" in result.stdout
+
+
+def test_special_tokens_are_written_out_where_that_is_asked_for(command: Any, learned: Path) -> None:
+    text = "<|begin_of_text|><|user|>what is grass like<|end|><|assistant|>"
+    result: Result = command("generate", str(learned), text, "--special", "--temperature", "0")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("green")
+
+
+def test_the_base_models_knowledge_is_kept_and_the_chat_tokens_are_added(
+    run: Any, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps({"prompt": "the cat", "completion": "sees"}) + "\n" for _ in range(20)))
+    shape = ("tokenizer=pretrained", "model.block_size=17", "trainer.max_steps=1")
+    summary = run(tmp_path / "run", *SFT, f"data.path={chat}", f"init_from={trained}", *shape)
+    assert summary["parameters"] == read_json(trained / "summary.json")["parameters"] + 5 * 33
+    names = "<|begin_of_text|> <|system|> <|user|> <|assistant|> <|end|>"
+    assert f"new tokens, whose weights begin as the mean of the others': {names}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task=sft"], "task=sft with data=auto: it learns from conversations; use data=chat"),
+        (["data=chat", "task=pretrain"], "data=chat with task=pretrain: it has conversations; use task=sft"),
+        (["task.loss_on=prompts"], "task.loss_on=prompts: must be one of answers, all"),
+        (["task.too_long=crop"], "task.too_long=crop: must be one of cut, refuse"),
+        (["task.name=sff"], "task.name=sff: no such task; did you mean sft?"),
+        (["task.check=-1"], "task.check=-1: must be at least 1, or 0 for none"),
+        (["task.answer_tokens=0"], "task.answer_tokens=0: must be at least 1"),
+        (["data=chat", "trainer.baseline=ngram:3"], "trainer.baseline=ngram:3: is of task=pretrain only"),
+        (["data=arithmetic", "data.problems.digits=0"], "data.problems.digits=0: must be at least 1"),
+        (["data=arithmetic", "data.problems.task=multiply"], "data.problems.task=multiply: no such task"),
+        (["data=arithmetic", "+data.problems.digit=0"], "data.problems.digit=0: there is no such key; did you mean"),
+        (["data=arithmetic", "data.problems.digits=2.5"], "data.problems.digits=2.5: must be of type int"),
+        (["data=arithmetic", "~data.problems.seed"], "data.problems.seed: is missing"),
+        (["data=text", "+data.problems.digits=2"], "data.problems={'digits': 2}: is of data=arithmetic only"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_read(
+    compose: Any, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        compose(*overrides)
+    assert words in str(refused.value)
+
+
+def test_sums_are_learned_and_measured_on_all_that_are_held_out(run: Any, tmp_path: Path) -> None:
+    summary = run(
+        tmp_path,
+        *("data=arithmetic", "data.problems.digits=1", "data.problems.held_out=0.3", "data.val_fraction=0.2"),
+        *("trainer.max_steps=2", "model.block_size=17"),
+    )
+    _, tokenizer, info = checkpoint.load_checkpoint(tmp_path)
+    text = (tmp_path / "samples.txt").read_text()
+    assert "> " in text
+    assert 0 <= summary["test/accuracy"] <= 1
+    assert info.config["data"]["name"] == "arithmetic"
+    assert set(tokenizer.decode(list(range(tokenizer.vocab_size))).replace("<|end|>", "")) >= set("0123456789+=")

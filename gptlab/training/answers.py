@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from gptlab.data.chat.chat_format import Format
@@ -33,13 +33,20 @@ class Answers:
 
     Args:
         conversations: those of each part that are answered; the last message of each is the right answer.
+        kind: names the kind of a prompt, each of which has an accuracy of its own; None: there is one kind.
         max_tokens: the most tokens of an answer, its end included.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, chat: Format, conversations: Mapping[str, Sequence[Conversation]], max_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        chat: Format,
+        conversations: Mapping[str, Sequence[Conversation]],
+        max_tokens: int,
+        kind: Callable[[str], str] | None = None,
     ) -> None:
         self.tokenizer, self.chat, self.conversations, self.max_tokens = tokenizer, chat, conversations, max_tokens
+        self.kind = kind
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
 
@@ -65,7 +72,11 @@ class Answers:
             for each, reply in zip(asked, replies, strict=True)
         ]
         count = len(asked)
+        by_kind: dict[str, list[bool]] = {}
+        for each in self.last if self.kind else ():
+            by_kind.setdefault(self.kind(each.prompt), []).append(each.right)  # type: ignore[misc]
         return {
+            **{f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())},
             f"{part}/accuracy": sum(each.right for each in self.last) / count,
             f"{part}/stop_rate": sum(each.ended for each in self.last) / count,
             f"{part}/answer_tokens": sum(len(reply.ids) for reply in replies) / count,

@@ -134,7 +134,7 @@ class ChatDataModule(RunData):
         asked: dict[str, list[Conversation]] = {
             part: rows if said.known and part == "test" else rows[:count] for part, rows in said.parts.items()
         }
-        return Answers(tokenizer, ChatFormat(tokenizer), asked, self.task.answer_tokens) if count else None
+        return Answers(tokenizer, ChatFormat(tokenizer), asked, self.task.answer_tokens, said.kind) if count else None
 
     def train_dataloader(self) -> ChatTrainBatches:
         trainer = self.trainer

@@ -245,17 +245,17 @@ def _check_task(found: Settings) -> None:
         if found.data.name in sources.NAMES:
             raise UserError(f"data={found.data.name} with task=pretrain: it has conversations; use task=sft")
         if found.data.problems is not None:
-            raise UserError(f"data.problems={found.data.problems}: is of data=arithmetic only; leave it out")
+            raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
         return
     if found.data.name not in sources.NAMES:
         raise UserError(
             f"task={found.task.name} with data={found.data.name}: it learns from conversations; use data=chat "
-            f"data.path=my.jsonl, or data=arithmetic"
+            f"data.path=my.jsonl, data=arithmetic or data=instructions"
         )
-    if found.data.name != "arithmetic" and found.data.problems is not None:
-        raise UserError(f"data.problems={found.data.problems}: is of data=arithmetic only; leave it out")
-    if found.data.name == "arithmetic":
-        sources.problems(found.data.problems)
+    if found.data.name in sources.NODES:
+        sources.check_problems(found.data.name, found.data.problems)
+    elif found.data.problems is not None:
+        raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
     if found.trainer.baseline is not None:
         raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
 

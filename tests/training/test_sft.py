@@ -165,7 +165,9 @@ def test_the_base_models_knowledge_is_kept_and_the_chat_tokens_are_added(
         (["data=arithmetic", "+data.problems.digit=0"], "data.problems.digit=0: there is no such key; did you mean"),
         (["data=arithmetic", "data.problems.digits=2.5"], "data.problems.digits=2.5: must be of type int"),
         (["data=arithmetic", "~data.problems.seed"], "data.problems.seed: is missing"),
-        (["data=text", "+data.problems.digits=2"], "data.problems={'digits': 2}: is of data=arithmetic only"),
+        (["data=instructions", "data.problems.held_out=1"], "data.problems.held_out=1: must be more than 0"),
+        (["data=instructions", "data.problems.examples=0"], "data.problems.examples=0: must be at least 1"),
+        (["data=text", "+data.problems.digits=2"], "data.problems={'digits': 2}: data=text has none; leave it out"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_read(
@@ -188,3 +190,13 @@ def test_sums_are_learned_and_measured_on_all_that_are_held_out(run: Any, tmp_pa
     assert 0 <= summary["test/accuracy"] <= 1
     assert info.config["data"]["name"] == "arithmetic"
     assert set(tokenizer.decode(list(range(tokenizer.vocab_size))).replace("<|end|>", "")) >= set("0123456789+=")
+
+
+def test_instructions_are_made_from_the_text_and_measured_by_kind(run: Any, text_file: Path, tmp_path: Path) -> None:
+    play = tmp_path / "play.txt"
+    play.write_text("KING:\nthe old cat sees " + text_file.read_text().replace("king", "\n\nQUEEN:\nWho"))
+    shape = ("model.block_size=97", "trainer.max_steps=1", "data.problems.held_out=0.3", "data.val_fraction=0.5")
+    summary = run(tmp_path / "run", "data=instructions", f"data.path={play}", *shape, "task.answer_tokens=3")
+    kinds = {name for name in summary if name.startswith("test/accuracy_")}
+    assert "test/accuracy_count" in kinds
+    assert len(kinds) > 1

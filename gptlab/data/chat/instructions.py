@@ -92,6 +92,12 @@ class Instructions:
         chosen = [one for task, found in made.items() for one in self._shuffled(found, task)[:each]]
         return self._shuffled(chosen, part)[:count]
 
+    def some(self, part: str, most: int) -> list[Conversation]:
+        """Return at most `most` instructions of a part in random order, as many of each task as far as there are."""
+        each = -(-most // len(MAKERS))
+        chosen = [one for task in MAKERS for one in self._shuffled(self.made(task, part), task)[:each]]
+        return self._shuffled(chosen, part)[:most]
+
     def made(self, task: str, part: str) -> list[Conversation]:
         """Return all instructions of a task that belong to a part, in the order of the text.
 

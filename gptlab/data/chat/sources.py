@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
+from gptlab.data import corpora
 from gptlab.data.chat.arithmetic import Arithmetic
 from gptlab.data.chat.conversations import Conversation, Examples, read_examples
+from gptlab.data.chat.instructions import Instructions, task_of
 from gptlab.data.chat.splitting import HELD_OUT, TRAIN
 from gptlab.data.config import DataConfig
 from gptlab.data.find_files import find_texts
@@ -19,7 +19,7 @@ from gptlab.data.split import SPLITS, Split
 from gptlab.system.errors import UserError, amount, did_you_mean
 from gptlab.system.files import expand_user
 
-NAMES = ("chat", "arithmetic")
+NAMES = ("chat", "arithmetic", "instructions")
 MOST_HELD_OUT = 100_000  # problems that are kept for validation and test
 
 
@@ -32,6 +32,8 @@ class Conversations:
     """train, val and perhaps test."""
     known: bool
     """Whether each prompt has one right answer."""
+    kind: Callable[[str], str] | None = None
+    """Names the kind of a prompt; None: there is one kind only."""
 
     def texts(self, part: str) -> Iterator[str]:
         """Yield what is said in a part."""
@@ -56,12 +58,12 @@ def load(config: DataConfig) -> Conversations:
         UserError: there is no such set of conversations, its files cannot be read or have another form, or a part has
             none.
     """
-    if config.name == "arithmetic":
-        return _arithmetic(config)
+    if config.name in NODES:
+        return {"arithmetic": _arithmetic, "instructions": _instructions}[config.name](config)
     if config.name != "chat":
         raise UserError(
             f"data.name={config.name}: a text, and task=sft learns from conversations; give data=chat "
-            f"data.path=my.jsonl, or data=arithmetic"
+            f"data.path=my.jsonl, data=arithmetic or data=instructions"
         )
     if not config.paths:
         raise UserError("data=chat needs a file: add data.path=my.jsonl")
@@ -110,8 +112,8 @@ def _divide(rows: list[Conversation], split: Split) -> dict[str, list[Conversati
 
 
 @dataclass(frozen=True)
-class Problems:
-    """`data.problems`: which problems data=arithmetic makes."""
+class ArithmeticNode:
+    """`data.problems` of data=arithmetic."""
 
     task: str
     """See `Arithmetic`, as of the next three."""
@@ -121,43 +123,85 @@ class Problems:
     examples: int | None
     """How many problems the training part has at most; None: all that are not held out."""
 
-    def arithmetic(self) -> Arithmetic:
+    def made(self) -> Arithmetic:
+        """Return the problems; raises UserError if a value is out of range."""
         return Arithmetic(self.task, self.digits, self.seed, self.held_out)
 
 
-def problems(node: Any) -> Problems:
-    """Return the checked node `data.problems`.
+@dataclass(frozen=True)
+class InstructionsNode:
+    """`data.problems` of data=instructions."""
+
+    seed: int
+    """See `Instructions`, as of the next one."""
+    held_out: float
+    examples: int
+    """How many instructions the training part has at most."""
+
+    def made(self, text: str = "") -> Instructions:
+        """Return the instructions of a text; raises UserError if a value is out of range."""
+        return Instructions(text, self.seed, self.held_out)
+
+
+NODES: dict[str, type[ArithmeticNode] | type[InstructionsNode]] = {
+    "arithmetic": ArithmeticNode,
+    "instructions": InstructionsNode,
+}
+
+
+def check_problems(name: str, node: Any) -> ArithmeticNode | InstructionsNode:
+    """Return the checked node `data.problems` of a data set.
 
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    known = {each.name: each.type for each in fields(Problems)}
-    for key in node or {}:
+    known = {each.name: str(each.type) for each in fields(NODES[name])}
+    node = node or {}
+    for key in node:
         if key not in known:
             raise UserError(f"data.problems.{key}={node[key]}: there is no such key; {did_you_mean(str(key), known)}")
-    kinds = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}
     for key, kind in known.items():
-        if key not in (node or {}):
-            raise UserError(f"data.problems.{key}: is missing; data=arithmetic has it")
-        if isinstance(node[key], bool) or not isinstance(node[key], kinds[str(kind)]):  # type: ignore[arg-type]
+        if key not in node:
+            raise UserError(f"data.problems.{key}: is missing; data={name} has it")
+        if isinstance(node[key], bool) or not isinstance(node[key], kinds[kind]):
             raise UserError(f"data.problems.{key}={node[key]}: must be of type {kind}")
-    found = Problems(**node)
+    if (most := node["examples"]) is not None and most < 1:
+        raise UserError(f"data.problems.examples={most}: must be at least 1")
+    found = NODES[name](**node)
     try:
-        found.arithmetic()
+        found.made()
     except UserError as error:
         raise UserError(f"data.problems.{error}") from None
     return found
 
 
 def _arithmetic(config: DataConfig) -> Conversations:
-    asked = problems(config.problems)
-    made = asked.arithmetic()
-    held_out = made.some(HELD_OUT, MOST_HELD_OUT)
-    first = max(int(np.ceil(config.val_fraction * len(held_out))), 1)
-    if first == len(held_out):
+    asked = check_problems("arithmetic", config.problems)
+    assert isinstance(asked, ArithmeticNode)
+    made = asked.made()
+    parts = {"train": made.some(TRAIN, asked.examples), **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    return Conversations("arithmetic", parts, known=True)
+
+
+def _instructions(config: DataConfig) -> Conversations:
+    asked = check_problems("instructions", config.problems)
+    assert isinstance(asked, InstructionsNode)
+    folders = config.folder("dir"), config.folder("cache_dir")
+    corpus = corpora.load("text" if config.paths else "auto", config.paths, *folders, options=config.reading)
+    made = asked.made("".join(piece.text for piece in corpus.read()))
+    parts = {"train": made.some(TRAIN, asked.examples), **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    if not parts["train"]:
+        raise UserError("data=instructions: the text has no words, lines or speeches to make instructions of")
+    return Conversations("instructions", parts, known=True, kind=task_of)
+
+
+def _held_out(problems: list[Conversation], config: DataConfig) -> dict[str, list[Conversation]]:
+    """Divide the problems that are held out into val and test."""
+    first = max(int(config.val_fraction * len(problems)), 1)
+    if len(problems) <= first:
         raise UserError(
-            f"data.problems.held_out={asked.held_out}: {amount(len(held_out), 'problem')} are too few for a validation "
-            f"and a test part; raise it, or data.problems.digits"
+            f"data.problems.held_out={config.problems['held_out']}: {amount(len(problems), 'problem')} are too few for "
+            f"a validation and a test part; raise it, or data.val_fraction={config.val_fraction}"
         )
-    train = made.some(TRAIN, asked.examples)
-    return Conversations("arithmetic", {"train": train, "val": held_out[:first], "test": held_out[first:]}, known=True)
+    return {"val": problems[:first], "test": problems[first:]}

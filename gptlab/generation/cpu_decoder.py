@@ -113,10 +113,14 @@ class CPUDecoder:
 
     @staticmethod
     def supports(model: GPT, cache: KVCache) -> bool:
-        """Return whether the model can run here: contiguous fp32 or bf16 weights on a CPU, an fp32 cache, a library."""
+        """Return whether the model can run here.
+
+        It needs contiguous fp32 or bf16 weights on a CPU, no adapters, an fp32 cache, and a library.
+        """
         weights = model.wte.weight
         return (
-            weights.device.type == "cpu"
+            model.lora is None
+            and weights.device.type == "cpu"
             and weights.dtype in (torch.float32, torch.bfloat16)
             and all(p.dtype == weights.dtype and p.is_contiguous() for p in model.parameters())
             and cache.k[0].dtype == torch.float32

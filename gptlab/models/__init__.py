@@ -35,13 +35,13 @@ def build(config: ModelConfig) -> Model:
 
 
 def matrices(model: Model) -> dict[nn.Parameter, tuple[int, ...]]:
-    """Map each weight matrix of the model's blocks to the row counts of the projections stacked in it."""
+    """Map each trained matrix of the model's blocks to the row counts of the projections stacked in it."""
     if not isinstance(model, GPT):
         return {}
     return {
         each.weight: model.config.stacked.get(name.split(".")[-1], (each.out_features,))  # type: ignore[misc]
         for name, each in model.h.named_modules()
-        if isinstance(each, nn.Linear)
+        if isinstance(each, nn.Linear) and each.weight.requires_grad
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,18 @@ from torch.utils.checkpoint import checkpoint
 from gptlab.models.dropout import make_dropouts
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import Block, attention_span, first_pass, make_norm, packed_pass, sinusoids
+from gptlab.models.layers import (
+    LINEAR_LAYERS,
+    Block,
+    attention_span,
+    first_pass,
+    make_norm,
+    packed_pass,
+    sinusoids,
+)
+
+if TYPE_CHECKING:
+    from gptlab.models.lora import LoRAConfig
 
 
 class GPT(nn.Module):
@@ -25,6 +37,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.lora: LoRAConfig | None = None  # of the adapters that `lora.add_adapters` puts in
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.pos == "learned" else None
         self.ln_e = make_norm(config) if config.embed_norm else nn.Identity()
@@ -82,16 +95,26 @@ class GPT(nn.Module):
         else:
             span, context = cache.next_pass(T)
             t = span.t
-        drop, *dropouts = make_dropouts(c.drop_rates if self.training else [0.0] * len(c.drop_rates), noise, idx)
+        drop, *dropouts = make_dropouts(self.drop_rates if self.training else [0.0] * len(self.drop_rates), noise, idx)
         x = drop(self.embed(idx, t))
         recompute = c.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):
             if cache is not None:
                 append_kv, previous_inputs = cache.append_kv(i, span), cache.previous_inputs(i, span)
                 context = context._replace(append_kv=append_kv, previous_inputs=previous_inputs)
-            context = context._replace(dropouts=tuple(dropouts[3 * i : 3 * i + 3]))
+            first = 3 * c.n_layer + LINEAR_LAYERS * i  # the adapters' come after all others
+            context = context._replace(
+                dropouts=tuple(dropouts[3 * i : 3 * i + 3]),
+                adapter_dropouts=tuple(dropouts[first : first + LINEAR_LAYERS]),
+            )
             x = checkpoint(block, x, context, use_reentrant=False) if recompute else block(x, context)  # (B, T, C)
         return x
+
+    @property
+    def drop_rates(self) -> list[float]:
+        """The dropout rates: those of the config; then, with adapters, of the input of each block's linear layers."""
+        adapters = [] if self.lora is None else [self.lora.dropout] * (LINEAR_LAYERS * self.config.n_layer)
+        return self.config.drop_rates + adapters
 
     def embed(self, idx: Tensor, t: Tensor | None = None) -> Tensor:
         """Return embeddings (..., C) of tokens idx (...) at positions t.

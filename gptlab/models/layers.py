@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gptlab.models.attention import ATTENTIONS
 from gptlab.models.dropout import NO_DROPOUT, Drop
+from gptlab.models.low_rank import AdaptedLinear
 
 if TYPE_CHECKING:
     from gptlab.models.gpt_config import GPTConfig
@@ -42,6 +43,7 @@ GATED = ("swiglu", "geglu")
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
 ROPE_SCALINGS = ("linear", "llama3")
+LINEAR_LAYERS = 4  # of a block: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
 
 
 class PassContext(NamedTuple):
@@ -55,6 +57,8 @@ class PassContext(NamedTuple):
     """Add these tokens' keys and values, (B, K, T, D), to a block's cache and return all, (B, K, S, D)."""
     dropouts: tuple[Drop, ...] = (NO_DROPOUT, NO_DROPOUT, NO_DROPOUT)
     """Dropout of attention weights, attention branch and mlp branch."""
+    adapter_dropouts: tuple[Drop, ...] = (NO_DROPOUT,) * LINEAR_LAYERS
+    """Dropout of what the adapters of attn.c_attn, attn.c_proj, mlp.c_fc and mlp.c_proj read, if there are any."""
     previous_inputs: Callable[[str, Tensor, int], Tensor] | None = None
     """Add the input of a block's attn or mlp, (B, T, C), to a cache; return it after the n before, (B, n + T, C)."""
     places: Tensor | None = None
@@ -227,6 +231,12 @@ def make_conv(config: GPTConfig, name: str) -> CausalConv | None:
     return CausalConv(config, name) if config.conv else None
 
 
+def project(layer: nn.Module, x: Tensor, context: PassContext, i: int) -> Tensor:
+    """Apply the i-th linear layer of a block; its adapters, if it has any, get their dropout."""
+    y: Tensor = layer(x, context.adapter_dropouts[i]) if isinstance(layer, AdaptedLinear) else layer(x)
+    return y
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -245,7 +255,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, context: PassContext) -> Tensor:
         B, T, _ = x.shape
         x = x if self.conv is None else self.conv(x, context)
-        qkv = self.c_attn(x).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
+        qkv = project(self.c_attn, x, context, 0).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split(self.heads, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:
@@ -254,7 +264,8 @@ class CausalSelfAttention(nn.Module):
             k, v = context.append_kv(k, v)  # (B, K, S, D)
             q = q.type_as(k)
         y = self.attention(q, k, v, context.bias, self.scale, context.dropouts[0])  # (B, H, T, D)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))  # (B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1).type_as(x)
+        return project(self.c_proj, y, context, 1)  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -269,11 +280,11 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, context: PassContext = PLAIN_PASS) -> Tensor:
         x = x if self.conv is None else self.conv(x, context)
         if self.gated:
-            gate, x = self.c_fc(x).chunk(2, dim=-1)  # (B, T, hidden) each
+            gate, x = project(self.c_fc, x, context, 2).chunk(2, dim=-1)  # (B, T, hidden) each
             x = self.activation(gate) * x
         else:
-            x = self.activation(self.c_fc(x))  # (B, T, hidden)
-        return self.c_proj(x)  # (B, T, C)
+            x = self.activation(project(self.c_fc, x, context, 2))  # (B, T, hidden)
+        return project(self.c_proj, x, context, 3)  # (B, T, C)
 
 
 class Block(nn.Module):

@@ -110,7 +110,7 @@ def fill(config: ModelConfig, state: dict[str, Tensor]) -> Model:
     check_shapes(state, parameters(model))
     for name in list(state):
         state[name] = state[name].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return _assign(model, state)
+    return assign(model, state)
 
 
 def settle_head(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
@@ -154,7 +154,13 @@ def digest(state: Mapping[str, Tensor], about: str) -> str:
 
 
 def parameters(model: Model) -> dict[str, Tensor]:
-    """Return the state dict of a model, a tied head only once: as the embedding."""
+    """Return the state dict of a model, a tied head only once: as the embedding.
+
+    Raises:
+        ValueError: the model has adapters, which are no part of what its config describes.
+    """
+    if getattr(model, "lora", None) is not None:
+        raise ValueError("the model has adapters: take lora.merged, lora.without_adapters or lora.adapter_state")
     state = model.state_dict()
     if is_tied(model.config):
         del state[HEAD]
@@ -174,14 +180,14 @@ def crop(model: Model, config: ModelConfig) -> Model:
         if name in state and state[name].shape != parameter.shape:
             state[name] = state[name][tuple(map(slice, parameter.shape))].clone()
     check_shapes(state, parameters(other))
-    return _assign(other, state).train(model.training)
+    return assign(other, state).train(model.training)
 
 
 def is_tied(config: ModelConfig) -> bool:
     return getattr(config, "tied", False)
 
 
-def _assign(model: Model, state: dict[str, Tensor]) -> Model:
+def assign(model: Model, state: dict[str, Tensor]) -> Model:
     """Put these tensors, not copies, into an empty model."""
     model.load_state_dict(state, strict=False, assign=True)  # `state` lacks a tied head
     if is_tied(model.config):

@@ -82,10 +82,9 @@ def parameter_groups(
     ]
     if config.name == "muon":
         if not matrices:
-            raise UserError(
-                f"optim=muon is for the matrices of a model's blocks, and a {type(model).__name__} has none: "
-                f"use optim=adamw"
-            )
+            frozen = len(parameters) < len(list(model.parameters()))
+            which = "here none of them is trained" if frozen else f"a {type(model).__name__} has none"
+            raise UserError(f"optim=muon is for the matrices of a model's blocks, and {which}: use optim=adamw")
         groups[0]["params"] = [p for p in groups[0]["params"] if p not in matrices]
         groups = [{**group, "lr": config.adam_lr} for group in groups]
         ours = {field: getattr(config, field) for field in ("lr", "momentum", "ns_steps", "nor_beta")}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from gptlab import __version__, models
 from gptlab.data import tokenizers
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.reading import load_plain
-from gptlab.models import Model, weights
+from gptlab.models import Model, ModelConfig, weights
+from gptlab.models.heads import KINDS, HeadedConfig, HeadedGPT
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, write_atomically
@@ -52,10 +54,14 @@ class ModelInfo:
 
 LoadedModel = tuple[Model, Tokenizer, ModelInfo]
 """A model on the CPU in evaluation mode, its tokenizer, and its info."""
+LoadedHeaded = tuple[HeadedGPT, Tokenizer, ModelInfo]
+"""The same for a classifier, a reward model, or a policy with a value head."""
+AnyConfig = TypeVar("AnyConfig", ModelConfig, HeadedConfig)
+AnyModel = TypeVar("AnyModel", Model, HeadedGPT)
 
 
 def describe(
-    model: Model,
+    model: Model | HeadedGPT,
     tokenizer: Tokenizer,
     config: dict[str, Any],
     data_sha256: str | None,
@@ -214,8 +220,25 @@ def load_checkpoint(path: Path, content: Any = None) -> LoadedModel:
         content: what `load_plain` has read from that file; None: read it here.
 
     Raises:
-        UserError: see `find_checkpoint` and `read_checkpoint`; or the weights do not fit the model that is described.
+        UserError: see `find_checkpoint` and `read_checkpoint`; or the weights do not fit the model that is described;
+            or it is no language model, see `load_headed`.
     """
+    about, state, file = _read(path, content)
+    return restore(about, state, file, "gptlab run")
+
+
+def load_headed(path: Path) -> LoadedHeaded:
+    """Load a classifier, a reward model, or a policy with a value head, as `load_checkpoint` loads a language model.
+
+    Raises:
+        UserError: as there; or it has no head.
+    """
+    about, state, file = _read(path)
+    return _restore(about, state, file, "gptlab run", models.headed_from_dict, weights.fill_headed)
+
+
+def _read(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+    """Return the description of a model, its weights, and their file; the rest as in `load_checkpoint`."""
     file = find_checkpoint(path)
     try:
         content = read_checkpoint(file, content=content)
@@ -225,11 +248,11 @@ def load_checkpoint(path: Path, content: Any = None) -> LoadedModel:
             raise
         raise UserError(f"{error}; the run has others: {', '.join(map(str, others))}") from error
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    return restore(content[KEY], state, file, "gptlab run")
+    return content[KEY], state, file
 
 
 def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> LoadedModel:
-    """Restore a model from a description by `describe` and its weights.
+    """Restore a language model from a description by `describe` and its weights; of a policy without its value head.
 
     Args:
         about: the description.
@@ -238,13 +261,34 @@ def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin:
         origin: what kind of model this is, in words.
 
     Raises:
-        UserError: the description is damaged, or the weights do not fit it.
+        UserError: the description is damaged, or the weights do not fit it; or the model is no language model.
     """
+    described = about["model"] if isinstance(about.get("model"), dict) else {}
+    head = described.get("head")
+    if isinstance(head, dict) and head.get("kind") == "value":
+        of_gpt = {name: state.pop(name) for name in list(state) if name.startswith(weights.OF_GPT)}
+        state = {name.removeprefix(weights.OF_GPT): tensor for name, tensor in of_gpt.items()}
+        about = about | {"model": {name: value for name, value in described.items() if name != "head"}}
+    elif isinstance(head, dict):
+        kind = KINDS.get(f"{head.get('kind')!s:.99}", "a model with another head")
+        raise UserError(f"{path} is {kind}, whose outputs are no text: give a language model")
+    return _restore(about, state, path, origin, models.from_dict, weights.fill)
+
+
+def _restore(
+    about: dict[str, Any],
+    state: dict[str, Tensor],
+    path: Path,
+    origin: str,
+    parse: Callable[[dict[str, Any]], AnyConfig],
+    fill: Callable[[AnyConfig, dict[str, Tensor]], AnyModel],
+) -> tuple[AnyModel, Tokenizer, ModelInfo]:
+    """Restore a model of either kind: `parse` returns its config, and `fill` the model with these weights."""
     made = format_version(about, path)
     try:
         if made == 1:
             about = upgrades.from_format_1(about)
-        config = models.from_dict(about["model"])
+        config = parse(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
         step, data_sha256 = about["step"], about["data_sha256"]
         metrics, config_ = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
@@ -253,7 +297,7 @@ def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin:
         info = ModelInfo(
             path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin
         )
-        return weights.fill(config, state), tokenizer, info
+        return fill(config, state), tokenizer, info
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
         raise UserError(f"{path} does not fit together: {reason}") from error

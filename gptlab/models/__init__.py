@@ -5,6 +5,7 @@ A model is an `nn.Module` with
 * `forward(idx)`: idx (B, T) int64 with T <= block_size -> logits (B, T, V), and nothing else; it is
   `head(features(idx))`, so that generation can ask for the logits of the last position alone;
 * `num_parameters()` and `flops_per_token()`.
+A `HeadedGPT` is a GPT with a head for another task: its config is a `HeadedConfig`, and `forward` returns scores.
 Models know nothing of data, optimizers, sampling, Lightning or Hydra.
 """
 
@@ -19,6 +20,7 @@ from torch import nn
 from gptlab.models.bigram import Bigram, BigramConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT
 from gptlab.system.errors import UserError, did_you_mean
 
 Model = GPT | Bigram
@@ -34,8 +36,9 @@ def build(config: ModelConfig) -> Model:
     return GPT(config) if isinstance(config, GPTConfig) else Bigram(config)
 
 
-def matrices(model: Model) -> dict[nn.Parameter, tuple[int, ...]]:
+def matrices(model: Model | HeadedGPT) -> dict[nn.Parameter, tuple[int, ...]]:
     """Map each trained matrix of the model's blocks to the row counts of the projections stacked in it."""
+    model = model.gpt if isinstance(model, HeadedGPT) else model
     if not isinstance(model, GPT):
         return {}
     return {
@@ -56,8 +59,11 @@ def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:
     return CONFIGS[name]
 
 
-def to_dict(config: ModelConfig) -> dict[str, Any]:
+def to_dict(config: ModelConfig | HeadedConfig) -> dict[str, Any]:
     """Return name and config as a plain dict, for a checkpoint."""
+    if isinstance(config, HeadedConfig):
+        head = {"kind": config.head.kind, "labels": list(config.head.labels), "position": config.head.position}
+        return to_dict(config.gpt) | {"head": head}
     name = next(name for name, cls in CONFIGS.items() if type(config) is cls)
     return {"name": name, **dataclasses.asdict(config)}
 
@@ -93,3 +99,27 @@ def from_dict(state: dict[str, Any]) -> ModelConfig:
             f"model.head_dim={config.head_size}: {config.n_head:,} heads of this size are wider than {LARGEST_NUMBER:,}"
         )
     return config
+
+
+def headed_from_dict(state: dict[str, Any]) -> HeadedConfig:
+    """Return the config of a GPT with a head that `to_dict` described.
+
+    Raises:
+        UserError: as for `from_dict`; or there is no head, or it is none of ours.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("head"), dict):
+        raise UserError("this model has no head for another task: it is a language model")
+    head = dict(state["head"])
+    labels = head.pop("labels", [])
+    if (
+        not isinstance(labels, list)
+        or len(labels) > LARGEST_NUMBER
+        or not all(isinstance(each, str) for each in labels)
+    ):
+        raise UserError("head.labels: must be a list of names")
+    if unknown := head.keys() - {"kind", "position"}:
+        raise UserError(f"this version's HeadConfig has no {', '.join(map(str, unknown)):.99}")
+    gpt = from_dict({name: value for name, value in state.items() if name != "head"})
+    if not isinstance(gpt, GPTConfig):
+        raise UserError(f"model.name={state.get('name')!s:.99}: heads are for a GPT")
+    return HeadedConfig(gpt, HeadConfig(head.get("kind", ""), tuple(labels), head.get("position", "last")))

@@ -15,13 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from gptlab import models
 from gptlab.models import Model, ModelConfig
+from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.heads import HeadedConfig, HeadedGPT
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
 HEAD = "lm_head.weight"
 EMBEDDING = "wte.weight"
+OF_GPT = "gpt."  # begins the names of a GPT's weights where it has another head
 SHARED_BYTES = 1 << 30  # that tensors of one storage may take, each with a copy of its own
 MISFITS_SHOWN = 10  # in one message
 CHEAP_BLOCKS = 1000  # as many are built in a second, whatever a file holds
@@ -63,7 +66,7 @@ def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         )
 
 
-def check_sound(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def check_sound(config: ModelConfig | HeadedConfig, state: Mapping[str, Tensor]) -> None:
     """Check that a model for `state`, read from a file, needs no more memory than the file has content.
 
     Raises:
@@ -111,6 +114,24 @@ def fill(config: ModelConfig, state: dict[str, Tensor]) -> Model:
     for name in list(state):
         state[name] = state[name].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return assign(model, state)
+
+
+def fill_headed(config: HeadedConfig, state: dict[str, Tensor]) -> HeadedGPT:
+    """Return the GPT with a head that has these weights, see `fill`.
+
+    Raises:
+        UserError: see `check_shapes` and `check_sound`.
+    """
+    of_gpt = {name.removeprefix(OF_GPT): state.pop(name) for name in list(state) if name.startswith(OF_GPT)}
+    gpt = fill(config.gpt, of_gpt)
+    assert isinstance(gpt, GPT)
+    with torch.device("meta"), _SkipInit():
+        model = HeadedGPT(gpt, config.head)
+    check_sound(config, state)
+    check_shapes(state, {f"score.{name}": each for name, each in model.score.state_dict().items()})
+    score = state["score.weight"].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    model.score.load_state_dict({"weight": score}, assign=True)
+    return model.eval()
 
 
 def settle_head(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:

@@ -205,7 +205,7 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
     """
     family = FAMILIES[family_of(config)]
     state = _with_base({name: value for name, value in state.items() if not BUFFERS.search(name)}, family)
-    embedding = _their_names(EMBEDDING, family)[0]
+    embedding = their_names(EMBEDDING, family)[0]
     missing = {embedding, HEAD} - state.keys()
     if config.tied and missing == {embedding}:
         state[embedding] = state.pop(HEAD)
@@ -227,7 +227,7 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
     check_shapes(state, expected)
     result = {}
     for name in ours:
-        parts = [state[part] for part in _their_names(name, family)]
+        parts = [state[part] for part in their_names(name, family)]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         result[name] = value.T if family is GPT2 and CONV1D.search(name) else value
     return result
@@ -239,7 +239,7 @@ def _split_weights(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Ten
     result = {}
     for name in parameters(empty_model(config)):
         value = state[name].T if family is GPT2 and CONV1D.search(name) else state[name]
-        names = _their_names(name, family)
+        names = their_names(name, family)
         rows = config.stacked[name.split(".")[-2]] if len(names) > 1 else [len(value)]
         for part, piece in zip(names, value.split(rows), strict=True):
             result[part] = piece.contiguous()
@@ -249,7 +249,7 @@ def _split_weights(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Ten
 def _with_base(state: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Return weights by their full names: without the prefixes of wrappers, with that of the base model."""
     state = without_wrappers(state)
-    known = {*_their_names(EMBEDDING, family), HEAD}
+    known = {*their_names(EMBEDDING, family), HEAD}
     while state and not known & state.keys() and all(name.startswith("model.") for name in state):
         state = rename(state, lambda name: name.removeprefix("model."))
     if any(name.startswith(family.base) for name in state):
@@ -262,8 +262,8 @@ def _as_typed(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
-def _their_names(name: str, family: Family) -> list[str]:
-    """Their names for our parameter: one, or several for a fused one."""
+def their_names(name: str, family: Family) -> list[str]:
+    """Return their names for our parameter: one, or several for a fused one."""
     module, kind = name.rsplit(".", 1)
     block = "".join(re.findall(r"^h\.(\d+)", module))
     base = "" if module == "lm_head" else family.base

@@ -95,6 +95,7 @@ class AdaptedEmbedding(nn.Embedding):
         addition = LowRank(layer.num_embeddings, layer.embedding_dim, rank, scale, layer.weight)
         nn.init.zeros_(addition.A)
         nn.init.normal_(addition.B)
+        self.rows = {WHOLE: (0, layer.embedding_dim)}
         self.lora = nn.ModuleDict({WHOLE: addition})
 
     def additions(self) -> dict[str, LowRank]:

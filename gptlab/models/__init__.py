@@ -109,17 +109,18 @@ def headed_from_dict(state: dict[str, Any]) -> HeadedConfig:
     """
     if not isinstance(state, dict) or not isinstance(state.get("head"), dict):
         raise UserError("this model has no head for another task: it is a language model")
-    head = dict(state["head"])
-    labels = head.pop("labels", [])
+    head = state["head"]
+    fields = {field.name for field in dataclasses.fields(HeadConfig)}
+    if head.keys() != fields:  # no field is guessed
+        raise UserError(f"the head has {', '.join(map(str, head)):.99}; this version's has {', '.join(sorted(fields))}")
+    labels = head["labels"]
     if (
         not isinstance(labels, list)
         or len(labels) > LARGEST_NUMBER
         or not all(isinstance(each, str) for each in labels)
     ):
         raise UserError("head.labels: must be a list of names")
-    if unknown := head.keys() - {"kind", "position"}:
-        raise UserError(f"this version's HeadConfig has no {', '.join(map(str, unknown)):.99}")
     gpt = from_dict({name: value for name, value in state.items() if name != "head"})
     if not isinstance(gpt, GPTConfig):
         raise UserError(f"model.name={state.get('name')!s:.99}: heads are for a GPT")
-    return HeadedConfig(gpt, HeadConfig(head.get("kind", ""), tuple(labels), head.get("position", "last")))
+    return HeadedConfig(gpt, HeadConfig(head["kind"], tuple(labels), head["position"]))

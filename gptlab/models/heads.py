@@ -34,7 +34,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
-        if self.kind not in KINDS:
+        if self.kind not in tuple(KINDS):  # whatever a file holds
             raise UserError(f"head.kind={self.kind!s:.99}: no such head; {did_you_mean(f'{self.kind!s:.99}', KINDS)}")
         if self.position not in POSITIONS:
             raise UserError(f"head.position={self.position!s:.99}: must be one of {', '.join(POSITIONS)}")

@@ -156,9 +156,13 @@ def test_a_language_model_has_no_head(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"kind": "value", "colour": 1}, "HeadConfig has no colour"),
-        ({"kind": "classify", "labels": ["a", 1]}, "head.labels: must be a list of names"),
-        ({"labels": ["a", "b"]}, "head.kind=: no such head"),
+        (
+            {"kind": "reward", "labels": [], "position": "last", "colour": 1},
+            r"the head has .*colour; this version's has",
+        ),
+        ({"kind": "reward", "labels": []}, r"the head has kind, labels; this version's has kind, labels, position"),
+        ({"kind": "classify", "labels": ["a", 1], "position": "last"}, r"head.labels: must be a list of names"),
+        ({"kind": [], "labels": [], "position": "last"}, r"head.kind=\[\]: no such head"),
     ],
 )
 def test_a_damaged_head_is_refused(head: dict[str, Any], message: str) -> None:
@@ -168,7 +172,9 @@ def test_a_damaged_head_is_refused(head: dict[str, Any], message: str) -> None:
 
 def test_only_a_gpt_can_have_one() -> None:
     with pytest.raises(UserError, match=r"model.name=bigram: heads are for a GPT"):
-        models.headed_from_dict(models.to_dict(BigramConfig(V)) | {"head": {"kind": "reward"}})
+        models.headed_from_dict(
+            models.to_dict(BigramConfig(V)) | {"head": {"kind": "reward", "labels": [], "position": "last"}}
+        )
 
 
 @pytest.mark.parametrize(

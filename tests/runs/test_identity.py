@@ -45,7 +45,7 @@ def test_a_row_says_what_it_can_say() -> None:
 @pytest.mark.parametrize("key", [key for key, traits in KEYS.items() if not key.endswith(".")])
 def test_what_a_run_computes_names_it_and_nothing_else_does(key: str) -> None:
     config: dict[str, Any] = {"name": "a", "seed": 1, "resume": None, "init_from": None, "deterministic": False}
-    config |= {"model": {"n_layer": 2}, "data": {"path": "x"}, "trainer": {}, "optim": {}}
+    config |= {"model": {"n_layer": 2}, "data": {"path": "x"}, "trainer": {}, "optim": {}, "task": {}}
     group, _, last = key.rpartition(".")
     changed = {**config, group: {**config[group], last: 7}} if group else {**config, key: 7}
     assert (config_hash(changed, "0") != config_hash(config, "0")) == does(key, "computes")

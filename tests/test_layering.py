@@ -32,6 +32,7 @@ LIBRARIES: dict[str, set[str]] = {
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
     | {"sweeps/command_line.py"},
     "omegaconf": {"train.py", "runs", "training/settings.py", "sweeps/command_line.py"},
+    "jinja2": {"data/chat/template.py"},
     "pandas": {"reports"},
     "scipy": {"reports/statistics.py"},
     "matplotlib": {"reports/plots.py", "benchmarks/picture.py"},

@@ -59,7 +59,7 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
         )
     file, *merges = (folder / name for name in found)
     try:
-        about = _about(folder)
+        about = about_folder(folder)
         content = file.read_text("utf-8")
         if merges:
             content = _joined(json.loads(content), merges[0].read_text("utf-8"), about)
@@ -89,7 +89,7 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def about_folder(folder: Path) -> dict[str, Any]:
     """Return the merged contents of the files beside the tokenizer; the tokenizer's files override the model's."""
     names = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
     about: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
     """Return the id that ends a document: eos_token's, else the model's eos_token_id, else <|endoftext|>'s, or None."""
     ids = added_tokens.token_ids(spec)
-    token, of_model = _named(about, "eos"), about.get("eos_token_id")
+    token, of_model = named_token(about, "eos"), about.get("eos_token_id")
     if isinstance(of_model, list):
         of_model = of_model[0] if of_model else None
     if token in ids:
@@ -152,7 +152,7 @@ def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
     return of_model if of_model in ids.values() else ids.get(END_OF_TEXT)
 
 
-def _named(about: dict[str, Any], kind: str) -> str | None:
+def named_token(about: dict[str, Any], kind: str) -> str | None:
     """Return the token that the files beside a tokenizer name as bos, eos, pad or unk."""
     token = about.get(f"{kind}_token")
     return token.get("content") if isinstance(token, dict) else token
@@ -161,7 +161,7 @@ def _named(about: dict[str, Any], kind: str) -> str | None:
 def _named_beside(tokenizer: JsonTokenizer, about: dict[str, Any]) -> dict[str, str]:
     """Return the named tokens that only the files beside a tokenizer tell; an end that pads, too, is none."""
     ids, known = added_tokens.token_ids(json.loads(tokenizer.content)), named_tokens(tokenizer)
-    found = {kind: name for kind in ("bos", "pad", "unk") if (name := _named(about, kind)) in ids}
+    found = {kind: name for kind in ("bos", "pad", "unk") if (name := named_token(about, kind)) in ids}
     if found.get("pad") == known.get("eos", ("",))[0]:
         del found["pad"]
     return {kind: name for kind, name in found.items() if known.get(kind) != (name, ids[name])}

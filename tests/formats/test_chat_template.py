@@ -59,7 +59,7 @@ def test_a_template_is_found_where_transformers_finds_it(tmp_path: Path, place: 
 
 def test_all_tokens_that_end_a_turn_are_known(tmp_path: Path) -> None:
     """Fault 24: generation stops at one end token where several end a turn."""
-    ends = json.dumps({"eos_token_id": [257, 258, 99_999]})
+    ends = json.dumps({"eos_token_id": [258, 257, 99_999]})
     template = read(folder(tmp_path, {"chat_template": CHATML}, generation_config__json=ends))
     assert [template.tokenizer.decode([i]) for i in template.ends] == ["<|im_end|>", "</s>", "<s>"]
 

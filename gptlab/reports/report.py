@@ -117,7 +117,7 @@ def build_report(
         short=short,
         one_at_a_time=base is not None,
         baseline=names[chosen] if compared else "",
-        groups=groups.loc[_order(groups, axes, short, sort)],
+        groups=groups.loc[_order(groups, axes, short, sort, units.higher_is_better(metric))],
         runs=runs,
         left_out=left_out + repeated,
         conditions=conditions,
@@ -273,8 +273,11 @@ def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
     }
 
 
-def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: str) -> list[str]:
+def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: str, best_is_high: bool) -> list[str]:
     """Return the labels sorted by an axis or a column: numbers before words, unknown values last.
+
+    Args:
+        best_is_high: whether the highest mean comes first.
 
     Raises:
         UserError: there is no such axis or column.
@@ -285,6 +288,8 @@ def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: s
 
     def rank(row: tuple[str, Any, float]) -> tuple[bool, bool, Any, bool, float]:
         _, each, mean = row
+        mean = -mean if best_is_high else mean
+        each = mean if sort == "mean" else each
         return each != each, isinstance(each, str), 0 if each != each else each, mean != mean, mean
 
     rows = zip(groups.index, groups[columns[sort]].tolist(), groups["mean"].tolist(), strict=True)

@@ -13,6 +13,11 @@ HELD_OUT = ("data.split", "data.val_fraction", "data.test_fraction")  # which pa
 IN_BITS = {"test/loss": "test/bpb"}  # other losses than `NATS`, and what compares in their place
 
 
+def higher_is_better(metric: str) -> bool:
+    """Return whether a measure is a share of what is right, as of answers, and no loss."""
+    return metric.rpartition("/")[2].startswith(("accuracy", "stop_rate"))
+
+
 def vocabularies(runs: Sequence[Run]) -> list[str]:
     """Return the distinct vocabularies of runs in words: "bpe of 512"; where one does not say its size, the names."""
     found = [(_of(run, "tokenizer", "tokenizer.name"), _of(run, "vocab_size", "tokenizer.vocab_size")) for run in runs]

@@ -407,6 +407,14 @@ def test_axes_sort_as_numbers(tmp_path: Path) -> None:
     assert build_report([tmp_path], sort="p").groups["p"].isna().iloc[-1]
 
 
+@pytest.mark.parametrize("metric", ["test/accuracy", "val/accuracy_count", "val/stop_rate", "test/loss"])
+def test_the_best_comes_first_also_where_more_is_better(tmp_path: Path, metric: str) -> None:
+    for lr, value in ((1e-3, 0.4), (2e-3, 0.9), (3e-3, 0.6)):
+        fake_run(tmp_path / str(lr), 1.5, summary={metric: value}, optim__lr=lr)
+    means = build_report([tmp_path], metric=metric).groups["mean"].to_list()
+    assert means == sorted(means, reverse=metric != "test/loss")
+
+
 def test_any_number_of_the_summaries_is_a_metric(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, summary={"test/loss": 1.9})
     fake_run(tmp_path / "b", 1.6, 2)

@@ -102,6 +102,8 @@ def child(args: argparse.Namespace) -> None:
             from gptlab.training.settings import from_config
 
             settings = from_config(config)
+            if settings.task.name != "pretrain":
+                raise UserError(f"task={settings.task.name}: bench times the training on text only; use task=pretrain")
             if args.side == RUN:
                 measured_run.train(settings, args.folder, parent)
             elif parent is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.data import corpora, downloads, prepare
+from gptlab.data.chat import sources
 from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import Piece
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
@@ -186,6 +187,12 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
     Raises:
         UserError: the config is damaged, or the text cannot be had any more.
     """
+    learned = config.get("data")
+    if isinstance(learned, dict) and learned.get("name") in sources.NAMES:
+        raise UserError(
+            f"{name} learned from conversations (data={learned['name']}), and their figures stand in its summary.json: "
+            f"to measure it on a text, give --data FILE"
+        )
     try:
         data, tokenizer_node = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())

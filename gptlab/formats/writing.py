@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+from gptlab.data.chat.chat_format import ChatFormat, answers_in_chat
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
 from gptlab.formats.checkpoint import ModelInfo
@@ -43,9 +45,14 @@ def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None
     path.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes files that only their owner can read
 
 
-def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path, vocab_size: int | None = None) -> None:
+def write_tokenizer(
+    tokenizer: Tokenizer, block_size: int, folder: Path, vocab_size: int | None = None, chat_template: str | None = None
+) -> None:
     """Write the files from which `AutoTokenizer` reads a tokenizer, see `huggingface_tokenizer.tokenizer_files`."""
-    for name, content in huggingface_tokenizer.tokenizer_files(tokenizer, block_size, vocab_size).items():
+    files = huggingface_tokenizer.tokenizer_files(tokenizer, block_size, vocab_size)
+    if chat_template is not None:
+        files["chat_template.jinja"] = chat_template
+    for name, content in files.items():
         (folder / name).write_text(content, "utf-8")
 
 
@@ -73,9 +80,13 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
-    write_tokenizer(tokenizer, model.config.block_size, folder)
+    chat = ChatFormat(tokenizer) if answers_in_chat(info.config, tokenizer) else None
+    write_tokenizer(
+        tokenizer, model.config.block_size, folder, chat_template=None if chat is None else chat.as_template()
+    )
     never_drawn = [i for name, i in named.values() if name == PAD]  # a token of ours; those of others may be drawn
-    generation = ids | ({"suppress_tokens": never_drawn} if never_drawn else {})
+    ends: dict[str, Any] = {} if chat is None else {"eos_token_id": sorted(chat.ends)}
+    generation = ids | ends | ({"suppress_tokens": never_drawn} if never_drawn else {})
     for name, content in (("config.json", config | ids), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     write_weights(

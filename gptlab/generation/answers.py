@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gptlab.data.chat.chat_format import has_chat_tokens
+from gptlab.data.chat.chat_format import answers_in_chat
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import Step, generate, prompt_ids, speculate
@@ -58,12 +58,6 @@ class Answer:
             content["token_texts"] = [texts[token].decode("utf-8", "backslashreplace") for token in tokens]
             content["bits"] = self.stream.bits
         return content
-
-
-def chats(opened: OpenedModel[Model]) -> bool:
-    """Return whether a model has learned to answer in the chat format."""
-    task = opened.config.get("task")
-    return isinstance(task, dict) and task.get("name") == "sft" and has_chat_tokens(opened.tokenizer)
 
 
 def check_special(opened: OpenedModel[Model]) -> None:
@@ -129,7 +123,10 @@ def empty_answers(
         stops: the stop strings, see `TextStream`.
         special: read names of special tokens in the prompts as those tokens.
     """
-    encoded = [prompt_ids(opened.tokenizer, text, special, chats(opened)) for text in prompts]
+    encoded = [
+        prompt_ids(opened.tokenizer, text, special, answers_in_chat(opened.config, opened.tokenizer))
+        for text in prompts
+    ]
     return [
         Answer(number, text, ids, sample + 1, seed + sample, TextStream(opened.tokenizer, stops))
         for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True), 1)

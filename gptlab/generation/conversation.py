@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import torch
 
-from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.chat_format import ChatFormat, answers_in_chat
 from gptlab.formats.open_model import OpenedModel
-from gptlab.generation.answers import chats, check_prompt, stream_pieces
+from gptlab.generation.answers import check_prompt, stream_pieces
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
@@ -49,7 +49,7 @@ def converse(
         UserError: a logit is infinite or not a number.
     """
     tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
-    chat = ChatFormat(tokenizer) if chats(opened) and not special else None
+    chat = ChatFormat(tokenizer) if answers_in_chat(opened.config, tokenizer) and not special else None
     end_of_line = "" if chat or tokenizer.unknown("\n") else "\n"
     if opening:
         opening = opening.removesuffix("\n") + end_of_line

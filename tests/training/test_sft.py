@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.conversations import Conversation, Message
@@ -127,6 +128,38 @@ def test_generate_speaks_in_the_chat_format(
     result: Result = command("generate", str(learned), *asked, *words)
     assert result.returncode == 0, result.stderr
     assert "black\n" in result.stdout
+
+
+def test_transformers_asks_an_export_in_the_same_form_and_ends_where_we_do(command: Any, learned: Path) -> None:
+    result: Result = command("export", str(learned), "exported")
+    assert result.returncode == 0, result.stderr
+    tokenizer = AutoTokenizer.from_pretrained("exported")
+    model = AutoModelForCausalLM.from_pretrained("exported")
+    _, ours, _ = checkpoint.load_checkpoint(learned)
+    for thing, colour in COLOURS.items():
+        said = [{"role": "user", "content": f"what is {thing} like"}]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        assert ids["input_ids"][0].tolist() == ChatFormat(ours).prompt([Message(**said[0])]).tolist()
+        drawn = model.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(drawn, skip_special_tokens=True) == colour
+        assert tokenizer.decode(drawn[-1:]) == END
+    both = [*said, {"role": "assistant", "content": colour}]
+    masked = tokenizer.apply_chat_template(both, return_dict=True, return_assistant_tokens_mask=True)
+    ids, counted = ChatFormat(ours).encode([Message(**each) for each in both])
+    assert masked["input_ids"] == ids.tolist()
+    assert masked["assistant_masks"] == counted.astype(int).tolist()
+
+
+def test_evaluate_and_bench_say_that_they_measure_texts(command: Any, learned: Path, text_file: Path) -> None:
+    result: Result = command("evaluate", str(learned))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert (
+        "learned learned from conversations (data=chat), and their figures stand in its summary.json" in result.stderr
+    )
+    assert command("evaluate", str(learned), "--data", str(text_file)).returncode == 0
+    result = command("bench", "data=arithmetic")
+    assert result.returncode == 1
+    assert "task=sft: bench times the training on text only; use task=pretrain" in result.stderr
 
 
 def test_special_tokens_are_written_out_where_that_is_asked_for(command: Any, learned: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -66,6 +67,16 @@ def has_chat_tokens(tokenizer: Tokenizer) -> bool:
     )
 
 
+def answers_in_chat(config: object, tokenizer: Tokenizer) -> bool:
+    """Return whether a model has learned to answer in the chat format.
+
+    Args:
+        config: of the run that made it; None if there is none.
+    """
+    task = config.get("task") if isinstance(config, dict) else None
+    return isinstance(task, dict) and task.get("name") == "sft" and has_chat_tokens(tokenizer)
+
+
 def end_tokens(tokenizer: Tokenizer) -> set[int]:
     """Return the ids that end an answer: the end of a turn and the end of a text, as far as there are such tokens."""
     return {end for end in (tokenizer.special_tokens.get(END), tokenizer.end_of_text) if end is not None}
@@ -125,6 +136,17 @@ class ChatFormat:
         """
         rest = self.prompt([Message("user", content)])[len(self.begin) :]
         return rest if ids[-1] in self.ends else np.insert(rest, 0, self.end)
+
+    def as_template(self) -> str:
+        """Return the format as a chat template in Jinja, as `transformers` takes it."""
+        begin = "".join(self.tokenizer.tokens[token].decode() for token in self.begin)
+        return (
+            f"{{{{ {json.dumps(begin)} }}}}{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"
+            "{% if message['role'] == 'assistant' %}{% generation %}"
+            f"{{{{ message['content'] + '{END}' }}}}{{% endgeneration %}}"
+            f"{{% else %}}{{{{ message['content'] + '{END}' }}}}{{% endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ '{TURNS['assistant']}' }}}}{{% endif %}}"
+        )
 
     def turn(self, role: str) -> int:
         """Return the id that begins a message of a role."""

@@ -90,13 +90,14 @@ def encode_preferences(
 
 def _check(too_long: str) -> None:
     if too_long not in TOO_LONG:
-        raise UserError(f"too_long={too_long}: must be one of {', '.join(TOO_LONG)}")
+        raise UserError(f"task.too_long={too_long}: must be one of {', '.join(TOO_LONG)}")
 
 
 def _some(found: list[Any], counts: Counter[str]) -> list[Any]:
     if not found:
         left = counts[LEFT_OUT]
-        why = f": {amount(left, 'conversation')} {'is' if left == 1 else 'are'} {LEFT_OUT}; take a larger block_size"
+        what = f"{amount(left, 'conversation')} {'is' if left == 1 else 'are'} {LEFT_OUT}"
+        why = f": {what}; take a larger model.block_size"
         raise UserError(f"there are no conversations to learn from{why if left else ''}")
     return found
 
@@ -121,8 +122,9 @@ def _fitting(
         return whole
     if too_long == REFUSE:
         raise UserError(
-            f"{where or 'a conversation'}: it has {amount(length, 'token')}, and a row of block_size={block_size} "
-            f"holds {block_size + 1:,}; shorten it, take a larger block_size, or give too_long={CUT}"
+            f"{where or 'a conversation'}: it has {amount(length, 'token')}, and a row of "
+            f"model.block_size={block_size} holds {block_size + 1:,}; shorten it, take a larger one, or give "
+            f"task.too_long={CUT}"
         )
     shorter = shorten(prompt, lambda prompt: max(len(each.ids) for each in encoded(prompt)) <= block_size + 1)
     counts[LEFT_OUT if shorter is None else SHORTENED] += 1

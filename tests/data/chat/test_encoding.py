@@ -52,7 +52,9 @@ def test_an_answer_stays_whole_at_every_block_size(block_size: int) -> None:
 
 @pytest.mark.parametrize("block_size", range(1, 8))
 def test_rows_without_a_place_for_an_answer_are_refused(block_size: int) -> None:
-    with pytest.raises(UserError, match=r"no conversations to learn from: 1 conversation is left out.* block_size"):
+    with pytest.raises(
+        UserError, match=r"no conversations to learn from: 1 conversation is left out.* model.block_size"
+    ):
         encode(block_size, talk("first", "one", "second", "two", system="be"))
 
 
@@ -91,9 +93,11 @@ def test_an_answer_that_is_too_long_is_left_out_and_counted() -> None:
 def test_what_is_too_long_is_refused_where_that_is_asked_for() -> None:
     said = Conversation(talk("abc", "de").messages, where="a.jsonl, line 7")
     assert encode(9, said, too_long="refuse")[0] == [EXCHANGE]
-    with pytest.raises(UserError, match=r"line 7: it has 10 tokens, and a row of block_size=8 holds 9; .*too_long=cut"):
+    with pytest.raises(
+        UserError, match=r"line 7: it has 10 tokens, and a row of model.block_size=8 holds 9; .*task.too_long=cut"
+    ):
         encode(8, said, too_long="refuse")
-    with pytest.raises(UserError, match="too_long=drop: must be one of cut, refuse"):
+    with pytest.raises(UserError, match=r"task.too_long=drop: must be one of cut, refuse"):
         encode(8, said, too_long="drop")
 
 

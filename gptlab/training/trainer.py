@@ -108,8 +108,8 @@ def check_order(callbacks: Sequence[L.Callback]) -> None:
     """
     kinds = [type(callback) for callback in callbacks]
     average = kinds.index(Averaging)
-    for kind in kinds[average:]:
-        if kind in (Curves, Samples):
+    for kind in (Curves, Samples):
+        if kind in kinds[average:]:
             raise RuntimeError(f"{kind.__name__} must stand before Averaging among the callbacks: it sees the average")
 
 

@@ -19,8 +19,8 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, choice: str) -> None:
-    source = ["init_from=gpt2"] if choice == "pretrained" else []
-    settings = compose(f"{group}={choice}", *source)
+    beside = {"pretrained": ["init_from=gpt2"], "sft": ["data=chat"]}.get(choice, [])
+    settings = compose(f"{group}={choice}", *beside)
     if group in ("precision", "compile", "trainer", "schedule", "optim"):
         assert getattr(settings, group).name == choice
     if group in ("model", "experiment"):

@@ -10,7 +10,7 @@ import pytest
 
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.data.tokenizers.char_byte_word import WordTokenizer
-from gptlab.training.summary import opening_words
+from gptlab.training.datamodule import opening_words
 
 
 def opening(text: str, tokenizer: Any = None) -> str | None:

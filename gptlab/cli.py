@@ -16,6 +16,7 @@ from gptlab.system.errors import UserError, command_line
 VERBS = {
     "train": "train one run, or a sweep of runs",
     "generate": "let a trained model go on with a prompt",
+    "rank": "say which of two answers is better, as data for training",
     "evaluate": "the exact loss of a model on a text, beside another's if you like",
     "export": "write a model for transformers, as safetensors or ONNX",
     "report": "the tables and plots of a sweep, or of any runs",

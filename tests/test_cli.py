@@ -234,7 +234,16 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         monkeypatch.setenv("COMP_LINE", line)
         return command("cli", "-sc", "query=bash").stdout.split()
 
-    assert completions("gptlab tr") == ["train", "generate", "evaluate", "export", "report", "tokenize", "bench"]
+    assert completions("gptlab tr") == [
+        "train",
+        "generate",
+        "rank",
+        "evaluate",
+        "export",
+        "report",
+        "tokenize",
+        "bench",
+    ]
     assert "model=gpt10m" in completions("gptlab train model=gpt1")
     assert "optim.lr=" in completions("gptlab train optim.")
     assert "model=gpt10m" in completions("gptlab bench model=gpt1")

@@ -44,3 +44,9 @@ def compare_means(ours: dict[int, float], theirs: dict[int, float]) -> dict[str,
     low, high = result.confidence_interval(CONFIDENCE)
     found |= {"difference_low": float(low), "difference_high": float(high), "p": float(result.pvalue)}
     return found | {"test": "paired" if paired else "Welch", "pairs": len(shared) if paired else 0}
+
+
+def share_interval(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of `count` independent trials (Wilson 1927, https://doi.org/10.2307/2276774)."""
+    interval = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -13,6 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gptlab.models import Model, weights
+from gptlab.models.gpt import GPT
+from gptlab.models.lora import merged
 
 
 def shard_model(model: Model, mesh: DeviceMesh) -> None:
@@ -41,12 +43,13 @@ def compile_blocks(model: Model, **options: Any) -> None:
 def gathered_model(model: Model) -> Iterator[Model]:
     """Provide a model with all weights for this process alone: an unsharded twin, if `model` is sharded.
 
+    Of a model with adapters it is the merged one, which is faster.
     All processes must call this, whether they use the twin or not. (Forward passes of the sharded model itself would
     have to be the same in all processes.)
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not groups:
-        yield model
+        yield merged(model) if isinstance(model, GPT) else model
         return
     for group in groups:
         group.unshard()

@@ -26,6 +26,8 @@ FORMAT = 2
 SEAL = b"sha256:"  # begins the zip's comment, which has the hash of everything before it
 KEY = "gptlab"  # our entry in Lightning's dict
 PREFIX = "model."  # of the model's weights in the LightningModule's
+ADAPTERS = "adapters"  # the key of a description that says on which model they belong, see `adapters.describe`
+NEW_ROWS = ".new.rows"  # ends the names of the rows of new tokens
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,9 @@ def load_checkpoint(path: Path, content: Any = None) -> LoadedModel:
 
     Raises:
         UserError: see `find_checkpoint` and `read_checkpoint`; or the weights do not fit the model that is described;
-            or it is no language model, see `load_headed`.
+            or it is no language model, see `load_headed`; or it holds adapters alone, see `open_model.load_model`.
     """
-    about, state, file = _read(path, content)
+    about, state, file = read_model(path, content)
     return restore(about, state, file, "gptlab run")
 
 
@@ -233,11 +235,11 @@ def load_headed(path: Path) -> LoadedHeaded:
     Raises:
         UserError: as there; or it has no head.
     """
-    about, state, file = _read(path)
+    about, state, file = read_model(path)
     return _restore(about, state, file, "gptlab run", models.headed_from_dict, weights.fill_headed)
 
 
-def _read(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+def read_model(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
     """Return the description of a model, its weights, and their file; the rest as in `load_checkpoint`."""
     file = find_checkpoint(path)
     try:
@@ -249,6 +251,13 @@ def _read(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[str, Te
         raise UserError(f"{error}; the run has others: {', '.join(map(str, others))}") from error
     state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     return content[KEY], state, file
+
+
+def put_new_rows_in(state: dict[str, Tensor]) -> None:
+    """Put the rows of tokens that were new to a run into its tables, see `lora.train_new_rows`."""
+    for name in [name for name in state if name.endswith(NEW_ROWS)]:
+        rows, table = state.pop(name), name.removesuffix(NEW_ROWS) + ".weight"
+        state[table] = torch.cat((state[table][: len(state[table]) - len(rows)], rows))
 
 
 def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> LoadedModel:
@@ -290,14 +299,24 @@ def _restore(
             about = upgrades.from_format_1(about)
         config = parse(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        step, data_sha256 = about["step"], about["data_sha256"]
-        metrics, config_ = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
-        if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config_, dict)):
-            raise UserError("what it says of itself is damaged")
-        info = ModelInfo(
-            path, step, {name: float(value) for name, value in metrics.items()}, config_, data_sha256, origin
-        )
+        info = model_info(about, path, origin)
+        if ADAPTERS in about:
+            raise UserError("it has adapters alone, which belong on another model")
+        put_new_rows_in(state)
         return fill(config, state), tokenizer, info
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
         raise UserError(f"{path} does not fit together: {reason}") from error
+
+
+def model_info(about: dict[str, Any], path: Path, origin: str) -> ModelInfo:
+    """Return the info in a description by `describe`.
+
+    Raises:
+        UserError, KeyError, TypeError, ValueError: the description is damaged.
+    """
+    step, data_sha256 = about["step"], about["data_sha256"]
+    metrics, config = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
+    if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config, dict)):
+        raise UserError("what it says of itself is damaged")
+    return ModelInfo(path, step, {name: float(value) for name, value in metrics.items()}, config, data_sha256, origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint, huggingface, nanogpt, openai_gpt2, reading, safetensors_file
+from gptlab.formats import adapters, checkpoint, huggingface, nanogpt, openai_gpt2, peft, reading, safetensors_file
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.models import Model
+from gptlab.models.gpt import GPT
+from gptlab.models.lora import merged
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
 
 EXPORT_FILE = "model.safetensors"
 PLAIN_NAME = re.compile(r"[\w.-]{1,99}")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # organisation/name
+DEEPEST = 8  # adapters on adapters on ... a model
 
 
 AnyModel = TypeVar("AnyModel", covariant=True)
@@ -77,30 +81,46 @@ def open_model(
 
 
 def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
-    """Load a model (on the CPU, fp32, in evaluation mode), its tokenizer and its info.
+    """Load a model (on the CPU, fp32, in evaluation mode), its tokenizer and its info; adapters are merged.
 
     Args:
-        name: a run directory, a checkpoint file, a Hugging Face folder, a .safetensors file of ours, nanoGPT's ckpt.pt,
-            OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ..., organisation/name.
+        name: a run directory, a checkpoint file, a Hugging Face folder, a PEFT adapter's, a .safetensors file of ours,
+            nanoGPT's ckpt.pt, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ...,
+            organisation/name.
         raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
-        UserError: there is no such model, it is broken, or gptlab has no such architecture.
+        UserError: there is no such model, it is broken, or gptlab has no such architecture; or it has adapters, and
+            their base is missing or has changed.
+    """
+    model, tokenizer, info = load_with_adapters(name, raw_dir=raw_dir)
+    return (merged(model) if isinstance(model, GPT) else model), tokenizer, info
+
+
+def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: int = 0) -> LoadedModel:
+    """Load a model as `load_model` does, and leave its adapters, if it has any, beside the weights.
+
+    Args:
+        depth: the number of models with adapters that are being opened and belong on this one.
     """
     path, raw_dir = Path(name), raw_dir or user_folder(os.environ.get("GPTLAB_DATA"))
+    if depth > DEEPEST:
+        raise UserError(f"{name}: more than {DEEPEST} models with adapters belong on each other")
     with suppress(RuntimeError):  # a ~user that does not exist
         path = path.expanduser()
+
+    def load_base(base: str) -> LoadedModel:
+        model, tokenizer, info = load_with_adapters(base, raw_dir=raw_dir, depth=depth + 1)
+        return (merged(model) if isinstance(model, GPT) else model), tokenizer, info
+
     if _is_file(path):
-        return _load_file(path, raw_dir)
+        return _load_file(path, raw_dir, load_base)
     if _is_file(path / "config.json"):
         return huggingface.open_folder(path, raw_dir)
     if _is_file(path / "hparams.json"):
         return openai_gpt2.open_folder(path, raw_dir)
-    if _is_file(path / "adapter_config.json"):
-        raise UserError(
-            f"{name} is an adapter, which changes another model: put the two together first (PEFT's merge_and_unload, "
-            f"then save_pretrained)"
-        )
+    if _is_file(path / peft.CONFIG_FILE):
+        return peft.open_folder(path, load_base)
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
@@ -110,10 +130,10 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
             f"{name}: no such run directory or checkpoint file (runs lie in outputs/<name>/<time>), and no known model "
             f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), huggingface.HUB_NAMES)}"
         )
-    return checkpoint.load_checkpoint(path)
+    return _load_checkpoint(path, None, load_base)
 
 
-def _load_file(path: Path, raw_dir: Path) -> LoadedModel:
+def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel]) -> LoadedModel:
     """Load a model from a file; a file of `torch.save` is read once, and its content tells what it is."""
     if path.name in huggingface.WEIGHT_FILES and (path.parent / "config.json").is_file():
         return huggingface.open_folder(path.parent, raw_dir)
@@ -122,7 +142,15 @@ def _load_file(path: Path, raw_dir: Path) -> LoadedModel:
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)
-    return checkpoint.load_checkpoint(path, content)
+    return _load_checkpoint(path, content, load_base)
+
+
+def _load_checkpoint(path: Path, content: Any, load_base: Callable[[str], LoadedModel]) -> LoadedModel:
+    """Load a run's model; with the base of its adapters, if that is what it holds."""
+    about, state, file = checkpoint.read_model(path, content)
+    if adapters.KEY in about:
+        return adapters.restore(about, state, file, load_base)
+    return checkpoint.restore(about, state, file, "gptlab run")
 
 
 def _is_file(path: Path) -> bool:

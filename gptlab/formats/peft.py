@@ -13,7 +13,8 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.huggingface_families import FAMILIES, GPT2, Family
 from gptlab.formats.huggingface_names import family_of, their_names
 from gptlab.formats.reading import naming_path, read_json_object, read_weights_bin
@@ -36,12 +38,13 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHT_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."  # of every name in the file
+ROWS = ".token_adapter.trainable_tokens_delta"  # ends the names of whole rows, those of `trainable_token_indices`
 NUMBERED = re.compile(r"^.*\.\d+\.")  # up to the number of a block
 MATRIX = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 NAME_PATTERN = re.compile(r"\^?[\w.]{1,200}")  # of theirs, without the regular expressions that never end
 # Their settings that change the function, or the base, beyond A and B; each must be absent, null or false.
 REFUSED = (
-    *("modules_to_save", "use_dora", "lora_bias", "layer_replication", "megatron_config", "trainable_token_indices"),
+    *("modules_to_save", "use_dora", "lora_bias", "layer_replication", "megatron_config"),
     *("target_parameters", "use_qalora", "use_bdlora", "arrow_config", "alora_invocation_tokens", "kasa_config"),
     *("monteclora_config", "ensure_weight_tying"),
 )
@@ -85,13 +88,13 @@ def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size:
         vocab_size: the number of ids of that export, where it has more than the model; see `writing.write_hf`.
 
     Raises:
-        UserError: `transformers` has no such model.
+        UserError: `transformers` has no such model; or a table of tokens has an adapter, and rows of new tokens, too.
         ValueError: the model has no adapters.
     """
     if model.lora is None:
         raise ValueError("the model has no adapters")
     family = FAMILIES[family_of(model.config)]
-    state: dict[str, Tensor] = {}
+    state, tokens = _new_rows(model, family)
     ranks: dict[str, int] = {}  # by what a module's names in all blocks end with
     for name, layer in adapters(model).items():
         for module, rows in piece_rows(model, name, family).items():
@@ -107,9 +110,31 @@ def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size:
             kinds = ("lora_embedding_A", "lora_embedding_B") if name == "wte" else ("lora_A.weight", "lora_B.weight")
             state |= {f"{PREFIX}{module}.{kind}": x.contiguous() for kind, x in zip(kinds, (a, b), strict=True)}
             ranks[NUMBERED.sub("", module.removeprefix(family.base))] = len(a)
-    about = _their_config(model.lora, ranks, family, base)
+    about = _their_config(model.lora, ranks, family, base) | ({"trainable_token_indices": tokens} if tokens else {})
     (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     write_weights(folder / WEIGHT_FILES[0], state)
+
+
+def _new_rows(model: GPT, family: Family) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Return the rows of new tokens by their names, and their ids by table; of a tied model one table is named.
+
+    Raises:
+        UserError: see `write_adapter`.
+    """
+    state, tokens = {}, {}
+    for name in ("wte",) if model.config.tied else ("wte", "lm_head"):
+        new = getattr(model.get_submodule(name), "new", None)
+        if new is None:
+            continue
+        if name in adapters(model) and adapters(model)[name].additions():
+            raise UserError(
+                f"lora.targets: PEFT has no adapter of {name} beside rows of new tokens; export the merged model, or "
+                f"train without {name}"
+            )
+        (module,) = their_modules(name, family)
+        state[f"{PREFIX}{module}{ROWS}"] = new.rows.detach().float().contiguous()
+        tokens[module.split(".")[-1]] = list(range(new.known, model.config.vocab_size))
+    return state, tokens
 
 
 @torch.no_grad()
@@ -154,6 +179,7 @@ def _divisor(rank: int, rslora: bool) -> float:
 def read_adapter(folder: Path, model: GPT) -> None:
     """Put the adapters of a folder that PEFT or gptlab wrote into a model, and freeze everything else.
 
+    Rows of single tokens (`trainable_token_indices`) take the place of the model's own.
     Modules of different ranks get the largest of them, with zeros in B, and different scales go into B: what the model
     computes is the same, while further training begins with one rank and one scale for all.
 
@@ -173,6 +199,7 @@ def read_adapter(folder: Path, model: GPT) -> None:
     state = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_weights_bin(file)
     with naming_path(folder):
         check_sound(model.config, state)
+        _put_rows_in(state, about, model)
         products = _products(state, about, model)
         config = _our_config(about, products, model.config.tied)
         with torch.random.fork_rng(devices=[]):  # for the rows of A that the file does not have
@@ -181,6 +208,51 @@ def read_adapter(folder: Path, model: GPT) -> None:
     layers = adapters(model)
     for (layer, target), product in products.items():
         _copy(product, layers[layer].additions()[WHOLE if TARGETS[target][1] is None else target])
+
+
+@torch.no_grad()
+def _put_rows_in(state: dict[str, Tensor], about: dict[str, Any], model: GPT) -> None:
+    """Move whole rows from a file into the tables of a model.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    family = FAMILIES[family_of(model.config)]
+    given = about.get("trainable_token_indices") or []
+    modules = {PREFIX + their_modules(name, family)[0]: name for name in ("wte", "lm_head")}
+    for name in [name for name in state if name.endswith(ROWS)]:
+        rows, module = state.pop(name), name.removesuffix(ROWS)
+        ids: Any = given.get(module.split(".")[-1]) if isinstance(given, dict) else given
+        table: Any = model.get_parameter(f"{modules[module]}.weight") if module in modules else None
+        fits = table is not None and isinstance(ids, list) and rows.shape == (len(ids), table.shape[1])
+        if not fits or not all(type(i) is int and 0 <= i < len(table) for i in ids):
+            raise UserError(f"its rows {name:.199} do not fit trainable_token_indices and this model")
+        table[ids] = rows.to(table.dtype)
+
+
+def open_folder(folder: Path, load_base: Callable[[str], LoadedModel]) -> LoadedModel:
+    """Open an adapter together with the model that it names as its base, in evaluation mode.
+
+    Args:
+        folder: the folder of the adapter.
+        load_base: opens a model by its name. A path that leads nowhere is looked for beside the folder.
+
+    Raises:
+        UserError: see `read_adapter`; or the base is not named or cannot be opened, or is no GPT.
+    """
+    about = read_json_object(folder / CONFIG_FILE)
+    base = about.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{folder} is an adapter, and does not name the model that it changes: put the two together first (PEFT's "
+            f"merge_and_unload, then save_pretrained)"
+        )
+    beside = folder.absolute().parent / Path(base).name
+    model, tokenizer, info = load_base(base if Path(base).exists() or not beside.exists() else str(beside))
+    if not isinstance(model, GPT):
+        raise UserError(f"{folder}: adapters are for a GPT, and {base:.199} is a {type(model).__name__}")
+    read_adapter(folder, model)
+    return model.eval(), tokenizer, replace(info, path=folder, origin=f"PEFT adapter on {base:.199}", metrics={})
 
 
 def _check_settings(about: dict[str, Any]) -> None:

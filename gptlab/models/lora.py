@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.models.gpt import GPT
-from gptlab.models.low_rank import WHOLE, Adapted, AdaptedEmbedding, AdaptedLinear
+from gptlab.models.low_rank import WHOLE, Adapted, AdaptedEmbedding, AdaptedLinear, NewRows
 from gptlab.models.weights import assign, check_shapes, empty_model, is_tied
 from gptlab.system.errors import UserError, did_you_mean
 
@@ -160,19 +160,46 @@ def adapted_layers(model: GPT, targets: tuple[str, ...]) -> dict[str, dict[str, 
     return layers
 
 
+def train_new_rows(model: GPT, known: int) -> None:
+    """Train the rows of a model's new tokens whole, in each frozen table of tokens; all others stay as they are.
+
+    New tokens begin alike, see `grow_vocabulary`; were their rows as frozen as the others, none could be told from
+    another, nor learned as an end. What the model computes stays the same to the bit.
+
+    Args:
+        known: the number of tokens that are not new.
+    """
+    if known == model.config.vocab_size:
+        return
+    shared: NewRows | None = None
+    for name in reversed(OUTSIDE):
+        layer = getattr(model, name)
+        if layer.weight.requires_grad:
+            continue
+        if not isinstance(layer, Adapted):
+            wrapped = AdaptedEmbedding(layer, 0, 1.0) if name == "wte" else AdaptedLinear(layer, {}, 0, 1.0)
+            setattr(model, name, layer := wrapped.train(layer.training))
+        layer.new = shared if shared is not None and model.config.tied else NewRows(layer.weight, known)
+        shared = layer.new
+
+
 def adapters(model: nn.Module) -> dict[str, Adapted]:
-    """Return the layers of a model that have adapters, by name."""
+    """Return the layers of a model that have adapters or rows of new tokens, by name."""
     return {name: each for name, each in model.named_modules() if isinstance(each, Adapted)}
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the adapters alone, by their names in the model's state dict; not copies."""
-    return {
-        f"{name}.lora.{part}.{matrix}": getattr(addition, matrix).detach()
-        for name, layer in adapters(model).items()
-        for part, addition in layer.additions().items()
-        for matrix in ("A", "B")
-    }
+    """Return the tensors of the adapters alone, and the rows of new tokens; not copies.
+
+    Their names are those in the model's state dict; the rows of a tied model have two.
+    """
+    state: dict[str, Tensor] = {}
+    for name, layer in adapters(model).items():
+        for part, addition in layer.additions().items():
+            state |= {f"{name}.lora.{part}.{matrix}": getattr(addition, matrix).detach() for matrix in ("A", "B")}
+        if layer.new is not None:
+            state[f"{name}.new.rows"] = layer.new.rows.detach()
+    return state
 
 
 @torch.no_grad()
@@ -206,7 +233,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def without_adapters(model: GPT) -> GPT:
-    """Return the model as it was before it had adapters; the two share the weights."""
+    """Return the model as it was before it had adapters, new tokens included; the two share the weights."""
     return _plain(model, {})
 
 
@@ -215,20 +242,27 @@ def merged(model: GPT) -> GPT:
 
     The sums are made in fp32 and cast once to the type of the weights. In bf16 the result differs from the model with
     its adapters by more than the sum's rounding, since small changes of large weights are lost; see `largest_change`.
+    A model without adapters is returned itself.
     """
-    layers = adapters(model)
-    return _plain(model, {f"{name}.weight": layer.delta() for name, layer in layers.items()})
+    if not adapters(model):
+        return model
+    return _plain(model, adapters(model))
 
 
 @torch.no_grad()
-def _plain(model: GPT, deltas: Mapping[str, Tensor]) -> GPT:
-    """Return the model without adapters, with these changes of its weights added in fp32 or better."""
+def _plain(model: GPT, layers: Mapping[str, Adapted]) -> GPT:
+    """Return the model without adapters, with those of these layers added to the weights in fp32 or better."""
     added = adapter_state(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in added}
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        wide = wide if layer.new is None else layer.new.put_in(wide)
+        if layer.additions():
+            wide = wide + layer.delta()
+        state[f"{name}.weight"] = wide.to(weight.dtype)
     if is_tied(model.config):
         del state["lm_head.weight"]
-    for name, delta in deltas.items():
-        state[name] = (state[name].to(delta.dtype) + delta).to(state[name].dtype)
     plain = assign(empty_model(model.config), state)
     assert isinstance(plain, GPT)
     return plain.train(model.training)

@@ -1,6 +1,7 @@
 """Layers with trainable low-rank additions: what LoRA puts in the place of a linear layer or an embedding.
 
-The layers keep their weights under the same names; an addition's matrices are called `lora.<part>.A` and `.B`.
+The layers keep their weights under the same names; an addition's matrices are called `lora.<part>.A` and `.B`, and the
+rows of new tokens, which are trained whole, `new.rows`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,30 @@ class LowRank(nn.Module):
         return self.scale * (self.B.to(dtype) @ self.A.to(dtype))
 
 
+class NewRows(nn.Module):
+    """The last rows of a frozen table, (n, C), those of tokens that are new to a model: trained in their place.
+
+    Of tied layers both have the same `NewRows`.
+    """
+
+    def __init__(self, weight: Tensor, known: int) -> None:
+        super().__init__()
+        self.known = known
+        """The number of rows before these."""
+        self.rows = nn.Parameter(weight[known:].detach().clone())
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return what they differ by from the rows in the table, (n, C): zeros as long as nothing was learned."""
+        return self.rows - weight[self.known :]
+
+    @torch.no_grad()
+    def put_in(self, weight: Tensor) -> Tensor:
+        """Return a table with these rows in the place of its last ones."""
+        return torch.cat((weight[: self.known], self.rows.to(weight.dtype)))
+
+
 class AdaptedLinear(nn.Linear):
-    """A linear layer, and a low-rank addition to some of its rows.
+    """A linear layer, a low-rank addition to some of its rows, and perhaps rows of new tokens.
 
     Args:
         layer: the layer, whose weights are shared.
@@ -51,6 +74,7 @@ class AdaptedLinear(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.active = True
         self.rows = dict(rows)
+        self.new: NewRows | None = None
         self.lora = nn.ModuleDict(
             {
                 name: LowRank(layer.in_features, stop - start, rank, scale, layer.weight)
@@ -73,6 +97,9 @@ class AdaptedLinear(nn.Linear):
             for name, addition in self.additions().items():
                 start, stop = self.rows[name]
                 y = y + F.pad(addition(x), (start, self.out_features - stop))
+            if self.new is not None:
+                known, change = self.new.known, self.new.change(self.weight)
+                y = torch.cat((y[..., :known], y[..., known:] + F.linear(x, change)), dim=-1)
         return y
 
     def delta(self) -> Tensor:
@@ -85,21 +112,31 @@ class AdaptedLinear(nn.Linear):
 
 
 class AdaptedEmbedding(nn.Embedding):
-    """An embedding, and a low-rank addition to its table; of the two matrices A begins as zeros here, as in PEFT."""
+    """An embedding, a low-rank addition to its table, and perhaps rows of new tokens.
+
+    Of the two matrices A begins as zeros here, as in PEFT.
+
+    Args:
+        layer: the embedding, whose table is shared.
+        rank, scale: see `LowRank`; a rank of 0: no addition.
+    """
 
     def __init__(self, layer: nn.Embedding, rank: int, scale: float) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
         self.weight, self.padding_idx = layer.weight, None
         self.active = True
-        addition = LowRank(layer.num_embeddings, layer.embedding_dim, rank, scale, layer.weight)
-        nn.init.zeros_(addition.A)
-        nn.init.normal_(addition.B)
-        self.rows = {WHOLE: (0, layer.embedding_dim)}
-        self.lora = nn.ModuleDict({WHOLE: addition})
+        self.new: NewRows | None = None
+        self.rows = {WHOLE: (0, layer.embedding_dim)} if rank else {}
+        self.lora = nn.ModuleDict()
+        if rank:
+            addition = LowRank(layer.num_embeddings, layer.embedding_dim, rank, scale, layer.weight)
+            nn.init.zeros_(addition.A)
+            nn.init.normal_(addition.B)
+            self.lora[WHOLE] = addition
 
     def additions(self) -> dict[str, LowRank]:
-        """Return the addition, by the name of its part."""
+        """Return the addition, by the name of its part; {} if there is none."""
         return {name: each for name, each in self.lora.items() if isinstance(each, LowRank)}
 
     def forward(self, idx: Tensor) -> Tensor:
@@ -108,11 +145,15 @@ class AdaptedEmbedding(nn.Embedding):
         if self.active:
             for each in self.additions().values():
                 x = x + F.linear(F.embedding(idx, each.A.T), each.B) * each.scale
+            if self.new is not None:
+                change = F.embedding((idx - self.new.known).clamp(min=0), self.new.change(self.weight))
+                x = x + change * (idx >= self.new.known).to(x.dtype)[..., None]
         return x
 
     def delta(self) -> Tensor:
         """Return what the addition changes the table by, (V, C), in fp32 or better."""
-        return self.additions()[WHOLE].product().T
+        total = torch.zeros_like(self.weight, dtype=torch.promote_types(self.weight.dtype, torch.float32))
+        return sum((each.product().T for each in self.additions().values()), total)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"

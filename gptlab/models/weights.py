@@ -18,6 +18,7 @@ from gptlab.models import Model, ModelConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.heads import HeadedConfig, HeadedGPT
+from gptlab.models.low_rank import Adapted
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def parameters(model: Model) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has adapters, which are no part of what its config describes.
     """
-    if getattr(model, "lora", None) is not None:
+    if any(isinstance(each, Adapted) for each in model.modules()):
         raise ValueError("the model has adapters: take lora.merged, lora.without_adapters or lora.adapter_state")
     state = model.state_dict()
     if is_tied(model.config):

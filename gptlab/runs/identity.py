@@ -26,6 +26,8 @@ KEYS: dict[str, str] = {
     "task.": "computes tokens shown",
     "task.check": "changes moved",
     "task.answer_tokens": "changes moved",
+    "task.train": "computes shown",
+    "lora.": "computes shown",
     "tokenizer.": "computes tokens shown",
     "data.": "computes tokens shown",
     "data.path": "changes tokens",
@@ -124,7 +126,7 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
         if isinstance(value, dict):
             older = upgrades.NEW.get(key, {}).items()  # the behaviour before the key existed
             chosen = {k: v for k, v in value.items() if does(f"{key}.{k}", "computes") and (k, v) not in older}
-            what |= {key: chosen} if chosen or key != "task" else {}
+            what |= {key: chosen} if chosen or key not in ("task", "lora") else {}
         elif value is not None and key not in ("name", "resume"):
             what[key] = value
     what["data"]["sha256"] = data_sha256

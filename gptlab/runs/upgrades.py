@@ -22,7 +22,9 @@ NEW: dict[str, dict[str, Any]] = {
         "pack": True,
         "check": 500,
         "answer_tokens": 100,
+        "train": "all",
     },
+    "lora": {"rank": 0, "alpha": 16, "dropout": 0.0, "targets": ["q", "v"], "rslora": False, "untie": False},
     "data": {
         "problems": None,
         "order": "random",

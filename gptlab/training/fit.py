@@ -169,6 +169,8 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
     if start is not None:
         log.info("going on after step %d", start.step)
     log.info("%s: %s", run.settings.optim.name, groups)
+    if (trained := run.trained_parameters) < model.num_parameters():
+        log.info("trained: %s of %s parameters", f"{trained:,}", f"{model.num_parameters():,}")
     if not first_process():
         return
     with explain_write_errors(run_dir):

@@ -16,8 +16,10 @@ from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import gathered_model, total_norm
 from gptlab.evaluation.loss import cross_entropy, loss_metrics
-from gptlab.formats import checkpoint
+from gptlab.formats import adapters, checkpoint
 from gptlab.models import Model
+from gptlab.models.gpt import GPT
+from gptlab.models.lora import adapter_state
 from gptlab.system.errors import UserError, amount
 from gptlab.training.answers import Answers
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
@@ -56,6 +58,7 @@ class LMModule(L.LightningModule):
         answers: what lets the model answer held-out prompts at each validation; None: nothing to answer.
         fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
+        base: what names the model that the adapters of `model` belong on, of which checkpoints then hold nothing.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class LMModule(L.LightningModule):
         answers: Answers | None = None,
         fused: bool = True,
         skip: bool = False,
+        base: adapters.Base | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -82,6 +86,7 @@ class LMModule(L.LightningModule):
         self.answers = answers
         self.fused = fused
         self.skip = skip
+        self.base = base
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
         self.test_metrics: dict[str, float] = {}
@@ -221,18 +226,33 @@ class LMModule(L.LightningModule):
     def on_save_checkpoint(self, content: dict[str, Any]) -> None:
         step = content["global_step"]
         measured = self.val_metrics if self.val_step == step else {}
-        content[checkpoint.KEY] = checkpoint.describe(
-            self.model, self.tokenizer, self.config, self.data_sha256, step, measured
-        )
+        content |= self.described(content["state_dict"], step, measured)
         content["begin"] = list(self.tokenizer.begin)
         content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
         content["training"] |= zip(("loss_sum", "loss_count"), self._losses().cpu().clone(), strict=True)
+
+    def described(self, state: dict[str, Any], step: int, metrics: dict[str, float]) -> dict[str, Any]:
+        """Return what a checkpoint holds of the model: its description, and of its state what no base has.
+
+        Args:
+            state: the module's state dict.
+        """
+        about = checkpoint.describe(self.model, self.tokenizer, self.config, self.data_sha256, step, metrics)
+        if self.base is not None:
+            assert isinstance(self.model, GPT)
+            assert self.model.lora is not None
+            about[adapters.KEY] = adapters.describe(self.model.lora, self.base)
+            own = {f"{checkpoint.PREFIX}{name}" for name in adapter_state(self.model)}
+            state = {name: tensor for name, tensor in state.items() if name in own}
+        return {checkpoint.KEY: about, "state_dict": state}
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         for name in RUNNING:
             setattr(self, name, content["training"][name])
         if self.trainer.global_rank > 0:  # the saved sums cover all processes
             self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
+        if self.base is not None:  # which has the rest
+            content["state_dict"] = {**self.state_dict(), **content["state_dict"]}
         self.val_metrics = content[checkpoint.KEY]["metrics"]
         self.val_step = content["global_step"]
         count_micro_batches(content, self.trainer.accumulate_grad_batches)

@@ -13,7 +13,7 @@ import torch
 
 from gptlab.data.prepared import Prepared
 from gptlab.data.text_options import of_train, read_before
-from gptlab.formats import checkpoint
+from gptlab.formats import adapters, checkpoint
 from gptlab.system.accelerator import device_name
 from gptlab.system.errors import UserError, amount
 from gptlab.system.terminal import pasteable, shell_quoted
@@ -36,6 +36,21 @@ class Start:
         self.step = int(self.content["global_step"])
         self.lengths: dict[str, int] = self.content["lengths"]
         self.threads: int | None = self.content.get("machine", {}).get("threads")
+        about = self.content[checkpoint.KEY]
+        self.base = adapters.described(about[adapters.KEY])[1] if adapters.KEY in about else None
+        """What names the model that its adapters belong on; None: it has none."""
+        new = (rows for name, rows in self.content["state_dict"].items() if name.endswith(checkpoint.NEW_ROWS))
+        self.new_tokens = 0 if self.base else len(next(new, ()))
+        """The number of tokens of its model that were new to the run."""
+
+    @property
+    def source(self) -> Path | str:
+        """What the model is opened by: the checkpoint, or the name of the model that its adapters belong on.
+
+        Raises:
+            UserError: that is missing.
+        """
+        return self.base.found() if self.base else self.path
 
     def threads_of(self, most: int) -> int | None:
         """Return the number of threads of before; None if it is unknown, or here are fewer than it, `most`."""

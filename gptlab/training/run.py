@@ -13,7 +13,11 @@ from torch import nn
 from gptlab import models
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed import sharding
+from gptlab.formats.adapters import Base
 from gptlab.models import Model
+from gptlab.models.freezing import train_only
+from gptlab.models.gpt import GPT
+from gptlab.models.lora import add_adapters, train_new_rows
 from gptlab.system.errors import UserError
 from gptlab.training import init_from
 from gptlab.training.chat_datamodule import ChatDataModule
@@ -34,6 +38,10 @@ class Decided:
     vocab_size: int
     model: dict[str, Any]
     """The config's model node; with `init_from` the architecture of those weights."""
+    known_tokens: int
+    """Tokens that are not new to the model of `init_from`; without one, all."""
+    base: Base | None
+    """What names the model that the run's adapters belong on; None: it has none."""
 
     def config(self, settings: Settings) -> dict[str, Any]:
         """Return the run's complete config, as its folder and its checkpoints store it."""
@@ -63,6 +71,11 @@ class Run:
         return models.matrices(self.module.model)
 
     @property
+    def trained_parameters(self) -> int:
+        """The number of parameters that are not frozen."""
+        return sum(p.numel() for p in self.module.model.parameters() if p.requires_grad)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all devices."""
         return self.settings.data.batch_size * self.data.block_size
@@ -82,11 +95,18 @@ def load(settings: Settings, start: Start | None = None) -> tuple[RunData, Model
     """
     model: Model | None = None
     given: Tokenizer | None = None
+    base: Base | None = None
     node: dict[str, Any] = settings.resolved["model"]
-    if settings.init_from:  # a resumed run takes the model from its checkpoint
-        source = start.path if start else settings.init_from
+    known = None
+    if settings.init_from:
+        source = start.source if start else settings.init_from
         model, given = init_from.load(source, settings.model, settings.data.folder("dir"))
         node = init_from.node(model)
+        known = model.config.vocab_size - (start.new_tokens if start else 0)
+        if settings.lora:
+            base = start.base if start else Base.of(settings.init_from, model)
+            assert base is not None
+            base.check(model)
     data = _data_module(settings, given, node["block_size"])
     data.prepare_data()
     tokenizer: Tokenizer = data.prepared.tokenizer
@@ -95,7 +115,8 @@ def load(settings: Settings, start: Start | None = None) -> tuple[RunData, Model
         tokenizer = given
     if model is not None:
         model = init_from.with_tokens(model, tokenizer)
-    return data, model, tokenizer, Decided(data.prepared.name, tokenizer.vocab_size, node)
+    vocab_size = tokenizer.vocab_size
+    return data, model, tokenizer, Decided(data.prepared.name, vocab_size, node, known or vocab_size, base)
 
 
 def _data_module(settings: Settings, given: Tokenizer | None, block_size: int) -> RunData:
@@ -128,6 +149,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
     place.check_graphs(data.config.accumulation(place.world_size))
     seed_torch(settings)
     model = model or models.build(settings.model_config(decided.vocab_size))
+    train_part(model, settings, decided.known_tokens)
     compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
         # Shapes are fixed: there is one graph for training and one for validation.
@@ -146,8 +168,26 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         data.answers() if isinstance(data, ChatDataModule) else None,
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",
+        base=decided.base,
     )
     return Run(settings, place, data, module, choose_threads(settings, place, model, data.block_size, start))
+
+
+def train_part(model: Model, settings: Settings, known: int) -> None:
+    """Freeze what the run does not train, and put its adapters in, if it has some; see `lora.train_new_rows`.
+
+    Args:
+        known: the number of tokens that are not new to the model.
+
+    Raises:
+        UserError: the model has no such part, or no such layers.
+    """
+    if settings.lora is not None:
+        add_adapters(model, settings.lora)  # type: ignore[arg-type]  # which refuses other models
+    elif settings.task.train != "all":
+        train_only(model, settings.task.train)
+    if isinstance(model, GPT):
+        train_new_rows(model, known)
 
 
 def seed_torch(settings: Settings) -> None:

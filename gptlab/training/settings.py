@@ -16,6 +16,7 @@ from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.evaluation.ngrams import HIGHEST_ORDER, ngram_order
 from gptlab.models import ModelConfig
+from gptlab.models.lora import LoRAConfig
 from gptlab.runs import compose
 from gptlab.runs.schema import build
 from gptlab.system.errors import UserError, did_you_mean
@@ -140,6 +141,19 @@ class PretrainedConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """The config group `lora` as it is typed; see `LoRAConfig`."""
+
+    rank: int | None
+    """None, or 0: there are no adapters."""
+    alpha: float
+    dropout: float
+    targets: list[str]
+    rslora: bool
+    untie: bool
+
+
+@dataclass(frozen=True)
 class Settings:
     """The checked settings of one run; the vocabulary is missing, since the data or `init_from` decides it."""
 
@@ -157,6 +171,8 @@ class Settings:
     trainer: TrainerConfig
     precision: PrecisionConfig
     compile: CompileConfig
+    lora: LoRAConfig | None
+    """None: the run trains the model's own weights."""
     resolved: dict[str, Any] = field(repr=False)
     """The whole composed config, with its interpolations resolved."""
 
@@ -169,7 +185,8 @@ class Settings:
 
 
 KEYS = ("name", "seed", "deterministic", "init_from", "resume")
-GROUPS = ("recipe", "model", "task", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile")
+GROUPS = ("recipe", "model", "task", "lora", "data", "tokenizer", "optim", "schedule", "trainer")
+GROUPS += ("precision", "compile")
 
 
 def from_config(config: DictConfig | dict[str, Any]) -> Settings:
@@ -218,6 +235,7 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
         schedule=build(ScheduleConfig, plain.schedule, "schedule"),
         precision=build(PrecisionConfig, plain.precision, "precision"),
         compile=build(CompileConfig, plain.compile, "compile"),
+        lora=_lora(plain.lora),
         resolved={str(key): value for key, value in resolved.items()},
     )
     if found.trainer.ema and found.precision.name == "bf16_true":
@@ -232,7 +250,47 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
             f"schedule.decay_steps={schedule.decay_steps} on; add schedule.decay_steps={steps}"
         )
     _check_task(found)
+    _check_part(found)
     return found
+
+
+def _lora(node: DictConfig) -> LoRAConfig | None:
+    """Check the node `lora`; None: there are no adapters.
+
+    Raises:
+        UserError: see `schema.build` and `LoRAConfig`.
+    """
+    given = build(AdapterConfig, node, "lora")
+    fields = asdict(given)
+    if given.rank in (0, None):
+        LoRAConfig(**fields | {"rank": 1})  # what is wrong is said before it is turned on
+        return None
+    return LoRAConfig(**fields)
+
+
+def _check_part(found: Settings) -> None:
+    """Check what is said of which part of a model is trained.
+
+    Raises:
+        UserError: there is no trained model, two parts are asked for, or several processes would divide the weights.
+    """
+    part = found.task.train
+    if found.lora is not None:
+        said, instead = f"lora.rank={found.lora.rank}", "lora.rank=0"
+    elif part != "all":
+        said, instead = f"task.train={part}", "task.train=all"
+    else:
+        return
+    if found.init_from is None:
+        raise UserError(
+            f"{said}: what is not trained would stay random; add init_from=..., a trained model, or use {instead}"
+        )
+    if found.lora is not None and part != "all":
+        raise UserError(f"task.train={part} with {said}: adapters are trained alone; leave one of the two out")
+    if found.trainer.strategy == "fsdp":
+        raise UserError(
+            f"trainer.strategy=fsdp with {said}: divides weights that are all trained; use trainer.strategy=ddp"
+        )
 
 
 def _check_task(found: Settings) -> None:

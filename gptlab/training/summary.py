@@ -60,6 +60,7 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         "skipped_steps": int(module.skipped),
         "tokens": tokens,
         "parameters": module.model.num_parameters(),
+        "trained_parameters": run.trained_parameters,
         "flops": flops,
         "train_seconds": seconds,
         "total_seconds": total_seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptlab.data.chat.encoding import TOO_LONG
+from gptlab.models.freezing import PARTS
 from gptlab.system.errors import UserError, did_you_mean
 
 TASKS = ("pretrain", "sft")
@@ -26,11 +27,17 @@ class TaskConfig:
     """Answers that are drawn at each validation; 0: none."""
     answer_tokens: int
     """The most tokens of such an answer."""
+    train: str = "all"
+    """The part of a model of init_from that is trained, see `freezing.train_only`."""
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise UserError(f"task.name={self.name}: no such task; {did_you_mean(self.name, TASKS)}")
-        for key, value, known in (("loss_on", self.loss_on, LOSS_ON), ("too_long", self.too_long, TOO_LONG)):
+        for key, value, known in (
+            ("loss_on", self.loss_on, LOSS_ON),
+            ("too_long", self.too_long, TOO_LONG),
+            ("train", self.train, PARTS),
+        ):
             if value not in known:
                 raise UserError(f"task.{key}={value}: must be one of {', '.join(known)}")
         if self.check < 0:

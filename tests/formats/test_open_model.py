@@ -238,7 +238,9 @@ def test_a_name_of_nothing_says_so(
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(UserError, match=r"is an adapter, which changes another model: .*merge_and_unload"):
+    with pytest.raises(
+        UserError, match=r"is an adapter, and does not name the model that it changes: .*merge_and_unload"
+    ):
         open_model.load_model(tmp_path)
 
 

@@ -37,10 +37,7 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     with trainer.precision_plugin.train_step_context(), gathered_model(module.model) as model:
         where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
     content = {
-        checkpoint.KEY: checkpoint.describe(
-            module.model, module.tokenizer, module.config, module.data_sha256, step, {}
-        ),
-        "state_dict": trainer.strategy.lightning_module_state_dict(),
+        **module.described(trainer.strategy.lightning_module_state_dict(), step, {}),
         "batches": [
             {key: value.cpu() for key, value in batch._asdict().items() if isinstance(value, Tensor)}
             for batch in batches

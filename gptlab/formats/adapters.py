@@ -1,0 +1,154 @@
+"""Checkpoints that hold adapters alone, beside what names the model that they belong on, their base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptlab import models
+from gptlab.data import tokenizers
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats import checkpoint
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.models import Model, weights
+from gptlab.models.gpt import GPT
+from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.grow import grow_vocabulary
+from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, train_new_rows
+from gptlab.system.errors import UserError
+
+KEY = checkpoint.ADAPTERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What names a model that adapters belong on."""
+
+    name: str
+    """As init_from gave it: a path, or a name on the Hugging Face hub."""
+    path: str | None
+    """The absolute path; None: it is a name on the hub."""
+    sha256: str
+    """The hash of its weights and its config, see `digest`."""
+
+    @classmethod
+    def of(cls, name: str, model: Model) -> Base:
+        """Return what names `model`, which was opened by `name`."""
+        place = Path(name).expanduser()
+        return cls(name, str(place.resolve()) if place.exists() else None, digest(model))
+
+    def found(self) -> str:
+        """Return the name by which it can be opened here.
+
+        Raises:
+            UserError: it is neither where it was, nor where the name leads from here.
+        """
+        if self.path is None or Path(self.path).exists():
+            return self.path or self.name
+        with suppress(RuntimeError):  # a ~user that does not exist
+            if Path(self.name).expanduser().exists():
+                return self.name
+        raise UserError(f"the model that its adapters belong on is missing: {self.name} (it was {self.path})")
+
+    def check(self, model: Model) -> None:
+        """Check that `model` is the base as it was.
+
+        Raises:
+            UserError: it is not.
+        """
+        if (found := digest(model)) != self.sha256:
+            raise UserError(
+                f"the model that its adapters belong on has changed: {self.name} had the sha256 {self.sha256[:16]}, "
+                f"and has {found[:16]}; put the model back that it was"
+            )
+
+
+def digest(model: Model) -> str:
+    """Return the sha256 (hex) of a model's weights and of its config."""
+    return weights.digest(weights.parameters(model), json.dumps(models.to_dict(model.config), sort_keys=True))
+
+
+def describe(config: LoRAConfig, base: Base) -> dict[str, Any]:
+    """Return what a checkpoint says of its adapters, as a plain dict."""
+    return {
+        "lora": {**dataclasses.asdict(config), "targets": list(config.targets)},
+        "base": dataclasses.asdict(base),
+    }
+
+
+def described(about: dict[str, Any]) -> tuple[LoRAConfig, Base]:
+    """Return what `describe` described.
+
+    Raises:
+        UserError: a value is out of range, or the description is damaged.
+    """
+    try:
+        lora, base = about["lora"], about["base"]
+        for key, kind in (("rank", int), ("alpha", (int, float)), ("targets", list), ("dropout", (int, float))):
+            if not isinstance(lora[key], kind):
+                raise UserError(f"lora.{key}={lora[key]!r:.99}: has the wrong type")
+        if not (isinstance(base["name"], str) and isinstance(base["path"], str | None)):
+            raise UserError("it does not name its base")
+        return LoRAConfig(**lora), Base(**base)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"what it says of its adapters is damaged ({type(error).__name__}: {error!s:.99})") from error
+
+
+def restore(
+    about: dict[str, Any], state: dict[str, Tensor], file: Path, load_base: Callable[[str], LoadedModel]
+) -> tuple[GPT, Tokenizer, ModelInfo]:
+    """Restore a model with its adapters, in evaluation mode.
+
+    Args:
+        about: the description in the checkpoint, see `checkpoint.describe`.
+        state: the adapters.
+        file: the checkpoint, for messages and the info.
+        load_base: opens a model by its name.
+
+    Raises:
+        UserError: the base is missing or has changed, or the adapters do not fit it, or the description is damaged.
+    """
+    try:
+        config, base = described(about[KEY])
+        model = on_base(about, config, base, state, load_base(base.found())[0])
+        tokenizer = tokenizers.from_dict(about["tokenizer"])
+        info = checkpoint.model_info(about, file, f"gptlab run with adapters on {base.name}")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error!s:.500}"
+        raise UserError(f"{file} cannot be opened: {reason}") from error
+    return model, tokenizer, info
+
+
+def on_base(about: dict[str, Any], config: LoRAConfig, base: Base, state: dict[str, Tensor], found: Model) -> GPT:
+    """Return the model with its adapters; arguments as in `restore`.
+
+    Raises:
+        UserError: see `restore`.
+    """
+    ours = models.from_dict(about["model"])
+    if not isinstance(ours, GPTConfig) or not isinstance(found, GPT):
+        raise UserError("adapters are for a GPT")
+    ranks = {len(tensor) for name, tensor in state.items() if name.endswith(".A")}
+    new = {len(tensor) for name, tensor in state.items() if name.endswith(".new.rows")} or {0}
+    grown = ours.vocab_size - found.config.vocab_size
+    weights.check_sound(found.config, state)
+    if ranks != {config.rank} or new != {grown} or ours.n_layer != found.config.n_layer:
+        raise UserError(
+            f"its adapters have ranks {sorted(ranks)} and {sorted(new)} new tokens, and must have {config.rank} and "
+            f"{grown} for the base {base.name}"
+        )
+    there = dataclasses.replace(ours, vocab_size=found.config.vocab_size, tied=found.config.tied)
+    model = weights.crop(found, there)
+    base.check(model)
+    model = grow_vocabulary(model, ours.vocab_size)
+    assert isinstance(model, GPT)
+    add_adapters(model, config)
+    train_new_rows(model, there.vocab_size)
+    load_adapters(model, state)
+    return model.eval()

@@ -62,7 +62,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
         if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank}: must be at least 1; for no adapters leave lora out")
+            raise UserError(f"lora.rank={self.rank}: must be at least 1, or 0 for no adapters")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"lora.alpha={self.alpha}: must be above 0; twice the rank is usual")
         if not 0 <= self.dropout < 1:

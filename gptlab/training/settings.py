@@ -185,8 +185,9 @@ class Settings:
 
 
 KEYS = ("name", "seed", "deterministic", "init_from", "resume")
-GROUPS = ("recipe", "model", "task", "lora", "data", "tokenizer", "optim", "schedule", "trainer")
-GROUPS += ("precision", "compile")
+GROUPS = (
+    *("recipe", "model", "task", "lora", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile"),
+)
 
 
 def from_config(config: DictConfig | dict[str, Any]) -> Settings:

@@ -78,21 +78,211 @@ def adapted(tune: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def learned(tune: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of adapters that knows the answers by heart."""
-    run_dir = tmp_path_factory.mktemp("runs") / "learned"
-    tune(run_dir, *LONG, "lora.rank=4", "lora.targets=[c_attn,attn.c_proj,c_fc,mlp.c_proj]")
+def reader(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned something of its text."""
+    run_dir = tmp_path_factory.mktemp("runs") / "reader"
+    run(run_dir, "trainer.max_steps=300", "trainer.val_every=300", "optim.lr=1e-2")
     return run_dir
 
 
-def test_adapters_learn_to_answer_and_to_stop(learned: Path, trained: Path) -> None:
+@pytest.fixture(scope="session")
+def learned(tune: Any, reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of adapters that knows the answers by heart."""
+    run_dir = tmp_path_factory.mktemp("runs") / "learned"
+    tune(run_dir, *LONG, "lora.rank=8", "lora.targets=[c_attn,attn.c_proj,c_fc,mlp.c_proj]", base=reader)
+    return run_dir
+
+
+def test_adapters_learn_to_answer_and_to_stop(learned: Path, reader: Path) -> None:
     """New tokens begin alike: with their rows as frozen as the others, <|end|> could not be told from <|user|>."""
     summary = read_json(learned / "summary.json")
     assert summary["val/stop_rate"] == summary["val/accuracy"] == 1
-    before, after = load_model(trained)[0], load_model(learned)[0]
+    before, after = load_model(reader)[0], load_model(learned)[0]
     known = before.config.vocab_size
     assert isinstance(after, GPT)
     assert isinstance(before, GPT)
     assert torch.equal(after.wte.weight[:known], before.wte.weight)
     assert after.lm_head.weight is after.wte.weight
     assert len(after.wte.weight[known:].unique(dim=0)) == 5
+
+
+def test_the_last_block_learns_to_stop_too_and_old_rows_stay(tune: Any, reader: Path, tmp_path: Path) -> None:
+    tune(tmp_path, *LONG, "task.train=last_block", "optim.weight_decay=0.1", base=reader)
+    assert read_json(tmp_path / "summary.json")["val/stop_rate"] == 1
+    before, after = load_model(reader)[0].state_dict(), load_model(tmp_path)[0].state_dict()
+    known = len(before["wte.weight"])
+    assert torch.equal(after["wte.weight"][:known], before["wte.weight"])
+    assert len(after["wte.weight"][known:].unique(dim=0)) == 5
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name][: len(tensor)], tensor)}
+    assert changed == {name for name in before if name.startswith(("h.1.", "ln_f."))}
+
+
+def test_of_a_head_alone_the_embeddings_of_new_tokens_are_trained(tune: Any, untied: Path, tmp_path: Path) -> None:
+    tune(tmp_path, *SHORT, "task.train=head", "optim.weight_decay=0.1", base=untied)
+    before, after = load_model(untied)[0].state_dict(), load_model(tmp_path)[0].state_dict()
+    known = len(before["wte.weight"])
+    assert torch.equal(after["wte.weight"][:known], before["wte.weight"])
+    assert len(after["wte.weight"][known:].unique(dim=0)) > 3  # nobody is a system
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name][: len(tensor)], tensor)}
+    assert changed == {name for name in before if name.startswith("lm_head.")}
+
+
+@pytest.mark.parametrize("base", ["trained", "untied"])
+def test_no_row_of_a_token_that_was_known_moves(
+    tune: Any, base: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source = request.getfixturevalue(base)
+    tune(tmp_path, *SHORT, *LORA, "optim.weight_decay=0.5", base=source)
+    before, after = load_model(source)[0].state_dict(), load_model(tmp_path)[0].state_dict()
+    for name in ("wte.weight", "lm_head.weight"):
+        known = len(before[name])
+        assert torch.equal(after[name][:known], before[name])
+        assert len(after[name][known:].unique(dim=0)) > 3
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name][: len(tensor)], tensor)}
+    assert changed == {f"h.{i}.{layer}.weight" for i in range(2) for layer in ("attn.c_attn", "mlp.c_fc")}
+
+
+@pytest.mark.parametrize("part", [LORA, ("task.train=last_block",)], ids=["lora", "last block"])
+def test_the_first_validation_is_the_bases_to_the_bit(tune: Any, adapted: Path, tmp_path: Path, part: Any) -> None:
+    tune(tmp_path / "part", *SHORT, *part, "trainer.max_steps=1")
+    tune(tmp_path / "all", *SHORT, "trainer.max_steps=1")
+    first = [curve(tmp_path / name, "val/loss")[0] for name in ("part", "all")]
+    assert first[0] == first[1]
+    assert curve(tmp_path / "part")[0] != 0
+    assert curve(adapted, "val/loss")[-1] < first[0]
+
+
+def test_a_checkpoint_holds_the_adapters_alone_and_names_its_base(adapted: Path, trained: Path) -> None:
+    content = checkpoint.read_checkpoint(adapted / "checkpoints" / "last.ckpt")
+    model = last(adapted)
+    assert content["state_dict"].keys() == {f"model.{name}" for name in adapter_state(model)}
+    of_optimizer = sum(each["exp_avg"].numel() for each in content["optimizer_states"][0]["state"].values())
+    trained_here = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert of_optimizer == trained_here == read_json(adapted / "summary.json")["trained_parameters"]
+    assert trained_here == 2 * 3 * (2 * (33 + 33) + (33 + 132)) + 5 * 33
+    assert content["gptlab"]["adapters"]["base"]["name"] == str(trained)
+    assert model.lora == LoRAConfig(3, 16, ("q", "v", "c_fc"), 0.2)
+    with pytest.raises(UserError, match="it has adapters alone, which belong on another model"):
+        checkpoint.load_checkpoint(adapted)
+
+
+def test_the_merged_model_is_opened_and_the_fast_decoder_runs_it(adapted: Path) -> None:
+    model, plain = last(adapted), load_model(adapted / "checkpoints" / "last.ckpt")[0]
+    assert not adapters(plain)
+    assert isinstance(plain, GPT)
+    assert largest_change(model, plain, tokens(plain.config.vocab_size)) < 1e-5
+    assert largest_change(plain, merged(model), tokens(plain.config.vocab_size)) == 0
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, part in enumerate((LORA, ("task.train=last_block",))):
+        hard = (*SHORT, *part, "data.micro_batch_size=3", "trainer.diagnose_every=2", "trainer.ema=0.9")
+        whole, stopped = tmp_path / f"whole {number}", tmp_path / f"stopped {number}"
+        tune(whole, *hard)
+        with monkeypatch.context() as patched:
+            interrupt(patched, Kill(4, 15))
+            with pytest.raises(SystemExit):
+                tune(stopped, *hard)
+        tune(stopped, *hard, resume=True)
+        assert_same_run(stopped, whole)
+
+
+def test_a_run_can_begin_from_a_model_with_adapters(tune: Any, adapted: Path, tmp_path: Path) -> None:
+    """Adapters on merged adapters, whose chat tokens are no longer new."""
+    tune(tmp_path, *SHORT, *LORA, base=adapted)
+    assert not any("new" in name for name in adapter_state(last(tmp_path)))
+    best = load_model(adapted)[0]
+    assert load_model(tmp_path)[0].config == best.config
+
+
+@pytest.fixture
+def moved(tune: Any, trained: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run of adapters, and its base, which may be written to."""
+    base, run_dir = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(trained, base)
+    tune(run_dir, *SHORT, *LORA, "trainer.max_steps=3", base=base)
+    return run_dir, base
+
+
+def test_a_base_that_is_missing_or_has_changed_is_said(moved: tuple[Path, Path], tune: Any, untied: Path) -> None:
+    run_dir, base = moved
+    base.rename(base.with_name("elsewhere"))
+    with pytest.raises(UserError, match=r"cannot be opened: the model that its adapters belong on is missing: .*base"):
+        load_model(run_dir)
+    with pytest.raises(UserError, match=r"the model that its adapters belong on is missing: .*base"):
+        tune(run_dir, *SHORT, *LORA, base=base, resume=True)
+    shutil.copytree(untied, base)
+    with pytest.raises(UserError, match="cannot be opened: the model that its adapters belong on has changed"):
+        load_model(run_dir)
+    with pytest.raises(UserError, match="the model that its adapters belong on has changed"):
+        tune(run_dir, *SHORT, *LORA, base=base, resume=True)
+
+
+def test_a_base_is_found_by_its_name_where_a_project_was_moved(
+    tune: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    shutil.copytree(trained, tmp_path / "here" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    tune(tmp_path / "here" / "run", *SHORT, *LORA, "trainer.max_steps=1", base="base")
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    assert load_model("run")[0].config.vocab_size == load_model("base")[0].config.vocab_size + 5
+
+
+def test_adapters_that_belong_on_themselves_are_refused(moved: tuple[Path, Path]) -> None:
+    run_dir, base = moved
+    shutil.rmtree(base)
+    base.symlink_to(run_dir)
+    with pytest.raises(UserError, match="more than 8 models with adapters belong on each other"):
+        load_model(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda about, state: about["adapters"]["lora"].update(rank=10**9), "and must have 1000000000"),
+        (lambda about, state: about["adapters"]["lora"].update(rank="3"), "lora.rank='3': has the wrong type"),
+        (lambda about, state: about["adapters"].pop("base"), "what it says of its adapters is damaged"),
+        (lambda about, state: about["adapters"]["base"].pop("sha256"), "what it says of its adapters is damaged"),
+        (lambda about, state: about["adapters"]["base"].update(name=3), "it does not name its base"),
+        (lambda about, state: about["model"].update(n_layer=10**6), "its adapters have ranks"),
+        (lambda about, state: about["model"].update(vocab_size=10**6), "its adapters have ranks"),
+        (lambda about, state: about["model"].update(n_embd=36), "do not fit the model's config"),
+        (lambda about, state: state.popitem(), "is missing"),
+    ],
+)
+def test_damaged_adapters_are_refused(adapted: Path, tmp_path: Path, change: Any, words: str) -> None:
+    content = checkpoint.read_checkpoint(adapted / "checkpoints" / "last.ckpt", mapped=False)
+    change(content["gptlab"], content["state_dict"])
+    checkpoint.save_checkpoint(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(UserError, match="damaged.ckpt cannot be opened: ") as refused:
+        load_model(tmp_path / "damaged.ckpt")
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lora.rank=4"], "lora.rank=4: what is not trained would stay random; add init_from=..., a trained model, or"),
+        (["task.train=head"], "task.train=head: what is not trained would stay random; add init_from=..."),
+        (["task.train=heads"], "task.train=heads: must be one of all, head, last_block"),
+        (["init_from=x", "lora.rank=4", "task.train=head"], "task.train=head with lora.rank=4: adapters are trained al"),
+        (["init_from=x", "lora.rank=4", "trainer=fsdp"], "trainer.strategy=fsdp with lora.rank=4: divides weights"),
+        (["lora.rank=-1"], "lora.rank=-1: must be at least 1, or 0 for no adapters"),
+        (["lora.dropout=1"], "lora.dropout=1.0: must be at least 0 and below 1"),
+        (["lora.targets=[q,w]"], "lora.targets=w: no such layer; did you mean"),
+        (["lora.targets=q"], "lora.targets: "),
+        (["+lora.ranks=1"], "lora.ranks=1: there is no such key; did you mean rank?"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(compose: Any, overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose(*overrides)
+    assert words in str(refused.value)
+
+
+def test_a_bigram_and_muon_are_refused_in_words(tune: Any, run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "bigram", "model=bigram", "~model.n_layer", "~model.n_head", "~model.n_embd")
+    with pytest.raises(UserError, match=r"lora.rank=3: adapters are for a GPT, and this model is a Bigram"):
+        tune(tmp_path / "run", *SHORT, *LORA, "~model.dropout", base=tmp_path / "bigram")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import whole_folder
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,9 +29,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         default="hf",
-        choices=("hf", "safetensors", "onnx"),
+        choices=("hf", "safetensors", "onnx", "peft"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
-        "gptlab needs; onnx: logits of input_ids, checked with onnxruntime (default: hf)",
+        "gptlab needs; onnx: logits of input_ids, checked with onnxruntime; peft: adapters for Hugging Face's PEFT in "
+        "DIR/adapter, and the model without them in DIR/base (default: hf)",
     )
     return p
 
@@ -42,19 +47,40 @@ def run(args: argparse.Namespace) -> None:
 
     from gptlab.formats import onnx
     from gptlab.formats.model_card import model_card
-    from gptlab.formats.open_model import load_model
+    from gptlab.formats.open_model import load_with_adapters
+    from gptlab.formats.peft import write_base_and_adapter
     from gptlab.formats.writing import write_hf, write_safetensors
 
     if args.format == "onnx":
         onnx.require_onnx()
+    opened, tokenizer, info = load_with_adapters(args.model)
+    if args.format == "peft":
+        with whole_folder(args.dir) as folder:
+            write_base_and_adapter(opened, tokenizer, info, folder, args.dir)
+        print(f"{args.dir}: a PEFT adapter, and its base")
+        return
     write = {"hf": write_hf, "safetensors": write_safetensors, "onnx": onnx.write_onnx}[args.format]
-    model, tokenizer, info = load_model(args.model)
+    model = merged_with_words(opened)
     with whole_folder(args.dir) as folder:
         kind = write(model, tokenizer, info, folder)
         text = model_card(model, tokenizer, info, args.format, args.dir.resolve().name)
         (folder / "README.md").write_text(text, "utf-8")
         sizes = ", ".join(f"{path.name} {size_in_words(path.stat().st_size)}" for path in sorted(folder.iterdir()))
     print(f"{args.dir}: {kind} ({sizes})")
+
+
+def merged_with_words(model: Model) -> Model:
+    """Return the model with its adapters merged, if it has any, and print what that changes."""
+    from gptlab.models.gpt import GPT
+    from gptlab.models.lora import largest_change, merged, probe
+
+    if not isinstance(model, GPT):
+        return model
+    plain = merged(model)
+    if plain is not model:
+        change = largest_change(model, plain, probe(model))
+        print(f"adapters merged in fp32: logits change by at most {change:.2g}")
+    return plain
 
 
 def refuse_taken(folder: Path) -> None:

@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gptlab.formats.checkpoint import LoadedModel
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.huggingface_families import FAMILIES, GPT2, Family
 from gptlab.formats.huggingface_names import family_of, their_names
 from gptlab.formats.reading import naming_path, read_json_object, read_weights_bin
 from gptlab.formats.safetensors_file import read_safetensors
-from gptlab.formats.writing import write_weights
+from gptlab.formats.writing import write_hf, write_weights
+from gptlab.models import Model
 from gptlab.models.gpt import GPT
-from gptlab.models.lora import OUTSIDE, TARGETS, LoRAConfig, adapters, add_adapters
+from gptlab.models.lora import OUTSIDE, TARGETS, LoRAConfig, adapters, add_adapters, without_adapters
 from gptlab.models.low_rank import WHOLE, Adapted, LowRank
 from gptlab.models.weights import check_shapes, check_sound
 from gptlab.system.errors import UserError
@@ -113,6 +115,29 @@ def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size:
     about = _their_config(model.lora, ranks, family, base) | ({"trainable_token_indices": tokens} if tokens else {})
     (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     write_weights(folder / WEIGHT_FILES[0], state)
+
+
+def write_base_and_adapter(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path, final: Path) -> None:
+    """Write a model's adapters for PEFT into folder/adapter, and the model without them into folder/base.
+
+    Args:
+        model: the model with its adapters.
+        tokenizer: its tokenizer.
+        info: its info.
+        folder: an existing folder.
+        final: the name that it will have, by which the adapter names its base.
+
+    Raises:
+        UserError: the model has no adapters, or see `write_adapter`.
+    """
+    if not isinstance(model, GPT) or model.lora is None:
+        raise UserError(f"{info.path} has no adapters; use --format hf")
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    write_hf(without_adapters(model), tokenizer, info, base)
+    vocab_size = read_json_object(base / "config.json")["vocab_size"]
+    write_adapter(model, adapter, base=str(final / "base"), vocab_size=vocab_size)
 
 
 def _new_rows(model: GPT, family: Family) -> tuple[dict[str, Tensor], dict[str, list[int]]]:

@@ -268,6 +268,12 @@ def _plain(model: GPT, layers: Mapping[str, Adapted]) -> GPT:
     return plain.train(model.training)
 
 
+def probe(model: GPT) -> Tensor:
+    """Return tokens on which models can be compared, (8, T), drawn from a fixed seed; T is at most 64."""
+    c = model.config
+    return torch.randint(c.vocab_size, (8, min(c.block_size, 64)), generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def largest_change(model: GPT, other: GPT, idx: Tensor) -> float:
     """Return the largest absolute difference between the logits of two models for tokens idx (B, T), without dropout.

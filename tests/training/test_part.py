@@ -7,18 +7,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from gptlab.data.chat.chat_format import END
 from gptlab.formats import checkpoint
 from gptlab.formats.open_model import load_model, load_with_adapters
-from gptlab.generation.cpu_decoder import CPUDecoder
 from gptlab.models.gpt import GPT
-from gptlab.models.lora import LoRAConfig, adapter_state, adapters, largest_change, merged
+from gptlab.models.lora import LoRAConfig, adapter_state, adapters, largest_change, merged, without_adapters
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training.fit import fit
 from tests.conftest import Result
 from tests.training.runs_compared import assert_same_run
 from tests.training.test_fit import curve
@@ -50,7 +52,6 @@ def untied(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tune(compose: Any, trained: Path, chats: Path) -> Any:
     """tune(run_dir, *overrides) fine-tunes the model of `trained`, or that of `base`, on `chats`."""
-    from gptlab.training.fit import fit
 
     def tune(run_dir: Path, *overrides: str, base: str | Path = trained, resume: bool = False) -> dict[str, Any]:
         shape = ("model=pretrained", "tokenizer=pretrained", f"init_from={base}", f"data.path={chats}")
@@ -137,7 +138,7 @@ def test_no_row_of_a_token_that_was_known_moves(
     for name in ("wte.weight", "lm_head.weight"):
         known = len(before[name])
         assert torch.equal(after[name][:known], before[name])
-        assert len(after[name][known:].unique(dim=0)) > 3
+        assert len(after[name][known:].unique(dim=0)) > 1  # of the head's the end alone is learned
     changed = {name for name, tensor in before.items() if not torch.equal(after[name][: len(tensor)], tensor)}
     assert changed == {f"h.{i}.{layer}.weight" for i in range(2) for layer in ("attn.c_attn", "mlp.c_fc")}
 
@@ -256,7 +257,7 @@ def test_damaged_adapters_are_refused(adapted: Path, tmp_path: Path, change: Any
     content = checkpoint.read_checkpoint(adapted / "checkpoints" / "last.ckpt", mapped=False)
     change(content["gptlab"], content["state_dict"])
     checkpoint.save_checkpoint(content, tmp_path / "damaged.ckpt")
-    with pytest.raises(UserError, match="damaged.ckpt cannot be opened: ") as refused:
+    with pytest.raises(UserError, match=r"damaged.ckpt cannot be opened: ") as refused:
         load_model(tmp_path / "damaged.ckpt")
     assert words in str(refused.value)
 
@@ -267,11 +268,14 @@ def test_damaged_adapters_are_refused(adapted: Path, tmp_path: Path, change: Any
         (["lora.rank=4"], "lora.rank=4: what is not trained would stay random; add init_from=..., a trained model, or"),
         (["task.train=head"], "task.train=head: what is not trained would stay random; add init_from=..."),
         (["task.train=heads"], "task.train=heads: must be one of all, head, last_block"),
-        (["init_from=x", "lora.rank=4", "task.train=head"], "task.train=head with lora.rank=4: adapters are trained al"),
+        (
+            ["init_from=x", "lora.rank=4", "task.train=head"],
+            "task.train=head with lora.rank=4: adapters are train",
+        ),
         (["init_from=x", "lora.rank=4", "trainer=fsdp"], "trainer.strategy=fsdp with lora.rank=4: divides weights"),
         (["lora.rank=-1"], "lora.rank=-1: must be at least 1, or 0 for no adapters"),
         (["lora.dropout=1"], "lora.dropout=1.0: must be at least 0 and below 1"),
-        (["lora.targets=[q,w]"], "lora.targets=w: no such layer; did you mean"),
+        (["lora.targets=[q,w]"], "lora.targets=w: no such layer; there are"),
         (["lora.targets=q"], "lora.targets: "),
         (["+lora.ranks=1"], "lora.ranks=1: there is no such key; did you mean rank?"),
     ],
@@ -282,7 +286,61 @@ def test_what_does_not_go_together_is_refused(compose: Any, overrides: list[str]
     assert words in str(refused.value)
 
 
-def test_a_bigram_and_muon_are_refused_in_words(tune: Any, run: Any, tmp_path: Path) -> None:
-    run(tmp_path / "bigram", "model=bigram", "~model.n_layer", "~model.n_head", "~model.n_embd")
-    with pytest.raises(UserError, match=r"lora.rank=3: adapters are for a GPT, and this model is a Bigram"):
-        tune(tmp_path / "run", *SHORT, *LORA, "~model.dropout", base=tmp_path / "bigram")
+def test_models_and_optimizers_without_such_parts_are_refused(tune: Any, compose: Any, tmp_path: Path) -> None:
+    fit(compose("model=bigram", "data=text", "trainer=cpu", "trainer.max_steps=1"), tmp_path / "bigram")
+    for part, words in ((LORA, "lora.rank=3: adapters are for a GPT"), (("task.train=head",), "a Bigram is one table")):
+        with pytest.raises(UserError, match=words):
+            tune(tmp_path / "run", *SHORT[:4], *part, base=tmp_path / "bigram")
+    with pytest.raises(UserError, match=r"optim=muon is for the matrices .* here none of them is trained"):
+        tune(tmp_path / "run", *SHORT, *LORA, "optim=muon")
+    with pytest.raises(UserError, match=r"task.train=head: the head of this model is its embedding, too"):
+        tune(tmp_path / "run", *SHORT, "task.train=head")
+    assert not (tmp_path / "run").exists()
+
+
+def test_generate_asks_a_model_with_adapters(command: Any, learned: Path) -> None:
+    result: Result = command("generate", str(learned), "king", "--temperature", "0")
+    assert result.returncode == 0, result.stderr
+    assert "fears\n" in result.stdout
+
+
+def test_an_export_is_merged_and_says_what_that_costs(command: Any, learned: Path, tmp_path: Path) -> None:
+    result: Result = command("export", str(learned), "exported")
+    assert result.returncode == 0, result.stderr
+    change = float(result.stdout.split("adapters merged in fp32: logits change by at most ")[1].split("\n")[0])
+    assert 0 < change < 1e-4
+    theirs, ours = load_model(tmp_path / "exported")[0], load_model(learned)[0]
+    assert torch.equal(theirs.state_dict()["h.0.attn.c_attn.weight"], ours.state_dict()["h.0.attn.c_attn.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is `torch.nn.Linear`")
+@pytest.mark.parametrize("tied", [True, False])
+def test_peft_answers_as_we_do_with_an_exported_adapter(
+    command: Any, tune: Any, learned: Path, untied: Path, tmp_path: Path, tied: bool
+) -> None:
+    """With the rows of new tokens, and opened again by gptlab."""
+    run_dir = learned
+    if not tied:
+        run_dir = tmp_path / "run"
+        tune(run_dir, *SHORT, *LORA, base=untied)
+    result: Result = command("export", str(run_dir), "exported", "--format", "peft")
+    assert result.returncode == 0, result.stderr
+    base = transformers.AutoModelForCausalLM.from_pretrained("exported/base", attn_implementation="eager")
+    theirs = peft.PeftModel.from_pretrained(base, "exported/adapter").eval()
+    model = load_with_adapters(run_dir)[0].eval()
+    idx = tokens(model.config.vocab_size)
+    with torch.no_grad():
+        logits = theirs(input_ids=idx).logits[..., : model.config.vocab_size]
+    torch.testing.assert_close(model(idx), logits, rtol=1e-5, atol=1e-5)
+    assert (without_adapters(model)(idx) - logits).abs().max() > 0.01
+    ours, tokenizer, info = load_model("exported/adapter")
+    torch.testing.assert_close(ours(idx)[..., : model.config.vocab_size], logits, rtol=1e-5, atol=1e-5)
+    assert END in tokenizer.special_tokens
+    assert "PEFT adapter" in info.words
+
+
+def test_what_has_no_adapters_is_no_peft_folder(command: Any, trained: Path) -> None:
+    result: Result = command("export", str(trained), "exported", "--format", "peft")
+    assert result.returncode == 1
+    assert "has no adapters; use --format hf" in result.stderr

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.formats import onnx
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
-    from gptlab.formats.peft import write_base_and_adapter
+    from gptlab.formats.peft_folder import write_base_and_adapter
     from gptlab.formats.writing import write_hf, write_safetensors
 
     if args.format == "onnx":

@@ -13,7 +13,17 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import adapters, checkpoint, huggingface, nanogpt, openai_gpt2, peft, reading, safetensors_file
+from gptlab.formats import (
+    adapters,
+    checkpoint,
+    huggingface,
+    nanogpt,
+    openai_gpt2,
+    peft,
+    peft_folder,
+    reading,
+    safetensors_file,
+)
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
@@ -120,7 +130,7 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
     if _is_file(path / "hparams.json"):
         return openai_gpt2.open_folder(path, raw_dir)
     if _is_file(path / peft.CONFIG_FILE):
-        return peft.open_folder(path, load_base)
+        return peft_folder.open_folder(path, load_base)
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):

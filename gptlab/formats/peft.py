@@ -13,8 +13,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.huggingface_families import FAMILIES, GPT2, Family
 from gptlab.formats.huggingface_names import family_of, their_names
 from gptlab.formats.reading import naming_path, read_json_object, read_weights_bin
 from gptlab.formats.safetensors_file import read_safetensors
-from gptlab.formats.writing import write_hf, write_weights
-from gptlab.models import Model
+from gptlab.formats.writing import write_weights
 from gptlab.models.gpt import GPT
-from gptlab.models.lora import OUTSIDE, TARGETS, LoRAConfig, adapters, add_adapters, without_adapters
+from gptlab.models.lora import OUTSIDE, TARGETS, LoRAConfig, adapters, add_adapters
 from gptlab.models.low_rank import WHOLE, Adapted, LowRank
 from gptlab.models.weights import check_shapes, check_sound
 from gptlab.system.errors import UserError
@@ -115,29 +111,6 @@ def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size:
     about = _their_config(model.lora, ranks, family, base) | ({"trainable_token_indices": tokens} if tokens else {})
     (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     write_weights(folder / WEIGHT_FILES[0], state)
-
-
-def write_base_and_adapter(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path, final: Path) -> None:
-    """Write a model's adapters for PEFT into folder/adapter, and the model without them into folder/base.
-
-    Args:
-        model: the model with its adapters.
-        tokenizer: its tokenizer.
-        info: its info.
-        folder: an existing folder.
-        final: the name that it will have, by which the adapter names its base.
-
-    Raises:
-        UserError: the model has no adapters, or see `write_adapter`.
-    """
-    if not isinstance(model, GPT) or model.lora is None:
-        raise UserError(f"{info.path} has no adapters; use --format hf")
-    base, adapter = folder / "base", folder / "adapter"
-    base.mkdir()
-    adapter.mkdir()
-    write_hf(without_adapters(model), tokenizer, info, base)
-    vocab_size = read_json_object(base / "config.json")["vocab_size"]
-    write_adapter(model, adapter, base=str(final / "base"), vocab_size=vocab_size)
 
 
 def _new_rows(model: GPT, family: Family) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
@@ -253,31 +226,6 @@ def _put_rows_in(state: dict[str, Tensor], about: dict[str, Any], model: GPT) ->
         if not fits or not all(type(i) is int and 0 <= i < len(table) for i in ids):
             raise UserError(f"its rows {name:.199} do not fit trainable_token_indices and this model")
         table[ids] = rows.to(table.dtype)
-
-
-def open_folder(folder: Path, load_base: Callable[[str], LoadedModel]) -> LoadedModel:
-    """Open an adapter together with the model that it names as its base, in evaluation mode.
-
-    Args:
-        folder: the folder of the adapter.
-        load_base: opens a model by its name. A path that leads nowhere is looked for beside the folder.
-
-    Raises:
-        UserError: see `read_adapter`; or the base is not named or cannot be opened, or is no GPT.
-    """
-    about = read_json_object(folder / CONFIG_FILE)
-    base = about.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(
-            f"{folder} is an adapter, and does not name the model that it changes: put the two together first (PEFT's "
-            f"merge_and_unload, then save_pretrained)"
-        )
-    beside = folder.absolute().parent / Path(base).name
-    model, tokenizer, info = load_base(base if Path(base).exists() or not beside.exists() else str(beside))
-    if not isinstance(model, GPT):
-        raise UserError(f"{folder}: adapters are for a GPT, and {base:.199} is a {type(model).__name__}")
-    read_adapter(folder, model)
-    return model.eval(), tokenizer, replace(info, path=folder, origin=f"PEFT adapter on {base:.199}", metrics={})
 
 
 def _check_settings(about: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ TESTS = {
     "paired": "paired t-tests over the shared seeds",
     "Welch": "Welch's t-tests, where seeds do not pair",
 }
-MEANS = {key: key for key in ("parameters", "flops", "tokens")} | {"train_seconds": "seconds"}
+WHOLE = ("parameters", "trained_parameters", "flops", "tokens")
+MEANS = {key: key for key in WHOLE} | {"train_seconds": "seconds"}
 MEANS |= {key: key for key in ("train/loss", "gap", "val/bpb")}
 
 
@@ -256,14 +257,15 @@ def _run_row(run: Run, name: str, values: dict[str, Any]) -> dict[str, Any]:
     environment = flatten(run.environment)
     where = {"version": environment.get("versions.gptlab"), "commit": environment.get("git_commit")}
     path = str(run.path).encode(errors="backslashreplace").decode()  # pandas takes no name that is no UTF-8
-    return {"run": path, "group": name, **values, **run.summary, **where}
+    trained = {"trained_parameters": run.summary["parameters"]}  # of older versions, which trained all
+    return {"run": path, "group": name, **values, **trained, **run.summary, **where}
 
 
 def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return the means over the runs of a group, and the 95% interval of the mean of `metric`."""
     half = float(half_width(part[metric].to_numpy()))
     mean = {key: float(part[key].mean(skipna=False)) for key in (metric, *MEANS)}
-    whole = {key: round(mean[key]) for key in ("parameters", "flops", "tokens") if math.isfinite(mean[key])}
+    whole = {key: round(mean[key]) for key in WHOLE if math.isfinite(mean[key])}
     return {
         "n": len(part),
         "mean": mean[metric],

@@ -63,6 +63,7 @@ def table_columns(report: Report) -> dict[str, list[str]]:
         "gap": lambda row: format_loss(row["gap"]),
         "bits/byte": lambda row: format_loss(row["val/bpb"]),
         "params": lambda row: compact_number(row["parameters"]),
+        "trained": lambda row: compact_number(row["trained_parameters"]),
         "FLOPs": lambda row: compact_number(row["flops"]),
         "tokens": lambda row: compact_number(row["tokens"]),
         "time": lambda row: duration(row["seconds"]),
@@ -70,6 +71,8 @@ def table_columns(report: Report) -> dict[str, list[str]]:
     for column in ("difference", "p", "reference"):
         if column not in report.groups:
             del columns[column]
+    if (report.groups["trained_parameters"] == report.groups["parameters"]).all():
+        del columns["trained"]
     return {heading: [cell(row) for row in rows] for heading, cell in columns.items()}
 
 

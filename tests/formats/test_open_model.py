@@ -257,7 +257,9 @@ def test_vocabularies_are_looked_for_where_gptlab_data_says(
     trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = []
-    monkeypatch.setattr(open_model.huggingface, "open_folder", lambda path, raw_dir: given.append(raw_dir))
+    monkeypatch.setattr(
+        open_model.huggingface, "open_folder", lambda path, raw_dir: (given.append(raw_dir), None, None)
+    )
     monkeypatch.setenv("GPTLAB_DATA", str(tmp_path / "data"))
     open_model.load_model(folder)
     open_model.load_model(folder, raw_dir=tmp_path)

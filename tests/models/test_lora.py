@@ -24,6 +24,7 @@ from gptlab.models.lora import (
     largest_change,
     load_adapters,
     merged,
+    train_new_rows,
     without_adapters,
 )
 from gptlab.system.errors import UserError
@@ -327,3 +328,56 @@ def test_a_target_that_the_model_lacks_is_refused(fields: dict[str, Any], target
 def test_a_bigram_has_no_adapters() -> None:
     with pytest.raises(UserError, match=r"lora.rank=4: adapters are for a GPT, and this model is a Bigram"):
         add_adapters(Bigram(BigramConfig(V)), LoRAConfig(4, 8.0))  # type: ignore[arg-type]
+
+
+# The rows of tokens that are new to a model.
+
+
+def with_new_rows(tied: bool, targets: tuple[str, ...] = ("q", "c_fc")) -> GPT:
+    """A model with adapters, whose last 3 tokens are new."""
+    model = gpt(**WIDE | {"tied": tied, "mlp": "gelu", "head_bias": not tied})
+    add_adapters(model, LoRAConfig(3, 5.0, targets, untie=tied and "wte" in targets))
+    train_new_rows(model, V - 3)
+    return model
+
+
+@pytest.mark.parametrize("targets", [("q", "c_fc"), ("q", "wte", "lm_head")], ids=["blocks", "tables"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_change_nothing_at_first_and_are_then_those_of_the_table(tied: bool, targets: tuple[str, ...]) -> None:
+    """Logits and gradients are those of a model whose table has the rows, in float64; merging puts them there."""
+    model = with_new_rows(tied, targets)
+    base = gpt(**WIDE | {"tied": tied, "mlp": "gelu", "head_bias": not tied})
+    assert torch.equal(model(tokens(B, T)), base(tokens(B, T)))
+    shaken(model.double())
+    plain = merged(model)
+    assert plain.config == model.config
+    for name in ("wte", "lm_head"):
+        layer, rows = model.get_submodule(name), plain.get_submodule(name).weight
+        assert torch.equal(rows[: V - 3], (layer.weight + layer.delta())[: V - 3])
+        assert torch.equal(rows[V - 3 :], layer.new.rows + layer.delta()[V - 3 :])
+    torch.testing.assert_close(model(tokens(B, T)), plain(tokens(B, T)), rtol=1e-12, atol=1e-12)
+    assert (model(tokens(B, T)) - base.double()(tokens(B, T))).abs().max() > 1e-3
+    for each in (model, plain):
+        loss_of(each).backward()
+    for name in ("wte", "lm_head"):
+        theirs = plain.get_submodule(name).weight.grad[V - 3 :]
+        torch.testing.assert_close(model.get_submodule(name).new.rows.grad, theirs, rtol=1e-10, atol=1e-12)
+        assert model.get_submodule(name).weight.grad is None
+    with adapters_off(model):
+        torch.testing.assert_close(model(tokens(B, T)), base(tokens(B, T)), rtol=1e-12, atol=1e-12)
+
+
+def test_new_rows_are_one_parameter_of_a_tied_model_and_two_of_another() -> None:
+    for tied, count in ((True, 1), (False, 2)):
+        model = with_new_rows(tied)
+        names = [name for name, p in model.named_parameters() if p.requires_grad and "new" in name]
+        assert len(names) == count
+        state = {name: tensor.clone() for name, tensor in adapter_state(shaken(model)).items()}
+        other = with_new_rows(tied)
+        load_adapters(other, state)
+        assert torch.equal(other(tokens(B, T)), model(tokens(B, T)))
+        with pytest.raises(ValueError, match="the model has adapters"):
+            weights.parameters(model)
+    model = gpt()
+    train_new_rows(model, V)
+    assert not adapters(model)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import peft
 import pytest
 import torch
@@ -22,6 +23,7 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training.fit import fit
 from tests.conftest import Result
+from tests.sweeps.test_command_line import planned
 from tests.training.runs_compared import assert_same_run
 from tests.training.test_fit import curve
 from tests.training.test_resume import Kill, interrupt
@@ -344,3 +346,22 @@ def test_what_has_no_adapters_is_no_peft_folder(command: Any, trained: Path) -> 
     result: Result = command("export", str(trained), "exported", "--format", "peft")
     assert result.returncode == 1
     assert "has no adapters; use --format hf" in result.stderr
+
+
+def test_a_report_compares_ranks_and_shows_how_much_is_trained(
+    command: Any, tune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    shown = ("lora.targets=[c_fc]", "trainer.max_steps=2", "trainer.diagnose_every=0")
+    for words in (["lora.rank=1"], ["lora.rank=4"], ["lora.rank=0"]):
+        tune(tmp_path / "sweep" / words[0], *SHORT, *shown, *words)
+    result: Result = command("report", str(tmp_path / "sweep"))
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "sweep" / "report" / "report.csv")
+    known = 5 * 33
+    of_rank = {rank: 2 * rank * (33 + 132) + known for rank in (1, 4)}
+    whole = load_model(tmp_path / "sweep" / "lora.rank=0")[0].num_parameters()
+    assert dict(zip(table["lora.rank"], table["trained_parameters"], strict=True)) == {**of_rank, 0: whole}
+    assert "trained" in result.stdout
+    assert f"trained: {of_rank[1]:,} of {whole + of_rank[1]:,} parameters" in caplog.text
+    assert len(planned("-m", "init_from=x", "lora.rank=1,4,16").jobs) == 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.grow import grow_vocabulary
 from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, train_new_rows
 from gptlab.system.errors import UserError
+from gptlab.system.files import expand_user
 
 KEY = checkpoint.ADAPTERS
 
@@ -40,7 +40,7 @@ class Base:
     @classmethod
     def of(cls, name: str, model: Model) -> Base:
         """Return what names `model`, which was opened by `name`."""
-        place = Path(name).expanduser()
+        place = expand_user(name)
         return cls(name, str(place.resolve()) if place.exists() else None, digest(model))
 
     def found(self) -> str:
@@ -49,12 +49,16 @@ class Base:
         Raises:
             UserError: it is neither where it was, nor where the name leads from here.
         """
-        if self.path is None or Path(self.path).exists():
-            return self.path or self.name
-        with suppress(RuntimeError):  # a ~user that does not exist
-            if Path(self.name).expanduser().exists():
-                return self.name
-        raise UserError(f"the model that its adapters belong on is missing: {self.name} (it was {self.path})")
+        if self.path is None:
+            return self.name
+        here = expand_user(self.name)
+        if Path(self.path).exists():
+            return self.name if here.resolve() == Path(self.path) else self.path
+        if here.exists():
+            return self.name
+        raise UserError(
+            f"the model that its adapters belong on is missing: {self.name} (it was {self.path}); put it back there"
+        )
 
     def check(self, model: Model) -> None:
         """Check that `model` is the base as it was.

@@ -253,11 +253,20 @@ def read_model(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[st
     return content[KEY], state, file
 
 
-def put_new_rows_in(state: dict[str, Tensor]) -> None:
-    """Put the rows of tokens that were new to a run into its tables, see `lora.train_new_rows`."""
-    for name in [name for name in state if name.endswith(NEW_ROWS)]:
-        rows, table = state.pop(name), name.removesuffix(NEW_ROWS) + ".weight"
-        state[table] = torch.cat((state[table][: len(state[table]) - len(rows)], rows))
+def put_new_rows_in(config: ModelConfig | HeadedConfig, state: dict[str, Tensor]) -> None:
+    """Put the rows of tokens that were new to a run into its tables, see `lora.train_new_rows`.
+
+    Raises:
+        UserError: they do not fit, see also `weights.check_sound`.
+    """
+    names = [name for name in state if name.endswith(NEW_ROWS)]
+    if names:
+        weights.check_sound(config, state)
+    for name in names:
+        rows, table = state.pop(name), state[name.removesuffix(NEW_ROWS) + ".weight"]
+        if rows.shape[1:] != table.shape[1:] or len(rows) > len(table):
+            raise UserError(f"{name} is {list(rows.shape)}, and its table {list(table.shape)}")
+        state[name.removesuffix(NEW_ROWS) + ".weight"] = torch.cat((table[: len(table) - len(rows)], rows))
 
 
 def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> LoadedModel:
@@ -302,7 +311,7 @@ def _restore(
         info = model_info(about, path, origin)
         if ADAPTERS in about:
             raise UserError("it has adapters alone, which belong on another model")
-        put_new_rows_in(state)
+        put_new_rows_in(config, state)
         return fill(config, state), tokenizer, info
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"

@@ -348,6 +348,25 @@ def test_what_has_no_adapters_is_no_peft_folder(command: Any, trained: Path) -> 
     assert "has no adapters; use --format hf" in result.stderr
 
 
+def test_rows_of_new_tokens_that_do_not_fit_are_refused(tune: Any, tmp_path: Path) -> None:
+    tune(tmp_path, *SHORT, "task.train=last_block", "trainer.max_steps=1")
+    name = "model.wte.new.rows"
+    for rows in (torch.zeros(5, 32), torch.zeros(99, 33), torch.zeros(1).expand(5, 1 << 40), torch.tensor(1.0), "rows"):
+        content = checkpoint.read_checkpoint(tmp_path / "checkpoints" / "last.ckpt", mapped=False)
+        content["state_dict"][name] = rows
+        checkpoint.save_checkpoint(content, tmp_path / "damaged.ckpt")
+        with pytest.raises(UserError, match=r"damaged.ckpt does not fit together"):
+            load_model(tmp_path / "damaged.ckpt")
+
+
+def test_text_is_learned_by_adapters_too(run: Any, compose: Any, reader: Path, tmp_path: Path) -> None:
+    words = ("data=text", "init_from=" + str(reader), "model=pretrained", "tokenizer=pretrained", "trainer=cpu")
+    fit(compose(*words, *SHORT, *LORA, "data.batch_size=6"), tmp_path)
+    assert curve(tmp_path, "val/loss")[0] == read_json(reader / "summary.json")["val/loss"]
+    assert load_model(tmp_path)[0].config.vocab_size == load_model(reader)[0].config.vocab_size
+    assert (tmp_path / "samples.txt").read_text().startswith("--- step 0")
+
+
 def test_a_report_compares_ranks_and_shows_how_much_is_trained(
     command: Any, tune: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,7 +24,7 @@ NEW: dict[str, dict[str, Any]] = {
         "answer_tokens": 100,
         "train": "all",
     },
-    "lora": {"rank": 0, "alpha": 16, "dropout": 0.0, "targets": ["q", "v"], "rslora": False, "untie": False},
+    "lora": {"rank": 0, "alpha": 16.0, "dropout": 0.0, "targets": ["q", "v"], "rslora": False, "untie": False},
     "data": {
         "problems": None,
         "order": "random",

@@ -36,10 +36,10 @@ class Start:
         self.step = int(self.content["global_step"])
         self.lengths: dict[str, int] = self.content["lengths"]
         self.threads: int | None = self.content.get("machine", {}).get("threads")
-        about = self.content[checkpoint.KEY]
+        about = self.content.get(checkpoint.KEY, {})
         self.base = adapters.described(about[adapters.KEY])[1] if adapters.KEY in about else None
         """What names the model that its adapters belong on; None: it has none."""
-        new = (rows for name, rows in self.content["state_dict"].items() if name.endswith(checkpoint.NEW_ROWS))
+        new = (rows for name, rows in self.content.get("state_dict", {}).items() if name.endswith(checkpoint.NEW_ROWS))
         self.new_tokens = 0 if self.base else len(next(new, ()))
         """The number of tokens of its model that were new to the run."""
 

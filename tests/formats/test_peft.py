@@ -30,6 +30,7 @@ from gptlab.models.lora import (
     add_adapters,
     largest_change,
     merged,
+    train_new_rows,
     without_adapters,
 )
 from gptlab.system.errors import UserError
@@ -314,3 +315,50 @@ def test_an_adapter_of_another_family_or_without_weights_is_refused(tmp_path: Pa
         read_adapter(tmp_path, base("llama"))
     with pytest.raises(ValueError, match="the model has no adapters"):
         write_adapter(base("llama"), tmp_path)
+
+
+# Rows of single tokens.
+
+
+def test_a_table_with_an_adapter_and_rows_of_new_tokens_is_refused(tmp_path: Path) -> None:
+    model = base("gpt2 untied")
+    add_adapters(model, LoRAConfig(3, 5.0, ("q", "wte")))
+    train_new_rows(model, V - 2)
+    with pytest.raises(UserError, match=r"lora.targets: PEFT has no adapter of wte beside rows of new tokens"):
+        write_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("given", [[0, V], [0], [True, 1], ["0", 1], {"lm_head": [0, 1]}, "01", None])
+def test_rows_of_tokens_that_the_model_lacks_are_refused(given: Any, tmp_path: Path) -> None:
+    model = base("gpt2")
+    add_adapters(model, LoRAConfig(3, 5.0, ("q",)))
+    train_new_rows(model, V - 2)
+    write_adapter(model, tmp_path)
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert about["trainable_token_indices"] == {"wte": [V - 2, V - 1]}
+    read_adapter(tmp_path, base("gpt2"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about | {"trainable_token_indices": given}))
+    with pytest.raises(UserError, match="do not fit trainable_token_indices and this model"):
+        read_adapter(tmp_path, base("gpt2"))
+
+
+def test_rows_of_any_tokens_of_the_embedding_are_read(tmp_path: Path) -> None:
+    """As PEFT writes those that were not new: a list of ids is of the embedding."""
+    model = base("llama")
+    add_adapters(model, LoRAConfig(3, 5.0, ("q",)))
+    train_new_rows(model, V - 2)
+    write_adapter(model, tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    name = next(name for name in state if "embed_tokens" in name)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    rows = torch.full((2, 24), 7.0)
+    kept = {each: tensor for each, tensor in state.items() if "lora_" in each}
+    safetensors.torch.save_file(kept | {name: rows}, tmp_path / "adapter_model.safetensors")
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about | {"trainable_token_indices": [4, 1]}))
+    found, before = base("llama"), base("llama")
+    read_adapter(tmp_path, found)
+    assert torch.equal(found.wte.weight[[4, 1]], rows)
+    others = [i for i in range(V) if i not in (4, 1)]
+    assert torch.equal(found.wte.weight[others], before.wte.weight[others])
+    assert torch.equal(found.lm_head.weight, before.lm_head.weight)

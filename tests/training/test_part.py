@@ -340,6 +340,8 @@ def test_peft_answers_as_we_do_with_an_exported_adapter(
     torch.testing.assert_close(ours(idx)[..., : model.config.vocab_size], logits, rtol=1e-5, atol=1e-5)
     assert END in tokenizer.special_tokens
     assert "PEFT adapter" in info.words
+    Path("exported").rename("moved")  # whose base is then beside the adapter
+    assert torch.equal(load_model("moved/adapter")[0](idx), ours(idx))
 
 
 def test_what_has_no_adapters_is_no_peft_folder(command: Any, trained: Path) -> None:

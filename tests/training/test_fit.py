@@ -123,8 +123,8 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "step_6.ckpt", "best.ckpt"}
     summary = read_json(trained / "summary.json")
     keys = """format status val/loss val/bpb val/ppl best_val_loss best_step train/loss steps skipped_steps tokens
-        parameters trained_parameters flops train_seconds total_seconds tokens_per_sec mfu peak_memory_bytes device devices
-        precision compile seed data config_hash run_dir"""
+        parameters trained_parameters flops train_seconds total_seconds tokens_per_sec mfu peak_memory_bytes device
+        devices precision compile seed data config_hash run_dir"""
     assert set(summary) == set(keys.split())
     assert set(summary["data"]) == {"name", "sha256", "tokenizer", "vocab_size"}
     assert summary["status"] == "finished"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from gptlab.data import corpora
 from gptlab.data.chat.arithmetic import Arithmetic
-from gptlab.data.chat.conversations import Conversation, Examples, read_examples
+from gptlab.data.chat.conversations import Conversation, read_examples
 from gptlab.data.chat.instructions import Instructions, task_of
 from gptlab.data.chat.splitting import HELD_OUT, TRAIN
 from gptlab.data.config import DataConfig
@@ -71,26 +72,27 @@ def load(config: DataConfig) -> Conversations:
     split = Split(config.split, config.val_fraction, config.test_fraction)
     names = split.names(found.parts)
     if not found.parts:
-        rows = _rows(read_examples([file.path for file in found.files], config.reading))[: config.max_documents]
-        parts = _divide(rows, split)
+        parts = _divide(_rows([file.path for file in found.files], config), split)
     else:
         of_part = {part: [file.path for file in found.files if file.part == part] for part in found.parts}
-        parts = {part: _rows(read_examples(paths, config.reading)) for part, paths in of_part.items()}
+        parts = {part: _rows(paths, config) for part, paths in of_part.items()}
         if "val" not in parts:  # cut off, as of a text
-            parts |= _divide(parts["train"], split)
+            parts = _divide(parts["train"], split) | {"test": parts.get("test", [])}
     for name in names:
         if not parts.get(name):
             raise UserError(f"data=chat: the {name} part has no conversations; give more of them")
     return Conversations("chat", {name: parts[name] for name in names}, known=False)
 
 
-def _rows(examples: Examples) -> list[Conversation]:
+def _rows(paths: Sequence[Path], config: DataConfig) -> list[Conversation]:
+    """Return the first conversations of files, `max_documents` at most."""
+    examples = read_examples(paths, config.reading)
     if not all(isinstance(each, Conversation) for each in examples.rows):
         raise UserError(
             f"{examples.rows[0].where}: rows of {' + '.join(examples.form)} are not for task=sft, which learns from "
             f"messages, or from prompt + completion"
         )
-    return examples.rows
+    return examples.rows[: config.max_documents]
 
 
 def _divide(rows: list[Conversation], split: Split) -> dict[str, list[Conversation]]:

@@ -145,9 +145,10 @@ class Tokenizer:
         return np.maximum(self.token_bytes() - (spaces if self.leading_space else 0), 0)
 
     def before_texts(self) -> np.ndarray:
-        """Return whether a text begins after each token, (V,) bool."""
+        """Return whether a text begins after each token, (V,) bool: after those that begin or end one, or a turn."""
         found = np.zeros(self.vocab_size, dtype=bool)
-        found[[i for i in (*self.begin[-1:], self.end_of_text) if i is not None]] = True
+        special = self.special_tokens.values()
+        found[[i for i in (*self.begin[-1:], self.end_of_text, *special) if i is not None]] = True
         return found
 
     def text_bytes(self, ids: np.ndarray) -> np.ndarray:

@@ -122,6 +122,12 @@ class JsonTokenizer(Tokenizer):
         sizes[[*self._special.values()]] = 0
         return sizes
 
+    def before_texts(self) -> np.ndarray:
+        found = super().before_texts()
+        if self._unknown is not None:  # which stands for a character within a text
+            found[self._unknown] = False
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         named = {"named": self.named} if self.named else {}
         return {"name": self.name, "content": self.content, "end_of_text": self.end_of_text, **named}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gptlab import __version__, models
 from gptlab.data import tokenizers
+from gptlab.data.chat.chat_format import answers_in_chat
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.reading import load_plain
 from gptlab.models import Model, ModelConfig, weights
@@ -46,12 +47,18 @@ class ModelInfo:
     """The hash of the text that the model has learned from; None if the file does not say."""
     origin: str
     """What kind of model this is, in words."""
+    chat_template: bool = False
+    """Whether its files have the chat format as their template."""
 
     @property
     def words(self) -> str:
         """A one-line description."""
         step = "" if self.step is None else f", step {self.step:,}"
         return f"{self.path} ({self.origin}{step})"
+
+    def in_chat(self, tokenizer: Tokenizer) -> bool:
+        """Return whether the model, which has this tokenizer, has learned to answer in the chat format."""
+        return self.chat_template or answers_in_chat(self.config, tokenizer)
 
 
 LoadedModel = tuple[Model, Tokenizer, ModelInfo]

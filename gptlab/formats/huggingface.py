@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gptlab.data.chat.chat_format import ChatFormat, has_chat_tokens
 from gptlab.data.tokenizers import BPETokenizer, Tokenizer
 from gptlab.formats import huggingface_names, huggingface_tokenizer
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
@@ -37,6 +38,7 @@ HUB_NAMES = {  # on the hub
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATE_FILE = "chat_template.jinja"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists; both may be split into shards
 
 
@@ -57,7 +59,9 @@ def download(name: str) -> Path:
             stem, _, suffix = whole.partition(".")
             shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
             folder = Path(
-                huggingface_hub.snapshot_download(repo, allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *shards])
+                huggingface_hub.snapshot_download(
+                    repo, allow_patterns=[*SETTINGS_FILES, TEMPLATE_FILE, *TOKENIZER_FILES, *shards]
+                )
             )
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
@@ -92,7 +96,18 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
         model = crop_to_tokenizer(
             weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config)), tokenizer
         )
-    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, f"Hugging Face {about['model_type']}")
+    origin = f"Hugging Face {about['model_type']}"
+    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, _has_chat_format(folder, tokenizer))
+
+
+def _has_chat_format(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Return whether the folder has our chat format as its template, as an export of a fine-tuned run has."""
+    template = folder / TEMPLATE_FILE
+    return (
+        has_chat_tokens(tokenizer)
+        and template.is_file()
+        and template.read_text("utf-8", "replace") == ChatFormat(tokenizer).as_template()
+    )
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

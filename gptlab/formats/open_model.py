@@ -61,6 +61,11 @@ class OpenedModel(Generic[AnyModel]):
         return self.info.config if self.info else {}
 
     @property
+    def in_chat(self) -> bool:
+        """Whether it has learned to answer in the chat format."""
+        return self.info is not None and self.info.in_chat(self.tokenizer)
+
+    @property
     def data(self) -> dict[str, Any]:
         """The node `data` of the run's config; empty if there is none."""
         data = self.config.get("data")

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from gptlab.data.chat.chat_format import ChatFormat, answers_in_chat
+from gptlab.data.chat.chat_format import ChatFormat
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
 from gptlab.formats.checkpoint import ModelInfo
@@ -80,7 +80,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
-    chat = ChatFormat(tokenizer) if answers_in_chat(info.config, tokenizer) else None
+    chat = ChatFormat(tokenizer) if info.in_chat(tokenizer) else None
     write_tokenizer(
         tokenizer, model.config.block_size, folder, chat_template=None if chat is None else chat.as_template()
     )

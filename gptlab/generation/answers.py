@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from gptlab.data.chat.chat_format import answers_in_chat
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import Step, generate, prompt_ids, speculate
@@ -123,12 +122,10 @@ def empty_answers(
         stops: the stop strings, see `TextStream`.
         special: read names of special tokens in the prompts as those tokens.
     """
-    encoded = [
-        prompt_ids(opened.tokenizer, text, special, answers_in_chat(opened.config, opened.tokenizer))
-        for text in prompts
-    ]
+    chat = opened.in_chat and not special
+    encoded = [prompt_ids(opened.tokenizer, text, special, chat) for text in prompts]
     return [
-        Answer(number, text, ids, sample + 1, seed + sample, TextStream(opened.tokenizer, stops))
+        Answer(number, text, ids, sample + 1, seed + sample, TextStream(opened.tokenizer, stops, chat))
         for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True), 1)
         for sample in range(samples)
     ]

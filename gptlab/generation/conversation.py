@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from gptlab.data.chat.chat_format import ChatFormat, answers_in_chat
+from gptlab.data.chat.chat_format import ChatFormat
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.answers import check_prompt, stream_pieces
 from gptlab.generation.context import Context
@@ -49,7 +49,7 @@ def converse(
         UserError: a logit is infinite or not a number.
     """
     tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
-    chat = ChatFormat(tokenizer) if answers_in_chat(opened.config, tokenizer) and not special else None
+    chat = ChatFormat(tokenizer) if opened.in_chat and not special else None
     end_of_line = "" if chat or tokenizer.unknown("\n") else "\n"
     if opening:
         opening = opening.removesuffix("\n") + end_of_line
@@ -74,7 +74,7 @@ def converse(
         if length > block_size and not cropped:
             note(f"{opened.name} sees the last {block_size} tokens of what has been said only")
             cropped = True
-        stream, started = TextStream(tokenizer, stops), time.perf_counter()
+        stream, started = TextStream(tokenizer, stops, chat is not None), time.perf_counter()
         with suppress(KeyboardInterrupt):
             steps = generate(context, max_new_tokens, sampling, [generator])
             for _, pieces in stream_pieces(steps, [stream], printer.probs):

@@ -27,10 +27,11 @@ class TextStream:
     Args:
         tokenizer: the tokenizer of the tokens.
         stops: the stop strings; the text ends before the first that is complete, however it is cut into tokens.
+        begins: whether the row begins a text, so that a space which the tokenizer puts before each is left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), begins: bool = False) -> None:
+        self.tokenizer, self.stops, self.begins = tokenizer, stops, begins
         self.tokens: list[int] = []
         """All tokens that were added, including those of a stop string and the end of text."""
         self.bits: list[float] = []
@@ -60,7 +61,10 @@ class TextStream:
         self.bits.append(bits)
         if token in self._ends:
             return self.close("end_of_text")
-        self._hold(self._decoder.decode(self.tokenizer.tokens[token]), bits)
+        raw = self.tokenizer.tokens[token]
+        if self.begins and len(self.tokens) == 1 and raw == b" " + self.tokenizer.decode([token]).encode():
+            raw = raw[1:]
+        self._hold(self._decoder.decode(raw), bits)
         whole = "".join(piece.text for piece in self._held)
         complete = [(start + len(stop), start) for stop in self.stops if (start := whole.find(stop)) >= 0]
         if complete:

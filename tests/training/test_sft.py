@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gptlab.data.chat import sources
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.conversations import Conversation, Message
 from gptlab.formats import checkpoint
@@ -162,6 +163,14 @@ def test_evaluate_and_bench_say_that_they_measure_texts(command: Any, learned: P
     assert "task=sft: bench times the training on text only; use task=pretrain" in result.stderr
 
 
+def test_gptlab_asks_an_export_in_the_same_form(command: Any, learned: Path) -> None:
+    assert command("export", str(learned), "exported").returncode == 0
+    assert command("export", "exported", "again").returncode == 0
+    asked = ("what is coal like", "--temperature", "0", "--json")
+    names = (str(learned), "exported", "again")
+    assert [json.loads(command("generate", name, *asked).stdout)["text"] for name in names] == ["black"] * 3
+
+
 def test_special_tokens_are_written_out_where_that_is_asked_for(command: Any, learned: Path) -> None:
     text = "<|begin_of_text|><|user|>what is grass like<|end|><|assistant|>"
     result: Result = command("generate", str(learned), text, "--special", "--temperature", "0")
@@ -180,6 +189,21 @@ def test_the_base_models_knowledge_is_kept_and_the_chat_tokens_are_added(
     assert summary["parameters"] == read_json(trained / "summary.json")["parameters"] + 5 * 33
     names = "<|begin_of_text|> <|system|> <|user|> <|assistant|> <|end|>"
     assert f"new tokens, whose weights begin as the mean of the others': {names}" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["position", "document"])
+def test_a_validation_part_is_cut_off_beside_a_test_part_of_its_own(compose: Any, tmp_path: Path, split: str) -> None:
+    rows = "".join(f'{{"prompt": "what is {i}", "completion": "a number"}}\n' for i in range(42))
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "test.jsonl").write_text(rows.replace("what is", "tell me of"))
+    chosen = ("data=chat", f"data.path={tmp_path}", f"data.split={split}", "data.val_fraction=0.2")
+    parts = sources.load(compose(*chosen).data).parts
+    assert len(parts["test"]) == 42
+    assert all("tell" in each.messages[0].content for each in parts["test"])
+    assert len(parts["train"]) + len(parts["val"]) == 42
+    (tmp_path / "valid.jsonl").write_text(rows)
+    few = sources.load(compose(*chosen, "data.max_documents=5").data).parts
+    assert {part: len(rows) for part, rows in few.items()} == {"train": 5, "val": 5, "test": 5}  # as of a text
 
 
 @pytest.mark.parametrize(

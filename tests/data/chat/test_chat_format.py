@@ -7,6 +7,7 @@ import pytest
 from gptlab.data.chat.chat_format import BEGIN, END, TURNS, ChatFormat, chat_tokenizer, has_chat_tokens
 from gptlab.data.chat.conversations import Message
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from gptlab.generation.text_stream import TextStream
 from gptlab.system.errors import UserError
 from tests.data.chat.helpers import CHAT, shown, talk
 from tests.data.test_special_tokens import EVERY, llama
@@ -55,6 +56,26 @@ def test_a_conversation_begins_once(make: type[Tokenizer]) -> None:
     for messages in (talk("a", "b").messages, talk("<s>", "b").messages):
         ids = chat.encode(messages).ids
         assert [i for i, each in enumerate(ids.tolist()) if each in begins] == [0]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith("word")])
+def test_an_answer_has_the_bytes_of_its_text_and_is_streamed_as_it(name: str) -> None:
+    """SentencePiece puts a space before each text, and so before each answer: it is none of what was said."""
+    chat = ChatFormat(chat_tokenizer(EVERY[name]()))
+    for answer in ("these are", "a"):
+        ids, counted = chat.encode(talk("what is", answer).messages)
+        assert chat.tokenizer.text_bytes(ids)[counted].sum() == len(answer)
+        stream = TextStream(chat.tokenizer, begins=True)
+        for token in ids[counted].tolist():
+            stream.add(token)
+        assert stream.text == answer
+
+
+def test_an_answer_of_words_is_streamed_without_a_space_before_it() -> None:
+    chat = ChatFormat(chat_tokenizer(EVERY["word"]()))
+    ids, counted = chat.encode(talk("a", "a").messages)
+    stream = TextStream(chat.tokenizer, begins=True)
+    assert "".join(piece.text for token in ids[counted].tolist() for piece in stream.add(token)) == "a"
 
 
 def test_what_users_write_is_no_special_token() -> None:

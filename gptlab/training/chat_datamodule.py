@@ -23,6 +23,7 @@ from gptlab.training.answers import Answers
 from gptlab.training.datamodule import RunData
 from gptlab.training.tasks import TaskConfig
 
+LONGEST = 60  # characters of a prompt that the closing words of a run show
 log = logging.getLogger(__name__)
 
 
@@ -123,7 +124,8 @@ class ChatDataModule(RunData):
         return Batch(idx, targets)
 
     def opening(self) -> str | None:
-        return self.prepared.said.parts["val"][0].messages[-2].content
+        said = (each.messages[-2].content for each in self.prepared.said.parts["val"])
+        return next((text for text in said if text.isprintable() and len(text) < LONGEST and text[0] != "-"), None)
 
     def answers(self) -> Answers | None:
         """Return what lets a model answer held-out prompts; None if none are to be answered.

@@ -151,6 +151,14 @@ def test_transformers_asks_an_export_in_the_same_form_and_ends_where_we_do(comma
     assert masked["assistant_masks"] == counted.astype(int).tolist()
 
 
+def test_the_closing_words_ask_with_a_prompt_that_can_be_pasted(run: Any, tmp_path: Path) -> None:
+    said = ["-n", "two\nlines", "x" * 99, "the sky", "- no"]
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps({"prompt": text, "completion": "a"}) + "\n" for text in said * 2))
+    short = ("trainer.max_steps=1", "data.val_fraction=0.5")
+    assert run(tmp_path / "run", *SFT, f"data.path={chat}", *short)["opening"] == "the sky"
+
+
 def test_evaluate_and_bench_say_that_they_measure_texts(command: Any, learned: Path, text_file: Path) -> None:
     result: Result = command("evaluate", str(learned))
     assert (result.returncode, result.stdout) == (1, "")

@@ -13,8 +13,7 @@ from gptlab.data.batches import Batch, eval_batch_size
 from gptlab.data.chat import sources
 from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches, Rows
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
-from gptlab.data.chat.conversations import Conversation
-from gptlab.data.chat.encoding import encode_conversations
+from gptlab.data.chat.encoding import encode_conversations, fitting
 from gptlab.data.chat.sources import Conversations
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
@@ -133,10 +132,15 @@ class ChatDataModule(RunData):
         Where each prompt has one right answer, those of the whole test part are.
         """
         said, tokenizer, count = self.prepared.said, self.prepared.tokenizer, self.task.check
-        asked: dict[str, list[Conversation]] = {
-            part: rows if said.known and part == "test" else rows[:count] for part, rows in said.parts.items()
-        }
-        return Answers(tokenizer, ChatFormat(tokenizer), asked, self.task.answer_tokens, said.kind) if count else None
+        if not count:
+            return None
+        chat, asked = ChatFormat(tokenizer), {}
+        for part in said.parts.keys() - {"train"}:
+            rows = said.parts[part]
+            some = rows if said.known and part == "test" else rows[:count]
+            cut = (fitting(each, chat, self.block_size) for each in some)  # as the model sees them in training
+            asked[part] = [each for each in cut if each is not None]
+        return Answers(tokenizer, chat, asked, self.task.answer_tokens, said.kind)
 
     def train_dataloader(self) -> ChatTrainBatches:
         trainer = self.trainer

@@ -15,8 +15,10 @@ from gptlab.data.chat import sources
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.conversations import Conversation, Message
 from gptlab.formats import checkpoint
+from gptlab.generation.replies import Reply
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training import answers
 from tests.conftest import Result
 from tests.training.runs_compared import assert_same_run
 from tests.training.test_fit import curve
@@ -265,3 +267,20 @@ def test_instructions_are_made_from_the_text_and_measured_by_kind(run: Any, text
     kinds = {name for name in summary if name.startswith("test/accuracy_")}
     assert "test/accuracy_count" in kinds
     assert len(kinds) > 1
+
+
+def test_a_model_is_asked_what_it_was_trained_on_where_that_was_cut(
+    sft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+
+    def draw(model: Any, prompts: list[list[int]], *others: Any) -> list[Reply]:
+        asked.extend(prompts)
+        return [Reply([0], False, [0.0])] * len(prompts)
+
+    monkeypatch.setattr(answers, "draw_replies", draw)
+    sft(tmp_path, "model.block_size=20", "trainer.max_steps=1", "trainer.val_first=false")
+    _, tokenizer, _ = checkpoint.load_checkpoint(tmp_path)
+    assert len(asked) == 9
+    assert all(prompt[:2] == ChatFormat(tokenizer).prompt([Message("user", "a")]).tolist()[:2] for prompt in asked)
+    assert max(map(len, asked)) <= 20

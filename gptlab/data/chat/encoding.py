@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,21 @@ def encode_conversations(
                 raise UserError(f"{each.where or 'a conversation'}: nothing in it counts, so that it teaches nothing")
             found.append(Encoded(ids, counted))
     return _some(found, counts)
+
+
+def fitting(conversation: Conversation, chat: Format, block_size: int) -> Conversation | None:
+    """Return a conversation as `encode_conversations` cuts it; None if it leaves it out."""
+    begin = _answer_begin(conversation.messages)
+    prompt, answer = conversation.messages[:begin], conversation.messages[begin:]
+
+    def fits(prompt: Messages) -> bool:
+        return len(chat.encode(prompt + answer).ids) <= block_size + 1
+
+    kept = prompt if fits(prompt) else shorten(prompt, fits)
+    if kept is None:
+        return None
+    given = max(conversation.given - len(prompt) + len(kept), 0)
+    return replace(conversation, messages=kept + answer, given=given)
 
 
 def encode_preferences(

@@ -10,7 +10,7 @@ import pytest
 
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.conversations import Conversation, Message, Preference
-from gptlab.data.chat.encoding import LEFT_OUT, SHORTENED, encode_conversations, encode_preferences
+from gptlab.data.chat.encoding import LEFT_OUT, SHORTENED, encode_conversations, encode_preferences, fitting
 from gptlab.system.errors import UserError
 from tests.data.chat.helpers import CHAT, shown, talk
 
@@ -134,3 +134,18 @@ def test_both_answers_of_a_pair_keep_the_same_prompt() -> None:
         ["^U:a$A:[b$]", "^U:a$A:[c$]"],
     ]
     assert counts == {SHORTENED: 1, LEFT_OUT: 1}
+
+
+@pytest.mark.parametrize("block_size", range(4, 30))
+def test_a_conversation_that_is_to_be_answered_is_cut_as_one_that_is_learned(block_size: int) -> None:
+    for each in (talk("oh", "abc", "a b", "de", system="!"), talk("abcdefgh", "ij", "k", "l", given=3)):
+        counts: Counter[str] = Counter()
+        found = fitting(each, CHAT, block_size)
+        try:
+            ((ids, counted),) = encode_conversations([each], CHAT, block_size, counts)
+        except UserError:
+            assert found is None
+            continue
+        assert found is not None
+        again = CHAT.encode(found.messages, found.given)
+        assert (again.ids.tolist(), again.counted.tolist()) == (ids.tolist(), counted.tolist())

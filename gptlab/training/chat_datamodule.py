@@ -85,7 +85,7 @@ class ChatDataModule(RunData):
                 chat,
                 self.block_size,
                 counts,
-                loss_on_all=self.task.loss_on == "all",
+                loss_on_all=part == "train" and self.task.loss_on == "all",
                 too_long=self.task.too_long,
             )
             rows[part] = Rows(encoded, self.block_size, self.task.pack)

@@ -18,7 +18,7 @@ class TaskConfig:
 
     name: str
     loss_on: str
-    """Of a conversation: "answers" (what the assistant says, and the end of it) or "all"."""
+    """What is trained on of a conversation: "answers" (what the assistant says, and the end of it) or "all"."""
     too_long: str
     """What happens to a conversation longer than block_size: "cut" or "refuse"."""
     pack: bool

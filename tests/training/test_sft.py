@@ -56,10 +56,12 @@ def conversations(path: Path) -> list[Conversation]:
     return [Conversation((Message("user", row["prompt"]), Message("assistant", row["completion"])), 1) for row in rows]
 
 
-@pytest.mark.parametrize("pack", ["true", "false"])
-def test_the_loss_is_that_of_the_answers_and_their_ends_alone(sft: Any, chats: Path, tmp_path: Path, pack: str) -> None:
+@pytest.mark.parametrize("option", ["task.pack=true", "task.pack=false", "task.loss_on=all"])
+def test_the_loss_is_that_of_the_answers_and_their_ends_alone(
+    sft: Any, chats: Path, tmp_path: Path, option: str
+) -> None:
     """Faults 1 and 2: no loss on the first token of an answer, or on its end; and none where others see each other."""
-    summary = sft(tmp_path, f"task.pack={pack}")
+    summary = sft(tmp_path, option)
     model, tokenizer, _ = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert tokenizer.special_tokens[END] == tokenizer.vocab_size - 1
     nats, count = 0.0, 0

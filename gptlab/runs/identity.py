@@ -27,6 +27,8 @@ KEYS: dict[str, str] = {
     "task.check": "changes moved",
     "task.answer_tokens": "changes moved",
     "task.train": "computes shown",
+    "task.loss_on": "computes shown",  # losses are of the answers all the same
+    "task.pack": "computes shown",
     "lora.": "computes shown",
     "tokenizer.": "computes tokens shown",
     "data.": "computes tokens shown",

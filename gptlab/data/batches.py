@@ -115,6 +115,22 @@ class Share:
     world_size: int
     accumulation: int
 
+    def rows(self, micro: int, batch_size: int) -> slice:
+        """Return which of the `batch_size` rows of a step are this process's micro-batch `micro`."""
+        size = batch_size // (self.world_size * self.accumulation)
+        first = (micro * self.world_size + self.rank) * size
+        return slice(first, first + size)
+
+
+def in_epochs(step: int, batch_size: int, count: int, order: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return what optimizer step `step` takes, (batch_size,), where all `count` things come before any comes again.
+
+    Args:
+        order: returns the things in the order of an epoch, (count,).
+    """
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), count)
+    return np.concatenate([order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)])
+
 
 class TrainBatches:
     """Random crops: optimizer step i takes the same `batch_size` crops in the same order, however they are shared.
@@ -152,19 +168,16 @@ class TrainBatches:
         if self.order == "random":
             return crop_starts(self.seed, step, self.batch_size, self.positions)
         count = max(self.positions // self.block_size, 1)  # crops of an epoch
-        epochs, crops = np.divmod(step * self.batch_size + np.arange(self.batch_size), count)
-        parts = [
-            epoch_starts(self.seed, epoch, count, self.block_size, self.positions)[crops[epochs == epoch]]
-            for epoch in range(epochs[0], epochs[-1] + 1)
-        ]
-        return np.concatenate(parts)
+
+        def order(epoch: int) -> np.ndarray:
+            return epoch_starts(self.seed, epoch, count, self.block_size, self.positions)
+
+        return in_epochs(step, self.batch_size, count, order)
 
     def batch(self, step: int, micro: int) -> Batch:
         """Return micro-batch `micro` of this process in optimizer step `step`."""
         number = step % self.distinct if self.distinct else step
-        size = self.batch_size // (self.share.world_size * self.share.accumulation)
-        first = (micro * self.share.world_size + self.share.rank) * size
-        rows = slice(first, first + size)
+        rows = self.share.rows(micro, self.batch_size)
         starts = self.starts(number)[rows]
         noise = to_device(row_noise(self.seed, step, self.batch_size)[rows], self.device)
         x = gather_windows(self.ids, starts, self.block_size + 1, self.device)

@@ -53,6 +53,11 @@ class Split:
             )
         return [name for name in SPLITS if name != "test" or self.test_fraction or "test" in parts]
 
+    def of_document(self, text: bytes) -> str:
+        """Return the split of a document by the hash of its text, or of its beginning."""
+        fraction = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") / 2**64
+        return "val" if fraction < self.val_fraction else "test" if fraction < self.held_out else "train"
+
     def ends(self, characters: int) -> tuple[int, int, int]:
         """Return where train, val and test end in a text of so many characters that is split by position."""
         return int(characters * (1 - self.held_out)), int(characters * (1 - self.test_fraction)), characters
@@ -93,7 +98,6 @@ def _by_document(pieces: Iterable[Piece], split: Split) -> Iterator[Part]:
         if part is not None:
             name = part
         elif begins:
-            fraction = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
-            name = "val" if fraction < split.val_fraction else "test" if fraction < split.held_out else "train"
+            name = split.of_document(text.encode())
         yield name, text, last
         begins = last

@@ -112,11 +112,12 @@ class LMModule(L.LightningModule):
         weight: Tensor | int = len(idx)  # of the loss, when it is averaged: micro-batches may have other sizes
         if tokens is None:
             loss = self.model_loss(self.model, idx, targets, "mean", noise, places)
+            counted = loss.detach()
         else:  # Lightning divides by the micro-batches, and DDP by the processes
             weight = (targets != IGNORED).sum()
             total = self.model_loss(self.model, idx, targets, "sum", noise, places)
             loss = total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens)
-        counted = loss.detach() if tokens is None else total.detach() / weight
+            counted = total.detach() / weight
         if self.skip:
             weight, counted = weight * counted.isfinite(), counted.nan_to_num(0, 0, 0)
         elif not self.fused:  # fp16: gradients may overflow, the loss must not

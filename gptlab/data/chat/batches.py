@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from gptlab.data.batches import IGNORED, Batch, Share, random_numbers, row_noise, to_device
+from gptlab.data.batches import IGNORED, Batch, Share, in_epochs, random_numbers, row_noise, to_device
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.packing import pack
 
@@ -104,19 +104,13 @@ class ChatTrainBatches:
 
     def numbers(self, step: int) -> np.ndarray:
         """Return the numbers of the rows of optimizer step `step`, (batch_size,) int64."""
-        epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.rows))
-        parts = [
-            epoch_order(self.seed, epoch, len(self.rows))[places[epochs == epoch]]
-            for epoch in range(epochs[0], epochs[-1] + 1)
-        ]
-        return np.concatenate(parts)
+        count = len(self.rows)
+        return in_epochs(step, self.batch_size, count, lambda epoch: epoch_order(self.seed, epoch, count))
 
     def batch(self, step: int, micro: int) -> Batch:
         """Return micro-batch `micro` of this process in optimizer step `step`."""
         numbers = self.numbers(step % self.distinct if self.distinct else step)
-        size = self.batch_size // (self.share.world_size * self.share.accumulation)
-        first = (micro * self.share.world_size + self.share.rank) * size
-        mine = slice(first, first + size)
+        mine = self.share.rows(micro, self.batch_size)
         width = self.rows.width(numbers.tolist())  # of the whole step, so that dropout is the same however it is shared
         filled = self.rows.filled(numbers[mine].tolist(), width)
         idx, targets, places = (to_device(each, self.device) for each in filled)

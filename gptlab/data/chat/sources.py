@@ -98,17 +98,10 @@ def _rows(paths: Sequence[Path], config: DataConfig) -> list[Conversation]:
 def _divide(rows: list[Conversation], split: Split) -> dict[str, list[Conversation]]:
     """Divide conversations by their place, or by the hash of what is said."""
     if split.by == "document":
-        said = [json.dumps(each.messages).encode() for each in rows]
-        hashes = [int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") / 2**64 for raw in said]
-        bounds = {
-            "val": (0, split.val_fraction),
-            "test": (split.val_fraction, split.held_out),
-            "train": (split.held_out, 1),
-        }
-        return {
-            name: [row for row, share in zip(rows, hashes, strict=True) if low <= share < high]
-            for name, (low, high) in bounds.items()
-        }
+        found: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+        for row in rows:
+            found[split.of_document(json.dumps(row.messages).encode())].append(row)
+        return found
     ends = split.ends(len(rows))
     return {name: rows[begin:end] for name, begin, end in zip(SPLITS, (0, *ends), ends, strict=False)}
 

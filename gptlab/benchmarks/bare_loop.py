@@ -12,6 +12,7 @@ from gptlab.data.batches import Share, TrainBatches
 from gptlab.training import placement
 from gptlab.training.fit import MicroBatches
 from gptlab.training.module import LMModule, parameters_of
+from gptlab.training.objectives.next_token import NextToken
 from gptlab.training.run import assemble
 from gptlab.training.schedules import lr_scale
 from gptlab.training.settings import Settings
@@ -35,6 +36,8 @@ def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
     autocast = torch.autocast(place.kind, torch.bfloat16) if place.precision == "bf16" else nullcontext()
     optimizer = module.configure_optimizers()["optimizer"]
     parameters = parameters_of(optimizer)
+    assert isinstance(module.objective, NextToken)
+    model_loss = module.objective.model_loss
     accumulation = data.config.accumulation(1)
     batches = iter(
         TrainBatches(
@@ -57,7 +60,7 @@ def bare_step(settings: Settings) -> tuple[LMModule, Callable[[], None]]:
         for _ in range(accumulation):
             batch = next(batches)
             with autocast:
-                loss = module.model_loss(module.model, batch.idx, batch.targets, "mean", batch.noise) / accumulation
+                loss = model_loss(module.model, batch.idx, batch.targets, "mean", batch.noise) / accumulation
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.optim.grad_clip or float("inf"))
         optimizer.step()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gptlab.models import Model, weights
+from gptlab.models import Model, Network, weights
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
+
+AnyModel = TypeVar("AnyModel", bound=Network)
 
 
 def shard_model(model: Model, mesh: DeviceMesh) -> None:
@@ -40,7 +42,7 @@ def compile_blocks(model: Model, **options: Any) -> None:
 
 
 @contextmanager
-def gathered_model(model: Model) -> Iterator[Model]:
+def gathered_model(model: AnyModel) -> Iterator[AnyModel]:
     """Provide a model with all weights for this process alone: an unsharded twin, if `model` is sharded.
 
     Of a model with adapters it is the merged one, which is faster.
@@ -49,19 +51,19 @@ def gathered_model(model: Model) -> Iterator[Model]:
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not groups:
-        yield merged(model) if isinstance(model, GPT) else model
+        yield merged(model) if isinstance(model, GPT) else model  # type: ignore[misc]
         return
     for group in groups:
         group.unshard()
     try:
-        twin = weights.empty_model(model.config)
+        twin = weights.empty_model(model.config)  # type: ignore[arg-type]  # heads are not sharded
         twin.load_state_dict(dict(model.named_parameters(remove_duplicate=False)), assign=True)
-        yield twin.train(model.training)
+        yield twin.train(model.training)  # type: ignore[misc]
     finally:
         reshard(model)
 
 
-def reshard(model: Model) -> None:
+def reshard(model: nn.Module) -> None:
     """Drop the weights that a forward pass has gathered, once the shards have changed."""
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -20,10 +20,12 @@ from torch import nn
 from gptlab.models.bigram import Bigram, BigramConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT
+from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT, language_model
 from gptlab.system.errors import UserError, did_you_mean
 
 Model = GPT | Bigram
+Network = Model | HeadedGPT
+"""What a run may train."""
 ModelConfig = GPTConfig | BigramConfig
 
 LARGEST_NUMBER = 1 << 24  # in a config: no model has more tokens, positions or anything else
@@ -38,12 +40,12 @@ def build(config: ModelConfig) -> Model:
 
 def matrices(model: Model | HeadedGPT) -> dict[nn.Parameter, tuple[int, ...]]:
     """Map each trained matrix of the model's blocks to the row counts of the projections stacked in it."""
-    model = model.gpt if isinstance(model, HeadedGPT) else model
-    if not isinstance(model, GPT):
+    gpt = language_model(model)
+    if not isinstance(gpt, GPT):
         return {}
     return {
-        each.weight: model.config.stacked.get(name.split(".")[-1], (each.out_features,))  # type: ignore[misc]
-        for name, each in model.h.named_modules()
+        each.weight: gpt.config.stacked.get(name.split(".")[-1], (each.out_features,))  # type: ignore[misc]
+        for name, each in gpt.h.named_modules()
         if isinstance(each, nn.Linear) and each.weight.requires_grad
     }
 

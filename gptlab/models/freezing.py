@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
-from gptlab.models.heads import HeadedGPT
+from gptlab.models.heads import HeadedGPT, language_model
 from gptlab.system.errors import UserError, did_you_mean
 
 PARTS = ("all", "head", "last_block")
@@ -24,7 +24,7 @@ def train_only(model: Model | HeadedGPT, part: str) -> None:
     """
     if part not in PARTS:
         raise UserError(f"task.train={part!s:.99}: no such part; {did_you_mean(f'{part!s:.99}', PARTS)}")
-    gpt = model.gpt if isinstance(model, HeadedGPT) else model
+    gpt = language_model(model)
     if not isinstance(gpt, GPT):
         if part != "all":
             raise UserError(f"task.train={part}: a {type(gpt).__name__} is one table; use task.train=all")

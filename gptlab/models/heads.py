@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptlab.models.bigram import Bigram
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
@@ -139,3 +140,8 @@ class HeadedGPT(nn.Module):
         of_score = 6 * self.score.weight.numel() if self.has_logits else 0  # else there is one for a whole text
         of_logits = 0 if self.has_logits else 6 * self.gpt.lm_head.weight.numel()
         return self.gpt.flops_per_token() - of_logits + of_score
+
+
+def language_model(model: GPT | Bigram | HeadedGPT) -> GPT | Bigram:
+    """Return the GPT of a model with a head, which may have been trained as a policy; any other model as it is."""
+    return model.gpt if isinstance(model, HeadedGPT) else model

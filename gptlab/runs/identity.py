@@ -25,10 +25,12 @@ KEYS: dict[str, str] = {
     "model.": "computes shown",
     "task.": "computes tokens shown",
     "task.check": "changes moved",
+    "task.samples": "changes moved",
     "task.answer_tokens": "changes moved",
     "task.train": "computes shown",
     "task.loss_on": "computes shown",  # losses are of the answers all the same
     "task.pack": "computes shown",
+    "reward.": "computes shown",
     "lora.": "computes shown",
     "tokenizer.": "computes tokens shown",
     "data.": "computes tokens shown",
@@ -73,6 +75,7 @@ NUMBERS: dict[str, type] = {
     **dict.fromkeys(("tokenizer.vocab_size", "model.n_kv_head", "model.n_inner", "model.window", "model.conv"), int),
     **dict.fromkeys(("model.head_dim", "model.rope_original_size"), int),
     **dict.fromkeys(("trainer.patience",), int),
+    **dict.fromkeys(("task.clip", "task.clip_high", "task.value_clip", "reward.unended"), float),
     **dict.fromkeys(("model.attn_dropout", "model.logit_softcap", "trainer.ema", "trainer.checkpoint_minutes"), float),
 }
 """Keys of numbers whose defaults do not show their type: null, or a whole number where others are allowed."""
@@ -128,7 +131,7 @@ def config_hash(config: dict[str, Any], data_sha256: str) -> str:
         if isinstance(value, dict):
             older = upgrades.NEW.get(key, {}).items()  # the behaviour before the key existed
             chosen = {k: v for k, v in value.items() if does(f"{key}.{k}", "computes") and (k, v) not in older}
-            what |= {key: chosen} if chosen or key not in ("task", "lora") else {}
+            what |= {key: chosen} if chosen or key not in ("task", "reward", "lora") else {}
         elif value is not None and key not in ("name", "resume"):
             what[key] = value
     what["data"]["sha256"] = data_sha256

@@ -9,7 +9,8 @@ from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.generation.replies import draw_replies
-from gptlab.models import Model
+from gptlab.models import Model, Network
+from gptlab.training.sampled import SampledAnswers
 
 
 class Answered(NamedTuple):
@@ -35,6 +36,8 @@ class Answers:
         conversations: those of each part that are answered; the last message of each is the right answer.
         kind: names the kind of a prompt, each of which has an accuracy of its own; None: there is one kind.
         max_tokens: the most tokens of an answer, its end included.
+        sampled: what samples several answers to each prompt beside; None: nothing.
+        most: the number of prompts of a part to which answers are sampled.
     """
 
     def __init__(
@@ -44,18 +47,22 @@ class Answers:
         conversations: Mapping[str, Sequence[Conversation]],
         max_tokens: int,
         kind: Callable[[str], str] | None = None,
+        sampled: SampledAnswers | None = None,
+        most: int = 0,
     ) -> None:
         self.tokenizer, self.chat, self.conversations, self.max_tokens = tokenizer, chat, conversations, max_tokens
-        self.kind = kind
+        self.kind, self.sampled, self.most = kind, sampled, most
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
 
-    def measure(self, model: Model, part: str) -> dict[str, float]:
-        """Return the share of right answers, the share that end, and their mean length in tokens.
+    def measure(self, model: Model, part: str, policy: Network | None = None) -> dict[str, float]:
+        """Return the share of right answers, the share that end, and their mean length in tokens; and what is measured
+        of sampled answers.
 
         Args:
-            model: a model in evaluation mode.
+            model: a model in evaluation mode, its adapters merged.
             part: val or test.
+            policy: the model that is trained; None: the same.
         """
         asked = self.conversations.get(part, ())
         if not asked:
@@ -75,7 +82,9 @@ class Answers:
         by_kind: dict[str, list[bool]] = {}
         for each in self.last if self.kind else ():
             by_kind.setdefault(self.kind(each.prompt), []).append(each.right)  # type: ignore[misc]
+        sampled = self.sampled and self.sampled.measure(model, policy or model, asked[: self.most], part)
         return {
+            **(sampled or {}),
             **{f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())},
             f"{part}/accuracy": sum(each.right for each in self.last) / count,
             f"{part}/stop_rate": sum(each.ended for each in self.last) / count,

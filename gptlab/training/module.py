@@ -1,4 +1,4 @@
-"""The LightningModule: cross entropy in nats per token, its exact mean over a split, and a checkpoint's content."""
+"""The LightningModule: the steps of an objective, its exact means over a split, and a checkpoint's content."""
 
 from __future__ import annotations
 
@@ -12,33 +12,22 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import models
-from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import gathered_model, total_norm
-from gptlab.evaluation.loss import cross_entropy, loss_metrics
 from gptlab.formats import adapters, checkpoint
-from gptlab.models import Model
+from gptlab.models import Network
 from gptlab.models.gpt import GPT
+from gptlab.models.heads import language_model
 from gptlab.models.lora import adapter_state
 from gptlab.system.errors import UserError, amount
 from gptlab.training.answers import Answers
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
+from gptlab.training.objectives.base import Objective
+from gptlab.training.objectives.next_token import NextToken
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
 
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # state of the curves that a checkpoint keeps
-
-
-def model_loss(
-    model: Model,
-    idx: Tensor,
-    targets: Tensor,
-    reduction: str,
-    noise: Tensor | None = None,
-    places: Tensor | None = None,
-) -> Tensor:
-    """Return the loss in nats: (), "mean" or "sum" over the tokens; compiled as one graph it keeps no fp32 logits."""
-    return cross_entropy(model(idx, noise=noise, places=places), targets, reduction)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -47,14 +36,14 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 class LMModule(L.LightningModule):
-    """Trains `model` to predict the targets of each `Batch`.
+    """Trains `model` by an objective.
 
     Randomness in a step depends only on the seed and the step, so a resumed run needs no random state.
 
     Args:
         config: the run's resolved config as a plain dict; saved in checkpoints.
         data_sha256: the hash of the raw text; saved in checkpoints.
-        compile: arguments of torch.compile, which compiles model and loss as one graph; None: eager.
+        objective: what is minimised, and measured; None: to predict the next token.
         answers: what lets the model answer held-out prompts at each validation; None: nothing to answer.
         fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
@@ -63,13 +52,13 @@ class LMModule(L.LightningModule):
 
     def __init__(
         self,
-        model: Model,
+        model: Network,
         tokenizer: Tokenizer,
         optim: OptimConfig,
         schedule: ScheduleConfig,
         config: dict[str, Any],
         data_sha256: str,
-        compile: dict[str, Any] | None = None,
+        objective: Objective | None = None,
         answers: Answers | None = None,
         fused: bool = True,
         skip: bool = False,
@@ -77,7 +66,7 @@ class LMModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.model_loss = model_loss if compile is None else torch.compile(model_loss, **compile)
+        self.objective = objective or NextToken(tokenizer)
         self.tokenizer = tokenizer
         self.optim = optim
         self.schedule = schedule
@@ -94,36 +83,29 @@ class LMModule(L.LightningModule):
         self.grad_norm = torch.zeros(())
         self.loss_sum = torch.zeros(())  # of the micro-batches since the last log
         self.loss_count = torch.zeros(())
+        self.figures: dict[str, Tensor] = {}  # sums and weights of what is logged beside it, (2,) each
         self.skipped = torch.zeros((), dtype=torch.int64)
         """Number of steps that changed nothing because their gradients were not finite."""
         self.bad_step = torch.full((), -1)
         """The first step with nonfinite gradients, counted from 0; from then on the weights stay unchanged."""
-        tables = (tokenizer.token_bytes(), tokenizer.first_bytes(), tokenizer.before_texts())
-        self.text_bytes = tuple(map(torch.from_numpy, tables))
         self._sums: list[Tensor] = []
 
     __setattr__ = set_attribute
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        idx, targets, noise, places, tokens = batch
-        if idx.is_cuda and not torch.are_deterministic_algorithms_enabled():  # CUDA kernels draw their own dropout
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():  # kernels draw their own
             number = batch_idx * self.trainer.world_size + self.trainer.global_rank
             torch.cuda.manual_seed((self.config["seed"] << 32) + number)
-        weight: Tensor | int = len(idx)  # of the loss, when it is averaged: micro-batches may have other sizes
-        if tokens is None:
-            loss = self.model_loss(self.model, idx, targets, "mean", noise, places)
-            counted = loss.detach()
-        else:  # Lightning divides by the micro-batches, and DDP by the processes
-            weight = (targets != IGNORED).sum()
-            total = self.model_loss(self.model, idx, targets, "sum", noise, places)
-            loss = total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens)
-            counted = total.detach() / weight
+        loss, mean, weight, figures = self.objective.loss(self.model, batch, self.trainer)
         if self.skip:
-            weight, counted = weight * counted.isfinite(), counted.nan_to_num(0, 0, 0)
+            weight, mean = weight * mean.isfinite(), mean.nan_to_num(0, 0, 0)
         elif not self.fused:  # fp16: gradients may overflow, the loss must not
-            self._halt(~counted.isfinite())
-        self.loss_sum = self.loss_sum + weight * counted
+            self._halt(~mean.isfinite())
+        self.loss_sum = self.loss_sum + weight * mean
         self.loss_count = self.loss_count + weight
+        for name, (total, count) in figures.items():
+            pair = torch.stack((total.nan_to_num(0, 0, 0), count * total.isfinite()))
+            self.figures[name] = self.figures[name] + pair if name in self.figures else pair
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -158,29 +140,23 @@ class LMModule(L.LightningModule):
         before = self.bad_step.to(bad.device)
         self.bad_step = torch.where(bad & (before < 0), self.trainer.global_step, before)
 
-    def _losses(self) -> Tensor:
-        """Return the sum of losses weighted by rows, and the rows, since the last log, over all processes: (2,)."""
-        sums = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
-        return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+    def _reduced(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return sums and weights since the last log over all processes, (2,) each: of the losses and the figures."""
+        losses = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
+        names = sorted(self.figures)
+        sums = torch.stack((losses, *(self.figures[name].to(losses) for name in names)))
+        sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        return sums[0], dict(zip(names, sums[1:], strict=True))
 
-    def train_loss(self) -> float:
-        """Return the mean loss since the last call, over all processes; nan if every step was skipped."""
-        total, count = self._losses().tolist()
-        self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
-        return total / count if count else math.nan
+    def training_metrics(self) -> dict[str, float]:
+        """Return the means since the last call, over all processes; nan if every step was skipped."""
+        losses, figures = self._reduced()
+        self.loss_sum, self.loss_count, self.figures = torch.zeros(()), torch.zeros(()), {}
+        sums = {name: pair.tolist() for name, pair in {"loss": losses, **figures}.items()}
+        return {f"train/{name}": total / weight if weight else math.nan for name, (total, weight) in sums.items()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        idx, targets, _, places, _ = batch
-        if self.tokenizer.unpredicted:
-            unpredicted = torch.tensor(self.tokenizer.unpredicted, device=targets.device)
-            targets = targets.masked_fill(torch.isin(targets, unpredicted), IGNORED)
-        counted = targets != IGNORED
-        self.text_bytes = tuple(table.to(targets.device) for table in self.text_bytes)
-        within, first, before_texts = self.text_bytes
-        known = targets.clamp(min=0)
-        text_bytes = (torch.where(before_texts[idx], first[known], within[known]) * counted).sum()
-        nats = self.model_loss(self.model, idx, targets, "sum", None, places)
-        self._sums.append(torch.stack((nats, counted.sum(), text_bytes)))
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._sums.append(self.objective.measure(self.model, batch))
 
     test_step = validation_step
 
@@ -190,15 +166,15 @@ class LMModule(L.LightningModule):
         self._sums.clear()
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
-        nats, tokens, text_bytes = sums.tolist()
-        return loss_metrics(nats, int(tokens), int(text_bytes), split) | self._answered(split)
+        return self.objective.completed(self.objective.metrics(sums, split) | self._answered(split), split)
 
     def _answered(self, split: str) -> dict[str, float]:
-        """Return how right the model's answers to held-out prompts are; of other processes than the first nothing."""
+        """Return how right the model's answers to held-out prompts are, which the first process draws."""
         if self.answers is None:
             return {}
-        with gathered_model(self.model) as model, self.trainer.precision_plugin.val_step_context():
-            return self.answers.measure(model, split) if self.trainer.is_global_zero else {}
+        with gathered_model(language_model(self.model)) as model, self.trainer.precision_plugin.val_step_context():
+            found = self.answers.measure(model, split, self.model) if self.trainer.is_global_zero else {}
+        return self.trainer.strategy.broadcast(found)
 
     def on_test_epoch_end(self) -> None:
         self.test_metrics = self._evaluation("test")
@@ -230,7 +206,10 @@ class LMModule(L.LightningModule):
         content |= self.described(content["state_dict"], step, measured)
         content["begin"] = list(self.tokenizer.begin)
         content["training"] = {name: getattr(self, name).cpu() for name in RUNNING}
-        content["training"] |= zip(("loss_sum", "loss_count"), self._losses().cpu().clone(), strict=True)
+        losses, figures = self._reduced()
+        content["training"] |= zip(("loss_sum", "loss_count"), losses.cpu().clone(), strict=True)
+        if figures:
+            content["training"]["figures"] = {name: pair.cpu().clone() for name, pair in figures.items()}
 
     def described(self, state: dict[str, Any], step: int, metrics: dict[str, float]) -> dict[str, Any]:
         """Return what a checkpoint holds of the model: its description, and of its state what no base has.
@@ -250,8 +229,10 @@ class LMModule(L.LightningModule):
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         for name in RUNNING:
             setattr(self, name, content["training"][name])
+        self.figures = content["training"].get("figures", {})
         if self.trainer.global_rank > 0:  # the saved sums cover all processes
             self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
+            self.figures = {name: torch.zeros(2) for name in self.figures}
         if self.base is not None:  # which has the rest
             content["state_dict"] = {**self.state_dict(), **content["state_dict"]}
         self.val_metrics = content[checkpoint.KEY]["metrics"]

@@ -23,6 +23,7 @@ from gptlab.training import init_from
 from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.datamodule import LMDataModule, RunData
 from gptlab.training.module import LMModule
+from gptlab.training.objectives.next_token import NextToken
 from gptlab.training.placement import Placement
 from gptlab.training.resume import Start, check_resumable
 from gptlab.training.settings import Settings
@@ -164,7 +165,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         settings.schedule,
         decided.config(settings),
         data.prepared.sha256,
-        compile,
+        NextToken(tokenizer, compile),
         data.answers() if isinstance(data, ChatDataModule) else None,
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",

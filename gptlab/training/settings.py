@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import models
-from gptlab.data.chat import sources
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.evaluation.ngrams import HIGHEST_ORDER, ngram_order
@@ -20,9 +19,10 @@ from gptlab.models.lora import LoRAConfig
 from gptlab.runs import compose
 from gptlab.runs.schema import build
 from gptlab.system.errors import UserError, did_you_mean
+from gptlab.training import task_checks, tasks
 from gptlab.training.optimizers import OptimConfig
 from gptlab.training.schedules import ScheduleConfig
-from gptlab.training.tasks import TaskConfig
+from gptlab.training.tasks import RewardNode, TaskConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16_true", "auto")
 
@@ -163,6 +163,7 @@ class Settings:
     init_from: str | None
     model: dict[str, Any]
     task: TaskConfig
+    reward: RewardNode
     data: DataConfig
     tokenizer: TokenizerConfig | None
     """None: the tokenizer of `init_from`."""
@@ -186,7 +187,7 @@ class Settings:
 
 KEYS = ("name", "seed", "deterministic", "init_from", "resume")
 GROUPS = (
-    *("recipe", "model", "task", "lora", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile"),
+    *("recipe", "model", "task", "reward", "lora", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile"),
 )
 
 
@@ -229,7 +230,8 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
         init_from=source,
         model=_model(plain.model, source),
         trainer=build(TrainerConfig, plain.trainer, "trainer"),
-        task=build(TaskConfig, plain.task, "task"),
+        task=build(tasks.config_class(plain.task.get("name")), plain.task, "task"),
+        reward=build(RewardNode, plain.reward, "reward"),
         data=build(DataConfig, plain.data, "data"),
         tokenizer=_tokenizer(plain.tokenizer, source),
         optim=build(OptimConfig, plain.optim, "optim"),
@@ -250,8 +252,7 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
             f"trainer.max_steps={steps}: with schedule.min_ratio=0 nothing is learned from step "
             f"schedule.decay_steps={schedule.decay_steps} on; add schedule.decay_steps={steps}"
         )
-    _check_task(found)
-    _check_part(found)
+    task_checks.check(found)
     return found
 
 
@@ -267,56 +268,6 @@ def _lora(node: DictConfig) -> LoRAConfig | None:
         LoRAConfig(**fields | {"rank": 1})  # what is wrong is said before it is turned on
         return None
     return LoRAConfig(**fields)
-
-
-def _check_part(found: Settings) -> None:
-    """Check what is said of which part of a model is trained.
-
-    Raises:
-        UserError: there is no trained model, two parts are asked for, or several processes would divide the weights.
-    """
-    part = found.task.train
-    if found.lora is not None:
-        said, instead = f"lora.rank={found.lora.rank}", "lora.rank=0"
-    elif part != "all":
-        said, instead = f"task.train={part}", "task.train=all"
-    else:
-        return
-    if found.init_from is None:
-        raise UserError(
-            f"{said}: what is not trained would stay random; add init_from=..., a trained model, or use {instead}"
-        )
-    if found.lora is not None and part != "all":
-        raise UserError(f"task.train={part} with {said}: adapters are trained alone; leave one of the two out")
-    if found.trainer.strategy == "fsdp":
-        raise UserError(
-            f"trainer.strategy=fsdp with {said}: divides weights that are all trained; use trainer.strategy=ddp"
-        )
-
-
-def _check_task(found: Settings) -> None:
-    """Check that task, data and what belongs to one of them go together.
-
-    Raises:
-        UserError: they do not.
-    """
-    if found.task.name == "pretrain":
-        if found.data.name in sources.NAMES:
-            raise UserError(f"data={found.data.name} with task=pretrain: it has conversations; use task=sft")
-        if found.data.problems is not None:
-            raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
-        return
-    if found.data.name not in sources.NAMES:
-        raise UserError(
-            f"task={found.task.name} with data={found.data.name}: it learns from conversations; use data=chat "
-            f"data.path=my.jsonl, data=arithmetic or data=instructions"
-        )
-    if found.data.name in sources.NODES:
-        sources.check_problems(found.data.name, found.data.problems)
-    elif found.data.problems is not None:
-        raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
-    if found.trainer.baseline is not None:
-        raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
 
 
 def _model(node: DictConfig, source: str | None) -> dict[str, Any]:

@@ -1,20 +1,27 @@
-"""The config group `task`: what a run is to learn."""
+"""The config group `task`: what a run is to learn, and by which objective."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
+from gptlab.alignment.advantages import BASELINES
+from gptlab.alignment.logprobs import KL_ESTIMATORS
+from gptlab.alignment.losses import DPO_VARIANTS, NORMALISATIONS, RATIOS
+from gptlab.alignment.rewards import open_reward
 from gptlab.data.chat.encoding import TOO_LONG
 from gptlab.models.freezing import PARTS
+from gptlab.models.heads import POSITIONS
 from gptlab.system.errors import UserError, did_you_mean
 
-TASKS = ("pretrain", "sft")
 LOSS_ON = ("answers", "all")
+KL = ("exact", *KL_ESTIMATORS)
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """pretrain predicts each next token of a text; sft (supervised fine-tuning) the answers of conversations."""
+    """What every task has; pretrain predicts each next token of a text."""
 
     name: str
     loss_on: str
@@ -24,23 +31,218 @@ class TaskConfig:
     pack: bool
     """Whether a row holds several conversations, none of which sees another."""
     check: int
-    """Answers that are drawn at each validation; 0: none."""
+    """Held-out prompts that are answered at each validation; 0: none."""
     answer_tokens: int
-    """The most tokens of such an answer."""
+    """The most tokens of an answer."""
     train: str = "all"
     """The part of a model of init_from that is trained, see `freezing.train_only`."""
+    samples: int = 0
+    """Answers that are sampled to each of these prompts, beside the most probable one."""
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
-            raise UserError(f"task.name={self.name}: no such task; {did_you_mean(self.name, TASKS)}")
-        for key, value, known in (
-            ("loss_on", self.loss_on, LOSS_ON),
-            ("too_long", self.too_long, TOO_LONG),
-            ("train", self.train, PARTS),
-        ):
-            if value not in known:
-                raise UserError(f"task.{key}={value}: must be one of {', '.join(known)}")
-        if self.check < 0:
-            raise UserError(f"task.check={self.check}: must be at least 1, or 0 for none")
-        if self.answer_tokens < 1:
-            raise UserError(f"task.answer_tokens={self.answer_tokens}: must be at least 1")
+        self.choose("loss_on", LOSS_ON)
+        self.choose("too_long", TOO_LONG)
+        self.choose("train", PARTS)
+        self.above("check", 0, "or 0 for none")
+        self.above("samples", 0, "or 0 for none")
+        self.above("answer_tokens", 1)
+
+    def choose(self, key: str, known: tuple[str, ...]) -> None:
+        """Check that a key has one of these values."""
+        if (value := getattr(self, key)) not in known:
+            raise UserError(f"task.{key}={value}: must be one of {', '.join(known)}")
+
+    def above(self, key: str, least: float, otherwise: str = "") -> None:
+        """Check that a key has a number of at least `least`."""
+        value = getattr(self, key)
+        if not value >= least:
+            raise UserError(
+                f"task.{key}={value}: must be at least {max(least, 1) if otherwise else least}"
+                + (f", {otherwise}" if otherwise else "")
+            )
+
+    def share(self, key: str) -> None:
+        """Check that a key has a number from 0 to 1."""
+        if not 0 <= (value := getattr(self, key)) <= 1:
+            raise UserError(f"task.{key}={value}: must be from 0 to 1")
+
+    def positive(self, key: str, otherwise: str = "") -> None:
+        """Check that a key has a number above 0, or None where there is another way."""
+        value = getattr(self, key)
+        if not (otherwise and value is None) and not value > 0:
+            raise UserError(f"task.{key}={value}: must be above 0" + (f", or {otherwise}" if otherwise else ""))
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(TaskConfig):
+    """Names the class of a text."""
+
+    position: str = "last"
+    """The token whose output the head reads: the last one of the text, or the first, which has seen nothing else."""
+    balance: bool = False
+    """Whether each class counts the same in the loss, however many texts it has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose("position", POSITIONS)
+
+
+@dataclass(frozen=True)
+class RewardConfig(TaskConfig):
+    """A reward model: which of two answers is preferred."""
+
+    centring: float = 0.0
+    """See `losses.reward_loss`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.above("centring", 0)
+
+
+@dataclass(frozen=True)
+class DPOConfig(TaskConfig):
+    """Direct preference optimisation, see `losses.dpo_loss`."""
+
+    variant: str = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose("variant", DPO_VARIANTS)
+        self.positive("beta")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"task.label_smoothing={self.label_smoothing}: must be at least 0 and below 0.5")
+
+
+@dataclass(frozen=True)
+class PolicyConfig(TaskConfig):
+    """What ppo and grpo have in common: a model learns from the rewards of its own answers."""
+
+    group: int = 1
+    """Answers to each prompt of a step."""
+    updates: int = 1
+    """Optimizer steps on the same answers."""
+    temperature: float = 1.0
+    """Of the sampling, and of the log-probabilities in the loss."""
+    clip: float | None = None
+    """See `losses.policy_loss`, as of the next two."""
+    clip_high: float | None = None
+    normalise: str = "token"
+    kl: str = "exact"
+    """How the divergence from the reference is computed in the loss: as the exact sum over the vocabulary, or as an
+    estimate from the token that was drawn, see `logprobs.kl_estimate`."""
+    kl_coef: float = 0.0
+    """Its weight in the loss; 0: it is only measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("group", "updates"):
+            self.above(key, 1)
+        self.positive("temperature")
+        self.positive("clip", "null for no clipping")
+        self.positive("clip_high", "null for the same as task.clip")
+        self.choose("normalise", NORMALISATIONS)
+        self.choose("kl", KL)
+        self.above("kl_coef", 0)
+        if self.clip is None and self.clip_high is not None:
+            raise UserError(f"task.clip_high={self.clip_high}: has no effect with task.clip=null; set that, e.g. 0.2")
+        if self.clip is None and self.updates > 1:
+            raise UserError(
+                f"task.updates={self.updates} with task.clip=null: only the first step on an answer is on-policy; set "
+                f"task.clip, e.g. 0.2, or task.updates=1"
+            )
+
+
+@dataclass(frozen=True)
+class GRPOConfig(PolicyConfig):
+    """An answer is compared to the others to its prompt, see `advantages.group_advantages`."""
+
+    group: int = 8
+    baseline: str = "mean"
+    ratio: str = "token"
+    """See `losses.policy_loss`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose("baseline", BASELINES)
+        self.choose("ratio", RATIOS)
+        if self.group < 2:
+            raise UserError(f"task.group={self.group}: an answer is compared to the others to its prompt; at least 2")
+
+
+@dataclass(frozen=True)
+class PPOConfig(PolicyConfig):
+    """A value head says what was to be expected before each token, see `advantages.gae`."""
+
+    updates: int = 4
+    clip: float | None = 0.2
+    kl_reward: float = 0.0
+    """The weight of the divergence at each token in the reward."""
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_coef: float = 0.1
+    """The weight of the value head's loss."""
+    value_clip: float | None = 0.2
+    """See `losses.value_loss`."""
+    whiten: bool = True
+    """Whether a step's advantages get the mean 0 and the standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("kl_reward", "value_coef"):
+            self.above(key, 0)
+        for key in ("gamma", "lam"):
+            self.share(key)
+        self.positive("value_clip", "null for no clipping")
+
+
+TASKS: dict[str, type[TaskConfig]] = {
+    "pretrain": TaskConfig,
+    "sft": TaskConfig,
+    "classify": ClassifyConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+}
+ALIGNING = ("dpo", "ppo", "grpo")
+"""Tasks that need a trained model, which is also the reference that the policy is compared to."""
+
+
+def config_class(name: Any) -> type[TaskConfig]:
+    """Return the class of a task's config.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"task.name={name!s:.99}: no such task; {did_you_mean(f'{name!s:.99}', TASKS)}")
+    return TASKS[name]
+
+
+def own_keys(name: str) -> set[str]:
+    """Return the keys that a task has and not every one."""
+    common = {field.name for field in dataclasses.fields(TaskConfig)}
+    return {field.name for field in dataclasses.fields(TASKS[name])} - common
+
+
+@dataclass(frozen=True)
+class RewardNode:
+    """The config group `reward`: what an answer earns, in training by ppo and grpo, and where answers are judged."""
+
+    name: str
+    """See `rewards.open_reward`, as of the next one."""
+    argument: str | None
+    model: str | None
+    """A run of task=reward whose judgement is trained on in its place; None: there is none."""
+    shuffle: bool
+    """Whether the rewards of a step are dealt out to its answers at random: a control, which learns nothing."""
+    unended: float | None
+    """What an answer earns that does not end within task.answer_tokens; None: what it would if it had ended there."""
+
+    def __post_init__(self) -> None:
+        try:
+            open_reward(self.name, self.argument or "")
+        except UserError as error:
+            raise UserError(f"reward.name={self.name}: {error}") from None

@@ -13,6 +13,13 @@ from gptlab.training.callbacks.nonfinite import check_finite
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
 
+SHOWN = {
+    "val/accuracy": ", {:.1%} right",
+    "val/reward": ", reward {:.3f}",
+    "val/kl": ", {:.2f} nats from the reference",
+    "val/win_rate": ", wins {:.1%}",
+}
+"""What a line of the log says of a validation, where it was measured."""
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +89,7 @@ class Curves(L.Callback):
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
         check_finite(trainer, pl_module)
-        loss, grad_norm = pl_module.train_loss(), float(pl_module.grad_norm)  # waits for the device
+        measured, grad_norm = pl_module.training_metrics(), float(pl_module.grad_norm)  # waits for the device
         if (skipped := int(pl_module.skipped)) > self._skipped:
             log.warning("step %d: %d steps so far had no finite gradients and were left out", self._step, skipped)
             self._skipped = skipped
@@ -94,7 +101,7 @@ class Curves(L.Callback):
         self._logged = (self._step, self.train_seconds)
         speed = steps * self.tokens_per_step / seconds
         self.last = {
-            "train/loss": loss,
+            **measured,
             "lr": pl_module.lr_at(self._step - 1),  # the optimizer already has the rate of the next step
             "grad_norm": grad_norm,
             "tokens_per_sec": speed,
@@ -118,25 +125,21 @@ class Curves(L.Callback):
         assert isinstance(pl_module, LMModule)
         metrics = dict(pl_module.val_metrics)
         if self.last:
-            metrics["val/gap"] = metrics["val/loss"] - self.last["train/loss"]
+            if pl_module.objective.compares:
+                metrics["val/gap"] = metrics["val/loss"] - self.last["train/loss"]
             self._sum_up(trainer, metrics)
         self._write(trainer, metrics)
         train = f", train/loss {self.last['train/loss']:.4f}" if self.last else ""
-        right = f", {metrics['val/accuracy']:.1%} of the answers right" if "val/accuracy" in metrics else ""
-        log.info(
-            "step %d of %d: val/loss %.4f (%.4f bits per byte)%s%s",
-            trainer.global_step,
-            trainer.max_steps,
-            metrics["val/loss"],
-            metrics["val/bpb"],
-            train,
-            right,
-        )
+        bits = f" ({metrics['val/bpb']:.4f} bits per byte)" if "val/bpb" in metrics else ""
+        more = "".join(words.format(metrics[key]) for key, words in SHOWN.items() if key in metrics)
+        step, steps = trainer.global_step, trainer.max_steps
+        log.info("step %d of %d: val/loss %.4f%s%s%s", step, steps, metrics["val/loss"], bits, train, more)
 
     def _sum_up(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """Log the columns that TensorBoard's HParams tab shows by default: the first five tags in the alphabet."""
         assert isinstance(trainer.checkpoint_callback, Checkpoints)
-        columns = {f"eval/val_{name}": metrics[f"val/{name}"] for name in ("loss", "bpb", "gap")}
+        names = (name for name in ("loss", "bpb", "gap") if f"val/{name}" in metrics)
+        columns = {f"eval/val_{name}": metrics[f"val/{name}"] for name in names}
         columns["eval/train_loss"] = self.last["train/loss"]
         columns["eval/best_val_loss"] = min(metrics["val/loss"], trainer.checkpoint_callback.best_val_loss)
         for logger in trainer.loggers:

@@ -21,6 +21,7 @@ from gptlab.evaluation.loss import cross_entropy
 from gptlab.models import Model
 from gptlab.models.attention import attention_weights
 from gptlab.models.gpt import GPT
+from gptlab.models.heads import language_model
 from gptlab.models.layers import CausalSelfAttention
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
@@ -68,14 +69,14 @@ class Diagnostics(L.Callback):
                 update, weight = (float(total_norm(each)) for each in (changes, parameters))
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
-        with trainer.precision_plugin.val_step_context(), gathered_model(pl_module.model) as model:
+        with trainer.precision_plugin.val_step_context(), gathered_model(language_model(pl_module.model)) as model:
             self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch[:2]))
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMModule)
-        table = pl_module.model.wte.weight
+        table: Tensor = language_model(pl_module.model).wte.weight
         if table.shape[1] <= WIDEST:
             self.board.embed(
                 full_tensor(table.detach())[:EMBEDDED].float().cpu(), token_labels(pl_module.tokenizer)[:EMBEDDED]

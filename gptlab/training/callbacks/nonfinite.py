@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gptlab.data.batches import Batch, Share
+from gptlab.data.batches import Share
 from gptlab.distributed.sharding import gathered_model
-from gptlab.evaluation.loss import cross_entropy
 from gptlab.formats import checkpoint
 from gptlab.system.errors import UserError
 from gptlab.training.module import LMModule
@@ -33,13 +33,14 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
     loader: Any = copy(trainer.train_dataloader)
     micros = trainer.accumulate_grad_batches * trainer.world_size
     loader.share = Share(0, 1, micros)  # the micro-batches of all processes
-    batches: list[Batch] = [loader.batch(step, micro) for micro in range(micros)]
+    batches = [loader.batch(step, micro) for micro in range(micros)]
     with trainer.precision_plugin.train_step_context(), gathered_model(module.model) as model:
-        where = next(filter(None, (first_bad_layer(model, batch) for batch in batches)), "not found again")
+        losses = ((lambda batch=batch: module.objective.diagnosed(model, batch, trainer)) for batch in batches)
+        where = next(filter(None, (first_bad_layer(model, loss) for loss in losses)), "not found again")
     content = {
         **module.described(trainer.strategy.lightning_module_state_dict(), step, {}),
         "batches": [
-            {key: value.cpu() for key, value in batch._asdict().items() if isinstance(value, Tensor)}
+            {key: value.cpu() for key, value in getattr(batch, "_asdict", dict)().items() if isinstance(value, Tensor)}
             for batch in batches
         ],
     }
@@ -55,8 +56,12 @@ def check_finite(trainer: L.Trainer, module: LMModule) -> None:
 
 
 @torch.enable_grad()
-def first_bad_layer(model: nn.Module, batch: Batch) -> str | None:
-    """Return where a training step becomes nonfinite: a module's name and "forward" or "backward"; None: nowhere."""
+def first_bad_layer(model: nn.Module, loss_of_step: Callable[[], Tensor]) -> str | None:
+    """Return where a training step becomes nonfinite: a module's name and "forward" or "backward"; None: nowhere.
+
+    Args:
+        loss_of_step: computes the loss with `model`, (), without a compiled call, which runs no hooks.
+    """
     bad: list[str] = []
     training = model.training
 
@@ -70,16 +75,13 @@ def first_bad_layer(model: nn.Module, batch: Batch) -> str | None:
     model.train()
     hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
-        logits = model.forward(
-            batch.idx, noise=batch.noise, places=batch.places
-        )  # (B, T, V); not the compiled call, which runs no hooks
+        loss = loss_of_step()
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     if bad:
         return f"{bad[0]}, forward"
-    loss = cross_entropy(logits, batch.targets, "mean")
     if not loss.isfinite():
         return "the loss"
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

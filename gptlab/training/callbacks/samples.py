@@ -14,6 +14,7 @@ from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
+from gptlab.models.heads import language_model
 from gptlab.system.errors import quoted
 from gptlab.system.files import explain_write_errors
 from gptlab.system.terminal import harmless
@@ -55,7 +56,7 @@ class Samples(L.Callback):
         if self.tokens == 0:
             return
         assert isinstance(pl_module, LMModule)
-        with gathered_model(pl_module.model) as model:
+        with gathered_model(language_model(pl_module.model)) as model:
             if trainer.is_global_zero:
                 self._draw(trainer, model, pl_module.tokenizer)
 

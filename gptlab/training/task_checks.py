@@ -1,0 +1,136 @@
+"""Check that what a run is to learn goes together with its data, its model and its trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptlab.data.chat import sources
+from gptlab.system.errors import UserError
+from gptlab.training.tasks import ALIGNING, PolicyConfig
+
+if TYPE_CHECKING:
+    from gptlab.training.settings import Settings
+
+
+def check(found: Settings) -> None:
+    """Check the settings of a run for what no group of keys knows alone.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    _check_data(found)
+    _check_part(found)
+    if found.task.name in ALIGNING:
+        _check_reference(found)
+    if isinstance(found.task, PolicyConfig):
+        _check_rollouts(found, found.task)
+    if found.task.name not in ("pretrain", "sft"):
+        _check_machine(found)
+
+
+def _check_data(found: Settings) -> None:
+    """Check that task, data and what belongs to one of them go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    if found.task.name == "pretrain":
+        if found.data.name in sources.NAMES:
+            raise UserError(f"data={found.data.name} with task=pretrain: it has conversations; use task=sft")
+        if found.data.problems is not None:
+            raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
+        return
+    if found.data.name not in sources.NAMES:
+        raise UserError(
+            f"task={found.task.name} with data={found.data.name}: it learns from conversations; use data=chat "
+            f"data.path=my.jsonl, data=arithmetic or data=instructions"
+        )
+    if found.data.name in sources.NODES:
+        sources.check_problems(found.data.name, found.data.problems)
+    elif found.data.problems is not None:
+        raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
+    if found.trainer.baseline is not None:
+        raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
+
+
+def _check_part(found: Settings) -> None:
+    """Check what is said of which part of a model is trained.
+
+    Raises:
+        UserError: there is no trained model, two parts are asked for, or several processes would divide the weights.
+    """
+    part = found.task.train
+    if found.lora is not None:
+        said, instead = f"lora.rank={found.lora.rank}", "lora.rank=0"
+    elif part != "all":
+        said, instead = f"task.train={part}", "task.train=all"
+    else:
+        return
+    if found.init_from is None:
+        raise UserError(
+            f"{said}: what is not trained would stay random; add init_from=..., a trained model, or use {instead}"
+        )
+    if found.lora is not None and part != "all":
+        raise UserError(f"task.train={part} with {said}: adapters are trained alone; leave one of the two out")
+    if found.trainer.strategy == "fsdp":
+        raise UserError(
+            f"trainer.strategy=fsdp with {said}: divides weights that are all trained; use trainer.strategy=ddp"
+        )
+
+
+def _check_reference(found: Settings) -> None:
+    """Check a run whose policy is compared to the model that it begins as.
+
+    Raises:
+        UserError: there is no such model, or a policy with dropout would not begin as it.
+    """
+    task = f"task={found.task.name}"
+    if found.init_from is None:
+        raise UserError(f"{task}: improves a model that answers already; add init_from=..., a run of task=sft")
+    if found.lora is not None and found.lora.dropout:
+        raise UserError(
+            f"lora.dropout={found.lora.dropout} with {task}: the policy must begin as its reference; leave it at 0"
+        )
+    if found.model["name"] == "pretrained" and found.model.get("dropout"):
+        raise UserError(
+            f"model.dropout={found.model['dropout']} with {task}: the policy must begin as its reference, and is "
+            f"trained without dropout; leave it out"
+        )
+
+
+def _check_rollouts(found: Settings, task: PolicyConfig) -> None:
+    """Check a run that learns from its own answers.
+
+    Raises:
+        UserError: nothing would be measured, or a run would stop between two steps on the same answers.
+    """
+    for key, value in (("check", task.check), ("samples", task.samples)):
+        if not value:
+            raise UserError(
+                f"task.{key}=0 with task={task.name}: val/loss is minus the reward of sampled answers; at least 1"
+            )
+    trainer = found.trainer
+    for key in ("max_steps", "val_every", "checkpoint_every"):
+        if (steps := getattr(trainer, key)) % task.updates:
+            raise UserError(
+                f"trainer.{key}={steps}: must be a multiple of task.updates={task.updates}, the steps on the same "
+                f"answers; take {-(-steps // task.updates) * task.updates}"
+            )
+    if found.data.batch_size % task.group:
+        raise UserError(
+            f"data.batch_size={found.data.batch_size}: counts answers, task.group={task.group} to each prompt, and "
+            f"must be a multiple of it"
+        )
+
+
+def _check_machine(found: Settings) -> None:
+    """Check the ways of computing that only the prediction of next tokens has.
+
+    Raises:
+        UserError: one of them is asked for.
+    """
+    task = f"task={found.task.name}"
+    if found.compile.backend is not None:
+        raise UserError(f"compile={found.compile.name} with {task}: its rows have many lengths; use compile=eager")
+    if found.trainer.strategy == "fsdp":
+        raise UserError(f"trainer.strategy=fsdp with {task}: is for task=pretrain and task=sft; use ddp")

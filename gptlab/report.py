@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> None:
     if out is not None:
         images: list[str] = []
         if not args.no_plots:
-            from gptlab.reports import plots
+            from gptlab.reports.plots.figures import write_plots
 
-            images = plots.write_plots(report, out)
+            images = write_plots(report, out)
         tables.write_files(report, out, images)  # before what is printed, whose reader may have gone
     if args.json:
         print(terminal.as_json(tables.report_dict(report)), end="")

@@ -92,7 +92,7 @@ def draw(runs: dict[str, list[Point]], file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    from gptlab.reports.plots import COLOURS, DARK, STYLE
+    from gptlab.reports.plots.style import COLOURS, DARK, STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.2), layout="constrained")

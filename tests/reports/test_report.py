@@ -14,8 +14,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from gptlab.reports import plots, records, statistics
+from gptlab.reports import records, statistics
 from gptlab.reports.difference import compare_runs
+from gptlab.reports.plots.figures import figures
 from gptlab.reports.report import Report, build_report
 from gptlab.system.errors import UserError
 
@@ -200,7 +201,7 @@ def test_a_search_has_no_baseline(tmp_path: Path) -> None:
     assert report.baseline == ""
     assert "difference" not in report.groups
     assert "difference" in build_report([tmp_path], baseline="lr=0.1").groups
-    assert plots.figures(report)
+    assert figures(report)
 
 
 def test_a_report_among_the_runs_hides_none_of_them(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import matplotlib
 import pytest
 from rich.console import Console
 
-from gptlab.reports import plots, tables
+from gptlab.reports import tables
 from gptlab.reports.difference import compare_runs
+from gptlab.reports.plots.figures import figures
+from gptlab.reports.plots.style import STYLE
 from gptlab.reports.report import build_report
 from tests.reports.test_report import fake_run, labels
 
@@ -64,8 +66,8 @@ def test_nats_are_shown_where_they_are_asked_for_with_a_note(tmp_path: Path) -> 
 
 def test_plots_show_the_unit_that_compares(tmp_path: Path) -> None:
     report = build_report([vocabularies(tmp_path)])
-    with matplotlib.rc_context(plots.STYLE):
-        drawn = dict(plots.figures(report))
+    with matplotlib.rc_context(STYLE):
+        drawn = dict(figures(report))
     assert "size" not in drawn  # gaps are nats per token
     assert {axes.get_ylabel() for axes in drawn["curves"].axes} == {"val/bpb (bits per byte)"}
     assert drawn["losses"].axes[0].get_xlabel() == "val/bpb (bits per byte)"

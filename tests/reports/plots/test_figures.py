@@ -12,14 +12,16 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from gptlab.reports import plots
+from gptlab.reports.plots.curves import mean_curve, run_curves
+from gptlab.reports.plots.figures import figures, write_plots
+from gptlab.reports.plots.style import STYLE, is_geometric
 from gptlab.reports.report import build_report
 from tests.reports.test_report import fake_run, heads_sweep
 
 
 def drawn(paths: list[Path], **options: Any) -> dict[str, Figure]:
-    with matplotlib.rc_context(plots.STYLE):
-        return dict(plots.figures(build_report(paths, **options)))
+    with matplotlib.rc_context(STYLE):
+        return dict(figures(build_report(paths, **options)))
 
 
 def entries(figure: Figure) -> list[str]:
@@ -66,7 +68,7 @@ def test_curves_are_means_over_the_shared_steps(tmp_path: Path) -> None:
     curves = ["0,,4.0\n1,3.0,\n2,2.0,\n2,,3.0\n4,1.0,\n4,,2.0\n", "0,,4.2\n1,3.2,\n2,2.2,\n2,,3.4\n"]
     for seed, curve in enumerate(curves):
         (fake_run(tmp_path / str(seed), 1.5, seed) / "metrics.csv").write_text(header + curve)
-    found = plots.mean_curve(plots.run_curves(build_report([tmp_path]), "gpt3m"))
+    found = mean_curve(run_curves(build_report([tmp_path]), "gpt3m"))
     assert found.index.to_list() == [0, 2]
     assert found["val"].to_list() == pytest.approx([4.1, 3.2])
     assert found["train"][2] == pytest.approx(2.6)
@@ -171,7 +173,7 @@ def test_everything_lies_within_the_picture(tmp_path: Path) -> None:
 def test_the_same_runs_give_the_same_bytes(heads: Path, tmp_path: Path) -> None:
     report = build_report([heads])
     for folder in ("a", "b"):
-        assert plots.write_plots(report, tmp_path / folder) == ["curves", "losses", "by_n_head"]
+        assert write_plots(report, tmp_path / folder) == ["curves", "losses", "by_n_head"]
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [f"{name}.{kind}" for name in ("by_n_head", "curves", "losses") for kind in ("png", "svg")]
     for name in files:
@@ -185,4 +187,4 @@ def test_the_same_runs_give_the_same_bytes(heads: Path, tmp_path: Path) -> None:
     [([1, 2, 4, 8], True), ([2, 4, 6, 8], False), ([1e-4, 3e-4, 1e-3], True), ([0, 1, 10], False), ([1, 100], False)],
 )
 def test_which_values_are_steps_of_a_factor(values: list[float], expected: bool) -> None:
-    assert plots.is_geometric(pd.Series(values)) is expected
+    assert is_geometric(pd.Series(values)) is expected

@@ -50,3 +50,22 @@ def share_interval(successes: int, count: int) -> tuple[float, float]:
     """Return the 95% interval of a share of `count` independent trials (Wilson 1927, https://doi.org/10.2307/2276774)."""
     interval = stats.binomtest(successes, count).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def win_rate_interval(wins: int, ties: int, losses: int) -> tuple[float, float]:
+    """Return the 95% interval of a win rate over prompts, a tie counting half.
+
+    The rate is (1 + share of wins - share of losses) / 2, so this is the interval of a difference of two paired
+    proportions, Wald's with one more win, loss and no tie (Bonett and Price 2012,
+    https://doi.org/10.3102/1076998611411915). Many ties make it narrower than `share_interval`, and unlike a bootstrap
+    it has a width where every prompt is won.
+
+    Raises:
+        ValueError: there are no prompts.
+    """
+    count = wins + ties + losses
+    if count < 1:
+        raise ValueError("a win rate needs at least one prompt")
+    won, lost = (wins + 1) / (count + 2), (losses + 1) / (count + 2)
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((won + lost - (won - lost) ** 2) / (count + 2))
+    return max(0.0, (1 + won - lost - half) / 2), min(1.0, (1 + won - lost + half) / 2)

@@ -201,7 +201,7 @@ def test_a_search_has_no_baseline(tmp_path: Path) -> None:
     assert report.baseline == ""
     assert "difference" not in report.groups
     assert "difference" in build_report([tmp_path], baseline="lr=0.1").groups
-    assert figures(report)
+    assert list(figures(report))
 
 
 def test_a_report_among_the_runs_hides_none_of_them(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Statistics of a single run: intervals of win rates, which training and evaluation count."""
+
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from gptlab.reports import statistics
+
+
+def test_a_win_rates_interval_is_of_a_difference_of_paired_proportions() -> None:
+    """The published example of R's statpsych::ci.prop.ps(.05, 12, 4, 26, 6): 0.2548067 to 0.6251933."""
+    low, high = statistics.win_rate_interval(26, 12 + 6, 4)
+    assert 2 * low - 1 == pytest.approx(0.2548067, abs=1e-6)
+    assert 2 * high - 1 == pytest.approx(0.6251933, abs=1e-6)
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.3, 0.8])
+def test_a_win_rates_interval_covers_it(ties: float) -> None:
+    """Over all outcomes of 40 prompts; that of a share is too wide where many are ties."""
+    count = 40
+    for won in (0.5, 0.65, 0.9):
+        chances = won * (1 - ties), ties, (1 - won) * (1 - ties)
+        rate, covered = chances[0] + ties / 2, 0.0
+        for wins in range(count + 1):
+            for losses in range(count + 1 - wins):
+                counts = wins, count - wins - losses, losses
+                low, high = statistics.win_rate_interval(*counts)
+                covered += stats.multinomial.pmf(counts, count, chances) * (low <= rate <= high)
+        assert 0.93 <= covered <= 0.985
+
+
+def test_a_win_rates_interval_at_its_ends() -> None:
+    for counts in ((10, 0, 0), (0, 10, 0), (0, 0, 10), (0, 1, 0)):
+        low, high = statistics.win_rate_interval(*counts)
+        assert 0 <= low < high <= 1
+        assert low <= (counts[0] + counts[1] / 2) / sum(counts) <= high
+    wilson = statistics.share_interval(20, 40)
+    low, high = statistics.win_rate_interval(4, 32, 4)
+    assert high - low < (wilson[1] - wilson[0]) / 1.5
+    with pytest.raises(ValueError, match="at least one prompt"):
+        statistics.win_rate_interval(0, 0, 0)

@@ -87,4 +87,5 @@ def as_rows(prompts: Sequence[Sequence[int]], replies: list[Reply], device: torc
         idx[row, : len(text) - 1] = text[:-1]
         targets[row, first : len(text) - 1] = reply.ids
         logprobs[row, first : len(text) - 1] = reply.log_probs
-    return Rollouts(*(torch.from_numpy(each).to(device) for each in (idx, targets, logprobs)), replies)
+    rows = [torch.from_numpy(each).to(device) for each in (idx, targets, logprobs)]
+    return Rollouts(rows[0], rows[1], rows[2], replies)

@@ -10,7 +10,8 @@ from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate
 from gptlab.generation.sampling import Sampling
 from gptlab.training import placement
-from gptlab.training.run import load, seed_torch
+from gptlab.training.loading import load
+from gptlab.training.run import seed_torch
 from gptlab.training.settings import Settings
 
 
@@ -18,9 +19,10 @@ def generate_in_turn(settings: Settings, parent: Parent) -> None:
     """Answer orders with `batch`, `prompt` and `steps`: generate `steps` tokens after random prompts of that size."""
     place = placement.decide(settings)
     device = torch.device(place.kind)
-    _, model, tokenizer, _ = load(settings)
+    loaded = load(settings)
+    tokenizer = loaded.tokenizer
     seed_torch(settings)
-    model = model or models.build(settings.model_config(tokenizer.vocab_size))
+    model = loaded.model or models.build(settings.model_config(tokenizer.vocab_size))
     model = model.eval().to(device, torch.float32 if place.precision == "fp32" else torch.bfloat16)
     parent.send(
         **about_here(device),

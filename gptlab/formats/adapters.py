@@ -24,6 +24,7 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
 KEY = checkpoint.ADAPTERS
+REFERENCE = "reference"  # the key of a description that names the model which a policy is compared to
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,12 +150,15 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
         beside = (
             f"\n  {baseline['name']:<11} {table}: the model's is {abs(less):.4f} {'lower' if less >= 0 else 'higher'}"
         )
+    loss = f"{summary['val/loss']:.4f}"
+    if "val/bpb" in summary:  # else it is no loss of tokens
+        loss = f"{loss} nats per token ({best}), {summary['val/bpb']:.4f} bits per byte"
     since = "this time" if resumed else "in all"
     further, opening = 2 * summary["steps"], summary.get("opening")
     sample = " ".join(["python -m gptlab.generate", *map(shell_quoted, [run_dir, *[opening] * bool(opening)])])
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
-  val/loss    {summary["val/loss"]:.4f} nats per token ({best}), {summary["val/bpb"]:.4f} bits per byte{beside}
+  val/loss    {loss}{beside}
   train/loss  {summary["train/loss"]:.4f}{test}
   time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} {since}, \
 {summary["tokens_per_sec"]:,.0f} tokens/s

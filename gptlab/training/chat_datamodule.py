@@ -13,6 +13,7 @@ from gptlab.data.batches import Batch, eval_batch_size
 from gptlab.data.chat import sources
 from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches, Rows
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
+from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import encode_conversations, fitting
 from gptlab.data.chat.sources import Conversations
 from gptlab.data.config import DataConfig
@@ -20,6 +21,7 @@ from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import amount, quoted
 from gptlab.training.answers import Answers
 from gptlab.training.datamodule import RunData
+from gptlab.training.sampled import SampledAnswers
 from gptlab.training.tasks import TaskConfig
 
 LONGEST = 60  # characters of a prompt that the closing words of a run show
@@ -126,10 +128,13 @@ class ChatDataModule(RunData):
         said = (each.messages[-2].content for each in self.prepared.said.parts["val"])
         return next((text for text in said if text.isprintable() and len(text) < LONGEST and text[0] != "-"), None)
 
-    def answers(self) -> Answers | None:
+    def answers(self, sampled: SampledAnswers | None = None) -> Answers | None:
         """Return what lets a model answer held-out prompts; None if none are to be answered.
 
         Where each prompt has one right answer, those of the whole test part are.
+
+        Args:
+            sampled: what samples several answers to the first of them; None: nothing.
         """
         said, tokenizer, count = self.prepared.said, self.prepared.tokenizer, self.task.check
         if not count:
@@ -138,9 +143,13 @@ class ChatDataModule(RunData):
         for part in said.parts.keys() - {"train"}:
             rows = said.parts[part]
             some = rows if said.known and part == "test" else rows[:count]
-            cut = (fitting(each, chat, self.block_size) for each in some)  # as the model sees them in training
-            asked[part] = [each for each in cut if each is not None]
-        return Answers(tokenizer, chat, asked, self.task.answer_tokens, said.kind)
+            asked[part] = self.fitted(some, chat)
+        return Answers(tokenizer, chat, asked, self.task.answer_tokens, said.kind, sampled, count)
+
+    def fitted(self, conversations: list[Conversation], chat: ChatFormat) -> list[Conversation]:
+        """Return conversations cut as the model sees them in training."""
+        cut = (fitting(each, chat, self.block_size) for each in conversations)
+        return [each for each in cut if each is not None]
 
     def train_dataloader(self) -> ChatTrainBatches:
         trainer = self.trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, cast
 
@@ -47,7 +48,8 @@ class LMModule(L.LightningModule):
         answers: what lets the model answer held-out prompts at each validation; None: nothing to answer.
         fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
-        base: what names the model that the adapters of `model` belong on, of which checkpoints then hold nothing.
+        origin: what names the model that the adapters of `model` belong on, of which checkpoints then hold nothing; or
+            else that of the reference, which they name.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class LMModule(L.LightningModule):
         answers: Answers | None = None,
         fused: bool = True,
         skip: bool = False,
-        base: adapters.Base | None = None,
+        origin: adapters.Base | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -75,7 +77,7 @@ class LMModule(L.LightningModule):
         self.answers = answers
         self.fused = fused
         self.skip = skip
-        self.base = base
+        self.origin = origin
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
         self.test_metrics: dict[str, float] = {}
@@ -218,12 +220,15 @@ class LMModule(L.LightningModule):
             state: the module's state dict.
         """
         about = checkpoint.describe(self.model, self.tokenizer, self.config, self.data_sha256, step, metrics)
-        if self.base is not None:
-            assert isinstance(self.model, GPT)
-            assert self.model.lora is not None
-            about[adapters.KEY] = adapters.describe(self.model.lora, self.base)
-            own = {f"{checkpoint.PREFIX}{name}" for name in adapter_state(self.model)}
-            state = {name: tensor for name, tensor in state.items() if name in own}
+        if self.origin is not None:
+            gpt = language_model(self.model)
+            lora = gpt.lora if isinstance(gpt, GPT) else None
+            if lora is None:
+                about[adapters.REFERENCE] = dataclasses.asdict(self.origin)
+            else:
+                about[adapters.KEY] = adapters.describe(lora, self.origin)
+                own = {f"{checkpoint.PREFIX}{name}" for name in adapter_state(self.model)}
+                state = {name: tensor for name, tensor in state.items() if name in own}
         return {checkpoint.KEY: about, "state_dict": state}
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
@@ -233,7 +238,7 @@ class LMModule(L.LightningModule):
         if self.trainer.global_rank > 0:  # the saved sums cover all processes
             self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
             self.figures = {name: torch.zeros(2) for name in self.figures}
-        if self.base is not None:  # which has the rest
+        if adapters.KEY in content[checkpoint.KEY]:  # the base has the rest
             content["state_dict"] = {**self.state_dict(), **content["state_dict"]}
         self.val_metrics = content[checkpoint.KEY]["metrics"]
         self.val_step = content["global_step"]

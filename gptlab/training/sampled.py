@@ -1,4 +1,4 @@
-"""Sample several answers to each held-out prompt, and measure what they earn, and how far they are from the reference."""
+"""Sample several answers to each held-out prompt: what they earn, and how far they are from the reference."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.alignment.metrics import best_of_n_curve, pass_at_k, win_rate
 from gptlab.alignment.logprobs import entropy, exact_kl
+from gptlab.alignment.metrics import best_of_n_curve, pass_at_k, win_rate
 from gptlab.alignment.reference import Reference
 from gptlab.alignment.rollouts import Rollouts, roll_out, uniform_numbers
 from gptlab.alignment.scoring import Scorer, reply_text

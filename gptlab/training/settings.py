@@ -187,7 +187,20 @@ class Settings:
 
 KEYS = ("name", "seed", "deterministic", "init_from", "resume")
 GROUPS = (
-    *("recipe", "model", "task", "reward", "lora", "data", "tokenizer", "optim", "schedule", "trainer", "precision", "compile"),
+    *(
+        "recipe",
+        "model",
+        "task",
+        "reward",
+        "lora",
+        "data",
+        "tokenizer",
+        "optim",
+        "schedule",
+        "trainer",
+        "precision",
+        "compile",
+    ),
 )
 
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
-from gptlab.models import Model
+from gptlab.models import Network
 from gptlab.system.threads import worth
 from gptlab.training.placement import Placement
 from gptlab.training.resume import Start
 from gptlab.training.settings import Settings
 
 
-def choose_threads(settings: Settings, place: Placement, model: Model, block_size: int, start: Start | None) -> int:
+def choose_threads(settings: Settings, place: Placement, model: Network, block_size: int, start: Start | None) -> int:
     """Return the number of threads: trainer.threads, or by auto as many as pay for the FLOPs of a micro-batch.
 
     A resumed run keeps its number, on which the last bits of a float depend, if there are as many cores. The rule knows

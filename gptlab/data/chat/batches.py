@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from gptlab.data.batches import IGNORED, Batch, Share, in_epochs, random_numbers, row_noise, to_device
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.packing import pack
+from gptlab.system.errors import UserError
 
 MULTIPLE = 32  # of which the length of a batch of single conversations is one: few shapes, to compile a model for
 
@@ -143,3 +145,78 @@ class ChatEvalBatches:
             filled = self.rows.filled(numbers, self.rows.width(numbers))
             idx, targets, places = (to_device(each, self.device) for each in filled)
             yield Batch(idx, targets, places=places)
+
+
+class PromptBatch(NamedTuple):
+    """The prompts whose answers a process samples in an optimizer step, and which answers a micro-batch trains on.
+
+    The answers of a step are its rows: `group` of each prompt, next to each other, process after process.
+    """
+
+    step: int
+    micro: int
+    numbers: tuple[int, ...]
+    """The process's prompts, in the order of their answers. A number comes twice only where an epoch ends in the step,
+    or the step has more prompts than there are."""
+    rows: slice
+    """Of the step's rows, those of this micro-batch; it may begin and end within a group."""
+    first: int
+    """The step's row that is the first answer of this process: its own row `i` is row `first + i`."""
+
+
+class PromptBatches:
+    """Prompts in random order: optimizer step i takes the same `batch_size` / `group`, however they are shared.
+
+    Every prompt comes once before any comes a second time. Iterating yields micro-batches without end.
+
+    Args:
+        count: how many prompts there are.
+        batch_size: answers in a step.
+        group: answers to each prompt.
+        repeats: steps that learn from the same answers.
+        distinct: cycle through the prompts of that many steps; 0: never repeat.
+        start: called at each iteration for the first step, so that a resumed run continues where it stopped.
+
+    Raises:
+        UserError: a group would be divided among processes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        seed: int,
+        batch_size: int,
+        group: int,
+        share: Share,
+        repeats: int = 1,
+        distinct: int = 0,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        if batch_size % (group * share.world_size):
+            raise UserError(
+                f"data.batch_size={batch_size} counts the answers of an optimizer step and must be a multiple of "
+                f"task.group={group} times {share.world_size} device(s), so that each has all answers to its prompts; "
+                f"take data.batch_size={-(-batch_size // (group * share.world_size)) * group * share.world_size}"
+            )
+        self.count, self.seed, self.batch_size, self.group = count, seed, batch_size, group
+        self.share, self.repeats, self.distinct, self.start = share, repeats, distinct, start
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Return the numbers of the prompts of optimizer step `step`, (batch_size / group,) int64."""
+        step = (step % self.distinct if self.distinct else step) // self.repeats
+        count = self.count
+        return in_epochs(step, self.batch_size // self.group, count, lambda epoch: epoch_order(self.seed, epoch, count))
+
+    def batch(self, step: int, micro: int) -> PromptBatch:
+        """Return micro-batch `micro` of this process in optimizer step `step`."""
+        own = self.batch_size // self.share.world_size
+        first, size = self.share.rank * own, own // self.share.accumulation
+        numbers = self.numbers(step)[first // self.group : (first + own) // self.group]
+        begin = first + micro * size
+        return PromptBatch(step, micro, tuple(numbers.tolist()), slice(begin, begin + size), first)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        for step in itertools.count(self.start()):
+            for micro in range(self.share.accumulation):
+                yield self.batch(step, micro)

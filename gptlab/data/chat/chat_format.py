@@ -15,6 +15,7 @@ from gptlab.system.errors import UserError
 
 BEGIN = "<|begin_of_text|>"
 TURNS = {role: f"<|{role}|>" for role in ROLES}
+ANSWERING = ("sft", "dpo", "ppo", "grpo")  # the tasks in which a model learns to answer
 END = "<|end|>"
 
 
@@ -74,7 +75,7 @@ def answers_in_chat(config: object, tokenizer: Tokenizer) -> bool:
         config: of the run that made it; None if there is none.
     """
     task = config.get("task") if isinstance(config, dict) else None
-    return isinstance(task, dict) and task.get("name") == "sft" and has_chat_tokens(tokenizer)
+    return isinstance(task, dict) and task.get("name") in ANSWERING and has_chat_tokens(tokenizer)
 
 
 def end_tokens(tokenizer: Tokenizer) -> set[int]:

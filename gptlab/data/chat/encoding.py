@@ -79,6 +79,21 @@ def fitting(conversation: Conversation, chat: Format, block_size: int) -> Conver
     return replace(conversation, messages=kept + answer, given=given)
 
 
+def answerable(conversation: Conversation, chat: Format, most: int) -> Conversation | None:
+    """Return a conversation whose prompt has at most so many tokens, by `shorten`; None if that leaves nothing.
+
+    Args:
+        most: the most tokens of the prompt, up to where the last answer begins.
+    """
+    prompt, answer = conversation.messages[:-1], conversation.messages[-1:]
+
+    def fits(prompt: Messages) -> bool:
+        return len(chat.prompt(prompt)) <= most
+
+    kept = prompt if fits(prompt) else shorten(prompt, fits)
+    return None if kept is None else replace(conversation, messages=kept + answer, given=len(kept))
+
+
 def encode_preferences(
     preferences: Iterable[Preference],
     chat: Format,

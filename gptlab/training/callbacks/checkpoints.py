@@ -173,10 +173,12 @@ class Checkpoints(Checkpoint):
         if step % self.val_every == 0 or step == trainer.max_steps:
             return  # a validation follows, and then a checkpoint
         point = step % self.points == 0
+        assert isinstance(trainer.lightning_module, LMModule)
+        if step % trainer.lightning_module.objective.settles_at:
+            return  # the next step learns from the same answers
         stop = (point or trainer.world_size == 1) and self._any(trainer, self._signals.heard is not None)
         due = point and self._any(trainer, time.monotonic() > self._saved + self.seconds)
         if stop or due or (self.every and step % self.every == 0):
-            assert isinstance(trainer.lightning_module, LMModule)
             check_finite(trainer, trainer.lightning_module)
             self._save(trainer)
         if stop:

@@ -216,7 +216,10 @@ class Policy(Objective):
         to the bit."""
         count, against = len(rollouts.replies), isinstance(self.task, PPOConfig)
         parts = [self._compute(model, rollouts, slice(i, i + rows), against) for i in range(0, count, rows)]
-        return Computed(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
+        logprobs, entropies, kl, values = (joined(each) for each in zip(*parts, strict=True))
+        assert logprobs is not None
+        assert entropies is not None
+        return Computed(logprobs, entropies, kl, values)
 
     # Measuring
 
@@ -251,6 +254,12 @@ def logits_and_values(model: Network, idx: Tensor) -> tuple[Tensor, Tensor | Non
         return model(idx), None
     x = model.features(idx)
     return model.head(x), model.scores(x)
+
+
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the rows of all parts, or None if they are none."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def of_answers(values: Sequence[float] | np.ndarray) -> Figure:

@@ -1,0 +1,35 @@
+"""Choose the data module of what a run is to learn."""
+
+from __future__ import annotations
+
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.system.errors import UserError
+from gptlab.training.chat_datamodule import ChatDataModule
+from gptlab.training.datamodule import LMDataModule, RunData
+from gptlab.training.prompt_datamodule import PromptDataModule
+from gptlab.training.settings import Settings
+from gptlab.training.tasks import PolicyConfig
+
+
+def data_module(settings: Settings, given: Tokenizer | None, block_size: int) -> RunData:
+    """Return the data of what a run is to learn.
+
+    Args:
+        given: the tokenizer of init_from.
+        block_size: tokens in a row, T.
+
+    Raises:
+        UserError: a tokenizer is chosen where init_from brings its own.
+    """
+    how, task = settings.tokenizer or given, settings.task
+    assert how is not None  # checked by `from_config`
+    if task.name == "pretrain":
+        return LMDataModule(settings.data, how, block_size, settings.seed)
+    if given and settings.tokenizer:
+        raise UserError(
+            f"tokenizer={settings.tokenizer.name}: init_from brings its own, to which task={task.name} adds the tokens "
+            f"of a chat; leave it out"
+        )
+    if isinstance(task, PolicyConfig):
+        return PromptDataModule(settings.data, task, how, block_size, settings.seed)
+    return ChatDataModule(settings.data, task, how, block_size, settings.seed)

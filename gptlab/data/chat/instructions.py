@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from gptlab.data.batches import random_numbers
 from gptlab.data.chat.conversations import Conversation, Message
-from gptlab.data.chat.splitting import HELD_OUT, TRAIN, text_share
+from gptlab.data.chat.splitting import HELD_OUT, TRAIN, is_of, shuffled
 from gptlab.system.errors import UserError, amount, did_you_mean
 
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -89,14 +86,14 @@ class Instructions:
                     f"count={count}: that takes {each:,} of each task, and the text has {there} of the task {task} in "
                     f"the part {part}; take fewer, other tasks, or a longer text"
                 )
-        chosen = [one for task, found in made.items() for one in self._shuffled(found, task)[:each]]
-        return self._shuffled(chosen, part)[:count]
+        chosen = [one for task, found in made.items() for one in shuffled(found, self.seed, task)[:each]]
+        return shuffled(chosen, self.seed, part)[:count]
 
     def some(self, part: str, most: int) -> list[Conversation]:
         """Return at most `most` instructions of a part in random order, as many of each task as far as there are."""
         each = -(-most // len(MAKERS))
-        chosen = [one for task in MAKERS for one in self._shuffled(self.made(task, part), task)[:each]]
-        return self._shuffled(chosen, part)[:most]
+        chosen = [one for task in MAKERS for one in shuffled(self.made(task, part), self.seed, task)[:each]]
+        return shuffled(chosen, self.seed, part)[:most]
 
     def made(self, task: str, part: str) -> list[Conversation]:
         """Return all instructions of a task that belong to a part, in the order of the text.
@@ -109,7 +106,7 @@ class Instructions:
         return [
             Conversation((Message("user", prompt), Message("assistant", answer)), given=1)
             for key, prompt, answer in self._made[task]
-            if (text_share(self.seed, key) < self.held_out) == (part == HELD_OUT)
+            if is_of(part, self.seed, key, self.held_out)
         ]
 
     @cached_property
@@ -134,11 +131,6 @@ class Instructions:
     def is_right(self, prompt: str, answer: str) -> bool:
         """Return whether an answer is right: exactly what `answer` returns, without anything around it."""
         return answer == self.answer(prompt)
-
-    def _shuffled(self, found: list[Conversation], name: str) -> list[Conversation]:
-        number = int(text_share(self.seed, name) * (1 << 48))
-        order = np.argsort(random_numbers(self.seed + (5 << 32), number, len(found)), kind="stable")
-        return [found[i] for i in order]
 
 
 def task_of(prompt: str) -> str:

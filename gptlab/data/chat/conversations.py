@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from gptlab.system.errors import UserError, did_you_mean
 
 ROLES = ("system", "user", "assistant")
 FORMS = (("messages",), ("prompt", "completion"), ("text", "label"), ("prompt", "chosen", "rejected"))
-KEYS = tuple(dict.fromkeys(key for form in FORMS for key in form))
+GOLD = ("gold_chosen", "gold_rejected")
+KEYS = (*dict.fromkeys(key for form in FORMS for key in form), *GOLD)
 
 
 class Message(NamedTuple):
@@ -57,6 +59,8 @@ class Preference:
     chosen: Messages
     rejected: Messages
     where: str = field(default="", compare=False)
+    gold: tuple[float, float] | None = None
+    """The true rewards of chosen and rejected, where they are known."""
 
 
 Example = Conversation | Labelled | Preference
@@ -75,8 +79,8 @@ def read_examples(paths: Iterable[Path], options: TextOptions = DEFAULT) -> Exam
     """Read files of rows that have one form: `messages` (a list of role and content), `prompt` and `completion`, `text`
     and `label`, or `prompt`, `chosen` and `rejected`.
 
-    A prompt, a completion, a chosen and a rejected answer is a text or a list of messages. Other keys are not read, and
-    null is as good as none.
+    A prompt, a completion, a chosen and a rejected answer is a text or a list of messages. Beside the last form,
+    `gold_chosen` and `gold_rejected` may tell the true rewards. Other keys are not read, and null is as good as none.
 
     Raises:
         UserError: a file cannot be read or has no rows, a row has none or two of the forms, or another one than the
@@ -171,7 +175,18 @@ def example(form: tuple[str, ...], row: dict[str, Any], where: str) -> Example:
         return Conversation(prompt + answers[0], len(prompt), where)
     if answers[0] == answers[1]:
         raise UserError(f"{where}: chosen and rejected are the same; leave out such a pair, which prefers nothing")
-    return Preference(prompt, answers[0], answers[1], where)
+    return Preference(prompt, answers[0], answers[1], where, _gold(row, where))
+
+
+def _gold(row: dict[str, Any], where: str) -> tuple[float, float] | None:
+    """Return the true rewards of chosen and rejected; None if they are not there."""
+    there = [key for key in GOLD if row.get(key) is not None]
+    if len(there) == 1:
+        raise UserError(f"{where}: it has {there[0]} alone; give both of {' and '.join(GOLD)}, or neither")
+    for key in there:
+        if type(row[key]) not in (int, float) or not math.isfinite(row[key]):
+            raise UserError(f"{where}: {key} is {row[key]!r:.99}, and must be a finite number")
+    return (float(row[GOLD[0]]), float(row[GOLD[1]])) if there else None
 
 
 def _answer(row: dict[str, Any], key: str, where: str) -> Messages:

@@ -108,7 +108,17 @@ def test_numbers_may_be_labels_and_lone_surrogates_are_replaced(tmp_path: Path) 
     assert read_examples([path]).rows == [Labelled("a\ufffd", 0), Labelled("b", 1)]
 
 
+def test_true_rewards_stand_beside_a_preference(tmp_path: Path) -> None:
+    row = {"prompt": "Say a", "chosen": "a", "rejected": "b", "gold_chosen": 1, "gold_rejected": 0.25}
+    rows = [row, row | {"gold_chosen": None, "gold_rejected": None}]
+    for name, write in WRITERS.items():
+        path = tmp_path / name
+        write(path, rows)
+        assert [each.gold for each in read_examples([path]).rows] == [(1.0, 0.25), None], name
+
+
 GOOD = {"messages": [ASK, TELL]}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 WRONG: list[tuple[Any, str]] = [
     ({"messages": [ASK, {"role": "asistant", "content": "a"}]},
      r"messages\[1\].role is 'asistant', an unknown role; did you mean assistant\?"),
@@ -135,6 +145,10 @@ WRONG: list[tuple[Any, str]] = [
     ({"prompt": "a", "completion": [ASK, TELL]}, "completion begins with the user's message"),
     ({"prompt": "a", "completion": [TELL, ASK]}, "completion ends with the user's message"),
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
+    (PAIR | {"gold_chosen": 1}, "it has gold_chosen alone; give both of gold_chosen and gold_rejected, or neither"),
+    (PAIR | {"gold_chosen": 1, "gold_rejected": "x"}, "gold_rejected is 'x', and must be a finite number"),
+    (PAIR | {"gold_chosen": True, "gold_rejected": 1}, "gold_chosen is True, and must be a finite number"),
+    (PAIR | {"gold_chosen": float("nan"), "gold_rejected": 1}, "gold_chosen is nan, and must be a finite number"),
     ({"text": "a", "label": 1.5}, "label is a number, and must be a text or a whole number"),
     ({"text": "a", "label": True}, "label is true or false, and must be"),
     ({"text": "a", "label": ""}, "label is an empty text, and must be"),

@@ -43,7 +43,7 @@ class DataConfig:
     order: str
     """random or epochs, see `TrainBatches`."""
     problems: Any = None
-    """Of data=arithmetic and data=instructions, see `chat.sources`; None: of the others."""
+    """Of generated examples, such as data=arithmetic, see `chat.sources.NODES`; None: of the others."""
 
     def __post_init__(self) -> None:
         Split(self.split, self.val_fraction, self.test_fraction)  # raises if they are out of range

@@ -15,7 +15,7 @@ from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches, Rows
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import encode_conversations, fitting
-from gptlab.data.chat.sources import Conversations
+from gptlab.data.chat.example_set import ExampleSet
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import amount, quoted
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class PreparedChat:
     """Conversations as ids."""
 
-    said: Conversations
+    said: ExampleSet
     sha256: str
     """Hash of what is said in them."""
     tokenizer: Tokenizer
@@ -95,7 +95,7 @@ class ChatDataModule(RunData):
             log.warning("%s: %s (model.block_size=%d)", amount(count, "conversation"), what, self.block_size)
         self.prepared = PreparedChat(said, said.sha256(), tokenizer, rows)
 
-    def _warn_of_unknown(self, said: Conversations, tokenizer: Tokenizer) -> None:
+    def _warn_of_unknown(self, said: ExampleSet, tokenizer: Tokenizer) -> None:
         unknown = sorted(
             {character for part in said.parts for text in said.texts(part) for character in tokenizer.unknown(text)}
         )
@@ -151,7 +151,7 @@ class ChatDataModule(RunData):
         cut = (fitting(each, chat, self.block_size) for each in conversations)
         return [each for each in cut if each is not None]
 
-    def train_dataloader(self) -> ChatTrainBatches:
+    def train_dataloader(self) -> ChatTrainBatches[Batch]:
         trainer = self.trainer
         assert trainer is not None
         return ChatTrainBatches(
@@ -164,7 +164,7 @@ class ChatDataModule(RunData):
             start=lambda: trainer.global_step,
         )
 
-    def whole(self, part: str) -> ChatEvalBatches:
+    def whole(self, part: str) -> ChatEvalBatches[Batch]:
         assert self.trainer is not None
         size = self.config.val_batch_size or eval_batch_size(self.block_size, self.prepared.tokenizer.vocab_size)
         return ChatEvalBatches(

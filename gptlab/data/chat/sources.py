@@ -1,18 +1,20 @@
-"""The conversations to learn from, by name: rows of your files, and problems whose answers are known."""
+"""The examples to learn from, by name: rows of your files, and generated ones whose truth is known."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gptlab.data import corpora
 from gptlab.data.chat.arithmetic import Arithmetic
-from gptlab.data.chat.conversations import Conversation, read_examples
+from gptlab.data.chat.continuations import Continuations
+from gptlab.data.chat.conversations import Conversation, Example, read_examples
+from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, LABELS, ExampleSet, check_form, content
 from gptlab.data.chat.instructions import Instructions, task_of
+from gptlab.data.chat.labels import Labels
 from gptlab.data.chat.splitting import HELD_OUT, TRAIN
 from gptlab.data.config import DataConfig
 from gptlab.data.find_files import find_texts
@@ -20,90 +22,84 @@ from gptlab.data.split import SPLITS, Split
 from gptlab.system.errors import UserError, amount, did_you_mean
 from gptlab.system.files import expand_user
 
-NAMES = ("chat", "arithmetic", "instructions")
+NAMES = ("chat", *(name for form in FORMS.values() for name in form.names))
 MOST_HELD_OUT = 100_000  # problems that are kept for validation and test
 
 
-@dataclass(frozen=True)
-class Conversations:
-    """Conversations in the parts of a data set."""
+def load(config: DataConfig, form: str = CONVERSATIONS) -> ExampleSet:
+    """Return the examples that `data` names.
 
-    name: str
-    parts: dict[str, list[Conversation]]
-    """train, val and perhaps test."""
-    known: bool
-    """Whether each prompt has one right answer."""
-    kind: Callable[[str], str] | None = None
-    """Names the kind of a prompt; None: there is one kind only."""
+    Those of data=preferences are sampled from a model, and not here: see `preference_prompts`.
 
-    def texts(self, part: str) -> Iterator[str]:
-        """Yield what is said in a part."""
-        return (message.content for each in self.parts[part] for message in each.messages)
-
-    def sha256(self) -> str:
-        """Return a hash of all that is said, by whom, and of what is only given."""
-        said = {part: [(each.messages, each.given) for each in rows] for part, rows in self.parts.items()}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-    def in_words(self) -> str:
-        """Return how many conversations each part has."""
-        names = {"train": "training", "val": "validation", "test": "test"}
-        counts = [f"{len(rows):,} {names[part]}" for part, rows in self.parts.items()]
-        return f"{', '.join(counts[:-1])} and {counts[-1]} conversations of {self.name}"
-
-
-def load(config: DataConfig) -> Conversations:
-    """Return the conversations that `data` names.
+    Args:
+        form: what the task learns from, one of `FORMS`.
 
     Raises:
-        UserError: there is no such set of conversations, its files cannot be read or have another form, or a part has
-            none.
+        UserError: there is no such data set, it cannot be read or has another form, or a part has no examples; there
+            is one label only, or a label that the training part lacks.
     """
+    check_form(config.name, form)
     if config.name in NODES:
-        return {"arithmetic": _arithmetic, "instructions": _instructions}[config.name](config)
-    if config.name != "chat":
-        raise UserError(
-            f"data.name={config.name}: a text, and task=sft learns from conversations; give data=chat "
-            f"data.path=my.jsonl, data=arithmetic or data=instructions"
-        )
+        return GENERATED[config.name](config)
     if not config.paths:
         raise UserError("data=chat needs a file: add data.path=my.jsonl")
     found = find_texts([expand_user(path) for path in config.paths], config.reading)
     split = Split(config.split, config.val_fraction, config.test_fraction)
     names = split.names(found.parts)
     if not found.parts:
-        parts = _divide(_rows([file.path for file in found.files], config), split)
+        parts = _divide(_rows([file.path for file in found.files], config, form), split)
     else:
         of_part = {part: [file.path for file in found.files if file.part == part] for part in found.parts}
-        parts = {part: _rows(paths, config) for part, paths in of_part.items()}
+        parts = {part: _rows(paths, config, form) for part, paths in of_part.items()}
         if "val" not in parts:  # cut off, as of a text
             parts = _divide(parts["train"], split) | {"test": parts.get("test", [])}
     for name in names:
         if not parts.get(name):
-            raise UserError(f"data=chat: the {name} part has no conversations; give more of them")
-    return Conversations("chat", {name: parts[name] for name in names}, known=False)
+            raise UserError(f"data=chat: the {name} part has no {FORMS[form].noun}; give more of them")
+    examples = ExampleSet("chat", form, {name: parts[name] for name in names}, known=False)
+    if form == LABELS:
+        _check_classes(examples)
+    return examples
 
 
-def _rows(paths: Sequence[Path], config: DataConfig) -> list[Conversation]:
-    """Return the first conversations of files, `max_documents` at most."""
+def _rows(paths: Sequence[Path], config: DataConfig, form: str) -> list[Any]:
+    """Return the first examples of files, `max_documents` at most."""
     examples = read_examples(paths, config.reading)
-    if not all(isinstance(each, Conversation) for each in examples.rows):
+    if not all(isinstance(each, FORMS[form].kind) for each in examples.rows):
+        others = next(each.tasks for each in FORMS.values() if isinstance(examples.rows[0], each.kind))
         raise UserError(
-            f"{examples.rows[0].where}: rows of {' + '.join(examples.form)} are not for task=sft, which learns from "
-            f"messages, or from prompt + completion"
+            f"{examples.rows[0].where}: rows of {' + '.join(examples.form)} are for {others}; {FORMS[form].tasks} "
+            f"{FORMS[form].verb} from rows of {FORMS[form].rows}"
         )
     return examples.rows[: config.max_documents]
 
 
-def _divide(rows: list[Conversation], split: Split) -> dict[str, list[Conversation]]:
-    """Divide conversations by their place, or by the hash of what is said."""
+def _divide(rows: list[Any], split: Split) -> dict[str, list[Any]]:
+    """Divide examples by their place, or by the hash of what is said; of preferences, of the prompt."""
     if split.by == "document":
-        found: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+        found: dict[str, list[Any]] = {name: [] for name in SPLITS}
         for row in rows:
-            found[split.of_document(json.dumps(row.messages).encode())].append(row)
+            found[split.of_document(json.dumps(content(row)[0]).encode())].append(row)
         return found
     ends = split.ends(len(rows))
     return {name: rows[begin:end] for name, begin, end in zip(SPLITS, (0, *ends), ends, strict=False)}
+
+
+def _check_classes(examples: ExampleSet) -> None:
+    """Refuse labelled texts from which two classes cannot be told apart."""
+    classes = examples.classes
+    if len(classes) < 2:
+        raise UserError(
+            f"data=chat: all {len(examples.parts['train']):,} rows of the training part have the label "
+            f"{classes[0]!r:.99}; give rows of at least two, in mixed order, or data.split=document"
+        )
+    for part, rows in examples.parts.items():
+        for each in rows:
+            if each.label not in classes:
+                raise UserError(
+                    f"{each.where}: the label {each.label!r:.99} is in the {part} part, and in no row of the training "
+                    f"part, so that it cannot be learned; mix the rows, give more of it, or data.split=document"
+                )
 
 
 @dataclass(frozen=True)
@@ -138,13 +134,81 @@ class InstructionsNode:
         return Instructions(text, self.seed, self.held_out)
 
 
-NODES: dict[str, type[ArithmeticNode] | type[InstructionsNode]] = {
+@dataclass(frozen=True)
+class ContinuationsNode:
+    """`data.problems` of data=continuations."""
+
+    seed: int
+    """See `Continuations`, as of the next two."""
+    held_out: float
+    characters: int
+    examples: int
+    """How many lines the training part has at most."""
+
+    def made(self, text: str = "") -> Continuations:
+        """Return the lines of a text; raises UserError if a value is out of range."""
+        return Continuations(text, self.seed, self.held_out, self.characters)
+
+
+@dataclass(frozen=True)
+class LabelsNode:
+    """`data.problems` of data=labels."""
+
+    task: str
+    """See `Labels`, as of the next two."""
+    seed: int
+    held_out: float
+    examples: int
+    """How many lines the training part has at most."""
+
+    def made(self, text: str = "") -> Labels:
+        """Return the labelled lines of a text; raises UserError if a value is out of range."""
+        return Labels(self.task, text, self.seed, self.held_out)
+
+
+@dataclass(frozen=True)
+class PreferencesNode:
+    """`data.problems` of data=preferences."""
+
+    seed: int
+    """See `Continuations`, whose prompts these are, as of the next two; and of what is sampled and preferred."""
+    held_out: float
+    characters: int
+    pairs: int
+    """How many pairs there are for training."""
+    held_out_pairs: int
+    """How many there are for validation and test, of prompts that are held out."""
+    temperature: float
+    """At which answers are sampled."""
+    answer_tokens: int
+    """The most tokens of a sampled answer, its end included."""
+    reward: str
+    """The gold reward, see `alignment.rewards.open_reward`, and its argument."""
+    argument: str
+    noise: float
+    """The temperature of the labels after Bradley and Terry; 0: the answer with the higher reward is preferred."""
+
+    def made(self, text: str = "") -> Continuations:
+        """Return the lines of a text; raises UserError if a value is out of range. Rewards are checked elsewhere."""
+        for key, least in {"pairs": 1, "held_out_pairs": 2, "answer_tokens": 2, "noise": 0}.items():
+            if getattr(self, key) < least:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature}: must be above 0, or both answers would be the same")
+        return Continuations(text, self.seed, self.held_out, self.characters)
+
+
+Node = ArithmeticNode | InstructionsNode | ContinuationsNode | LabelsNode | PreferencesNode
+NODES: dict[str, type[Node]] = {
     "arithmetic": ArithmeticNode,
     "instructions": InstructionsNode,
+    "continuations": ContinuationsNode,
+    "labels": LabelsNode,
+    "preferences": PreferencesNode,
 }
 
 
-def check_problems(name: str, node: Any) -> ArithmeticNode | InstructionsNode:
+def check_problems(name: str, node: Any) -> Node:
     """Return the checked node `data.problems` of a data set.
 
     Raises:
@@ -161,7 +225,7 @@ def check_problems(name: str, node: Any) -> ArithmeticNode | InstructionsNode:
             raise UserError(f"data.problems.{key}: is missing; data={name} has it")
         if isinstance(node[key], bool) or not isinstance(node[key], kinds[kind]):
             raise UserError(f"data.problems.{key}={node[key]}: must be of type {kind}")
-    if (most := node["examples"]) is not None and most < 1:
+    if (most := node.get("examples")) is not None and most < 1:
         raise UserError(f"data.problems.examples={most}: must be at least 1")
     found = NODES[name](**node)
     try:
@@ -171,27 +235,68 @@ def check_problems(name: str, node: Any) -> ArithmeticNode | InstructionsNode:
     return found
 
 
-def _arithmetic(config: DataConfig) -> Conversations:
+def _arithmetic(config: DataConfig) -> ExampleSet:
     asked = check_problems("arithmetic", config.problems)
     assert isinstance(asked, ArithmeticNode)
     made = asked.made()
     parts = {"train": made.some(TRAIN, asked.examples), **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
-    return Conversations("arithmetic", parts, known=True)
+    return ExampleSet("arithmetic", CONVERSATIONS, parts, known=True)
 
 
-def _instructions(config: DataConfig) -> Conversations:
-    asked = check_problems("instructions", config.problems)
-    assert isinstance(asked, InstructionsNode)
+def _of_text(config: DataConfig) -> ExampleSet:
+    """Return what is made from a text: data=instructions, data=continuations or data=labels."""
+    asked = check_problems(config.name, config.problems)
+    assert isinstance(asked, InstructionsNode | ContinuationsNode | LabelsNode)
+    made = asked.made(_text(config))
+    train = made.some(TRAIN, asked.examples)
+    what, known, kind = FOUND[config.name]
+    if not train:
+        raise UserError(f"data={config.name}: the text has no {what}")
+    parts = {"train": train, **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    form = LABELS if config.name in FORMS[LABELS].names else CONVERSATIONS
+    examples = ExampleSet(config.name, form, parts, known, kind)
+    if form == LABELS:
+        _check_classes(examples)
+    return examples
+
+
+FOUND: dict[str, tuple[str, bool, Callable[[str], str] | None]] = {
+    "instructions": ("words, lines or speeches to make instructions of", True, task_of),
+    "continuations": ("lines with others after them", False, None),
+    "labels": ("lines of at most 64 characters that such labels could be made of", True, None),
+}
+"""Of what is made from a text: what that must have, whether there is one right answer, and the kinds of prompts."""
+GENERATED: dict[str, Callable[[DataConfig], ExampleSet]] = {"arithmetic": _arithmetic, **dict.fromkeys(FOUND, _of_text)}
+
+
+def preference_prompts(config: DataConfig) -> dict[str, list[Conversation]]:
+    """Return the prompts of data=preferences in the parts train and held_out, each with the text's own answer.
+
+    Raises:
+        UserError: `data.problems` is wrong, or a part has no prompts.
+    """
+    asked = check_problems("preferences", config.problems)
+    assert isinstance(asked, PreferencesNode)
+    made = asked.made(_text(config))
+    sizes = {TRAIN: asked.pairs, HELD_OUT: asked.held_out_pairs}
+    found = {part: made.some(part, most) for part, most in sizes.items()}
+    for part, prompts in found.items():
+        if not prompts:
+            raise UserError(
+                f"data=preferences: the text has no lines with others after them in the part {part}; give a longer "
+                f"one, or another data.problems.held_out={asked.held_out}"
+            )
+    return found
+
+
+def _text(config: DataConfig) -> str:
+    """Return the text at data.path, or Tiny Shakespeare."""
     folders = config.folder("dir"), config.folder("cache_dir")
     corpus = corpora.load("text" if config.paths else "auto", config.paths, *folders, options=config.reading)
-    made = asked.made("".join(piece.text for piece in corpus.read()))
-    parts = {"train": made.some(TRAIN, asked.examples), **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
-    if not parts["train"]:
-        raise UserError("data=instructions: the text has no words, lines or speeches to make instructions of")
-    return Conversations("instructions", parts, known=True, kind=task_of)
+    return "".join(piece.text for piece in corpus.read())
 
 
-def _held_out(problems: list[Conversation], config: DataConfig) -> dict[str, list[Conversation]]:
+def _held_out(problems: Sequence[Example], config: DataConfig) -> dict[str, list[Any]]:
     """Divide the problems that are held out into val and test."""
     first = max(int(config.val_fraction * len(problems)), 1)
     if len(problems) <= first:
@@ -199,4 +304,4 @@ def _held_out(problems: list[Conversation], config: DataConfig) -> dict[str, lis
             f"data.problems.held_out={config.problems['held_out']}: {amount(len(problems), 'problem')} are too few for "
             f"a validation and a test part; raise it, or data.val_fraction={config.val_fraction}"
         )
-    return {"val": problems[:first], "test": problems[first:]}
+    return {"val": [*problems[:first]], "test": [*problems[first:]]}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from omegaconf import OmegaConf
+
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
-from gptlab.data.chat.conversations import Conversation, Message
+from gptlab.data.chat.conversations import Conversation, Message, Preference
+from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import CharTokenizer
+from gptlab.runs.compose import CONF
 
 CHAT = ChatFormat(chat_tokenizer(CharTokenizer("".join(map(chr, range(32, 127))), end_of_text=True)))
 
@@ -14,6 +20,20 @@ def talk(*contents: str, system: str = "", given: int = 0) -> Conversation:
     begin = [Message("system", system)] if system else []
     turns = [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
     return Conversation((*begin, *turns), given)
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> Preference:
+    return Preference((Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),))
+
+
+def data_config(name: str, problems: dict[str, Any] | None = None, **changes: Any) -> DataConfig:
+    """The node `data` of data=NAME, with other problems and values."""
+    main: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"), resolve=False)
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{name}.yaml"), resolve=False)
+    values = main["data"] | {"dir": None, "batch_size": 4, "micro_batch_size": None, "name": name}
+    if "problems" in own:
+        values["problems"] = own["problems"] | (problems or {})
+    return DataConfig(**values | changes)
 
 
 def shown(ids: list[int]) -> str:

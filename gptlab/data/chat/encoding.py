@@ -1,16 +1,17 @@
-"""Conversations as ids and masks that fit a row: what is too long is cut so that the answer stays, or refused."""
+"""Examples as ids and masks that fit a row: what is too long is cut so that the answer stays, or refused."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptlab.data.chat.chat_format import Encoded, Format
-from gptlab.data.chat.conversations import Conversation, Messages, Preference
+from gptlab.data.chat.conversations import Conversation, Labelled, Messages, Preference
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.system.errors import UserError, amount
 
 CUT, REFUSE = "cut", "refuse"
@@ -24,6 +25,13 @@ class EncodedPair(NamedTuple):
 
     chosen: Encoded
     rejected: Encoded
+
+
+class EncodedLabelled(NamedTuple):
+    """A text as ids, (n,) int64, and the number of its class."""
+
+    ids: np.ndarray
+    label: int
 
 
 def encode_conversations(
@@ -55,8 +63,10 @@ def encode_conversations(
             dropped = len(each.messages) - len(prompt) - len(answer)
             return chat.encode(prompt + answer, max(each.given - dropped, 0))
 
-        fitting = _fitting(prompt, lambda prompt: [encoded(prompt)], block_size, counts, too_long, each.where)
-        for ids, counted in fitting or ():
+        alone = _fitting(
+            prompt, lambda prompt: [encoded(prompt)], block_size, block_size + 1, counts, too_long, each.where
+        )
+        for ids, counted in alone or ():
             counted = np.arange(len(ids)) > 0 if loss_on_all else counted
             if not counted.any():
                 raise UserError(f"{each.where or 'a conversation'}: nothing in it counts, so that it teaches nothing")
@@ -101,22 +111,67 @@ def encode_preferences(
     counts: Counter[str],
     *,
     too_long: str = CUT,
+    end_is_read: bool = False,
 ) -> list[EncodedPair]:
     """Return pairs as ids, at most `block_size` + 1 each; both have the same prompt, and their whole answers count.
 
-    Args, and errors: see `encode_conversations`.
+    Args, and errors: see `encode_conversations`; and
+        end_is_read: whether the model reads the last id, too, as that of a reward, so that `block_size` ids are the
+            most. A loss on tokens has the last id as a target only.
     """
     _check(too_long)
+    most = block_size + (not end_is_read)
     found = []
     for each in preferences:
 
         def encoded(prompt: Messages, each: Preference = each) -> list[Encoded]:
             return [chat.encode(prompt + answer, len(prompt)) for answer in (each.chosen, each.rejected)]
 
-        fitting = _fitting(each.prompt, encoded, block_size, counts, too_long, each.where)
+        fitting = _fitting(each.prompt, encoded, block_size, most, counts, too_long, each.where)
         if fitting:
             found.append(EncodedPair(*fitting))
     return _some(found, counts)
+
+
+def encode_labelled(
+    texts: Iterable[Labelled],
+    tokenizer: Tokenizer,
+    classes: Sequence[str | int],
+    block_size: int,
+    counts: Counter[str],
+    *,
+    too_long: str = CUT,
+) -> list[EncodedLabelled]:
+    """Return texts as ids, at most `block_size` each, after what the tokenizer begins a text with, and their classes.
+
+    Args:
+        classes: the labels; class i is the i-th.
+        counts: counts the texts that are cut.
+        too_long: "cut" the end of a longer text, or "refuse" it.
+
+    Raises:
+        UserError: a text is too long and to be refused, has no token, or a label that is no class.
+    """
+    _check(too_long)
+    numbers, found = {label: i for i, label in enumerate(classes)}, []
+    for each in texts:
+        where = each.where or "a labelled text"
+        if each.label not in numbers:
+            known = ", ".join(map(repr, classes))
+            raise UserError(f"{where}: the label {each.label!r:.99} is none of the training part's: {known:.200}")
+        text = tokenizer.encode(each.text)
+        if not len(text):
+            raise UserError(f"{where}: the tokenizer knows nothing in {each.text!r:.99}; leave it out")
+        ids = np.concatenate([np.array(tokenizer.begin, dtype=np.int64), text])
+        if len(ids) > block_size:
+            if too_long == REFUSE:
+                raise UserError(
+                    f"{where}: it has {amount(len(ids), 'token')}, and a row holds model.block_size={block_size}; "
+                    f"shorten it, take a larger one, or give task.too_long={CUT}"
+                )
+            counts[SHORTENED] += 1
+        found.append(EncodedLabelled(ids[:block_size], numbers[each.label]))
+    return found
 
 
 def _check(too_long: str) -> None:
@@ -142,22 +197,26 @@ def _fitting(
     prompt: Messages,
     encoded: Callable[[Messages], list[Encoded]],
     block_size: int,
+    most: int,
     counts: Counter[str],
     too_long: str,
     where: str,
 ) -> list[Encoded] | None:
-    """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does."""
+    """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does.
+
+    Args:
+        most: the most ids of what fits; `block_size` is for the message.
+    """
     whole = encoded(prompt)
     length = max(len(each.ids) for each in whole)
-    if length <= block_size + 1:
+    if length <= most:
         return whole
     if too_long == REFUSE:
         raise UserError(
             f"{where or 'a conversation'}: it has {amount(length, 'token')}, and a row of "
-            f"model.block_size={block_size} holds {block_size + 1:,}; shorten it, take a larger one, or give "
-            f"task.too_long={CUT}"
+            f"model.block_size={block_size} holds {most:,}; shorten it, take a larger one, or give task.too_long={CUT}"
         )
-    shorter = shorten(prompt, lambda prompt: max(len(each.ids) for each in encoded(prompt)) <= block_size + 1)
+    shorter = shorten(prompt, lambda prompt: max(len(each.ids) for each in encoded(prompt)) <= most)
     counts[LEFT_OUT if shorter is None else SHORTENED] += 1
     return None if shorter is None else encoded(shorter)
 

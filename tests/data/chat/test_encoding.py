@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 
 from gptlab.data.chat.chat_format import Encoded
-from gptlab.data.chat.conversations import Conversation, Message, Preference
-from gptlab.data.chat.encoding import LEFT_OUT, SHORTENED, encode_conversations, encode_preferences, fitting
+from gptlab.data.chat.conversations import Conversation, Labelled
+from gptlab.data.chat.encoding import (
+    LEFT_OUT,
+    SHORTENED,
+    encode_conversations,
+    encode_labelled,
+    encode_preferences,
+    fitting,
+)
+from gptlab.data.tokenizers import CharTokenizer
 from gptlab.system.errors import UserError
-from tests.data.chat.helpers import CHAT, shown, talk
+from tests.data.chat.helpers import CHAT, pair, shown, talk
 
 
 def encode(block_size: int, *conversations: Conversation, **options: Any) -> tuple[list[str], Counter[str]]:
@@ -113,10 +121,6 @@ def test_what_teaches_nothing_is_refused() -> None:
         encode(9)
 
 
-def pair(prompt: str, chosen: str, rejected: str) -> Preference:
-    return Preference((Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),))
-
-
 def test_both_answers_of_a_pair_count_whole() -> None:
     """Fault 8: `chosen` loses its first tokens where the beginning that both share is cut away."""
     counts: Counter[str] = Counter()
@@ -149,3 +153,60 @@ def test_a_conversation_that_is_to_be_answered_is_cut_as_one_that_is_learned(blo
         assert found is not None
         again = CHAT.encode(found.messages, found.given)
         assert (again.ids.tolist(), again.counted.tolist()) == (ids.tolist(), counted.tolist())
+
+
+def test_a_pair_whose_end_is_a_target_only_may_have_one_token_more_than_one_whose_end_is_read() -> None:
+    """Fault 5: off by one at the limit. ^U:abc$A:de$ has 10 tokens."""
+    both, counts = [pair("abc", "de", "f")], Counter[str]()
+    whole = ["^U:abc$A:[de$]", "^U:abc$A:[f$]"]
+    for block_size, end_is_read in ((9, False), (10, True)):
+        (found,) = encode_preferences(both, CHAT, block_size, counts, end_is_read=end_is_read)
+        assert [bracketed(each) for each in found] == whole
+        assert not counts
+    (cut,) = encode_preferences(both, CHAT, 9, counts, end_is_read=True)
+    assert [bracketed(each) for each in cut] == ["^U:bc$A:[de$]", "^U:bc$A:[f$]"]
+    assert counts == {SHORTENED: 1}
+    with pytest.raises(UserError, match=r"it has 10 tokens, and a row of model.block_size=9 holds 9; shorten it"):
+        encode_preferences(both, CHAT, 9, counts, too_long="refuse", end_is_read=True)
+
+
+class Begun(CharTokenizer):
+    """A tokenizer that begins each text, as Llama's does."""
+
+    begin = (7, 8)
+
+
+TEXTS = [Labelled("abcde", "ham"), Labelled("ab", "spam", "a.csv, line 3")]
+
+
+def test_a_labelled_text_is_its_tokens_and_the_number_of_its_class() -> None:
+    counts: Counter[str] = Counter()
+    plain = CharTokenizer("abcde")
+    found = encode_labelled(TEXTS, plain, ["ham", "spam"], 5, counts)
+    assert [(each.ids.tolist(), each.label) for each in found] == [([0, 1, 2, 3, 4], 0), ([0, 1], 1)]
+    assert not counts
+    assert [each.label for each in encode_labelled(TEXTS, plain, ["eggs", "spam", "ham"], 5, counts)] == [2, 1]
+
+
+def test_a_long_text_keeps_its_beginning_after_what_begins_each() -> None:
+    counts: Counter[str] = Counter()
+    found = encode_labelled(TEXTS, Begun("abcde"), ["ham", "spam"], 5, counts)
+    assert [each.ids.tolist() for each in found] == [[7, 8, 0, 1, 2], [7, 8, 0, 1]]
+    assert found[1].ids.dtype == np.int64
+    assert counts == {SHORTENED: 1}
+
+
+def test_texts_without_a_token_or_a_class_or_a_place_are_refused() -> None:
+    plain, counts = CharTokenizer("abcde"), Counter[str]()
+    with pytest.raises(UserError, match=r"a.csv, line 3: the label 'spam' is none of the training part's: 'ham', 'eg"):
+        encode_labelled(TEXTS, plain, ["ham", "eggs"], 9, counts)
+    for tokenizer in (plain, Begun("abcde")):
+        with pytest.raises(UserError, match=r"b.csv, line 1: the tokenizer knows nothing in '123'; leave it out"):
+            encode_labelled([Labelled("123", "ham", "b.csv, line 1")], tokenizer, ["ham"], 9, counts)
+    with pytest.raises(
+        UserError, match=r"a labelled text: it has 5 tokens, and a row holds model.block_size=4; .*task.too_long=cut"
+    ):
+        encode_labelled(TEXTS, plain, ["ham", "spam"], 4, counts, too_long="refuse")
+    assert len(encode_labelled(TEXTS, plain, ["ham", "spam"], 5, counts, too_long="refuse")) == 2
+    with pytest.raises(UserError, match=r"task.too_long=drop: must be one of"):
+        encode_labelled(TEXTS, plain, ["ham", "spam"], 4, counts, too_long="drop")

@@ -14,7 +14,7 @@ from gptlab.generation.replies import Reply, draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 
-ROLLOUTS = 9 << 32  # the purpose of the random numbers, added to a seed, which is below 1 << 32
+ROLLOUTS = 11 << 32  # the purpose of the random numbers, added to a seed, which is below 1 << 32
 
 
 class Rollouts(NamedTuple):

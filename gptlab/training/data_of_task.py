@@ -6,6 +6,8 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.system.errors import UserError
 from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.datamodule import LMDataModule, RunData
+from gptlab.training.label_datamodule import LabelDataModule
+from gptlab.training.pair_datamodule import PairDataModule
 from gptlab.training.prompt_datamodule import PromptDataModule
 from gptlab.training.settings import Settings
 from gptlab.training.tasks import PolicyConfig
@@ -32,4 +34,15 @@ def data_module(settings: Settings, given: Tokenizer | None, block_size: int) ->
         )
     if isinstance(task, PolicyConfig):
         return PromptDataModule(settings.data, task, how, block_size, settings.seed)
-    return ChatDataModule(settings.data, task, how, block_size, settings.seed)
+    if task.name in ("reward", "dpo"):
+        return PairDataModule(
+            settings.data,
+            task,
+            how,
+            block_size,
+            settings.seed,
+            end_is_read=task.name == "reward",
+            sampled_from=settings.init_from,
+        )
+    kind = LabelDataModule if task.name == "classify" else ChatDataModule
+    return kind(settings.data, task, how, block_size, settings.seed)

@@ -7,22 +7,25 @@ from typing import Any
 
 from gptlab.alignment.rewards import open_reward
 from gptlab.alignment.scoring import Scorer
-from gptlab.data.chat.chat_format import ChatFormat
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint
 from gptlab.models.heads import HeadedGPT
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 from gptlab.training.answers import Answers
-from gptlab.training.chat_datamodule import ChatDataModule
+from gptlab.training.example_datamodule import ExampleDataModule
+from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.loading import Loaded
 from gptlab.training.objectives.base import Objective
+from gptlab.training.objectives.classes import Classes
 from gptlab.training.objectives.next_token import NextToken
+from gptlab.training.objectives.pairs import DPO, RewardModel
 from gptlab.training.objectives.policy import Policy
+from gptlab.training.pair_datamodule import PairDataModule
 from gptlab.training.prompt_datamodule import PromptDataModule
 from gptlab.training.sampled import SampledAnswers
 from gptlab.training.settings import Settings
-from gptlab.training.tasks import PolicyConfig
+from gptlab.training.tasks import ClassifyConfig, DPOConfig, PolicyConfig, RewardConfig
 
 
 def objective_and_answers(
@@ -36,21 +39,31 @@ def objective_and_answers(
     Raises:
         UserError: see `open_reward` and `reward_model`.
     """
-    data, tokenizer, task, reward = loaded.data, loaded.tokenizer, settings.task, settings.reward
+    data, tokenizer, task = loaded.data, loaded.tokenizer, settings.task
     next_token = NextToken(tokenizer, compile)
-    if not isinstance(data, ChatDataModule):
+    if isinstance(data, LabelDataModule):
+        assert isinstance(task, ClassifyConfig)
+        counts = data.class_counts()
+        weights = counts.sum() / (len(counts) * counts) if task.balance else None
+        return Classes(data.labels, weights), None
+    if isinstance(task, RewardConfig):
+        assert isinstance(data, PairDataModule)
+        return RewardModel(task, data.bayes_accuracy), None
+    if not isinstance(data, ExampleDataModule):
         return next_token, None
-    chat = ChatFormat(tokenizer)
-    judge = reward_model(reward.model, tokenizer) if reward.model else None
-    scorer = Scorer(tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)
-    sampled, known = None, data.prepared.said.known
+    scorer = _scorer(settings, tokenizer)
+    sampled, chat, reference = None, data.prepared.chat, loaded.reference
+    assert chat is not None
     if task.samples:
-        sampled = SampledAnswers(chat, scorer, task.samples, task.answer_tokens, settings.seed, loaded.reference, known)
+        known = data.prepared.said.known
+        sampled = SampledAnswers(chat, scorer, task.samples, task.answer_tokens, settings.seed, reference, known)
     answers = data.answers(sampled)
-    if not isinstance(data, PromptDataModule):
+    if reference is None:
         return next_token, answers
+    if isinstance(task, DPOConfig):
+        return DPO(task, reference), answers
+    assert isinstance(data, PromptDataModule)
     assert isinstance(task, PolicyConfig)
-    assert loaded.reference is not None
     policy = Policy(
         task,
         settings.seed,
@@ -59,11 +72,17 @@ def objective_and_answers(
         data.asked,
         data.prompts,
         scorer,
-        loaded.reference,
+        reference,
         next_token,
-        reward.shuffle,
+        settings.reward.shuffle,
     )
     return policy, answers
+
+
+def _scorer(settings: Settings, tokenizer: Tokenizer) -> Scorer:
+    reward = settings.reward
+    judge = reward_model(reward.model, tokenizer) if reward.model else None
+    return Scorer(tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)
 
 
 def reward_model(name: str, tokenizer: Tokenizer) -> HeadedGPT:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from gptlab.data.chat.batches import PromptBatches
-from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import answerable
 from gptlab.system.errors import UserError, amount
@@ -35,7 +36,8 @@ class PromptDataModule(ChatDataModule):
         if hasattr(self, "prompts"):
             return
         super().prepare_data()
-        chat = ChatFormat(self.prepared.tokenizer)
+        chat = self.prepared.chat
+        assert chat is not None
         self.asked = self.fitted(self.prepared.said.parts["train"], chat)
         if not self.asked:
             raise UserError(
@@ -46,12 +48,12 @@ class PromptDataModule(ChatDataModule):
             log.warning("%s left out: no room for an answer of task.answer_tokens", amount(left, "prompt"))
         self.prompts = [chat.prompt(each.messages[:-1]).tolist() for each in self.asked]
 
-    def fitted(self, conversations: list[Conversation], chat: ChatFormat) -> list[Conversation]:
+    def fitted(self, conversations: Sequence[Conversation], chat: Format) -> list[Conversation]:
         room = self.block_size + 1 - self.task.answer_tokens
         found = (answerable(each, chat, room) for each in conversations)
         return [each for each in found if each is not None]
 
-    def train_dataloader(self) -> PromptBatches:  # type: ignore[override]
+    def train_dataloader(self) -> PromptBatches:
         trainer = self.trainer
         assert trainer is not None
         return PromptBatches(

@@ -19,12 +19,14 @@ from gptlab.models.heads import HeadConfig, HeadedGPT
 from gptlab.models.lora import add_adapters, train_new_rows
 from gptlab.system.errors import UserError
 from gptlab.training.datamodule import RunData
-from gptlab.training.loading import load
+from gptlab.training.label_datamodule import LabelDataModule
+from gptlab.training.loading import Loaded, load
 from gptlab.training.module import LMModule
 from gptlab.training.objective_of_task import objective_and_answers
 from gptlab.training.placement import Placement
 from gptlab.training.resume import Start, check_resumable
 from gptlab.training.settings import Settings
+from gptlab.training.tasks import ClassifyConfig, TaskConfig
 from gptlab.training.threads import choose_threads
 
 
@@ -73,7 +75,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
     place.check_graphs(data.config.accumulation(place.world_size))
     seed_torch(settings)
     model = loaded.model or models.build(settings.model_config(loaded.vocab_size))
-    network = trained_network(model, settings, loaded.known_tokens)
+    network = trained_network(model, settings, loaded)
     compile: dict[str, Any] | None = None
     if settings.compile.backend is not None:
         # Shapes are fixed: there is one graph for training and one for validation.
@@ -98,39 +100,40 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
     return Run(settings, place, data, module, choose_threads(settings, place, network, data.block_size, start))
 
 
-def trained_network(model: Model, settings: Settings, known: int) -> Network:
+def trained_network(model: Model, settings: Settings, loaded: Loaded) -> Network:
     """Return what the run trains: the model, or the model with a head for its task.
 
     What the run does not train is frozen, and its adapters are put in, if it has some; see `lora.train_new_rows`.
-
-    Args:
-        known: the number of tokens that are not new to the model.
 
     Raises:
         UserError: the model has no such part, or no such layers.
     """
     if settings.lora is not None:
         add_adapters(model, settings.lora)  # type: ignore[arg-type]  # which refuses other models
-    network = with_head(model, settings)
+    network = with_head(model, settings.task, loaded.data)
     if settings.lora is None and (settings.task.train != "all" or isinstance(network, HeadedGPT)):
         train_only(network, settings.task.train)
     if isinstance(model, GPT):
-        train_new_rows(model, known)
+        train_new_rows(model, loaded.known_tokens)
     return network
 
 
-def with_head(model: Model, settings: Settings) -> Network:
+def with_head(model: Model, task: TaskConfig, data: RunData) -> Network:
     """Return the model with the head of its task, if it has one, whose weights are drawn.
 
     Raises:
         UserError: the model cannot have a head.
     """
-    kind = {"ppo": "value"}.get(settings.task.name)
-    if kind is None:
+    if isinstance(task, ClassifyConfig):
+        assert isinstance(data, LabelDataModule)
+        head = HeadConfig("classify", data.labels, task.position)
+    elif task.name in ("reward", "ppo"):
+        head = HeadConfig({"reward": "reward", "ppo": "value"}[task.name])
+    else:
         return model
     if not isinstance(model, GPT):
-        raise UserError(f"task={settings.task.name}: a head is for a GPT; choose another model than model=bigram")
-    return HeadedGPT(model, HeadConfig(kind))
+        raise UserError(f"task={task.name}: a head is for a GPT; choose another model than model=bigram")
+    return HeadedGPT(model, head)
 
 
 def seed_torch(settings: Settings) -> None:

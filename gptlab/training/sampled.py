@@ -17,7 +17,7 @@ from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
 from gptlab.models import Model, Network
 
-POLICY, REFERENCE = 10 << 32, 11 << 32  # the purposes of random numbers, added to a seed, which is below 1 << 32
+POLICY, REFERENCE = 12 << 32, 13 << 32  # the purposes of random numbers, added to a seed, which is below 1 << 32
 PARTS = {"val": 0, "test": 1}  # the step of their random numbers: the same at each validation
 ROWS = 256  # at a time
 

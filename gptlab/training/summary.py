@@ -16,6 +16,7 @@ from gptlab.system.files import write_json
 from gptlab.system.machine import peak_memory_bytes
 from gptlab.training.callbacks.checkpoints import Checkpoints
 from gptlab.training.callbacks.curves import Curves
+from gptlab.training.objectives.classes import Classes
 from gptlab.training.run import Run
 from gptlab.training.trainer import callback
 
@@ -48,7 +49,7 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
     steps, seconds = trainer.global_step, curves.train_seconds
     tokens = steps * run.tokens_per_step
     flops = tokens * module.model.flops_per_token()
-    summary = {
+    summary: dict[str, Any] = {
         "format": SUMMARY_FORMAT,
         "status": "stopped_early" if steps < run.settings.trainer.max_steps else "finished",
         **module.val_metrics,
@@ -81,6 +82,10 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         "config_hash": config_hash(run.config, data.sha256),
         "run_dir": str(run_dir),
     }
+    if module.answers and module.answers.sampled and (best := module.answers.sampled.best_of_n):
+        summary["best_of_n"] = best
+    if isinstance(module.objective, Classes) and (counts := module.objective.confusion.get("test")):
+        summary["confusion"] = {"labels": [*module.objective.labels], "counts": counts}
     if trainer.is_global_zero:
         if (name := run.settings.trainer.baseline) is not None:
             summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gptlab.data.chat import sources
+from gptlab.data.chat.example_set import CONVERSATIONS, LABELS, PREFERENCES, check_form
 from gptlab.system.errors import UserError
 from gptlab.training.tasks import ALIGNING, PolicyConfig
 
@@ -40,17 +41,18 @@ def _check_data(found: Settings) -> None:
         if found.data.problems is not None:
             raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
         return
-    if found.data.name not in sources.NAMES:
-        raise UserError(
-            f"task={found.task.name} with data={found.data.name}: it learns from conversations; use data=chat "
-            f"data.path=my.jsonl, data=arithmetic or data=instructions"
-        )
+    check_form(found.data.name, form_of(found.task.name))
     if found.data.name in sources.NODES:
         sources.check_problems(found.data.name, found.data.problems)
     elif found.data.problems is not None:
         raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
     if found.trainer.baseline is not None:
         raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
+
+
+def form_of(task: str) -> str:
+    """Return what a task learns from, one of `example_set.FORMS`."""
+    return {"classify": LABELS, "reward": PREFERENCES, "dpo": PREFERENCES}.get(task, CONVERSATIONS)
 
 
 def _check_part(found: Settings) -> None:

@@ -19,7 +19,18 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, choice: str) -> None:
-    beside = {"pretrained": ["init_from=gpt2"], "sft": ["data=chat"]}.get(choice, [])
+    of_pairs = ["data=preferences", "reward.name=rhyme"]
+    beside = {
+        "pretrained": ["init_from=gpt2"],
+        "sft": ["data=chat"],
+        "classify": ["data=labels"],
+        "reward": of_pairs,
+        "dpo": [*of_pairs, "init_from=gpt2"],
+        "preferences": ["reward.name=rhyme", "init_from=gpt2"],
+        "ppo": ["data=arithmetic", "init_from=gpt2", "trainer.max_steps=20", "trainer.val_every=20"],
+        "grpo": ["data=arithmetic", "init_from=gpt2", "data.batch_size=16"],
+        "addition_grpo": ["init_from=gpt2"],
+    }.get(choice, [])
     settings = compose(f"{group}={choice}", *beside)
     if group in ("precision", "compile", "trainer", "schedule", "optim"):
         assert getattr(settings, group).name == choice

@@ -184,7 +184,7 @@ class PreferencesNode:
     """The most tokens of a sampled answer, its end included."""
     reward: str
     """The gold reward, see `alignment.rewards.open_reward`, and its argument."""
-    argument: str
+    argument: str | None
     noise: float
     """The temperature of the labels after Bradley and Terry; 0: the answer with the higher reward is preferred."""
 
@@ -219,7 +219,13 @@ def check_problems(name: str, node: Any) -> Node:
     for key in node:
         if key not in known:
             raise UserError(f"data.problems.{key}={node[key]}: there is no such key; {did_you_mean(str(key), known)}")
-    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}
+    kinds: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "float": (int, float),
+        "int | None": (int, type(None)),
+        "str | None": (str, type(None)),
+    }
     for key, kind in known.items():
         if key not in node:
             raise UserError(f"data.problems.{key}: is missing; data={name} has it")

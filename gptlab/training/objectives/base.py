@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -90,7 +90,7 @@ def figure_sums(loss: Loss) -> Tensor:
     return torch.stack([each.float() for pair in pairs for each in pair])
 
 
-def figure_means(sums: Tensor, names: list[str], split: str) -> dict[str, float]:
+def figure_means(sums: Tensor, names: Sequence[str], split: str) -> dict[str, float]:
     """Return the means of sums by `figure_sums`: of the loss, and of the figures with these names."""
     totals, weights = sums.view(-1, 2).T.tolist()
     found = zip(["loss", *names], totals, weights, strict=True)

@@ -1,0 +1,185 @@
+"""What the LightningDataModules of conversations, preferences and labelled texts have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gptlab.data import tokenizers
+from gptlab.data.batches import eval_batch_size
+from gptlab.data.chat import sources
+from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
+from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
+from gptlab.data.chat.conversations import Conversation
+from gptlab.data.chat.encoding import fitting
+from gptlab.data.chat.example_set import FORMS, ExampleSet
+from gptlab.data.config import DataConfig
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
+from gptlab.system.errors import amount, quoted
+from gptlab.training.answers import Answers
+from gptlab.training.datamodule import RunData
+from gptlab.training.sampled import SampledAnswers
+from gptlab.training.tasks import TaskConfig
+
+LONGEST = 60  # characters of a prompt that the closing words of a run show
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedExamples:
+    """Examples as ids."""
+
+    said: ExampleSet
+    sha256: str
+    """Hash of what is said in them."""
+    tokenizer: Tokenizer
+    chat: Format | None
+    """How messages become ids; None: there are none."""
+    rows: dict[str, Any]
+    """Of train, val and perhaps test, a `RowSet` each."""
+
+    @property
+    def name(self) -> str:
+        return self.said.name
+
+
+class ExampleDataModule(RunData):
+    """Batches of examples.
+
+    After `prepare_data`, `prepared` holds the rows and the tokenizer.
+
+    Args:
+        task: what counts in the loss, and what a row holds.
+        tokenizer: how to train a tokenizer on what is said, or the tokenizer of a trained model; for messages both get
+            the tokens of the chat format.
+        block_size: tokens in a row, T.
+        seed: the seed of the order of batches and of dropout.
+    """
+
+    form: ClassVar[str]
+    """What it has, one of `example_set.FORMS`."""
+    has_messages: ClassVar[bool] = True
+    """Whether the examples are written in a chat format."""
+    prepared: PreparedExamples
+
+    def __init__(
+        self, config: DataConfig, task: TaskConfig, tokenizer: TokenizerConfig | Tokenizer, block_size: int, seed: int
+    ) -> None:
+        super().__init__(config, block_size, seed)
+        self.task, self.tokenizer = task, tokenizer
+
+    def prepare_data(self) -> None:
+        """Encode the examples; called first by us, since the model needs the vocabulary, then by Lightning.
+
+        Raises:
+            UserError: they cannot be read, or none fits.
+        """
+        if hasattr(self, "prepared"):
+            return
+        said = self.load()
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, TokenizerConfig):
+            tokenizer = tokenizers.build(tokenizer, said.texts("train"), False, self.config.folder("dir"))
+        chat: Format | None = None
+        if self.has_messages:
+            tokenizer = chat_tokenizer(tokenizer)
+            chat = ChatFormat(tokenizer)
+        self._warn_of_unknown(said, tokenizer)
+        counts = Counter[str]()
+        rows = {part: self.rows_of(part, said, tokenizer, chat, counts) for part in said.parts}
+        for what, count in counts.items():
+            noun = FORMS[self.form].noun.removesuffix("s")
+            log.warning("%s: %s (model.block_size=%d)", amount(count, noun), what, self.block_size)
+        self.prepared = PreparedExamples(said, said.sha256(), tokenizer, chat, rows)
+
+    def load(self) -> ExampleSet:
+        """Return the examples; raises UserError, see `sources.load`."""
+        return sources.load(self.config, self.form)
+
+    def rows_of(
+        self, part: str, said: ExampleSet, tokenizer: Tokenizer, chat: Format | None, counts: Counter[str]
+    ) -> Any:
+        """Return the rows of a part, a `RowSet`.
+
+        Args:
+            counts: counts the examples that are cut or left out.
+        """
+        raise NotImplementedError
+
+    def held_out(self, part: str) -> Sequence[Conversation]:
+        """Return conversations whose last message answers a prompt of a part; none: nothing is answered."""
+        return ()
+
+    def _warn_of_unknown(self, said: ExampleSet, tokenizer: Tokenizer) -> None:
+        unknown = sorted(
+            {character for part in said.parts for text in said.texts(part) for character in tokenizer.unknown(text)}
+        )
+        if unknown:
+            log.warning(
+                "the %s have %d distinct characters that the tokenizer lacks; they are left out: %s",
+                FORMS[self.form].noun,
+                len(unknown),
+                quoted(unknown),
+            )
+
+    @property
+    def has_test(self) -> bool:
+        return "test" in self.prepared.rows
+
+    def in_words(self) -> str:
+        tokenizer = self.prepared.tokenizer
+        return (
+            f"{self.prepared.said.in_words()} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)"
+        )
+
+    def opening(self) -> str | None:
+        said = (each.messages[-2].content for each in self.held_out("val"))
+        return next((text for text in said if text.isprintable() and len(text) < LONGEST and text[0] != "-"), None)
+
+    def answers(self, sampled: SampledAnswers | None = None) -> Answers | None:
+        """Return what lets a model answer held-out prompts; None if none are to be answered.
+
+        Where each prompt has one right answer, those of the whole test part are.
+
+        Args:
+            sampled: what samples several answers to the first of them; None: nothing.
+        """
+        said, chat, count = self.prepared.said, self.prepared.chat, self.task.check
+        if not count or chat is None:
+            return None
+        asked = {}
+        for part in said.parts.keys() - {"train"}:
+            rows = self.held_out(part)
+            asked[part] = self.fitted(rows if said.known and part == "test" else rows[:count], chat)
+        return Answers(self.prepared.tokenizer, chat, asked, self.task.answer_tokens, said.kind, sampled, count)
+
+    def fitted(self, conversations: Sequence[Conversation], chat: Format) -> list[Conversation]:
+        """Return conversations cut as the model sees them in training."""
+        cut = (fitting(each, chat, self.block_size) for each in conversations)
+        return [each for each in cut if each is not None]
+
+    def train_dataloader(self) -> Any:
+        trainer = self.trainer
+        assert trainer is not None
+        return ChatTrainBatches(
+            self.prepared.rows["train"],
+            seed=self.seed,
+            batch_size=self.config.batch_size,
+            share=self.share(),
+            device=trainer.strategy.root_device,
+            distinct=self.config.overfit_batches,
+            start=lambda: trainer.global_step,
+        )
+
+    def whole(self, part: str) -> ChatEvalBatches[Any]:
+        assert self.trainer is not None
+        size = self.config.val_batch_size or eval_batch_size(self.block_size, self.prepared.tokenizer.vocab_size)
+        return ChatEvalBatches(
+            self.prepared.rows[part],
+            batch_size=size,
+            share=self.share(),
+            device=self.trainer.strategy.root_device,
+        )

@@ -1,0 +1,163 @@
+"""The LightningDataModule of preferences: pairs of a better and a worse answer to a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gptlab.alignment.preferences import gold_differences, sample_preferences, write_preferences
+from gptlab.alignment.rewards import bayes_accuracy, open_reward
+from gptlab.data.batches import Batch
+from gptlab.data.chat import sources
+from gptlab.data.chat.batches import PairRows
+from gptlab.data.chat.chat_format import ChatFormat, Format, has_chat_tokens
+from gptlab.data.chat.conversations import Conversation, Preference, read_examples
+from gptlab.data.chat.encoding import answerable, encode_preferences
+from gptlab.data.chat.example_set import PREFERENCES, ExampleSet
+from gptlab.data.config import DataConfig
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
+from gptlab.formats import open_model
+from gptlab.formats.adapters import digest
+from gptlab.models import Model
+from gptlab.system.errors import UserError, amount
+from gptlab.training.example_datamodule import ExampleDataModule
+from gptlab.training.tasks import TaskConfig
+
+log = logging.getLogger(__name__)
+
+
+class PairDataModule(ExampleDataModule):
+    """Batches of pairs; see `PairBatch`.
+
+    Args:
+        end_is_read: whether the model reads the last token of an answer, as a reward model does.
+        sampled_from: the name of the model whose answers data=preferences has; None: there is none.
+    """
+
+    form = PREFERENCES
+
+    def __init__(
+        self,
+        config: DataConfig,
+        task: TaskConfig,
+        tokenizer: TokenizerConfig | Tokenizer,
+        block_size: int,
+        seed: int,
+        end_is_read: bool,
+        sampled_from: str | None,
+    ) -> None:
+        super().__init__(config, task, tokenizer, block_size, seed)
+        self.end_is_read, self.sampled_from = end_is_read, sampled_from
+
+    def load(self) -> ExampleSet:
+        if self.config.name != "preferences":
+            return super().load()
+        if self.sampled_from is None:
+            raise UserError("data=preferences: are answers of init_from's model; add init_from=..., a run of task=sft")
+        return sampled_pairs(self.config, self.sampled_from)
+
+    def rows_of(
+        self, part: str, said: ExampleSet, tokenizer: Tokenizer, chat: Format | None, counts: Counter[str]
+    ) -> PairRows:
+        assert chat is not None
+        encoded = encode_preferences(
+            said.parts[part],
+            chat,
+            self.block_size,
+            counts,
+            too_long=self.task.too_long,
+            end_is_read=self.end_is_read,
+        )
+        return PairRows(encoded, self.block_size)
+
+    def held_out(self, part: str) -> Sequence[Conversation]:
+        pairs: list[Preference] = self.prepared.said.parts[part]
+        return [Conversation(each.prompt + each.chosen, len(each.prompt), each.where) for each in pairs]
+
+    def bayes_accuracy(self, part: str) -> float | None:
+        """Return the accuracy of knowing the true rewards, on the pairs of a part; None: they are not known."""
+        differences = gold_differences(self.prepared.said.parts[part])
+        if differences is None or self.config.name != "preferences":
+            return None
+        return bayes_accuracy(differences, self.config.problems["noise"])
+
+    def fixed_batch(self, tokens: int) -> Batch:
+        rows = self.prepared.rows["val"]
+        count = max(tokens // self.block_size, 1)
+        found = rows.batch(range(count), range(count), None, torch.device("cpu"))
+        return Batch(found.idx[:count], found.targets[:count])
+
+
+def sampled_pairs(config: DataConfig, name: str) -> ExampleSet:
+    """Return the pairs of data=preferences: sampled from a model once, and then read from the cache folder.
+
+    Args:
+        name: the model, see `open_model.load_model`.
+
+    Raises:
+        UserError: there is no such model, it cannot answer, or `data.problems` is wrong.
+    """
+    model, tokenizer, info = open_model.load_model(name, raw_dir=config.folder("dir"))
+    prompts = sources.preference_prompts(config)
+    if not info.in_chat(tokenizer) or not has_chat_tokens(tokenizer):
+        raise UserError(f"data=preferences: init_from={name} has not learned to answer; give a run of task=sft")
+    asked = {part: [each.messages[:-1] for each in found] for part, found in prompts.items()}
+    about = [digest(model), tokenizer.to_dict(), config.problems, asked]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    parts: dict[str, list[Preference]] = {}
+    for part, found in prompts.items():
+        path = config.folder("cache_dir") / "preferences" / key / f"{part}.jsonl"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sample(config, part, found, model, tokenizer, path)
+        parts[part] = read_examples([path]).rows
+    held_out = parts["held_out"]
+    first = max(int(config.val_fraction * len(held_out)), 1)
+    named = {"train": parts["train"], "val": held_out[:first], "test": held_out[first:]}
+    return ExampleSet("preferences", PREFERENCES, named, known=False)
+
+
+def _sample(
+    config: DataConfig,
+    part: str,
+    prompts: Sequence[Conversation],
+    model: Model,
+    tokenizer: Tokenizer,
+    path: Path,
+) -> None:
+    """Sample the pairs of a part, and write them."""
+    problems = sources.check_problems("preferences", config.problems)
+    assert isinstance(problems, sources.PreferencesNode)
+    chat, counts = ChatFormat(tokenizer), Counter[str]()
+    room = model.config.block_size + 1 - problems.answer_tokens
+    fitting = (answerable(each, chat, room) for each in prompts)
+    asked = [each.messages[:-1] for each in fitting if each is not None]
+    if not asked:
+        raise UserError(
+            f"data.problems.answer_tokens={problems.answer_tokens}: no prompt leaves room for such an answer in the "
+            f"block_size={model.config.block_size} of init_from; make it smaller"
+        )
+    count = problems.pairs if part == "train" else problems.held_out_pairs
+    log.info("sampling %s of answers of the model, once", amount(count, "pair"))
+    found = sample_preferences(
+        model,
+        tokenizer,
+        chat,
+        asked,
+        open_reward(problems.reward, problems.argument or ""),
+        counts,
+        pairs=count,
+        temperature=problems.temperature,
+        noise=problems.noise,
+        seed=problems.seed,
+        max_new_tokens=problems.answer_tokens,
+    )
+    for what, number in counts.items():
+        log.warning("%s: %s", amount(number, "pair"), what)
+    write_preferences(path, found)

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from gptlab.distributed import processes
-from gptlab.runs import compose, directory, hydra_parser, resume, words
+from gptlab.runs import closing, compose, directory, hydra_parser, resume, words
 from gptlab.runs.compose import CONF, VERSION_BASE
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import expand_user
@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> None:
         processes.refuse(error)
         sys.exit(f"error: {error}")  # Hydra would add a line of its own
     if directory.first_process():  # one speaks for all
-        log.info("%s", directory.closing_words(summary, resumed=bool(cfg.resume)))
+        log.info("%s", closing.closing_words(summary, resumed=bool(cfg.resume)))
 
 
 def keep_in_log(error: UserError) -> None:

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json, seal, unseal, write_atomically
-from gptlab.system.terminal import duration, pasteable, shell_quoted
+from gptlab.system.terminal import pasteable
 
 SUMMARY_FORMAT = 1
 LOCK = ".lock"
@@ -126,44 +126,3 @@ def remove_if_empty(run_dir: Path) -> None:
                 path.unlink()
         for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):
             folder.rmdir()
-
-
-def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
-    """Return the closing message of a run: its folder, its results and commands to try next.
-
-    Args:
-        summary: the run's summary; with "opening" the beginning of a text that the model knows, if it is there.
-        resumed: whether `summary["total_seconds"]` counts only from where the run was resumed.
-    """
-    run_dir = os.path.relpath(summary["run_dir"])
-    best = f"best {summary['best_val_loss']:.4f} at step {summary['best_step']}"
-    how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
-    test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
-    for part in ("val", "test"):
-        if (right := summary.get(f"{part}/accuracy")) is not None:
-            ended = summary[f"{part}/stop_rate"]
-            test += f"\n  {part + '/accuracy':<13} {right:.2%} of the answers are right, {ended:.2%} end"
-    beside = ""
-    if baseline := summary.get("baseline"):
-        less = baseline["val/loss"] - summary["val/loss"]
-        table = f"{baseline['val/loss']:.4f} is the loss of a table of counts on the same text"
-        beside = (
-            f"\n  {baseline['name']:<11} {table}: the model's is {abs(less):.4f} {'lower' if less >= 0 else 'higher'}"
-        )
-    loss = f"{summary['val/loss']:.4f}"
-    if "val/bpb" in summary:  # else it is no loss of tokens
-        loss = f"{loss} nats per token ({best}), {summary['val/bpb']:.4f} bits per byte"
-    since = "this time" if resumed else "in all"
-    further, opening = 2 * summary["steps"], summary.get("opening")
-    sample = " ".join(["python -m gptlab.generate", *map(shell_quoted, [run_dir, *[opening] * bool(opening)])])
-    return f"""
-{how} after {summary["steps"]} steps: {run_dir}
-  val/loss    {loss}{beside}
-  train/loss  {summary["train/loss"]:.4f}{test}
-  time        {duration(summary["train_seconds"])} of training, {duration(summary["total_seconds"])} {since}, \
-{summary["tokens_per_sec"]:,.0f} tokens/s
-
-next:
-  {sample} --max-new-tokens 300
-  tensorboard --logdir {shell_quoted(str(Path(run_dir).parent.parent))}
-  python -m gptlab.train {pasteable("resume", run_dir)} trainer.max_steps={further} schedule.decay_steps={further}"""

@@ -10,6 +10,7 @@ import torch
 
 from gptlab.data.prepared import Prepared
 from gptlab.evaluation.ngrams import NGrams, ngram_order
+from gptlab.models.heads import HeadedGPT
 from gptlab.runs.directory import SUMMARY_FORMAT
 from gptlab.runs.identity import config_hash
 from gptlab.system.files import write_json
@@ -35,7 +36,8 @@ def baseline_loss(name: str, data: Prepared) -> float:
 def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float) -> dict[str, Any]:
     """Return the summary of the run that `trainer` has made; the first process writes it into `run_dir`.
 
-    What is returned has, as "opening", what `RunData.opening` returns; what is written has not.
+    What is returned has, as "opening", what `RunData.opening` returns, and as "speaks" whether the model writes text;
+    what is written has not.
 
     Args:
         total_seconds: wall time since the run began, with validations, samples and checkpoints.
@@ -90,4 +92,5 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         if (name := run.settings.trainer.baseline) is not None:
             summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
         write_json(run_dir / "summary.json", summary)
-    return summary | {"opening": run.data.opening()}
+    speaks = not isinstance(module.model, HeadedGPT) or module.model.has_logits
+    return summary | {"opening": run.data.opening(), "speaks": speaks}

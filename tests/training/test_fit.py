@@ -17,7 +17,7 @@ from gptlab import models
 from gptlab.data.batches import EvalBatches, Share
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats import checkpoint
-from gptlab.runs.directory import closing_words
+from gptlab.runs.closing import closing_words
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training import trainer

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptlab.system.arguments import some_path, some_text
 from gptlab.system.errors import command_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "--metric",
         type=some_text,
         metavar="KEY",
-        help="a number of summary.json (default: val/loss; val/bpb where vocabularies or texts differ)",
+        help="a number of summary.json (default: val/loss; val/bpb or a score where losses do not compare)",
     )
     p.add_argument(
         "--baseline",
@@ -47,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the lessons' figures beside ours: heads, depth, ladder, char (default: what fits)",
     )
+    p.add_argument(
+        "--frontier",
+        action="store_true",
+        help="reward against KL, of runs that answers were rewarded in (task=dpo, ppo, grpo), beside the best of n",
+    )
     p.add_argument("--no-plots", action="store_true", help="tables only")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
     p.add_argument("--diff", nargs=2, metavar=("A", "B"), type=some_path, help="what two runs differ in")
@@ -56,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gptlab.reports import difference, records, tables
+    from gptlab.reports import difference, tables
     from gptlab.reports.report import build_report
     from gptlab.system import terminal
 
@@ -68,11 +78,12 @@ def run(args: argparse.Namespace) -> None:
         else:
             tables.print_difference(found, args.diff[0], args.diff[1], console)
         return
+    if args.frontier:
+        show_frontier(args, console)
+        return
     reference = "" if args.reference is True else args.reference
     report = build_report(args.paths, args.metric, args.baseline, args.sort, reference)
-    out = args.out
-    if out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
-        out = args.paths[0] / "report"
+    out = folder_of_files(args)
     if out is not None:
         images: list[str] = []
         if not args.no_plots:
@@ -88,6 +99,38 @@ def run(args: argparse.Namespace) -> None:
         console.print(where, markup=False, soft_wrap=True)
 
 
+def show_frontier(args: argparse.Namespace, console: Console) -> None:
+    """Write and print reward against KL."""
+    from gptlab.reports import frontier_tables
+    from gptlab.reports.frontier import build_frontier
+    from gptlab.system import terminal
+
+    frontier = build_frontier(args.paths, args.metric)
+    out = folder_of_files(args)
+    if out is not None:
+        images: list[str] = []
+        if not args.no_plots:
+            from gptlab.reports.plots.frontier import write_frontier
+
+            images = write_frontier(frontier, out)
+        frontier_tables.write_files(frontier, out, images)
+    if args.json:
+        print(terminal.as_json(frontier_tables.frontier_dict(frontier)), end="")
+    else:
+        frontier_tables.print_frontier(frontier, console)
+        where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, plot): --out FOLDER"
+        console.print(where, markup=False, soft_wrap=True)
+
+
+def folder_of_files(args: argparse.Namespace) -> Path | None:
+    """Return where files go: what --out says, or report/ in the one folder of runs; None: nowhere."""
+    from gptlab.reports import records
+
+    if args.out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
+        return Path(args.paths[0], "report")
+    return args.out
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: a mistake is one message and exit code 1 (2 for flags); Ctrl-C is 130."""
     with command_line():
@@ -95,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = p.parse_args(argv)
         if bool(args.paths) == bool(args.diff):
             p.error("give run directories or folders of runs, or --diff A B")
+        if args.frontier and (args.diff or args.baseline or args.reference or args.sort != "mean"):
+            p.error("--frontier goes with --metric, --out, --no-plots and --json only")
         run(args)
 
 

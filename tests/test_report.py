@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.reports.post_training import lexicon_runs
 from tests.reports.test_report import fake_run, heads_sweep
 from tests.test_cli import assert_refused
 
@@ -59,6 +60,19 @@ def test_json_goes_to_standard_output_alone(command: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "sweep" / "report").exists()
 
 
+def test_a_frontier_has_files_of_its_own(command: Any, tmp_path: Path) -> None:
+    lexicon_runs(tmp_path / "sweep", seeds=2)
+    result = command("report", "sweep", "--frontier")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "test/reward against test/kl, the divergence from the reference" in result.stdout
+    assert result.stdout.endswith("files: sweep/report\n")
+    names = {path.name for path in (tmp_path / "sweep" / "report").iterdir()}
+    assert names == {f"frontier.{kind}" for kind in ("md", "csv", "json", "png", "svg")}
+    printed = command("report", "sweep", "--frontier", "--json", "--metric", "val/reward").stdout
+    assert json.loads(printed)["metric"] == "val/reward"
+    assert "--out FOLDER" in command("report", "sweep/grpo-0", "--frontier", "--no-plots").stdout
+
+
 def test_two_runs_side_by_side(command: Any, tmp_path: Path) -> None:
     fake_run(tmp_path / "a", 1.5, model__mlp="[relu]")
     fake_run(tmp_path / "b", 1.25, 2)
@@ -89,6 +103,10 @@ def test_a_real_run_can_be_reported(command: Any, trained: Path, tmp_path: Path)
         (["empty"], ["empty: no finished run there", "outputs/<name>/<time>"]),
         (["run", "--metric", "val/bbp"], ["--metric val/bbp: no run has measured it; did you mean val/bpb?"]),
         (["run", "--out", "file/below"], ["cannot write in file"]),
+        (
+            ["run", "--frontier"],
+            ["no run has measured both test/reward and test/kl", "task=dpo, task=ppo and task=grpo"],
+        ),
         (["--diff", "run", "empty"], ["--diff empty: is not a run directory"]),
     ],
 )
@@ -99,7 +117,14 @@ def test_what_report_refuses(command: Any, tmp_path: Path, arguments: list[str],
     assert_refused(command("report", *arguments), *words)
 
 
-@pytest.mark.parametrize("arguments", [[], ["run", "--diff", "a", "b"], ["--diff", "a"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["run", "--diff", "a", "b"], ["--diff", "a"]),
+        *(["run", "--frontier", "--sort", "n"], ["run", "--frontier", "--reference"]),
+        *(["run", "--frontier", "--baseline", "b"], ["--frontier", "--diff", "a", "b"]),
+    ],
+)
 def test_flags_that_do_not_go_together(command: Any, arguments: list[str]) -> None:
     assert command("report", *arguments).returncode == 2
 

@@ -15,12 +15,13 @@ import pandas as pd
 
 from gptlab.runs import directory
 from gptlab.runs.identity import does, flatten, row
+from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json
 from gptlab.system.terminal import harmless, pasteable
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
-NEEDED = ("val/loss", "val/bpb", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
+NEEDED = ("val/loss", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Run:
     typed: dict[str, Any]
     baseline: dict[str, Any] | None
     searched: bool = False
+
+    @property
+    def task(self) -> str:
+        """The name of its task; runs of older versions have one only."""
+        return str(self.config.get("task.name", NEW["task"]["name"]))
 
     @property
     def facts(self) -> dict[str, Any]:

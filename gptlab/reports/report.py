@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from gptlab.reports import published_figures, units
+from gptlab.reports.confusion import Confusion, confusions_of
 from gptlab.reports.grouping import TRAITS, distinguishing_values, group_labels, group_runs
 from gptlab.reports.records import LeftOut, Run, comparable_value, find_runs, read_run
 from gptlab.reports.statistics import compare_means, half_width
@@ -19,11 +20,11 @@ from gptlab.runs.identity import flatten, short_names
 from gptlab.system.errors import UserError, did_you_mean
 
 PROTOCOLS = {
-    "val/loss": "of the last checkpoint, over the whole validation split, in nats per token",
-    "best_val_loss": "the lowest of a run's validations, in nats per token; chosen on the validation split itself",
-    "test/loss": "of the last checkpoint, over the whole test split, in nats per token",
-    "val/bpb": "of the last checkpoint, over the whole validation split, in bits per byte of raw text",
-    "test/bpb": "of the last checkpoint, over the whole test split, in bits per byte of raw text",
+    "val/loss": "of the last checkpoint, over the whole validation split",
+    "best_val_loss": "the lowest of a run's validations, chosen on the validation split itself",
+    "test/loss": "of the last checkpoint, over the whole test split",
+    "val/bpb": "of the last checkpoint, over the whole validation split",
+    "test/bpb": "of the last checkpoint, over the whole test split",
 }
 TESTS = {
     "paired": "paired t-tests over the shared seeds",
@@ -47,7 +48,9 @@ class Report:
         runs: one row for each run; the column `group` is the label of its group.
         conditions: sentences that explain how the numbers were measured.
         notes: sentences that say why these runs are less comparable than they look.
-        curve: what curves show, val/loss or val/bpb: what compares the runs.
+        curve: what curves show, e.g. val/loss or val/bpb: what compares the runs.
+        tasks: the runs' tasks, on which the units of their losses depend.
+        confusions: of groups of classifiers, by label.
     """
 
     metric: str
@@ -61,6 +64,13 @@ class Report:
     conditions: list[str]
     notes: list[str]
     curve: str = units.NATS
+    tasks: tuple[str, ...] = ("pretrain",)
+    confusions: dict[str, list[Confusion]] = field(default_factory=dict)
+
+    @property
+    def best_first(self) -> pd.DataFrame:
+        """The groups sorted by their means, the best first and unknown ones last."""
+        return self.groups.sort_values("mean", ascending=not units.higher_is_better(self.metric))
 
 
 def is_finite(number: Any) -> bool:
@@ -84,21 +94,36 @@ def build_report(
 ) -> Report:
     """Build the report on the runs among and below `paths`.
 
+    Raises:
+        UserError: there is nothing to report, or an argument matches none of the runs.
+    """
+    return report_on(*read_runs(paths), metric, baseline, sort, reference)
+
+
+def report_on(
+    found: list[Run],
+    left_out: list[LeftOut],
+    metric: str | None = None,
+    baseline: str | None = None,
+    sort: str = "mean",
+    reference: str | None = None,
+) -> Report:
+    """Build the report on runs that are read.
+
     Args:
+        found, left_out: see `read_runs`.
         metric: a number of the summaries; None: val/loss, or val/bpb where nats per token do not compare the runs.
         baseline: a group's label, or key=value words that match exactly one group.
         sort: an axis or a column of the groups.
         reference: the name of a reference; "" for the one that fits best.
 
     Raises:
-        UserError: there is nothing to report, or an argument matches none of the runs.
+        UserError: an argument matches none of the runs.
     """
-    found, left_out = _read_runs(paths)
     chosen_metric = metric is None
     if metric is None:
         metric = units.deciding_metric(found) if reference is None else units.NATS  # references are in nats per token
     measured, lacking = _with_metric(found, metric)
-    left_out += lacking
     grouped, repeated = group_runs(measured)
     described, base = distinguishing_values(grouped)
     axes = list(described[0])
@@ -109,7 +134,8 @@ def build_report(
 
     runs = _run_table(grouped, described, names)
     groups = _group_table(runs, described, names, metric, names[chosen] if compared else None)
-    conditions = _conditions(metric, groups, names[chosen])
+    tasks = units.tasks_of(measured)
+    conditions = _conditions(metric, tasks, groups, names[chosen])
     if reference is not None:
         conditions.append(_add_reference(groups, [each[0].facts for each in grouped], reference, metric))
     return Report(
@@ -120,14 +146,16 @@ def build_report(
         baseline=names[chosen] if compared else "",
         groups=groups.loc[_order(groups, axes, short, sort, units.higher_is_better(metric))],
         runs=runs,
-        left_out=left_out + repeated,
+        left_out=left_out + lacking + repeated,
         conditions=conditions,
         notes=notes + _notes(runs, metric, axes) + units.notes(measured, metric, chosen_metric),
         curve=units.deciding_metric(measured),
+        tasks=tasks,
+        confusions=dict(zip(names, map(confusions_of, grouped), strict=True)),
     )
 
 
-def _read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """Read the finished runs; the others are left out.
 
     Raises:
@@ -153,11 +181,11 @@ def _with_metric(found: list[Run], metric: str) -> tuple[list[Run], list[LeftOut
     Raises:
         UserError: there is no such run.
     """
-    measured = [run for run in found if isinstance(run.summary.get(metric), int | float)]
+    measured = [run for run in found if units.is_number(run.summary.get(metric))]
     if not measured:
         keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
         raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
-    return measured, [LeftOut(run.path, f"has no {metric}") for run in found if metric not in run.summary]
+    return measured, [LeftOut(run.path, f"has no {metric}") for run in found if run not in measured]
 
 
 def _run_table(grouped: list[list[Run]], described: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:
@@ -170,6 +198,8 @@ def _run_table(grouped: list[list[Run]], described: list[dict[str, Any]], names:
     numbers = runs.select_dtypes("float")
     runs[numbers.columns] = numbers.where(np.isfinite(numbers))
     runs["gap"] = runs["val/loss"] - runs["train/loss"]
+    if "val/bpb" not in runs:  # no loss of these is of a text
+        runs["val/bpb"] = math.nan
     return runs
 
 
@@ -258,7 +288,8 @@ def _run_row(run: Run, name: str, values: dict[str, Any]) -> dict[str, Any]:
     where = {"version": environment.get("versions.gptlab"), "commit": environment.get("git_commit")}
     path = str(run.path).encode(errors="backslashreplace").decode()  # pandas takes no name that is no UTF-8
     trained = {"trained_parameters": run.summary["parameters"]}  # of older versions, which trained all
-    return {"run": path, "group": name, **values, **trained, **run.summary, **where}
+    summary = {key: each for key, each in run.summary.items() if not isinstance(each, list)}
+    return {"run": path, "group": name, **values, "task.name": run.task, **trained, **summary, **where}
 
 
 def _group_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
@@ -298,9 +329,11 @@ def _order(groups: pd.DataFrame, axes: list[str], short: dict[str, str], sort: s
     return [name for name, _, _ in sorted(rows, key=rank)]
 
 
-def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
+def _conditions(metric: str, tasks: Sequence[str], groups: pd.DataFrame, base: str) -> list[str]:
     """Return sentences that explain how the numbers were measured."""
     protocol = PROTOCOLS.get(metric, "from the runs' summaries")
+    if unit := units.unit(metric, tasks):
+        protocol += f", {unit}" if unit in ("per pair", units.LOSSES["grpo"]) else f", in {unit}"
     words = [f"{metric}: {protocol}; the mean over n seeds with its 95% interval (Student's t), ? for a single seed"]
     if "test" in groups:
         kinds = groups["test"].value_counts()
@@ -310,7 +343,8 @@ def _conditions(metric: str, groups: pd.DataFrame, base: str) -> list[str]:
         fewer = groups[(groups["test"] == "paired") & (groups["pairs"] < groups["n"].clip(lower=groups["n"][base]))]
         if len(fewer):
             words.append(f"over the shared seeds only, hence not that of the means: {', '.join(fewer.index)}")
-    words.append("train/loss: the last batches, with dropout; gap: val/loss less train/loss; time: of training alone")
+    losses = "train/loss: the last batches, with dropout; gap: val/loss less train/loss; "
+    words.append(f"{losses if units.loss_is_trained(tasks) else ''}time: of training alone")
     return words
 
 

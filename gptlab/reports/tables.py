@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gptlab.reports.records import LeftOut
 from gptlab.reports.report import Report, compact_number, is_finite
+from gptlab.reports.units import loss_is_trained
 from gptlab.system.files import write_atomically
 from gptlab.system.terminal import as_json, duration, print_table, table, width
 
@@ -71,6 +73,10 @@ def table_columns(report: Report) -> dict[str, list[str]]:
     for column in ("difference", "p", "reference"):
         if column not in report.groups:
             del columns[column]
+    if not loss_is_trained(report.tasks):
+        del columns["train"], columns["gap"]
+    if report.runs["val/bpb"].isna().all() and report.runs["val/loss"].notna().any():
+        del columns["bits/byte"]
     if (report.groups["trained_parameters"] == report.groups["parameters"]).all():
         del columns["trained"]
     return {heading: [cell(row) for row in rows] for heading, cell in columns.items()}
@@ -90,12 +96,16 @@ def print_report(report: Report, console: Console) -> None:
     parts = [{heading: columns[heading] for heading in first}, {"": columns[""], **rest}] if narrow else [columns]
     for part in parts:
         print_table(table(part), console)
-    lines = footnotes(report)
-    if report.left_out:
-        lines.append(f"left out, {len(report.left_out)}:")
-        lines += [f"  {each.path}: {each.why}" for each in report.left_out[:MAX_LEFT_OUT]]
-        if len(report.left_out) > MAX_LEFT_OUT:
-            lines.append(f"  ... and {len(report.left_out) - MAX_LEFT_OUT} more, in the report's files and --json")
+    print_lines(footnotes(report), report.left_out, console)
+
+
+def print_lines(lines: list[str], left_out: list[LeftOut], console: Console) -> None:
+    """Print the lines below a table, and which runs are left out."""
+    if left_out:
+        lines = [*lines, f"left out, {len(left_out)}:"]
+        lines += [f"  {each.path}: {each.why}" for each in left_out[:MAX_LEFT_OUT]]
+        if len(left_out) > MAX_LEFT_OUT:
+            lines.append(f"  ... and {len(left_out) - MAX_LEFT_OUT} more, in the report's files and --json")
     for line in lines:
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
@@ -103,8 +113,13 @@ def print_report(report: Report, console: Console) -> None:
 def to_markdown(report: Report, plots: list[str]) -> str:
     columns = table_columns(report)
     columns[""] = ["`" + name.replace("|", "\\|").replace("`", "'") + "`" for name in columns[""]]
-    lines = [f"# {report.metric}", "", _line(columns), _line("-:" if heading else "-" for heading in columns)]
-    lines += [_line(row) for row in zip(*columns.values(), strict=True)]
+    lines = [
+        f"# {report.metric}",
+        "",
+        markdown_row(columns),
+        markdown_row("-:" if heading else "-" for heading in columns),
+    ]
+    lines += [markdown_row(row) for row in zip(*columns.values(), strict=True)]
     lines += ["", *(f"* {line}" for line in footnotes(report))]
     if report.left_out:
         lines += ["", "Left out:", "", *(f"* `{each.path}` {each.why}" for each in report.left_out)]
@@ -113,7 +128,7 @@ def to_markdown(report: Report, plots: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Iterable[str]) -> str:
+def markdown_row(row: Iterable[str]) -> str:
     return f"| {' | '.join(row)} |"
 
 
@@ -152,6 +167,11 @@ def report_dict(report: Report) -> dict[str, Any]:
         "axes": report.axes,
         "groups": report.groups.reset_index().to_dict("records"),
         "runs": report.runs.to_dict("records"),
+        "confusions": {
+            group: [{"labels": each.labels, "counts": each.counts.tolist()} for each in found]
+            for group, found in report.confusions.items()
+            if found
+        },
         "left_out": [{"run": each.path, "why": each.why} for each in report.left_out],
         "conditions": report.conditions,
         "notes": report.notes,
@@ -175,10 +195,10 @@ def write_files(report: Report, folder: Path, plots: list[str]) -> None:
         "report.json": as_json(report_dict(report)),
     }
     for name, text in files.items():
-        _write(folder / name, text)
+        write_text(folder / name, text)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 

@@ -1,8 +1,8 @@
-"""Decide in which unit runs compare: nats per token where the tokens are the same, else bits per byte."""
+"""Decide by which number runs compare: nats per token where the tokens are the same, bits per byte, or a score."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from gptlab.reports.records import Run
@@ -10,12 +10,43 @@ from gptlab.runs.upgrades import DATA
 
 NATS, BITS = "val/loss", "val/bpb"
 HELD_OUT = ("data.split", "data.val_fraction", "data.test_fraction")  # which part of a text is validated on
+TOKENS = "nats per token"
+LOSSES = {  # the unit of a task's val/loss
+    **{"pretrain": TOKENS, "sft": TOKENS, "classify": "nats per text", "reward": "nats per pair", "dpo": "per pair"},
+    **{"ppo": "minus the reward", "grpo": "minus the reward"},
+}
+UNITS = {"bpb": "bits per byte", "kl": "nats per answer", "entropy": TOKENS, "answer_tokens": "tokens"}
+ANSWERING = {"sft", "dpo", "ppo", "grpo"}  # tasks whose models answer, so that their scores compare
+SCORES = (
+    "val/reward",
+    "test/reward",
+    "val/accuracy",
+    "test/accuracy",
+)  # what compares answers, in this order
+HIGHER = ("accuracy", "bayes_accuracy", "stop_rate", "reward", "judged_reward", "win_rate", "pass_at_", "f1")
 IN_BITS = {"test/loss": "test/bpb"}  # other losses than `NATS`, and what compares in their place
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return whether a measure is a share of what is right, as of answers, and no loss."""
-    return metric.rpartition("/")[2].startswith(("accuracy", "stop_rate"))
+    """Return whether a measure is a score, as accuracy, reward or win rate, and no loss or divergence."""
+    return metric.rpartition("/")[2].startswith(HIGHER)
+
+
+def unit(metric: str, tasks: Collection[str]) -> str:
+    """Return the unit of a measure of runs with these tasks; "" if it has none, or they differ in it."""
+    kind = metric.rpartition("/")[2].removeprefix("best_val_")
+    found = {LOSSES.get(task, "") for task in tasks} if kind == "loss" else {UNITS.get(kind, "")}
+    return found.pop() if len(found) == 1 else ""
+
+
+def loss_is_trained(tasks: Collection[str]) -> bool:
+    """Return whether train/loss and val/loss are one measure of all the runs: PPO and GRPO train on other losses."""
+    return unit(NATS, tasks) not in ("", LOSSES["grpo"])
+
+
+def axis_label(metric: str, tasks: Collection[str]) -> str:
+    """Return a measure with its unit, if it has one: val/loss (nats per token)."""
+    return f"{metric} ({found})" if (found := unit(metric, tasks)) else metric
 
 
 def vocabularies(runs: Sequence[Run]) -> list[str]:
@@ -38,9 +69,23 @@ def texts(runs: Sequence[Run]) -> int:
     return len({(run.summary["data.sha256"], *parts) for run, parts in zip(runs, held_out, strict=True)})
 
 
+def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the distinct tasks of runs."""
+    return tuple(dict.fromkeys(run.task for run in runs))
+
+
 def deciding_metric(runs: Sequence[Run]) -> str:
     """Return the metric by which the runs are sorted and compared unless another is asked for."""
-    return NATS if len(vocabularies(runs)) == 1 and texts(runs) == 1 else BITS
+    tasks = tasks_of(runs)
+    if not loss_is_trained(tasks):
+        shared = (key for key in SCORES if all(is_number(run.summary.get(key)) for run in runs))
+        return next(shared, NATS) if ANSWERING.issuperset(tasks) else NATS
+    comparable = unit(NATS, tasks) != TOKENS or (len(vocabularies(runs)) == 1 and texts(runs) == 1)
+    return NATS if comparable or not all(is_number(run.summary.get(BITS)) for run in runs) else BITS
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def notes(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
@@ -50,10 +95,14 @@ def notes(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
         metric: the metric of the report.
         chosen: whether it was chosen by `deciding_metric`.
     """
+    tasks = tasks_of(runs)
+    if not unit(NATS, tasks):
+        return [_note_on_tasks(tasks, metric, chosen)]
     known, different = vocabularies(runs), texts(runs)
-    if deciding_metric(runs) == NATS:
-        return []
     found = []
+    if unit(NATS, tasks) != TOKENS:
+        what = f"the runs are validated on {different} different data sets: no number says which model is better"
+        return [what] if different > 1 else []
     if len(known) > 1:
         which = f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
         if metric.endswith("loss"):
@@ -72,3 +121,12 @@ def notes(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
             f"which model is better"
         )
     return found
+
+
+def _note_on_tasks(tasks: Sequence[str], metric: str, chosen: bool) -> str:
+    """Return the sentence that says what compares runs of tasks whose losses differ in kind."""
+    which = f"the tasks differ ({', '.join(tasks)})"
+    if metric.endswith("loss"):
+        return f"{which}: their losses do not compare; use --metric with a measure that all of them have"
+    decides = f"{metric} decides; " if chosen else ""
+    return f"{which}: {decides}their losses, val/loss and train among them, do not compare"

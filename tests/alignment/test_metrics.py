@@ -126,8 +126,8 @@ def test_rows_of_the_confusion_are_the_truth() -> None:
         (lambda: best_of_n_curve(np.ones((2, 0))), "n=1: must be from 1 to the 0 answers"),
         (lambda: best_of_n_curve(np.ones(4)), r"must be \(prompts, samples\)"),
         (lambda: best_of_n(np.ones((2, 4)), 2, np.ones((2, 3))), "must be as many"),
-        (lambda: win_rate(np.ones(2), np.ones(3)), "a prompt needs one of each"),
-        (lambda: win_rate(np.ones(0), np.ones(0)), "there must be one"),
+        (lambda: win_rate(np.ones(2), np.ones(3)), "each prompt needs one of each"),
+        (lambda: win_rate(np.ones(0), np.ones(0)), "at least one in all"),
         (lambda: confusion_counts(np.array([0]), np.array([0, 1]), 2), "1 true classes and 2 predicted ones"),
     ],
 )

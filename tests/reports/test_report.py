@@ -482,7 +482,7 @@ def test_two_hundred_runs_and_three_that_cannot_be_counted(tmp_path: Path) -> No
     ("file", "content", "words"),
     [
         ("summary.json", "[]", "summary.json cannot be read: it is no JSON object"),
-        ("summary.json", '{"val/loss": 1.0}', "summary.json lacks val/bpb, train/loss, steps"),
+        ("summary.json", '{"val/loss": 1.0}', "summary.json lacks train/loss, steps"),
         ("summary.json", None, "has not finished (at step 5000 of 5000)"),
         ("config.yaml", "a: [", "config.yaml cannot be read: while parsing"),
         ("config.yaml", "word", "config.yaml is no config"),

@@ -18,14 +18,13 @@ from gptlab.reports.plots.style import (
     SEEDS_FOR_BAND,
     Colours,
     add_legend,
-    axis_label,
     make_panels,
     shorten_label,
 )
 from gptlab.reports.records import read_curves
 from gptlab.reports.report import Report, compact_number
 from gptlab.reports.statistics import half_width
-from gptlab.reports.units import NATS
+from gptlab.reports.units import NATS, axis_label, loss_is_trained, unit
 
 FEW_POINTS = 5  # curves with at most so many points show them
 
@@ -49,7 +48,7 @@ def mean_curve(curves: list[pd.DataFrame]) -> pd.DataFrame:
 def run_curves(report: Report, group: str) -> list[pd.DataFrame]:
     """Return val and train by validated step for each run of a group that has validated at least twice.
 
-    train/loss is averaged since the previous validation, which smooths it. It is NaN where val is in bits per byte.
+    train/loss is averaged since the previous validation, which smooths it. It is NaN where val is another measure.
     """
     curves = []
     for run_dir in report.runs[report.runs["group"] == group]["run"]:
@@ -60,8 +59,17 @@ def run_curves(report: Report, group: str) -> list[pd.DataFrame]:
         if len(val) > 1:
             place = np.minimum(val.index.searchsorted(train.index), len(val) - 1)
             smooth = train.groupby(val.index[place]).mean()
-            curves.append(pd.DataFrame({"val": val, "train": smooth if report.curve == NATS else math.nan}))
+            curves.append(pd.DataFrame({"val": val, "train": smooth if _shows_train(report) else math.nan}))
     return curves
+
+
+def _shows_train(report: Report) -> bool:
+    """Return whether curves show train/loss beside val/loss."""
+    return report.curve == NATS and loss_is_trained(report.tasks)
+
+
+def _loss_label(report: Report) -> str:
+    return f"loss ({unit(NATS, report.tasks)})"
 
 
 def draw_curves(report: Report, colours: Colours) -> Figure | None:
@@ -82,11 +90,13 @@ def draw_curves(report: Report, colours: Colours) -> Figure | None:
             second = [part[part.index >= halves[name]] for part in (each, *singles[name])]
             _draw_val_loss(axes, second[0], second[1:], colours[name])
         whole.plot(each.index, each["train"], color=colours[name], lw=0.8, ls="--", marker=_point_marker(each), ms=3)
-    dashed = ", train/loss since the validation before (dashed)" if report.curve == NATS else ""
-    unit = "loss (nats per token)" if dashed else axis_label(report.curve)
-    whole.set(title=f"{report.curve} (solid){dashed}", xlabel="steps", ylabel=unit)
+    dashed = ", train/loss since the validation before (dashed)" if _shows_train(report) else ""
+    label = _loss_label(report) if dashed else axis_label(report.curve, report.tasks)
+    whole.set(title=f"{report.curve} (solid){dashed}", xlabel="steps", ylabel=label)
     for axes in ends:
-        axes.set(title=f"{report.curve}, the second half", xlabel="steps", ylabel=axis_label(report.curve))
+        axes.set(
+            title=f"{report.curve}, the second half", xlabel="steps", ylabel=axis_label(report.curve, report.tasks)
+        )
     counts = [len(singles[name]) for name in means]
     seeds = sorted({int(n) for n in report.groups["n"]})
     words = f"mean over seeds (n = {', '.join(map(str, seeds))})" if max(seeds) > 1 else ""
@@ -120,9 +130,9 @@ def _point_marker(curve: pd.DataFrame) -> str:
 def draw_size(report: Report) -> Figure | None:
     """Plot the curves of the smallest and the largest model, with their gaps; None if their sizes are alike.
 
-    None, too, where nats per token do not compare the runs: a gap is in that unit.
+    None, too, where val/loss does not compare the runs, or is another measure than train/loss: a gap is between them.
     """
-    if report.curve != NATS:
+    if not _shows_train(report):
         return None
     rows = report.groups[report.groups["mean"].notna()].sort_values(["parameters", "mean"])
     if len(rows) < 2 or rows["parameters"].iloc[-1] < 1.5 * rows["parameters"].iloc[0]:
@@ -152,7 +162,7 @@ def draw_size(report: Report) -> Figure | None:
         after.append(each.loc[each.index > 0.1 * step, ["val", "train"]].to_numpy())
     shown = np.ma.masked_invalid(np.concatenate(after))
     room = 0.05 * (shown.max() - shown.min())
-    axes.set(ylim=(shown.min() - room, shown.max() + room), xlabel="steps", ylabel="loss (nats per token)")
+    axes.set(ylim=(shown.min() - room, shown.max() + room), xlabel="steps", ylabel=_loss_label(report))
     axes.set_title("the smallest and the largest model (train/loss: mean since the validation before)")
     add_legend(figure, entries)
     return figure

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from gptlab.reports.plots.confusion import draw_confusion
 from gptlab.reports.plots.curves import draw_curves, draw_size
 from gptlab.reports.plots.groups import COSTS, draw_by_axis, draw_by_cost, draw_groups
-from gptlab.reports.plots.style import COLOURS, STYLE, Colours
+from gptlab.reports.plots.style import COLOURS, STYLE, Colours, save_figure
 from gptlab.reports.report import Report, is_finite
-from gptlab.system.files import write_atomically
 
 
 def figures(report: Report) -> Iterator[tuple[str, Figure]]:
@@ -27,6 +26,7 @@ def figures(report: Report) -> Iterator[tuple[str, Figure]]:
         *(("by_" + re.sub(r"[^\w.-]", "_", report.short[axis]), draw_by_axis(report, axis)) for axis in report.axes),
         *((column, draw_by_cost(report, column, colours)) for column in COSTS),
         ("size", draw_size(report)),
+        ("confusion", draw_confusion(report)),
     ]
     yield from ((name, figure) for name, figure in drawn if figure is not None)
 
@@ -40,15 +40,14 @@ def write_plots(report: Report, folder: Path) -> list[str]:
     names = []
     with matplotlib.rc_context(STYLE):
         for name, figure in figures(report):
-            write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png"))
-            write_atomically(folder / f"{name}.svg", partial(figure.savefig, format="svg", metadata={"Date": None}))
+            save_figure(figure, folder, name)
             names.append(name)
     return names
 
 
 def group_colours(report: Report) -> Colours:
     """Assign a colour to each of up to eight groups; of more groups, to the best, the baseline and the worst."""
-    names = [str(name) for name in report.groups.sort_values("mean").index]
+    names = [str(name) for name in report.best_first.index]
     if len(names) > len(COLOURS):
         best, worst = names[:4], names[-3:]
         names = list(dict.fromkeys([*best, *([report.baseline] if report.baseline else []), *worst]))

@@ -17,7 +17,6 @@ from gptlab.reports.plots.style import (
     Colours,
     add_legend,
     add_others_entry,
-    axis_label,
     draw_error_bars,
     is_geometric,
     legend_marker,
@@ -26,6 +25,7 @@ from gptlab.reports.plots.style import (
     shorten_label,
 )
 from gptlab.reports.report import Report, compact_number, is_finite
+from gptlab.reports.units import axis_label
 
 COSTS = {"parameters": "parameters", "flops": "training FLOPs", "seconds": "training time"}
 MAX_ROWS = 50  # groups in the plot of losses
@@ -33,7 +33,7 @@ MAX_ROWS = 50  # groups in the plot of losses
 
 def draw_groups(report: Report) -> Figure | None:
     """Plot each group in a row, the best on top: its mean and interval and every seed; the baseline is a line."""
-    rows = report.groups[report.groups["mean"].notna()].sort_values("mean").head(MAX_ROWS)
+    rows = report.best_first.dropna(subset="mean").head(MAX_ROWS)
     if len(rows) < 2:
         return None
     figure, (axes,) = make_panels(7, 1.1 + 0.2 * len(rows))
@@ -54,7 +54,7 @@ def draw_groups(report: Report) -> Figure | None:
         axes.plot(*zip(*there, strict=True), "x", color="black", ms=5)
         entries["reference"] = legend_marker("x", "black")
     axes.set_yticks(range(len(rows)), list(map(shorten_label, rows.index)))
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=axis_label(report.metric))
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=axis_label(report.metric, report.tasks))
     which = f", the best {len(rows)} of {len(report.groups)} groups" if len(rows) < len(report.groups) else ""
     axes.set_title(f"{report.metric}: mean over seeds{which}")
     add_legend(figure, entries)
@@ -75,7 +75,8 @@ def draw_by_axis(report: Report, axis: str) -> Figure | None:
     at_random = not report.one_at_a_time and sum(map(len, lines.values())) < len(rows) / 2
     if at_random:
         lines = {"": rows}
-    best = sorted(lines, key=lambda key: lines[key]["mean"].min())[: len(COLOURS)]
+    place = {name: number for number, name in enumerate(report.best_first.index)}
+    best = sorted(lines, key=lambda key: min(map(place.__getitem__, lines[key].index)))[: len(COLOURS)]
     colours = dict(zip((key for key in lines if key in best), COLOURS, strict=False))
 
     figure, (axes,) = make_panels(6, 3.8)
@@ -94,7 +95,11 @@ def draw_by_axis(report: Report, axis: str) -> Figure | None:
     if numeric and len(levels) <= 8:
         axes.set_xticks(levels, [f"{level:g}" for level in levels])
     held = ", the others as in the baseline" if report.one_at_a_time else ""
-    axes.set(title=f"{report.metric} against {report.short[axis]}{held}", xlabel=axis, ylabel=axis_label(report.metric))
+    axes.set(
+        title=f"{report.metric} against {report.short[axis]}{held}",
+        xlabel=axis,
+        ylabel=axis_label(report.metric, report.tasks),
+    )
     entries: dict[str, Any] = {key: colour for key, colour in colours.items() if key and not report.one_at_a_time}
     entries = add_others_entry(entries, len(lines) - len(colours), GREY)
     if report.baseline in rows.index and not at_random:
@@ -137,7 +142,7 @@ def draw_by_cost(report: Report, column: str, colours: Colours) -> Figure | None
         set_log_axis(axes, costs / size)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact_number(x)))
     axes.set(title=f"{report.metric} against {name}", xlabel=f"{name} ({word})" if word else name)
-    axes.set_ylabel(axis_label(report.metric))
+    axes.set_ylabel(axis_label(report.metric, report.tasks))
     entries = {label: legend_marker("o", colour) for label, colour in colours.items() if label in rows.index}
     add_legend(figure, add_others_entry(entries, len(rows) - len(entries), legend_marker("o", GREY)))
     return figure

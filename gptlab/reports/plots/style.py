@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from gptlab.reports.report import compact_number
+from gptlab.system.files import write_atomically
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -36,12 +39,6 @@ SEEDS_FOR_BAND = 3  # the t-interval of two seeds is 9 standard deviations wide 
 Colours = dict[str, str]  # by label, of the groups with a colour; the others are grey
 
 
-def axis_label(metric: str) -> str:
-    kind = metric.rpartition("/")[2]
-    known_units = {"loss": "nats per token", "best_val_loss": "nats per token", "bpb": "bits per byte"}
-    return f"{metric} ({known_units[kind]})" if kind in known_units else metric
-
-
 def shorten_label(label: str) -> str:
     """Shorten a label in its middle, since long labels may differ at either end."""
     half = MAX_LETTERS // 2
@@ -51,6 +48,16 @@ def shorten_label(label: str) -> str:
 def add_others_entry(entries: dict[str, Any], count: int, entry: Any) -> dict[str, Any]:
     """Return the entries of a legend, with one more for `count` groups that have no colour of their own."""
     return entries | ({f"{count} other{'s' * (count > 1)}": entry} if count else {})
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as PNG and SVG.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_atomically(folder / f"{name}.png", partial(figure.savefig, format="png"))
+    write_atomically(folder / f"{name}.svg", partial(figure.savefig, format="svg", metadata={"Date": None}))
 
 
 def make_panels(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:

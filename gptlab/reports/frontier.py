@@ -52,11 +52,11 @@ def build_frontier(paths: Sequence[Path], metric: str | None = None) -> Frontier
         UserError: no run has both numbers.
     """
     found, left_out = read_runs(paths)
-    metric = metric or next((each for each in METRICS if any(_has(run, each) for run in found)), METRICS[0])
-    measured = [run for run in found if _has(run, metric) and _has(run, _beside(metric, "kl"))]
+    metric = metric or next((each for each in METRICS if not all(_lacks(run, each) for run in found)), METRICS[0])
+    measured = [run for run in found if not _lacks(run, metric)]
     if not measured:
         raise UserError(_nothing(found, metric))
-    lacking = [LeftOut(run.path, _lacks(run, metric)) for run in found if run not in measured]
+    lacking = [LeftOut(run.path, why) for run in found if (why := _lacks(run, metric))]
     report = report_on(measured, left_out + lacking, metric)
     columns = {"kl": _beside(metric, "kl"), "reward": metric}
     columns |= {key: _beside(metric, key) for key in ("judged_reward", "win_rate") if key != metric.partition("/")[2]}
@@ -82,8 +82,9 @@ def _has(run: Run, key: str) -> bool:
 
 
 def _lacks(run: Run, metric: str) -> str:
-    """Return why a run is left out: which of the two numbers it has not measured."""
-    return "has no " + " and no ".join(key for key in (metric, _beside(metric, "kl")) if not _has(run, key))
+    """Return which of the two numbers a run has not measured, as why it is left out; "" if it has both."""
+    keys = [key for key in (metric, _beside(metric, "kl")) if not _has(run, key)]
+    return f"has no {' and no '.join(keys)}" if keys else ""
 
 
 def _nothing(found: list[Run], metric: str) -> str:

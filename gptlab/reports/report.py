@@ -185,7 +185,9 @@ def _with_metric(found: list[Run], metric: str) -> tuple[list[Run], list[LeftOut
     if not measured:
         keys = {key for run in found for key, each in run.summary.items() if isinstance(each, int | float)}
         raise UserError(f"--metric {metric}: no run has measured it; {did_you_mean(metric, keys)}")
-    return measured, [LeftOut(run.path, f"has no {metric}") for run in found if run not in measured]
+    return measured, [
+        LeftOut(run.path, f"has no {metric}") for run in found if not units.is_number(run.summary.get(metric))
+    ]
 
 
 def _run_table(grouped: list[list[Run]], described: list[dict[str, Any]], names: list[str]) -> pd.DataFrame:

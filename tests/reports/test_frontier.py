@@ -72,6 +72,7 @@ def test_runs_without_the_numbers_are_named_and_left_out(tmp_path: Path) -> None
 
 def test_the_validation_part_stands_in_where_there_is_no_test(tmp_path: Path) -> None:
     tuned_run(tmp_path / "a", "grpo", 1, {"val/reward": 0.4, "val/kl": 2.0})
+    tuned_run(tmp_path / "b", "sft", 1, {"test/reward": 0.4})
     found = build_frontier([tmp_path])
     assert (found.metric, found.points["kl"].item(), found.points["reward"].item()) == ("val/reward", 2.0, 0.4)
 

@@ -52,6 +52,7 @@ class Answers:
     ) -> None:
         self.tokenizer, self.chat, self.conversations, self.max_tokens = tokenizer, chat, conversations, max_tokens
         self.kind, self.sampled, self.most = kind, sampled, most
+        self.measures = ("accuracy", "stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
 

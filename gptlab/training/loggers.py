@@ -6,7 +6,7 @@ import csv
 import json
 import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,16 @@ PLUGIN = Path("plugins", "org_tensorflow_tensorboard_projector")  # where Tensor
 
 
 class CSVLogger(Logger):
-    """Writes one row to metrics.csv for each call, immediately."""
+    """Writes one row to metrics.csv for each call, immediately.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file; one that is there keeps its columns.
+        more: the names of further columns.
+    """
+
+    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.fields = path, [*FIELDS, *more]
 
     @property
     def name(self) -> str:
@@ -43,8 +48,12 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with explain_write_errors(self.path.parent), self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+        with explain_write_errors(self.path.parent), self.path.open("a+", newline="") as file:
+            if file.tell():
+                file.seek(0)
+                self.fields = next(csv.reader(file))  # of a run that an older version began, fewer
+            writer = csv.DictWriter(file, self.fields, extrasaction="ignore")
+            file.seek(0, 2)
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow({"step": step, **metrics})

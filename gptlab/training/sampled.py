@@ -44,6 +44,9 @@ class SampledAnswers:
     ) -> None:
         self.chat, self.scorer, self.samples, self.max_tokens = chat, scorer, samples, max_tokens
         self.seed, self.reference, self.known = seed, reference, known
+        self.measures: tuple[str, ...] = ("reward", "entropy")
+        self.measures += ("judged_reward",) if scorer.judge is not None else ()
+        self.measures += ("kl", "win_rate") if reference is not None else ()
         self.of_reference: dict[str, np.ndarray] = {}
         """Gold rewards of the reference's answers to the prompts of a part, (P, S)."""
         self.best_of_n: list[list[float]] = []

@@ -25,6 +25,7 @@ from gptlab.training.callbacks.samples import AnswerSamples, Samples
 from gptlab.training.callbacks.weight_average import Averaging
 from gptlab.training.lightning_setup import no_profiler, skip_idle_hooks
 from gptlab.training.loggers import CSVLogger, TensorBoard, silent_writer_thread
+from gptlab.training.module import LMModule
 from gptlab.training.resume import Start
 from gptlab.training.run import Run
 
@@ -54,7 +55,7 @@ def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Seque
         val_check_interval=settings.trainer.val_every * accumulation,  # counted in micro-batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=-1 if settings.trainer.val_first else 0,  # the whole split, or nothing
-        logger=[board, CSVLogger(run_dir / "metrics.csv")],
+        logger=[board, CSVLogger(run_dir / "metrics.csv", columns(run.module))],
         callbacks=[*run_callbacks(run, run_dir, start, board), *callbacks],
         profiler=no_profiler(),
         plugins=[AtomicCheckpointIO(start.take() if start else None), strategies.environment()],
@@ -67,6 +68,13 @@ def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Seque
     check_order(trainer.callbacks)  # type: ignore[attr-defined]
     skip_idle_hooks(trainer, run.module)
     return trainer
+
+
+def columns(module: LMModule) -> list[str]:
+    """Return the columns of metrics.csv beside those of every run."""
+    found = [f"train/{name}" for name in module.objective.figures]
+    names = module.objective.measures + (module.answers.measures if module.answers else ())
+    return found + [f"val/{name}" for name in names]
 
 
 def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoard) -> list[L.Callback]:

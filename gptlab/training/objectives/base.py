@@ -34,6 +34,10 @@ class Objective:
     An objective holds no weights that are trained. It gets the trainer for the number of processes and micro-batches.
     """
 
+    figures: tuple[str, ...] = ()
+    """The figures of a training step that metrics.csv has; TensorBoard has all."""
+    measures: tuple[str, ...] = ()
+    """What is measured of held-out data beside its loss, and metrics.csv has."""
     compares = True
     """Whether the losses of training and of held-out data are of one kind."""
     settles_at = 1

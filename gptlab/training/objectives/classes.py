@@ -25,6 +25,7 @@ class Classes(Objective):
         weights: what a text of each class counts, (K,); None: all the same.
     """
 
+    figures, measures = ("accuracy",), ("accuracy", "f1")
     labels: tuple[str, ...]
     weights: Tensor | None
     confusion: dict[str, list[list[int]]] = field(default_factory=dict, init=False)

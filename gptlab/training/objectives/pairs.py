@@ -23,6 +23,8 @@ from gptlab.training.tasks import DPOConfig, RewardConfig
 class Pairs(Objective):
     """Learns from pairs of answers."""
 
+    figures: tuple[str, ...] = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+    measures = figures
     names: tuple[str, ...] = ()
     """Of the figures of the loss, in their order."""
 
@@ -52,6 +54,8 @@ def two_columns(values: Tensor) -> Tensor:
 class DPO(Pairs):
     """Direct preference optimisation; see `losses.dpo_loss`."""
 
+    figures = (*Pairs.figures, "chosen_logprob", "rejected_logprob")
+    measures = figures
     task: DPOConfig
     reference: Reference
 

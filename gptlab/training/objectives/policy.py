@@ -89,6 +89,7 @@ class Policy(Objective):
     shuffle: bool
 
     drawn: Drawn | None = field(default=None, init=False)
+    figures, measures = ("reward", "entropy", "answer_tokens", "stop_rate"), ("answer_loss",)
     compares = False
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from gptlab.data.chat.batches import (
     PairRows,
     PromptBatches,
     Rows,
+    width_of,
 )
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.encoding import EncodedLabelled, EncodedPair, encode_conversations, encode_preferences
@@ -194,7 +195,7 @@ def pairs(count: int = 23) -> list[EncodedPair]:
     draw = np.random.default_rng(1)
     found = []
     for i in range(count):
-        prompt = [1000 + i, *draw.integers(1, 99, int(draw.integers(1, 9))).tolist()]
+        prompt = [1000 + i, *draw.integers(1, 99, int(draw.integers(1, 25))).tolist()]
         shared = draw.integers(1, 99, 3).tolist()
         sides = [[*prompt, *shared, *draw.integers(1, 99, int(draw.integers(1, 9))).tolist(), 7] for _ in range(2)]
         if i == count - 1:
@@ -312,7 +313,9 @@ def test_a_step_of_pairs_or_texts_is_the_same_however_it_is_shared(kind: str) ->
                 assert torch.equal(torch.cat(halves), getattr(whole, name))
             else:
                 assert torch.equal(torch.cat(values), getattr(whole, name))
-    assert whole.idx.shape[1] in (MULTIPLE, T)
+    numbers = train_batches(rows=rows).numbers(5)
+    assert len({width_of(rows.lengths, [i], T) for i in numbers.tolist()}) == 2  # or each part would have the width
+    assert whole.idx.shape[1] == T
 
 
 def test_both_answers_of_a_pair_have_the_same_noise_and_each_pair_its_own() -> None:

@@ -2,62 +2,77 @@
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from gptlab.data.chat.batches import PromptBatches
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
-from gptlab.data.chat.encoding import answerable
+from gptlab.data.chat.encoding import LEFT_OUT, answerable
+from gptlab.data.chat.example_set import ExampleSet
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.system.errors import UserError, amount
 from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.tasks import PolicyConfig
 
-log = logging.getLogger(__name__)
+
+class Prompts(NamedTuple):
+    """Prompts that leave room for an answer."""
+
+    asked: list[Conversation]
+    """The conversations, whose last messages are the expected answers."""
+    ids: list[list[int]]
+    """The tokens of their prompts."""
 
 
 class PromptDataModule(ChatDataModule):
     """Prompts to answer in training; held-out conversations as in `ChatDataModule`.
 
-    After `prepare_data`, `asked` holds the training conversations whose prompts are answered, cut so that an answer of
-    task.answer_tokens fits, and `prompts` the tokens of these prompts.
+    After `prepare_data`, `prepared.rows["train"]` are `Prompts`.
     """
 
     task: PolicyConfig
-    asked: list[Conversation]
-    prompts: list[list[int]]
 
-    def prepare_data(self) -> None:
-        """Encode the conversations, and the prompts.
+    @property
+    def prompts(self) -> Prompts:
+        found: Prompts = self.prepared.rows["train"]
+        return found
 
-        Raises:
-            UserError: they cannot be read, or none leaves room for an answer.
-        """
-        if hasattr(self, "prompts"):
-            return
-        super().prepare_data()
-        chat = self.prepared.chat
+    def rows_of(
+        self, part: str, said: ExampleSet, tokenizer: Tokenizer, chat: Format | None, counts: Counter[str]
+    ) -> Any:
+        if part != "train":
+            return super().rows_of(part, said, tokenizer, chat, counts)
         assert chat is not None
-        self.asked = self.fitted(self.prepared.said.parts["train"], chat)
-        if not self.asked:
+        asked = self.fitted(said.parts["train"], chat)
+        if left := len(said.parts["train"]) - len(asked):
+            counts[LEFT_OUT] += left
+        if not asked:
             raise UserError(
                 f"task.answer_tokens={self.task.answer_tokens}: no prompt leaves room for such an answer in "
                 f"model.block_size={self.block_size}; make it smaller"
             )
-        if left := len(self.prepared.said.parts["train"]) - len(self.asked):
-            log.warning("%s left out: no room for an answer of task.answer_tokens", amount(left, "prompt"))
-        self.prompts = [chat.prompt(each.messages[:-1]).tolist() for each in self.asked]
+        return Prompts(asked, [chat.prompt(each.messages[:-1]).tolist() for each in asked])
 
     def fitted(self, conversations: Sequence[Conversation], chat: Format) -> list[Conversation]:
+        """Return conversations whose prompts are cut so that an answer of task.answer_tokens fits."""
         room = self.block_size + 1 - self.task.answer_tokens
         found = (answerable(each, chat, room) for each in conversations)
         return [each for each in found if each is not None]
+
+    def in_words(self) -> str:
+        tokenizer = self.prepared.tokenizer
+        return (
+            f"{self.prepared.said.in_words()}, {amount(len(self.prompts.ids), 'prompt')} to answer "
+            f"(tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)"
+        )
 
     def train_dataloader(self) -> PromptBatches:
         trainer = self.trainer
         assert trainer is not None
         return PromptBatches(
-            len(self.prompts),
+            len(self.prompts.ids),
             seed=self.seed,
             batch_size=self.config.batch_size,
             group=self.task.group,

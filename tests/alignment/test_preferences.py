@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptlab.alignment import preferences
 from gptlab.alignment.preferences import (
     LEFT_OUT,
     SAMPLED_ANEW,
@@ -49,10 +50,10 @@ def count_a(answers: Sequence[Answer]) -> list[float]:
 
 
 def sample(counts: Counter[str] | None = None, **changes: Any) -> list[Preference]:
-    shares = changes.pop("shares", SHARES)
+    shares, prompts = changes.pop("shares", SHARES), changes.pop("prompts", PROMPTS)
     options = {"pairs": 40, "noise": 0.5, "seed": 1, "max_new_tokens": 30} | changes
     found: Counter[str] = Counter() if counts is None else counts
-    return sample_preferences(model_of(shares), CHAT.tokenizer, CHAT, PROMPTS, count_a, found, **options)
+    return sample_preferences(model_of(shares), CHAT.tokenizer, CHAT, prompts, count_a, found, **options)
 
 
 def answers(each: Preference) -> tuple[str, str]:
@@ -125,6 +126,16 @@ def test_a_pair_without_a_difference_is_sampled_anew_and_then_left_out_and_count
     assert counts[SAMPLED_ANEW] == pytest.approx(800 * (missed + missed**2 + missed**3), abs=130)
     assert len(found) == 800 - counts[LEFT_OUT]
     assert {*counts} == {LEFT_OUT, SAMPLED_ANEW}
+
+
+def test_which_pairs_are_left_out_does_not_change_the_labels_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [(Message("user", f"prompt {i}"),) for i in range(80)]
+    options: dict[str, Any] = {"prompts": prompts, "pairs": 80, "shares": {A: 0.4, B: 0.3, END: 0.3}, "noise": 9.0}
+    many = {each.prompt: each for each in sample(**options)}
+    monkeypatch.setattr(preferences, "TRIES", 1)
+    few = sample(**options)
+    assert 10 < len(few) < len(many) - 10
+    assert all(many[each.prompt] == each for each in few)
 
 
 def test_an_answer_that_does_not_end_is_in_no_pair() -> None:

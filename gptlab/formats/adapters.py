@@ -123,7 +123,7 @@ def restore(
         config, base = described(about[KEY])
         model = on_base(about, config, base, state, load_base(base.found())[0])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        info = checkpoint.model_info(about, file, f"gptlab run with adapters on {base.name}")
+        info = checkpoint.model_info(about, tokenizer, file, f"gptlab run with adapters on {base.name}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error!s:.500}"
         raise UserError(f"{file} cannot be opened: {reason}") from error

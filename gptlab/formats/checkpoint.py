@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from gptlab import __version__, models
 from gptlab.data import tokenizers
-from gptlab.data.chat.chat_format import answers_in_chat
+from gptlab.data.chat.chat_format import ChatFormat, Format, answers_in_chat
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.reading import load_plain
 from gptlab.models import Model, ModelConfig, weights
@@ -28,6 +30,7 @@ SEAL = b"sha256:"  # begins the zip's comment, which has the hash of everything 
 KEY = "gptlab"  # our entry in Lightning's dict
 PREFIX = "model."  # of the model's weights in the LightningModule's
 ADAPTERS = "adapters"  # the key of a description that says on which model they belong, see `adapters.describe`
+TEMPLATE = "chat_template"  # the key of a description that has the chat template of a model from elsewhere
 NEW_ROWS = ".new.rows"  # ends the names of the rows of new tokens
 
 
@@ -47,8 +50,8 @@ class ModelInfo:
     """The hash of the text that the model has learned from; None if the file does not say."""
     origin: str
     """What kind of model this is, in words."""
-    chat_template: bool = False
-    """Whether its files have the chat format as their template."""
+    read_chat: Callable[[], Format | None] = field(default=lambda: None, compare=False, repr=False)
+    """Returns `chat`."""
 
     @property
     def words(self) -> str:
@@ -56,9 +59,14 @@ class ModelInfo:
         step = "" if self.step is None else f", step {self.step:,}"
         return f"{self.path} ({self.origin}{step})"
 
-    def in_chat(self, tokenizer: Tokenizer) -> bool:
-        """Return whether the model, which has this tokenizer, has learned to answer in the chat format."""
-        return self.chat_template or answers_in_chat(self.config, tokenizer)
+    @cached_property
+    def chat(self) -> Format | None:
+        """The format in which the model has learned to answer; None: it continues texts.
+
+        Raises:
+            UserError: its files have a chat template, and that is broken.
+        """
+        return self.read_chat()
 
 
 LoadedModel = tuple[Model, Tokenizer, ModelInfo]
@@ -76,9 +84,11 @@ def describe(
     data_sha256: str | None,
     step: int | None,
     metrics: dict[str, float],
+    chat: Format | None = None,
 ) -> dict[str, Any]:
     """Describe a model as the plain dict that `restore` reads; for the arguments see `ModelInfo`."""
     return {
+        **({TEMPLATE: chat.to_dict()} if isinstance(chat, ChatTemplate) else {}),
         "format": FORMAT,
         "version": __version__,
         "model": models.to_dict(model.config),
@@ -315,7 +325,7 @@ def _restore(
             about = upgrades.from_format_1(about)
         config = parse(about["model"])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        info = model_info(about, path, origin)
+        info = model_info(about, tokenizer, path, origin)
         if ADAPTERS in about:
             raise UserError("it has adapters alone, which belong on another model")
         put_new_rows_in(config, state)
@@ -325,7 +335,7 @@ def _restore(
         raise UserError(f"{path} does not fit together: {reason}") from error
 
 
-def model_info(about: dict[str, Any], path: Path, origin: str) -> ModelInfo:
+def model_info(about: dict[str, Any], tokenizer: Tokenizer, path: Path, origin: str) -> ModelInfo:
     """Return the info in a description by `describe`.
 
     Raises:
@@ -335,4 +345,16 @@ def model_info(about: dict[str, Any], path: Path, origin: str) -> ModelInfo:
     metrics, config = plain_tree(about["metrics"], "metrics"), plain_tree(about["config"], "config")
     if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config, dict)):
         raise UserError("what it says of itself is damaged")
-    return ModelInfo(path, step, {name: float(value) for name, value in metrics.items()}, config, data_sha256, origin)
+    measured, chat = {name: float(value) for name, value in metrics.items()}, described_chat(about, tokenizer, path)
+    return ModelInfo(path, step, measured, config, data_sha256, origin, lambda: chat)
+
+
+def described_chat(about: dict[str, Any], tokenizer: Tokenizer, path: Path) -> Format | None:
+    """Return the format in which a model with this description by `describe` answers; None: it continues texts.
+
+    Raises:
+        UserError: what it says of its chat template is damaged.
+    """
+    if TEMPLATE in about:
+        return ChatTemplate.from_dict(tokenizer, about[TEMPLATE], str(path))
+    return ChatFormat(tokenizer) if answers_in_chat(about["config"], tokenizer) else None

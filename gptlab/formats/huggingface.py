@@ -7,13 +7,13 @@ rest is cropped: those ids stand for no text, so they should be neither drawn no
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from gptlab.data.chat.chat_format import ChatFormat, has_chat_tokens
 from gptlab.data.tokenizers import BPETokenizer, Tokenizer
-from gptlab.formats import huggingface_names, huggingface_tokenizer
+from gptlab.formats import chat_template, huggingface_names, huggingface_tokenizer
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.reading import (
     GPT2_SIZES,
@@ -37,8 +37,10 @@ HUB_NAMES = {  # on the hub
     "distilgpt2": "distilbert/distilgpt2",
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
-SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TEMPLATE_FILE = "chat_template.jinja"
+SETTINGS_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", chat_template.FILE),
+)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists; both may be split into shards
 
 
@@ -59,9 +61,7 @@ def download(name: str) -> Path:
             stem, _, suffix = whole.partition(".")
             shards = (whole, f"{stem}-*.{suffix}", f"{whole}.index.json")
             folder = Path(
-                huggingface_hub.snapshot_download(
-                    repo, allow_patterns=[*SETTINGS_FILES, TEMPLATE_FILE, *TOKENIZER_FILES, *shards]
-                )
+                huggingface_hub.snapshot_download(repo, allow_patterns=[*SETTINGS_FILES, *TOKENIZER_FILES, *shards])
             )
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
@@ -97,17 +97,8 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
             weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config)), tokenizer
         )
     origin = f"Hugging Face {about['model_type']}"
-    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, _has_chat_format(folder, tokenizer))
-
-
-def _has_chat_format(folder: Path, tokenizer: Tokenizer) -> bool:
-    """Return whether the folder has our chat format as its template, as an export of a fine-tuned run has."""
-    template = folder / TEMPLATE_FILE
-    return (
-        has_chat_tokens(tokenizer)
-        and template.is_file()
-        and template.read_text("utf-8", "replace") == ChatFormat(tokenizer).as_template()
-    )
+    read_chat = partial(chat_template.read_chat_format, folder, tokenizer)
+    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, read_chat)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

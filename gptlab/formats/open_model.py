@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from gptlab.data.chat.chat_format import Format, end_tokens
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import (
     adapters,
@@ -61,9 +62,17 @@ class OpenedModel(Generic[AnyModel]):
         return self.info.config if self.info else {}
 
     @property
-    def in_chat(self) -> bool:
-        """Whether it has learned to answer in the chat format."""
-        return self.info is not None and self.info.in_chat(self.tokenizer)
+    def chat(self) -> Format | None:
+        """The format in which it has learned to answer; None: it continues texts. Errors as in `ModelInfo.chat`."""
+        return self.info.chat if self.info else None
+
+    @property
+    def ends(self) -> set[int]:
+        """The ids that end an answer or a text; of a broken chat template none are known."""
+        ends = end_tokens(self.tokenizer)
+        with suppress(UserError):
+            ends |= {*(self.chat.ends if self.chat else ())}
+        return ends
 
     @property
     def data(self) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.chat_format import Format
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
+from gptlab.formats.added_tokens import NAMED
+from gptlab.formats.chat_template import FILE
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.formats.huggingface_backend import PAD
 from gptlab.models import Model, weights
@@ -21,6 +25,7 @@ from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SETTINGS = "tokenizer_config.json"
 ORIGIN_QWEN2 = "Hugging Face qwen2"  # of a ModelInfo
 
 
@@ -46,14 +51,32 @@ def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None
 
 
 def write_tokenizer(
-    tokenizer: Tokenizer, block_size: int, folder: Path, vocab_size: int | None = None, chat_template: str | None = None
+    tokenizer: Tokenizer, block_size: int, folder: Path, vocab_size: int | None = None, chat: Format | None = None
 ) -> None:
     """Write the files from which `AutoTokenizer` reads a tokenizer, see `huggingface_tokenizer.tokenizer_files`."""
     files = huggingface_tokenizer.tokenizer_files(tokenizer, block_size, vocab_size)
-    if chat_template is not None:
-        files["chat_template.jinja"] = chat_template
+    if chat is not None:
+        files[FILE] = chat.as_template()
+    if isinstance(chat, ChatTemplate):
+        settings = json.loads(files[SETTINGS])
+        for name in NAMED:  # what the template is not told stays untold
+            token = chat.variables.get(name)
+            if token in tokenizer.special_tokens:
+                settings[name] = token
+            elif re.search(rf"\b{name}\b", chat.source):
+                settings.pop(name, None)
+        files[SETTINGS] = json.dumps(settings, indent=2) + "\n"
     for name, content in files.items():
         (folder / name).write_text(content, "utf-8")
+
+
+def chat_format(info: ModelInfo) -> Format | None:
+    """Return the format in which a model answers; None, with a warning, if that is a chat template that is broken."""
+    try:
+        return info.chat
+    except UserError as error:
+        log.warning("%s: left out", error)
+        return None
 
 
 def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) -> str:
@@ -80,10 +103,8 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
-    chat = ChatFormat(tokenizer) if info.in_chat(tokenizer) else None
-    write_tokenizer(
-        tokenizer, model.config.block_size, folder, chat_template=None if chat is None else chat.as_template()
-    )
+    chat = chat_format(info)
+    write_tokenizer(tokenizer, model.config.block_size, folder, chat=chat)
     never_drawn = [i for name, i in named.values() if name == PAD]  # a token of ours; those of others may be drawn
     ends: dict[str, Any] = {} if chat is None else {"eos_token_id": sorted(chat.ends)}
     generation = ids | ends | ({"suppress_tokens": never_drawn} if never_drawn else {})
@@ -101,6 +122,8 @@ def write_safetensors(model: Model, tokenizer: Tokenizer, info: ModelInfo, folde
     Returns:
         The name of the format.
     """
-    about = checkpoint.describe(model, tokenizer, info.config, info.data_sha256, info.step, info.metrics)
+    about = checkpoint.describe(
+        model, tokenizer, info.config, info.data_sha256, info.step, info.metrics, chat_format(info)
+    )
     write_weights(folder / "model.safetensors", weights.parameters(model), json.dumps(about))
     return "safetensors"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptlab.data.chat.chat_format import Format
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import Step, generate, prompt_ids, speculate
@@ -86,6 +87,23 @@ def check_prompt(opened: OpenedModel[Model], text: str, special: bool = False) -
         )
 
 
+def chat_of(opened: OpenedModel[Model], special: bool = False) -> Format | None:
+    """Return the format in which a model is asked; None: it continues the prompt.
+
+    Args:
+        special: the prompt has the special tokens of a chat itself, see `empty_answers`.
+
+    Raises:
+        UserError: the model brings a chat template that is broken.
+    """
+    if special:
+        return None
+    try:
+        return opened.chat
+    except UserError as error:
+        raise UserError(f"{opened.name}: {error}. generate --special asks it without its template") from error
+
+
 def default_prompt(opened: OpenedModel[Model]) -> str:
     """Return what the samples of a run begin with: trainer.sample_prompt, a new line by default.
 
@@ -122,13 +140,18 @@ def empty_answers(
         stops: the stop strings, see `TextStream`.
         special: read names of special tokens in the prompts as those tokens.
     """
-    chat = opened.in_chat and not special
+    chat = chat_of(opened, special)
     encoded = [prompt_ids(opened.tokenizer, text, special, chat) for text in prompts]
     return [
-        Answer(number, text, ids, sample + 1, seed + sample, TextStream(opened.tokenizer, stops, chat))
+        Answer(number, text, ids, sample + 1, seed + sample, stream_of(opened, stops, chat))
         for number, (text, ids) in enumerate(zip(prompts, encoded, strict=True), 1)
         for sample in range(samples)
     ]
+
+
+def stream_of(opened: OpenedModel[Model], stops: Sequence[str], chat: Format | None) -> TextStream:
+    """Return an empty stream for what a model says, as an answer in a chat or as the end of a text."""
+    return TextStream(opened.tokenizer, stops, chat is not None, opened.ends)
 
 
 def draw_answers(

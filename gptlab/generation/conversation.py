@@ -9,14 +9,13 @@ from contextlib import suppress
 
 import torch
 
-from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.conversations import Message
 from gptlab.formats.open_model import OpenedModel
-from gptlab.generation.answers import check_prompt, stream_pieces
+from gptlab.generation.answers import chat_of, check_prompt, stream_of, stream_pieces
 from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.terminal import TokenPrinter, note, note_speed
-from gptlab.generation.text_stream import TextStream
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 
@@ -33,7 +32,7 @@ def converse(
 ) -> None:
     """Answer line after line until there are no more; for the model, the whole conversation is one text.
 
-    A model that has learned to answer in the chat format sees each line as what a user says.
+    A model that has learned to answer in a chat format sees each line as what a user says.
 
     Args:
         opened: the model.
@@ -49,7 +48,7 @@ def converse(
         UserError: a logit is infinite or not a number.
     """
     tokenizer, block_size = opened.tokenizer, opened.model.config.block_size
-    chat = ChatFormat(tokenizer) if opened.in_chat and not special else None
+    chat, messages = chat_of(opened, special), list[Message]()
     end_of_line = "" if chat or tokenizer.unknown("\n") else "\n"
     if opening:
         opening = opening.removesuffix("\n") + end_of_line
@@ -58,14 +57,23 @@ def converse(
     tokens, seconds, cropped = 0, 0.0, False
     encode = tokenizer.encode_special if special else tokenizer.encode
     for line in _lines(opened, special):
-        if context is None:
-            ids = prompt_ids(tokenizer, opening + line + end_of_line, special, chat is not None)
+        if chat is not None:
+            said = Message("user", line if messages else opening + line)
+            try:
+                ids = chat.prompt([*messages, said]).tolist()
+            except UserError as error:
+                note(f"error: {error}")
+                continue
+            messages.append(said)
+            context, length = continued(opened.model, context, ids), len(ids)
+        elif context is None:
+            ids = prompt_ids(tokenizer, opening + line + end_of_line, special)
             length = len(ids)
             context = Context(opened.model, [ids], block_size)
         else:
             fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
             text = ("" if fresh else end_of_line) + line + end_of_line
-            ids = (encode(text) if chat is None else chat.following(context.rows[0], text)).tolist()
+            ids = encode(text).tolist()
             for token in ids:
                 context.append([token])
             length = len(context.rows[0])
@@ -74,13 +82,14 @@ def converse(
         if length > block_size and not cropped:
             note(f"{opened.name} sees the last {block_size} tokens of what has been said only")
             cropped = True
-        stream, started = TextStream(tokenizer, stops, chat is not None), time.perf_counter()
+        stream, started = stream_of(opened, stops, chat), time.perf_counter()
         with suppress(KeyboardInterrupt):
             steps = generate(context, max_new_tokens, sampling, [generator])
             for _, pieces in stream_pieces(steps, [stream], printer.probs):
                 printer.show(pieces)
         printer.show(stream.close())  # the rest of an interrupted answer
         tokens, seconds = tokens + len(stream.tokens), seconds + time.perf_counter() - started
+        messages.append(Message("assistant", stream.text))
         if stream.finish == "end_of_text" and not special and chat is None:
             context.take_back(1)  # the conversation continues
         if not stream.text.endswith("\n"):
@@ -88,6 +97,18 @@ def converse(
     if sys.stdin.isatty():
         printer.write("\n")
     note_speed(opened.name, tokens, seconds)
+
+
+def continued(model: Model, context: Context | None, ids: Sequence[int]) -> Context:
+    """Return a context with `ids`: `context` itself, if what it has read is the beginning of them.
+
+    It is not where a chat template writes an answer otherwise than the model did, or the beginning is out of sight.
+    """
+    if context is None or [*ids[: len(context.rows[0])]] != context.rows[0]:
+        return Context(model, [ids], model.config.block_size)
+    for token in ids[len(context.rows[0]) :]:
+        context.append([token])
+    return context
 
 
 def _lines(opened: OpenedModel[Model], special: bool) -> Iterator[str]:

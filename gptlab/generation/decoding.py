@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Message
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.generation.context import Context
@@ -90,17 +90,17 @@ def speculate(
                 break
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str, special: bool = False, chat: bool = False) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str, special: bool = False, chat: Format | None = None) -> list[int]:
     """Return the ids of a prompt, after the tokenizer's beginning of text; if there are none, its end of text, else 0.
 
     With most character tokenizers, id 0 is the newline.
 
     Args:
         special: read names of special tokens as those tokens; a prompt that begins with the beginning of text keeps it.
-        chat: the prompt is what a user says, to whom the model answers.
+        chat: the format in which the prompt is what a user says, to whom the model answers; None: it is a text.
     """
-    if chat and not special:
-        return ChatFormat(tokenizer).prompt([Message("user", prompt)]).tolist()
+    if chat is not None and not special:
+        return chat.prompt([Message("user", prompt)]).tolist()
     begin = list(tokenizer.begin)
     ids = (tokenizer.encode_special if special else tokenizer.encode)(prompt).tolist()
     if special and begin and ids[: len(begin)] == begin:

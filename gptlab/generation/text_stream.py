@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from gptlab.data.chat.chat_format import end_tokens
@@ -28,9 +28,16 @@ class TextStream:
         tokenizer: the tokenizer of the tokens.
         stops: the stop strings; the text ends before the first that is complete, however it is cut into tokens.
         begins: whether the row begins a text, so that a space which the tokenizer puts before each is left out.
+        ends: the tokens that end the text; None: the tokenizer's.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), begins: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        begins: bool = False,
+        ends: Collection[int] | None = None,
+    ) -> None:
         self.tokenizer, self.stops, self.begins = tokenizer, stops, begins
         self.tokens: list[int] = []
         """All tokens that were added, including those of a stop string and the end of text."""
@@ -40,7 +47,7 @@ class TextStream:
         """The text so far, without what is held back."""
         self.finish: str | None = None
         """Why it ended: stop, end_of_text or length."""
-        self._ends = end_tokens(tokenizer)
+        self._ends = end_tokens(tokenizer) if ends is None else ends
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: list[Piece] = []
 

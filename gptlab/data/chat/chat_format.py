@@ -32,6 +32,16 @@ class Format(Protocol):
     """How messages become ids."""
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of texts."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """What it is, for messages."""
+        ...
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """The ids that end a turn, any of which ends an answer."""
         ...
@@ -44,8 +54,16 @@ class Format(Protocol):
         """
         ...
 
+    def ids(self, messages: Sequence[Message]) -> np.ndarray:
+        """Return the ids of `encode` alone, in less time."""
+        ...
+
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Return the ids after which the assistant's answer to `messages` begins, (n,) int64."""
+        ...
+
+    def as_template(self) -> str:
+        """Return the format as a chat template in Jinja, as `transformers` takes it."""
         ...
 
 
@@ -103,6 +121,10 @@ class ChatFormat:
             )
 
     @property
+    def words(self) -> str:
+        return "gptlab's chat format"
+
+    @property
     def begin(self) -> tuple[int, ...]:
         """The ids that begin each conversation."""
         return self.tokenizer.begin or (self.tokenizer.special_tokens[BEGIN],)
@@ -126,20 +148,13 @@ class ChatFormat:
             counted += [np.zeros(1, dtype=bool), np.full(len(content) + 1, learnt)]
         return Encoded(np.concatenate(ids).astype(np.int64), np.concatenate(counted))
 
+    def ids(self, messages: Sequence[Message]) -> np.ndarray:
+        return self.encode(messages).ids
+
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         return np.append(self.encode(messages).ids, self.turn("assistant"))
 
-    def following(self, ids: Sequence[int], content: str) -> np.ndarray:
-        """Return the ids of what a user says after a conversation, and of the beginning of the answer, (n,) int64.
-
-        Args:
-            ids: the conversation, whose last answer may lack its end.
-        """
-        rest = self.prompt([Message("user", content)])[len(self.begin) :]
-        return rest if ids[-1] in self.ends else np.insert(rest, 0, self.end)
-
     def as_template(self) -> str:
-        """Return the format as a chat template in Jinja, as `transformers` takes it."""
         begin = "".join(self.tokenizer.tokens[token].decode() for token in self.begin)
         return (
             f"{{{{ {json.dumps(begin)} }}}}{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}"

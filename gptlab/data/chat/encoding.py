@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,9 +65,8 @@ def encode_conversations(
             dropped = len(each.messages) - len(prompt) - len(answer)
             return chat.encode(prompt + answer, max(each.given - dropped, 0))
 
-        alone = _fitting(
-            prompt, lambda prompt: [encoded(prompt)], block_size, block_size + 1, counts, too_long, each.where
-        )
+        row = _Row(chat, [answer], block_size, block_size + 1, too_long, each.where)
+        alone = row.fitting(prompt, lambda prompt: [encoded(prompt)], counts)
         for ids, counted in alone or ():
             counted = np.arange(len(ids)) > 0 if loss_on_all else counted
             if not counted.any():
@@ -80,7 +81,7 @@ def fitting(conversation: Conversation, chat: Format, block_size: int) -> Conver
     prompt, answer = conversation.messages[:begin], conversation.messages[begin:]
 
     def fits(prompt: Messages) -> bool:
-        return len(chat.encode(prompt + answer).ids) <= block_size + 1
+        return len(chat.ids(prompt + answer)) <= block_size + 1
 
     kept = prompt if fits(prompt) else shorten(prompt, fits)
     if kept is None:
@@ -127,8 +128,8 @@ def encode_preferences(
         def encoded(prompt: Messages, each: Preference = each) -> list[Encoded]:
             return [chat.encode(prompt + answer, len(prompt)) for answer in (each.chosen, each.rejected)]
 
-        fitting = _fitting(each.prompt, encoded, block_size, most, counts, too_long, each.where)
-        if fitting:
+        row = _Row(chat, [each.chosen, each.rejected], block_size, most, too_long, each.where)
+        if fitting := row.fitting(each.prompt, encoded, counts):
             found.append(EncodedPair(*fitting))
     return _some(found, counts)
 
@@ -193,32 +194,48 @@ def _answer_begin(messages: Messages) -> int:
     return 1 + max(i for i, message in enumerate(messages) if message.role != "assistant")
 
 
-def _fitting(
-    prompt: Messages,
-    encoded: Callable[[Messages], list[Encoded]],
-    block_size: int,
-    most: int,
-    counts: Counter[str],
-    too_long: str,
-    where: str,
-) -> list[Encoded] | None:
-    """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does.
+@dataclass(frozen=True)
+class _Row:
+    """What a row has room for: each of some answers after a prompt."""
 
-    Args:
-        most: the most ids of what fits; `block_size` is for the message.
-    """
-    whole = encoded(prompt)
-    length = max(len(each.ids) for each in whole)
-    if length <= most:
-        return whole
-    if too_long == REFUSE:
-        raise UserError(
-            f"{where or 'a conversation'}: it has {amount(length, 'token')}, and a row of "
-            f"model.block_size={block_size} holds {most:,}; shorten it, take a larger one, or give task.too_long={CUT}"
-        )
-    shorter = shorten(prompt, lambda prompt: max(len(each.ids) for each in encoded(prompt)) <= most)
-    counts[LEFT_OUT if shorter is None else SHORTENED] += 1
-    return None if shorter is None else encoded(shorter)
+    chat: Format
+    answers: Sequence[Messages]
+    block_size: int
+    most: int
+    """The most ids of a text; `block_size` is for the message."""
+    too_long: str
+    where: str
+    """The file and line of the example, for messages."""
+
+    def fitting(
+        self, prompt: Messages, encoded: Callable[[Messages], list[Encoded]], counts: Counter[str]
+    ) -> list[Encoded] | None:
+        """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does."""
+        with naming(self.where):
+            whole = encoded(prompt)
+            length = max(len(each.ids) for each in whole)
+            if length <= self.most:
+                return whole
+            if self.too_long == REFUSE:
+                raise UserError(
+                    f"it has {amount(length, 'token')}, and a row of model.block_size={self.block_size} holds "
+                    f"{self.most:,}; shorten it, take a larger one, or give task.too_long={CUT}"
+                )
+            shorter = shorten(prompt, self._fits)
+            counts[LEFT_OUT if shorter is None else SHORTENED] += 1
+            return None if shorter is None else encoded(shorter)
+
+    def _fits(self, prompt: Messages) -> bool:
+        return max(len(self.chat.ids(prompt + answer)) for answer in self.answers) <= self.most
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Let the messages of UserErrors begin with the file and line of a row."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where or 'a conversation'}: {error}") from error
 
 
 def shorten(prompt: Messages, fits: Callable[[Messages], bool]) -> Messages | None:
@@ -230,9 +247,9 @@ def shorten(prompt: Messages, fits: Callable[[Messages], bool]) -> Messages | No
     system = prompt[: prompt[0].role == "system"]
     turns = [i for i, message in enumerate(prompt) if message.role == "user"]
     for kept in dict.fromkeys((system, ())):
-        for begin in turns:
-            if fits(kept + prompt[begin:]):
-                return kept + prompt[begin:]
+        first = bisect_left(turns, True, key=lambda begin: fits(kept + prompt[begin:]))  # few of many turns are tried
+        if first < len(turns):
+            return kept + prompt[turns[first] :]
         if cut := _cut(kept, prompt[turns[-1] :], fits):
             return cut
     return None

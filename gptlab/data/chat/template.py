@@ -36,6 +36,7 @@ class ChatTemplate:
         variables: what the template knows beside the messages, such as bos_token.
         ends: the ids that end a turn.
         date: what the template takes for today, YYYY-MM-DD.
+        where: the file that it comes from, for messages.
     """
 
     tokenizer: Tokenizer
@@ -43,6 +44,43 @@ class ChatTemplate:
     variables: dict[str, str] = field(default_factory=dict)
     ends: tuple[int, ...] = ()
     date: str = "2024-07-26"
+    where: str = field(default="", compare=False)
+
+    @property
+    def words(self) -> str:
+        """What it is, for messages."""
+        return "the chat template" + (f" of {self.where}" if self.where else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict from which `from_dict` makes the same template, given the tokenizer."""
+        return {
+            "source": self.source,
+            "variables": dict(self.variables),
+            "ends": list(self.ends),
+            "date": self.date,
+        }
+
+    @classmethod
+    def from_dict(cls, tokenizer: Tokenizer, about: Any, where: str = "") -> ChatTemplate:
+        """Return the template that `to_dict` described.
+
+        Raises:
+            UserError: the description is damaged.
+        """
+        if not isinstance(about, dict) or about.keys() != {"source", "variables", "ends", "date"}:
+            raise UserError("what it says of its chat template is damaged")
+        source, variables, ends, date = (about[key] for key in ("source", "variables", "ends", "date"))
+        named = isinstance(variables, dict) and all(
+            isinstance(text, str) for pair in variables.items() for text in pair
+        )
+        known = isinstance(ends, list) and all(type(end) is int and 0 <= end < tokenizer.vocab_size for end in ends)
+        if not (isinstance(source, str) and named and known and isinstance(date, str) and _is_day(date)):
+            raise UserError("what it says of its chat template is damaged")
+        return cls(tokenizer, source, variables, tuple(ends), date, where)
+
+    def as_template(self) -> str:
+        """Return the template in Jinja, as `transformers` takes it."""
+        return self.source
 
     def encode(self, messages: Sequence[Message], given: int = 0) -> Encoded:
         """Return the ids of messages. What the assistant says counts, and the token that ends it.
@@ -61,10 +99,17 @@ class ChatTemplate:
         text, answers = stretches(hidden, given)
         ids = self._ids(text, hidden)
         counted = np.zeros(len(ids), dtype=bool)
+        ends = self._token_ends(text, ids, hidden)
         for begin, end in answers:
-            first, last = self._position(text[:begin], ids, hidden)[0], self._position(text[:end], ids, hidden)[1]
+            first = self._position(text[:begin], ids, hidden, ends)[0]
+            last = self._position(text[:end], ids, hidden, ends)[1]
             counted[first : self._end(ids, first, last)] = True
         return Encoded(ids, counted & (np.arange(len(ids)) > 0))
+
+    def ids(self, messages: Sequence[Message]) -> np.ndarray:
+        """Return the ids of `encode` alone, in less time."""
+        hidden = _Hidden(messages, self)
+        return self._ids(self._render(hidden.messages), hidden)
 
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Return the ids after which the assistant's answer to `messages` begins, (n,) int64."""
@@ -81,7 +126,7 @@ class ChatTemplate:
         told = [i for i, message in enumerate(hidden.messages) if message.role == "assistant"]
         if given and len(answers) != len(told):
             raise UserError(
-                f"the chat template marks {len(answers)} answers by {{% generation %}} where there are {len(told)}, so "
+                f"{self.words} marks {len(answers)} answers by {{% generation %}} where there are {len(told)}, so "
                 f"that it is not known which of them are given; mark each message of the assistant"
             )
         text = "".join(part for part in parts if part not in hidden.marks)
@@ -96,15 +141,26 @@ class ChatTemplate:
                 before, through = self._render(messages[:i], answer=True), self._render(messages[: i + 1])
                 if not (text.startswith(through) and through.startswith(before)):
                     raise UserError(
-                        "the chat template writes a message otherwise when others follow it, so that what the "
-                        "assistant says cannot be found; put {% generation %} and {% endgeneration %} around that in "
+                        f"{self.words} writes a message otherwise when others follow it, so that what the assistant "
+                        "says cannot be found; put {% generation %} and {% endgeneration %} around that in "
                         "the template"
                     )
                 answers.append((len(before), len(through)))
         return text, answers
 
-    def _position(self, prefix: str, ids: np.ndarray, hidden: _Hidden) -> tuple[int, int]:
+    def _token_ends(self, text: str, ids: np.ndarray, hidden: _Hidden) -> np.ndarray | None:
+        """Return the byte of a text where each of its ids ends, (n,); None if their bytes are not those of the text."""
+        tokens = [self.tokenizer.tokens[i] for i in ids]
+        if b"".join(tokens) != hidden.show(text).encode():
+            return None
+        return np.cumsum([len(token) for token in tokens])
+
+    def _position(self, prefix: str, ids: np.ndarray, hidden: _Hidden, ends: np.ndarray | None) -> tuple[int, int]:
         """Return how many of a text's ids lie wholly in a prefix of it, and how many at least in part."""
+        if ends is not None:
+            size = len(hidden.show(prefix).encode())
+            whole = int(np.searchsorted(ends, size, side="right"))
+            return whole, whole + bool(size > (ends[whole - 1] if whole else 0))
         own = self._ids(prefix, hidden)
         same = len([*takewhile(bool, (a == b for a, b in zip(own, ids, strict=False)))])
         return same, same + (same < len(own))
@@ -119,7 +175,7 @@ class ChatTemplate:
         within = [i for i in found if i < last] or found
         if not within:
             raise UserError(
-                "the chat template writes no special token after an answer, so that a model would never learn to stop; "
+                f"{self.words} writes no special token after an answer, so that a model would never learn to stop; "
                 "add one in the template, such as {{ eos_token }}"
             )
         return within[-1] + 1
@@ -171,7 +227,7 @@ class ChatTemplate:
             return str(self._compiled.render(given | dict(zip(MARKS, marks, strict=True))))
         except Exception as error:  # whatever the template does
             raise UserError(
-                f"the chat template refuses a conversation, or is broken ({type(error).__name__}: {str(error)[:200]})"
+                f"{self.words} refuses a conversation, or is broken ({type(error).__name__}: {str(error)[:200]})"
             ) from error
 
     @cached_property
@@ -190,7 +246,7 @@ class ChatTemplate:
         try:
             return environment.from_string(self.source)
         except TemplateSyntaxError as error:
-            raise UserError(f"the chat template is no Jinja: line {error.lineno}: {error.message}") from error
+            raise UserError(f"{self.words} is no Jinja: line {error.lineno}: {error.message}") from error
 
 
 class _Hidden:
@@ -227,6 +283,13 @@ class _Hidden:
         for name, character in self._names.items():
             text = text.replace(character, name)
         return text
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _generation_tag() -> Any:

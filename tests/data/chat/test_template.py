@@ -123,6 +123,21 @@ def test_what_counts_is_what_transformers_marks_where_a_template_tells(name: str
         assert 0 < found.counted.sum() < len(found.ids)
 
 
+def test_a_conversation_of_many_turns_is_cut_in_a_few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial writes the whole conversation, of which there may be tens of thousands of tokens."""
+    said = talk(*["what is it", "a thing"] * 100)
+    template, rendered = ours(special_bpe(), CHATML), []
+    render = ChatTemplate._render
+    monkeypatch.setattr(ChatTemplate, "_render", lambda *args, **named: rendered.append(1) or render(*args, **named))
+    counts = Counter[str]()
+    [found] = encode_conversations([said], template, 200, counts)
+    assert counts == {SHORTENED: 1}
+    assert 150 < len(found.ids) <= 201
+    assert len(rendered) < 60
+    whole = template.encode(said.messages).ids
+    assert found.ids.tolist() == whole[len(whole) - len(found.ids) :].tolist()
+
+
 def answers(template: ChatTemplate, said: Conversation) -> list[str]:
     """The stretches that count."""
     ids, counted = template.encode(said.messages, said.given)

@@ -24,6 +24,7 @@ NEW: dict[str, dict[str, Any]] = {
         "answer_tokens": 100,
         "train": "all",
         "samples": 0,
+        "chat_template": "auto",
     },
     "reward": {"name": "exact", "argument": None, "model": None, "shuffle": False, "unended": 0.0},
     "lora": {"rank": 0, "alpha": 16.0, "dropout": 0.0, "targets": ["q", "v"], "rslora": False, "untie": False},

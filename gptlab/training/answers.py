@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
-from gptlab.data.tokenizers import Tokenizer
 from gptlab.generation.replies import draw_replies
 from gptlab.models import Model, Network
 from gptlab.training.sampled import SampledAnswers
@@ -22,17 +24,17 @@ class Answered(NamedTuple):
     wanted: str
     ended: bool
     """Whether the answer ends with an end token."""
-
-    @property
-    def right(self) -> bool:
-        """Whether it is what was wanted, and ends there."""
-        return self.ended and self.answer == self.wanted
+    right: bool
+    """Whether it is what was wanted, and ends there."""
 
 
 class Answers:
     """Answers the prompts of conversations greedily.
 
+    An answer is right if the format would write what is wanted so; a chat template may trim it, or put a space before.
+
     Args:
+        chat: how the model is asked.
         conversations: those of each part that are answered; the last message of each is the right answer.
         kind: names the kind of a prompt, each of which has an accuracy of its own; None: there is one kind.
         max_tokens: the most tokens of an answer, its end included.
@@ -42,7 +44,6 @@ class Answers:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
         chat: Format,
         conversations: Mapping[str, Sequence[Conversation]],
         max_tokens: int,
@@ -50,11 +51,31 @@ class Answers:
         sampled: SampledAnswers | None = None,
         most: int = 0,
     ) -> None:
-        self.tokenizer, self.chat, self.conversations, self.max_tokens = tokenizer, chat, conversations, max_tokens
+        self.chat, self.conversations, self.max_tokens = chat, conversations, max_tokens
         self.kind, self.sampled, self.most = kind, sampled, most
         self.measures = ("accuracy", "stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
+
+    @cached_property
+    def _rights(self) -> dict[str, list[str | None]]:
+        """For each part and conversation the right answer as the format writes it; None: no answer can be right."""
+        return {part: [self._right(each) for each in asked] for part, asked in self.conversations.items()}
+
+    def _right(self, conversation: Conversation) -> str | None:
+        ids, counted = self.chat.encode(conversation.messages, conversation.given)
+        begin = np.flatnonzero(~counted[: np.flatnonzero(counted)[-1]])[-1] + 1  # of the last stretch that counts
+        answer = ids[begin:][counted[begin:]].tolist()
+        text = self.chat.tokenizer.decode(answer[:-1])
+        said = text.strip() == conversation.messages[-1].content.strip()
+        return text if said and len(answer) <= self.max_tokens else None
+
+    def impossible(self, part: str) -> int:
+        """Return how many answers of a part no model can give.
+
+        They have characters or words that the tokenizer lacks, a chat template changes them, or they are too long.
+        """
+        return self._rights[part].count(None)
 
     def measure(self, model: Model, part: str, policy: Network | None = None) -> dict[str, float]:
         """Return the share of right answers, the share that end, and their mean length in tokens; and what is measured
@@ -70,19 +91,15 @@ class Answers:
             return {}
         prompts = [self.chat.prompt(each.messages[:-1]).tolist() for each in asked]
         replies = draw_replies(model, prompts, self.max_tokens, self.chat.ends)
-        self.last = [
-            Answered(
-                each.messages[-2].content,
-                self.tokenizer.decode(reply.ids[: len(reply.ids) - reply.ended]),
-                each.messages[-1].content,
-                reply.ended,
-            )
-            for each, reply in zip(asked, replies, strict=True)
-        ]
+        self.last = []
+        for each, reply, right in zip(asked, replies, self._rights[part], strict=True):
+            answer = self.chat.tokenizer.decode(reply.ids[: len(reply.ids) - reply.ended])
+            said = each.messages[-2].content, answer, each.messages[-1].content
+            self.last.append(Answered(*said, reply.ended, reply.ended and answer == right))
         count = len(asked)
         by_kind: dict[str, list[bool]] = {}
-        for each in self.last if self.kind else ():
-            by_kind.setdefault(self.kind(each.prompt), []).append(each.right)  # type: ignore[misc]
+        for answered in self.last if self.kind else ():
+            by_kind.setdefault(self.kind(answered.prompt), []).append(answered.right)  # type: ignore[misc]
         sampled = self.sampled and self.sampled.measure(model, policy or model, asked[: self.most], part)
         return {
             **(sampled or {}),

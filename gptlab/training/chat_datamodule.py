@@ -41,12 +41,9 @@ class ChatDataModule(ExampleDataModule):
         found: list[Conversation] = self.prepared.said.parts[part]
         return found
 
-    def in_words(self) -> str:
-        rows, tokenizer = self.prepared.rows["train"], self.prepared.tokenizer
-        return (
-            f"{self.prepared.said.in_words()} in {amount(len(rows), 'row')} of training, {rows.fill:.0%} full "
-            f"(tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)"
-        )
+    def rows_in_words(self) -> str:
+        rows = self.prepared.rows["train"]
+        return f" in {amount(len(rows), 'row')} of training, {rows.fill:.0%} full"
 
     def fixed_batch(self, tokens: int) -> Batch:
         alone = Rows(

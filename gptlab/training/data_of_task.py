@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.system.errors import UserError
 from gptlab.training.chat_datamodule import ChatDataModule
@@ -13,12 +14,15 @@ from gptlab.training.settings import Settings
 from gptlab.training.tasks import PolicyConfig
 
 
-def data_module(settings: Settings, given: Tokenizer | None, block_size: int) -> RunData:
+def data_module(
+    settings: Settings, given: Tokenizer | None, block_size: int, template: ChatTemplate | None = None
+) -> RunData:
     """Return the data of what a run is to learn.
 
     Args:
         given: the tokenizer of init_from.
         block_size: tokens in a row, T.
+        template: the chat template of init_from, if messages are written in it.
 
     Raises:
         UserError: a tokenizer is chosen where init_from brings its own.
@@ -33,7 +37,7 @@ def data_module(settings: Settings, given: Tokenizer | None, block_size: int) ->
             f"of a chat; leave it out"
         )
     if isinstance(task, PolicyConfig):
-        return PromptDataModule(settings.data, task, how, block_size, settings.seed)
+        return PromptDataModule(settings.data, task, how, block_size, settings.seed, template)
     if task.name in ("reward", "dpo"):
         return PairDataModule(
             settings.data,
@@ -41,8 +45,9 @@ def data_module(settings: Settings, given: Tokenizer | None, block_size: int) ->
             how,
             block_size,
             settings.seed,
+            template,
             end_is_read=task.name == "reward",
             sampled_from=settings.init_from,
         )
     kind = LabelDataModule if task.name == "classify" else ChatDataModule
-    return kind(settings.data, task, how, block_size, settings.seed)
+    return kind(settings.data, task, how, block_size, settings.seed, template)

@@ -15,7 +15,8 @@ from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
 from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import fitting
-from gptlab.data.chat.example_set import FORMS, ExampleSet
+from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, ExampleSet
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import amount, quoted
@@ -54,9 +55,10 @@ class ExampleDataModule(RunData):
     Args:
         task: what counts in the loss, and what a row holds.
         tokenizer: how to train a tokenizer on what is said, or the tokenizer of a trained model; for messages both get
-            the tokens of the chat format.
+            the tokens of gptlab's chat format, unless there is a template.
         block_size: tokens in a row, T.
         seed: the seed of the order of batches and of dropout.
+        template: the chat template of a trained model, in which messages are written; None: gptlab's format.
     """
 
     form: ClassVar[str]
@@ -66,10 +68,16 @@ class ExampleDataModule(RunData):
     prepared: PreparedExamples
 
     def __init__(
-        self, config: DataConfig, task: TaskConfig, tokenizer: TokenizerConfig | Tokenizer, block_size: int, seed: int
+        self,
+        config: DataConfig,
+        task: TaskConfig,
+        tokenizer: TokenizerConfig | Tokenizer,
+        block_size: int,
+        seed: int,
+        template: ChatTemplate | None = None,
     ) -> None:
         super().__init__(config, block_size, seed)
-        self.task, self.tokenizer = task, tokenizer
+        self.task, self.tokenizer, self.template = task, tokenizer, template
 
     def prepare_data(self) -> None:
         """Encode the examples; called first by us, since the model needs the vocabulary, then by Lightning.
@@ -85,8 +93,8 @@ class ExampleDataModule(RunData):
             tokenizer = tokenizers.build(tokenizer, said.texts("train"), False, self.config.folder("dir"))
         chat: Format | None = None
         if self.has_messages:
-            tokenizer = chat_tokenizer(tokenizer)
-            chat = ChatFormat(tokenizer)
+            tokenizer = tokenizer if self.template else chat_tokenizer(tokenizer)
+            chat = self.template or ChatFormat(tokenizer)
         self._warn_of_unknown(said, tokenizer)
         counts = Counter[str]()
         rows = {part: self.rows_of(part, said, tokenizer, chat, counts) for part in said.parts}
@@ -130,10 +138,16 @@ class ExampleDataModule(RunData):
         return "test" in self.prepared.rows
 
     def in_words(self) -> str:
-        tokenizer = self.prepared.tokenizer
+        prepared, tokenizer = self.prepared, self.prepared.tokenizer
+        written = f", written in {prepared.chat.words}" if prepared.chat else ""
         return (
-            f"{self.prepared.said.in_words()} (tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)"
+            f"{prepared.said.in_words()}{self.rows_in_words()} (tokenizer={tokenizer.name}, "
+            f"{tokenizer.vocab_size:,} in the vocabulary){written}"
         )
+
+    def rows_in_words(self) -> str:
+        """Return what the training part becomes, after how many examples there are."""
+        return ""
 
     def opening(self) -> str | None:
         said = (each.messages[-2].content for each in self.held_out("val"))
@@ -154,7 +168,19 @@ class ExampleDataModule(RunData):
         for part in said.parts.keys() - {"train"}:
             rows = self.held_out(part)
             asked[part] = self.fitted(rows if said.known and part == "test" else rows[:count], chat)
-        return Answers(self.prepared.tokenizer, chat, asked, self.task.answer_tokens, said.kind, sampled, count)
+        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count)
+        for part in asked if self.form == CONVERSATIONS else ():
+            if impossible := answers.impossible(part):
+                log.warning(
+                    "%s of the %s answers that %s/accuracy is of cannot be right: %s writes them otherwise, or in more "
+                    "than task.answer_tokens=%d",
+                    f"{impossible:,}",
+                    f"{len(asked[part]):,}",
+                    part,
+                    chat.words if isinstance(chat, ChatTemplate) else f"tokenizer={chat.tokenizer.name}",
+                    self.task.answer_tokens,
+                )
+        return answers
 
     def fitted(self, conversations: Sequence[Conversation], chat: Format) -> list[Conversation]:
         """Return conversations cut as the model sees them in training."""

@@ -10,14 +10,16 @@ from gptlab.runs.compose import PRETRAINED
 from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
+    from gptlab.data.chat.template import ChatTemplate
     from gptlab.data.tokenizers import Tokenizer
+    from gptlab.formats.checkpoint import ModelInfo
     from gptlab.models import Model, ModelConfig
 
 log = logging.getLogger(__name__)
 
 
-def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model, Tokenizer]:
-    """Load the model `name`, in training mode and with the changes that the config makes, and its tokenizer.
+def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model, Tokenizer, ModelInfo]:
+    """Load the model `name`, in training mode and with the changes of the config, its tokenizer and its info.
 
     Args:
         model: the config's model node: for model=pretrained its changes (None: no change), else a whole architecture.
@@ -32,7 +34,7 @@ def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model,
     source, tokenizer, info = open_model.load_model(name, raw_dir=raw_dir)
     config = fitted(source.config, model, name)
     log.info("weights: %s", info.words)
-    return weights.crop(source, config).train(), tokenizer
+    return weights.crop(source, config).train(), tokenizer, info
 
 
 def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> ModelConfig:
@@ -90,6 +92,33 @@ def node(model: Model) -> dict[str, Any]:
     from gptlab import models
 
     return {key: value for key, value in models.to_dict(model.config).items() if key != "vocab_size"}
+
+
+def chat_template(info: ModelInfo, name: str, chosen: str) -> ChatTemplate | None:
+    """Return the chat template in which a model of init_from goes on to learn; None: gptlab's format.
+
+    Args:
+        info: of the model.
+        name: the value of init_from.
+        chosen: the value of task.chat_template.
+
+    Raises:
+        UserError: it is to be the model's, which has none, or a broken one.
+    """
+    from gptlab.data.chat.template import ChatTemplate
+    from gptlab.training.tasks import GPTLAB, MODEL
+
+    if chosen == GPTLAB:
+        return None
+    try:
+        chat = info.chat
+    except UserError as error:
+        raise UserError(f"init_from={name}: {error}. task.chat_template={GPTLAB} does without it") from error
+    if chat is None and chosen == MODEL:
+        raise UserError(
+            f"task.chat_template={MODEL}: init_from={name} brings no chat template; use task.chat_template={GPTLAB}"
+        )
+    return chat if isinstance(chat, ChatTemplate) else None
 
 
 def with_tokens(model: Model, tokenizer: Tokenizer) -> Model:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptlab.alignment.reference import Reference
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint
 from gptlab.formats.adapters import Base
+from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import Model
 from gptlab.models.heads import language_model
 from gptlab.training import data_of_task, init_from
@@ -63,9 +65,10 @@ def load(settings: Settings, start: Start | None = None) -> Loaded:
     given: Tokenizer | None = None
     origin: Base | None = None
     node: dict[str, Any] = settings.resolved["model"]
+    template: ChatTemplate | None = None
     known = None
     if settings.init_from:
-        model, given = _model(settings, start)
+        model, given, info = _model(settings, start)
         node = init_from.node(model)
         known = model.config.vocab_size - (start.new_tokens if start else 0)
         if settings.lora or settings.task.name in ALIGNING:
@@ -73,7 +76,12 @@ def load(settings: Settings, start: Start | None = None) -> Loaded:
             assert origin is not None
             if settings.lora:
                 origin.check(model)
-    data = data_of_task.data_module(settings, given, node["block_size"])
+        if settings.task.name not in ("pretrain", "classify"):
+            chosen = settings.task.chat_template
+            template = (
+                start.chat_template(given) if start else init_from.chat_template(info, settings.init_from, chosen)
+            )
+    data = data_of_task.data_module(settings, given, node["block_size"], template)
     data.prepare_data()
     tokenizer: Tokenizer = data.prepared.tokenizer
     if given and settings.task.name == "pretrain":
@@ -85,12 +93,12 @@ def load(settings: Settings, start: Start | None = None) -> Loaded:
     return Loaded(data, tokenizer, model, node, known or tokenizer.vocab_size, origin, reference)
 
 
-def _model(settings: Settings, start: Start | None) -> tuple[Model, Tokenizer]:
-    """Return the model of `init_from`, or of the checkpoint, and its tokenizer; a policy has no dropout."""
+def _model(settings: Settings, start: Start | None) -> tuple[Model, Tokenizer, ModelInfo]:
+    """Return the model of `init_from`, or of the checkpoint, its tokenizer and its info; a policy has no dropout."""
     raw_dir = settings.data.folder("dir")
     if start is not None and start.base is None and start.headed:
-        model, tokenizer, _ = checkpoint.load_headed(start.path)
-        return language_model(model), tokenizer
+        model, tokenizer, info = checkpoint.load_headed(start.path)
+        return language_model(model), tokenizer, info
     assert settings.init_from is not None
     node = settings.model
     if settings.task.name in ALIGNING:
@@ -112,6 +120,6 @@ def _reference(settings: Settings, start: Start | None, model: Model, tokenizer:
     if start is None:
         return Reference(model)
     assert start.origin is not None
-    first, _ = init_from.load(start.origin.found(), settings.model | {"dropout": 0.0}, settings.data.folder("dir"))
+    first, *_ = init_from.load(start.origin.found(), settings.model | {"dropout": 0.0}, settings.data.folder("dir"))
     start.origin.check(first)
     return Reference(init_from.with_tokens(first, tokenizer))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptlab import models
+from gptlab.data.chat.chat_format import Format
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import gathered_model, total_norm
 from gptlab.formats import adapters, checkpoint
@@ -50,6 +51,7 @@ class LMModule(L.LightningModule):
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
         origin: what names the model that the adapters of `model` belong on, of which checkpoints then hold nothing; or
             else that of the reference, which they name.
+        chat: the format of the conversations that it learns from; None: it learns from texts.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LMModule(L.LightningModule):
         fused: bool = True,
         skip: bool = False,
         origin: adapters.Base | None = None,
+        chat: Format | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -78,6 +81,7 @@ class LMModule(L.LightningModule):
         self.fused = fused
         self.skip = skip
         self.origin = origin
+        self.chat = chat
         self.val_metrics: dict[str, float] = {}
         self.val_step = 0
         self.test_metrics: dict[str, float] = {}
@@ -219,7 +223,7 @@ class LMModule(L.LightningModule):
         Args:
             state: the module's state dict.
         """
-        about = checkpoint.describe(self.model, self.tokenizer, self.config, self.data_sha256, step, metrics)
+        about = checkpoint.describe(self.model, self.tokenizer, self.config, self.data_sha256, step, metrics, self.chat)
         if self.origin is not None:
             gpt = language_model(self.model)
             lora = gpt.lora if isinstance(gpt, GPT) else None

@@ -16,10 +16,11 @@ from gptlab.alignment.rewards import bayes_accuracy, open_reward
 from gptlab.data.batches import Batch
 from gptlab.data.chat import sources
 from gptlab.data.chat.batches import PairRows
-from gptlab.data.chat.chat_format import ChatFormat, Format, has_chat_tokens
+from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation, Preference, read_examples
 from gptlab.data.chat.encoding import answerable, encode_preferences
 from gptlab.data.chat.example_set import PREFERENCES, ExampleSet
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.formats import open_model
@@ -49,10 +50,11 @@ class PairDataModule(ExampleDataModule):
         tokenizer: TokenizerConfig | Tokenizer,
         block_size: int,
         seed: int,
+        template: ChatTemplate | None,
         end_is_read: bool,
         sampled_from: str | None,
     ) -> None:
-        super().__init__(config, task, tokenizer, block_size, seed)
+        super().__init__(config, task, tokenizer, block_size, seed, template)
         self.end_is_read, self.sampled_from = end_is_read, sampled_from
 
     def load(self) -> ExampleSet:
@@ -105,17 +107,18 @@ def sampled_pairs(config: DataConfig, name: str) -> ExampleSet:
     """
     model, tokenizer, info = open_model.load_model(name, raw_dir=config.folder("dir"))
     prompts = sources.preference_prompts(config)
-    if not info.in_chat(tokenizer) or not has_chat_tokens(tokenizer):
+    chat = info.chat
+    if chat is None:
         raise UserError(f"data=preferences: init_from={name} has not learned to answer; give a run of task=sft")
     asked = {part: [each.messages[:-1] for each in found] for part, found in prompts.items()}
-    about = [digest(model), tokenizer.to_dict(), config.problems, asked]
+    about = [digest(model), tokenizer.to_dict(), chat.as_template(), config.problems, asked]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     parts: dict[str, list[Preference]] = {}
     for part, found in prompts.items():
         path = config.folder("cache_dir") / "preferences" / key / f"{part}.jsonl"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _sample(config, part, found, model, tokenizer, path)
+            _sample(config, part, found, model, chat, path)
         parts[part] = read_examples([path]).rows
     held_out = parts["held_out"]
     first = max(int(config.val_fraction * len(held_out)), 1)
@@ -128,13 +131,13 @@ def _sample(
     part: str,
     prompts: Sequence[Conversation],
     model: Model,
-    tokenizer: Tokenizer,
+    chat: Format,
     path: Path,
 ) -> None:
     """Sample the pairs of a part, and write them."""
     problems = sources.check_problems("preferences", config.problems)
     assert isinstance(problems, sources.PreferencesNode)
-    chat, counts = ChatFormat(tokenizer), Counter[str]()
+    counts = Counter[str]()
     room = model.config.block_size + 1 - problems.answer_tokens
     fitting = (answerable(each, chat, room) for each in prompts)
     asked = [each.messages[:-1] for each in fitting if each is not None]
@@ -147,7 +150,7 @@ def _sample(
     log.info("sampling %s of answers of the model, once", amount(count, "pair"))
     found = sample_preferences(
         model,
-        tokenizer,
+        chat.tokenizer,
         chat,
         asked,
         open_reward(problems.reward, problems.argument or ""),

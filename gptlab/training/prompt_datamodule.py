@@ -61,12 +61,8 @@ class PromptDataModule(ChatDataModule):
         found = (answerable(each, chat, room) for each in conversations)
         return [each for each in found if each is not None]
 
-    def in_words(self) -> str:
-        tokenizer = self.prepared.tokenizer
-        return (
-            f"{self.prepared.said.in_words()}, {amount(len(self.prompts.ids), 'prompt')} to answer "
-            f"(tokenizer={tokenizer.name}, {tokenizer.vocab_size:,} in the vocabulary)"
-        )
+    def rows_in_words(self) -> str:
+        return f", {amount(len(self.prompts.ids), 'prompt')} to answer"
 
     def train_dataloader(self) -> PromptBatches:
         trainer = self.trainer

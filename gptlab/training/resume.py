@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.prepared import Prepared
 from gptlab.data.text_options import of_train, read_before
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import adapters, checkpoint
 from gptlab.system.accelerator import device_name
 from gptlab.system.errors import UserError, amount
@@ -56,6 +58,12 @@ class Start:
             UserError: that is missing.
         """
         return self.base.found() if self.base else self.path
+
+    def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """Return the chat template that the run has begun with; None: it has none."""
+        assert self.content is not None
+        chat = checkpoint.described_chat(self.content[checkpoint.KEY], tokenizer, self.path)
+        return chat if isinstance(chat, ChatTemplate) else None
 
     def threads_of(self, most: int) -> int | None:
         """Return the number of threads of before; None if it is unknown, or here are fewer than it, `most`."""

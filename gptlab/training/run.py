@@ -19,6 +19,7 @@ from gptlab.models.heads import HeadConfig, HeadedGPT
 from gptlab.models.lora import add_adapters, train_new_rows
 from gptlab.system.errors import UserError
 from gptlab.training.datamodule import RunData
+from gptlab.training.example_datamodule import ExampleDataModule
 from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.loading import Loaded, load
 from gptlab.training.module import LMModule
@@ -96,6 +97,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         fused=place.precision != "fp16",  # Lightning does not unscale gradients for a fused optimizer
         skip=settings.trainer.nonfinite == "skip",
         origin=loaded.origin,
+        chat=data.prepared.chat if isinstance(data, ExampleDataModule) else None,
     )
     return Run(settings, place, data, module, choose_threads(settings, place, network, data.block_size, start))
 

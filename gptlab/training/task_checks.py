@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gptlab.data.chat import sources
 from gptlab.data.chat.example_set import CONVERSATIONS, LABELS, PREFERENCES, check_form
 from gptlab.system.errors import UserError
-from gptlab.training.tasks import ALIGNING, PolicyConfig
+from gptlab.training.tasks import ALIGNING, MODEL, PolicyConfig
 
 if TYPE_CHECKING:
     from gptlab.training.settings import Settings
@@ -46,6 +46,15 @@ def _check_data(found: Settings) -> None:
         sources.check_problems(found.data.name, found.data.problems)
     elif found.data.problems is not None:
         raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
+    if found.data.order != "random":
+        raise UserError(
+            f"data.order={found.data.order}: is of task=pretrain only; of conversations all come before any comes "
+            f"again in any case: leave it out"
+        )
+    if found.task.chat_template == MODEL and found.init_from is None:
+        raise UserError(
+            f"task.chat_template={MODEL}: there is no model that brings one; add init_from=..., or leave it out"
+        )
     if found.trainer.baseline is not None:
         raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
 

@@ -17,6 +17,8 @@ from gptlab.system.errors import UserError, did_you_mean
 
 LOSS_ON = ("answers", "all")
 KL = ("exact", *KL_ESTIMATORS)
+AUTO, MODEL, GPTLAB = "auto", "model", "gptlab"
+CHAT_TEMPLATES = (AUTO, MODEL, GPTLAB)
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,15 @@ class TaskConfig:
     """The part of a model of init_from that is trained, see `freezing.train_only`."""
     samples: int = 0
     """Answers that are sampled to each of these prompts, beside the most probable one."""
+    chat_template: str = AUTO
+    """How conversations are written: as the model of init_from has learned it (model), in gptlab's format (gptlab), or
+    the first where it brings a chat template (auto)."""
 
     def __post_init__(self) -> None:
         self.choose("loss_on", LOSS_ON)
         self.choose("too_long", TOO_LONG)
         self.choose("train", PARTS)
+        self.choose("chat_template", CHAT_TEMPLATES)
         self.above("check", 0, "or 0 for none")
         self.above("samples", 0, "or 0 for none")
         self.above("answer_tokens", 1)

@@ -150,7 +150,7 @@ def test_a_gpt2_of_hugging_face_is_fine_tuned(tune: Any, text_file: Path, tmp_pa
 
 def test_fewer_positions_are_the_first_ones(trained: Path, tmp_path: Path) -> None:
     source = checkpoint.load_checkpoint(trained)[0]
-    model, _ = init_from.load(trained, {"name": "pretrained", "block_size": 11}, tmp_path)
+    model, *_ = init_from.load(trained, {"name": "pretrained", "block_size": 11}, tmp_path)
     assert model.config.block_size == 11
     assert torch.equal(model.wpe.weight, source.wpe.weight[:11])  # type: ignore
     assert model.lm_head.weight is model.wte.weight  # type: ignore[union-attr]
@@ -167,13 +167,13 @@ def test_a_cropped_run_trains_and_goes_on(tune: Any, trained: Path, command: Any
 
 def test_positions_that_are_not_learned_have_any_number(run: Any, tmp_path: Path) -> None:
     run(tmp_path / "rope", "model.pos=rope", "model.n_embd=36", "trainer.max_steps=1")
-    model, _ = init_from.load(tmp_path / "rope", {"name": "pretrained", "block_size": 29}, tmp_path)
+    model, *_ = init_from.load(tmp_path / "rope", {"name": "pretrained", "block_size": 29}, tmp_path)
     assert model(torch.arange(20).repeat(2)[None, :29]).shape[1] == 29
 
 
 def test_dropout_and_kernels_can_be_changed(trained: Path, tmp_path: Path) -> None:
     changes = {"dropout": 0.5, "attention": "manual", "gradient_checkpointing": True}
-    model, _ = init_from.load(trained, {"name": "pretrained", **changes}, tmp_path)
+    model, *_ = init_from.load(trained, {"name": "pretrained", **changes}, tmp_path)
     source = checkpoint.load_checkpoint(trained)[0]
     idx = torch.arange(17)[None]
     assert not torch.equal(model(idx), model(idx))  # it is in training mode

@@ -226,6 +226,9 @@ def test_a_validation_part_is_cut_off_beside_a_test_part_of_its_own(compose: Any
         (["task.loss_on=prompts"], "task.loss_on=prompts: must be one of answers, all"),
         (["task.too_long=crop"], "task.too_long=crop: must be one of cut, refuse"),
         (["task.name=sff"], "task.name=sff: no such task; did you mean sft?"),
+        (["data=chat", "data.order=epochs"], "data.order=epochs: is of task=pretrain only"),
+        (["task.chat_template=own"], "task.chat_template=own: must be one of auto, model, gptlab"),
+        (["data=chat", "task.chat_template=model"], "task.chat_template=model: there is no model that brings one"),
         (["task.check=-1"], "task.check=-1: must be at least 1, or 0 for none"),
         (["task.answer_tokens=0"], "task.answer_tokens=0: must be at least 1"),
         (["data=chat", "trainer.baseline=ngram:3"], "trainer.baseline=ngram:3: is of task=pretrain only"),
@@ -245,6 +248,18 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(
     with pytest.raises(UserError) as refused:
         compose(*overrides)
     assert words in str(refused.value)
+
+
+def test_answers_that_cannot_be_right_are_counted(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A character that the tokenizer lacks, and an answer longer than any that is drawn."""
+    chat = tmp_path / "chat.jsonl"
+    said = ["yes"] * 10 + ["no"] * 7 + ["n\u00f6"] * 2 + ["yes" * 9]
+    chat.write_text("".join(json.dumps({"prompt": "no yes", "completion": each}) + "\n" for each in said))
+    run(tmp_path / "run", *SFT, f"data.path={chat}", "trainer.max_steps=1", "data.val_fraction=0.5")
+    words = (
+        "3 of the 10 answers that val/accuracy is of cannot be right: tokenizer=char writes them otherwise, or in more"
+    )
+    assert f"{words} than task.answer_tokens=9" in caplog.text
 
 
 def test_sums_are_learned_and_measured_on_all_that_are_held_out(run: Any, tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ class AnswerSamples(L.Callback):
         if not trainer.is_global_zero or pl_module.answers is None:
             return
         lines = []
-        for prompt, answer, wanted, ended in pl_module.answers.last[:SHOWN]:
+        for prompt, answer, wanted, ended, right in pl_module.answers.last[:SHOWN]:
             lines += [f"> {prompt}", answer if ended else f"{answer} ..."]
-            lines += [] if ended and answer == wanted else [f"(wanted: {wanted})"]
+            lines += [] if right else [f"(wanted: {wanted})"]
         write_sample(trainer, self.path, "\n".join(lines))
 
 

@@ -67,7 +67,7 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
         (["model=gpt99"], ["model=gpt99: there is no such choice", "gpt10m"]),
         (
             ["experiment=frist"],
-            ["experiment=frist: there is no such choice; did you mean first? there are addition, best_char,"],
+            ["experiment=frist: there is no such choice; did you mean first? there are addition, addition_grpo,"],
         ),
         (["model.n_head=4,1"], ["model.n_head=4,1: has several values; add -m", "[4,1]"]),
         (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),

@@ -19,18 +19,19 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, choice: str) -> None:
-    of_pairs = ["data=preferences", "reward.name=rhyme"]
+    begun, of_pairs = "init_from=gpt2", ["data=preferences", "reward.name=rhyme"]
     beside = {
-        "pretrained": ["init_from=gpt2"],
+        "pretrained": [begun],
         "sft": ["data=chat"],
-        "classify": ["data=labels"],
+        "classify": ["data=labels"] * (group == "task"),
         "reward": of_pairs,
-        "dpo": [*of_pairs, "init_from=gpt2"],
-        "preferences": ["reward.name=rhyme", "init_from=gpt2"],
-        "ppo": ["data=arithmetic", "init_from=gpt2", "trainer.max_steps=20", "trainer.val_every=20"],
-        "grpo": ["data=arithmetic", "init_from=gpt2", "data.batch_size=16"],
-        "addition_grpo": ["init_from=gpt2"],
+        "dpo": [*of_pairs, begun],
+        "preferences": [begun] + ["reward.name=rhyme"] * (group == "data"),
+        "ppo": ["data=arithmetic", begun, "trainer.max_steps=20", "trainer.val_every=20"],
+        "grpo": ["data=arithmetic", begun, "data.batch_size=16"],
     }.get(choice, [])
+    if group == "experiment" and "/model: pretrained" in (CONF / group / f"{choice}.yaml").read_text():
+        beside = [begun]
     settings = compose(f"{group}={choice}", *beside)
     if group in ("precision", "compile", "trainer", "schedule", "optim"):
         assert getattr(settings, group).name == choice

@@ -221,7 +221,7 @@ def test_a_validation_part_is_cut_off_beside_a_test_part_of_its_own(compose: Any
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task=sft"], "task=sft with data=auto: it learns from conversations; use data=chat"),
+        (["task=sft"], "data.name=auto: a text, and task=sft, ppo and grpo learn from conversations; give data=chat"),
         (["data=chat", "task=pretrain"], "data=chat with task=pretrain: it has conversations; use task=sft"),
         (["task.loss_on=prompts"], "task.loss_on=prompts: must be one of answers, all"),
         (["task.too_long=crop"], "task.too_long=crop: must be one of cut, refuse"),

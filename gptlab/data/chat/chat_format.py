@@ -140,13 +140,12 @@ class ChatFormat:
 
     def encode(self, messages: Sequence[Message], given: int = 0) -> Encoded:
         # Each part is tokenised alone, so that the ids of a prompt do not depend on the answer after it.
-        ids, counted = [np.array(self.begin)], [np.zeros(len(self.begin), dtype=bool)]
-        for i, message in enumerate(messages):
-            content = self.tokenizer.encode(message.content)
-            ids += [np.array([self.turn(message.role)]), content, np.array([self.end])]
-            learnt = message.role == "assistant" and i >= given
-            counted += [np.zeros(1, dtype=bool), np.full(len(content) + 1, learnt)]
-        return Encoded(np.concatenate(ids).astype(np.int64), np.concatenate(counted))
+        ids, counted = list(self.begin), [False] * len(self.begin)
+        for i, (role, content) in enumerate(messages):
+            said = self.tokenizer.encode(content).tolist()
+            ids += (self.turn(role), *said, self.end)
+            counted += (False, *[role == "assistant" and i >= given] * (len(said) + 1))
+        return Encoded(np.array(ids, dtype=np.int64), np.array(counted))
 
     def ids(self, messages: Sequence[Message]) -> np.ndarray:
         return self.encode(messages).ids

@@ -212,21 +212,19 @@ class _Row:
     ) -> list[Encoded] | None:
         """Return what `encoded` makes of a prompt, or of as much of its end as fits; None if nothing does."""
         with naming(self.where):
-            whole = encoded(prompt)
-            length = max(len(each.ids) for each in whole)
-            if length <= self.most:
-                return whole
+            if (length := self._length(prompt)) <= self.most:
+                return encoded(prompt)
             if self.too_long == REFUSE:
                 raise UserError(
                     f"it has {amount(length, 'token')}, and a row of model.block_size={self.block_size} holds "
                     f"{self.most:,}; shorten it, take a larger one, or give task.too_long={CUT}"
                 )
-            shorter = shorten(prompt, self._fits)
+            shorter = shorten(prompt, lambda prompt: self._length(prompt) <= self.most)
             counts[LEFT_OUT if shorter is None else SHORTENED] += 1
             return None if shorter is None else encoded(shorter)
 
-    def _fits(self, prompt: Messages) -> bool:
-        return max(len(self.chat.ids(prompt + answer)) for answer in self.answers) <= self.most
+    def _length(self, prompt: Messages) -> int:
+        return max(len(self.chat.ids(prompt + answer)) for answer in self.answers)
 
 
 @contextmanager

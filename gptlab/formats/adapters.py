@@ -24,12 +24,13 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
 KEY = checkpoint.ADAPTERS
+UNDERNEATH, COMPARED = "the model that its adapters belong on", "the model that its policy is compared to"
 REFERENCE = "reference"  # the key of a description that names the model which a policy is compared to
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What names a model that adapters belong on."""
+    """What names a model that adapters belong on, or that a policy is compared to."""
 
     name: str
     """As init_from gave it: a path, or a name on the Hugging Face hub."""
@@ -44,8 +45,11 @@ class Base:
         place = expand_user(name)
         return cls(name, str(place.resolve()) if place.exists() else None, digest(model))
 
-    def found(self) -> str:
+    def found(self, what: str = UNDERNEATH) -> str:
         """Return the name by which it can be opened here.
+
+        Args:
+            what: what it is, for messages.
 
         Raises:
             UserError: it is neither where it was, nor where the name leads from here.
@@ -57,20 +61,18 @@ class Base:
             return self.name if here.resolve() == Path(self.path) else self.path
         if here.exists():
             return self.name
-        raise UserError(
-            f"the model that its adapters belong on is missing: {self.name} (it was {self.path}); put it back there"
-        )
+        raise UserError(f"{what} is missing: {self.name} (it was {self.path}); put it back there")
 
-    def check(self, model: Model) -> None:
-        """Check that `model` is the base as it was.
+    def check(self, model: Model, what: str = UNDERNEATH) -> None:
+        """Check that `model` is the base as it was; arguments as in `found`.
 
         Raises:
             UserError: it is not.
         """
         if (found := digest(model)) != self.sha256:
             raise UserError(
-                f"the model that its adapters belong on has changed: {self.name} had the sha256 {self.sha256[:16]}, "
-                f"and has {found[:16]}; put the model back that it was"
+                f"{what} has changed: {self.name} had the sha256 {self.sha256[:16]}, and has {found[:16]}; put "
+                f"the model back that it was"
             )
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 HEAD = "lm_head.weight"
 EMBEDDING = "wte.weight"
 OF_GPT = "gpt."  # begins the names of a GPT's weights where it has another head
+SCORE = "score.weight"  # is that one's
 SHARED_BYTES = 1 << 30  # that tensors of one storage may take, each with a copy of its own
 MISFITS_SHOWN = 10  # in one message
 CHEAP_BLOCKS = 1000  # as many are built in a second, whatever a file holds

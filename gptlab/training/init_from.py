@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +19,36 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load(name: str | Path, model: dict[str, Any], raw_dir: Path) -> tuple[Model, Tokenizer, ModelInfo]:
+def load(
+    name: str | Path, model: dict[str, Any], raw_dir: Path, dropout: bool = True
+) -> tuple[Model, Tokenizer, ModelInfo]:
     """Load the model `name`, in training mode and with the changes of the config, its tokenizer and its info.
 
     Args:
         model: the config's model node: for model=pretrained its changes (None: no change), else a whole architecture.
-        raw_dir: see `open_model.load`.
+        raw_dir: see `open_model.load_model`.
+        dropout: whether it has the dropout that it had, or that the config says; otherwise it has none.
 
     Raises:
         UserError: there is no such model, or it does not fit the config; the message lists the differences.
     """
     from gptlab.formats import open_model
-    from gptlab.models import weights
 
     source, tokenizer, info = open_model.load_model(name, raw_dir=raw_dir)
-    config = fitted(source.config, model, name)
+    found = changed(source, model, name, dropout)
     log.info("weights: %s", info.words)
-    return weights.crop(source, config).train(), tokenizer, info
+    return found, tokenizer, info
+
+
+def changed(source: Model, model: dict[str, Any], name: str | Path, dropout: bool = True) -> Model:
+    """Return the model `source` in training mode and with the changes that the config makes; arguments as in `load`."""
+    from gptlab.models import weights
+    from gptlab.models.gpt_config import GPTConfig
+
+    config = fitted(source.config, model, name)
+    if isinstance(config, GPTConfig) and not dropout:
+        config = replace(config, dropout=0.0, attn_dropout=None)
+    return weights.crop(source, config).train()
 
 
 def fitted(theirs: ModelConfig, model: dict[str, Any], name: str | Path) -> ModelConfig:

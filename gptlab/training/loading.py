@@ -10,7 +10,7 @@ from gptlab.alignment.reference import Reference
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint
-from gptlab.formats.adapters import Base
+from gptlab.formats.adapters import COMPARED, Base
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import Model
 from gptlab.models.heads import language_model
@@ -95,15 +95,13 @@ def load(settings: Settings, start: Start | None = None) -> Loaded:
 
 def _model(settings: Settings, start: Start | None) -> tuple[Model, Tokenizer, ModelInfo]:
     """Return the model of `init_from`, or of the checkpoint, its tokenizer and its info; a policy has no dropout."""
-    raw_dir = settings.data.folder("dir")
+    dropout = settings.task.name not in ALIGNING
     if start is not None and start.base is None and start.headed:
         model, tokenizer, info = checkpoint.load_headed(start.path)
-        return language_model(model), tokenizer, info
+        return init_from.changed(language_model(model), settings.model, start.path, dropout), tokenizer, info
     assert settings.init_from is not None
-    node = settings.model
-    if settings.task.name in ALIGNING:
-        node = node | {"dropout": 0.0}
-    return init_from.load(start.source if start else settings.init_from, node, raw_dir)
+    name = start.source if start else settings.init_from
+    return init_from.load(name, settings.model, settings.data.folder("dir"), dropout)
 
 
 def _reference(settings: Settings, start: Start | None, model: Model, tokenizer: Tokenizer) -> Reference:
@@ -113,13 +111,14 @@ def _reference(settings: Settings, start: Start | None, model: Model, tokenizer:
         model: what the run begins with, here.
 
     Raises:
-        UserError: the policy has adapters, and tokens that are new to it; or the model has changed since.
+        UserError: the model is missing, or has changed since.
     """
     if settings.lora:
         return Reference(None)
     if start is None:
         return Reference(model)
     assert start.origin is not None
-    first, *_ = init_from.load(start.origin.found(), settings.model | {"dropout": 0.0}, settings.data.folder("dir"))
-    start.origin.check(first)
+    name = start.origin.found(COMPARED)
+    first, *_ = init_from.load(name, settings.model, settings.data.folder("dir"), dropout=False)
+    start.origin.check(first, COMPARED)
     return Reference(init_from.with_tokens(first, tokenizer))

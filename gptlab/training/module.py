@@ -21,6 +21,7 @@ from gptlab.models import Network
 from gptlab.models.gpt import GPT
 from gptlab.models.heads import language_model
 from gptlab.models.lora import adapter_state
+from gptlab.models.weights import SCORE
 from gptlab.system.errors import UserError, amount
 from gptlab.training.answers import Answers
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
@@ -231,7 +232,7 @@ class LMModule(L.LightningModule):
                 about[adapters.REFERENCE] = dataclasses.asdict(self.origin)
             else:
                 about[adapters.KEY] = adapters.describe(lora, self.origin)
-                own = {f"{checkpoint.PREFIX}{name}" for name in adapter_state(self.model)}
+                own = {f"{checkpoint.PREFIX}{name}" for name in (*adapter_state(self.model), SCORE)}
                 state = {name: tensor for name, tensor in state.items() if name in own}
         return {checkpoint.KEY: about, "state_dict": state}
 

@@ -14,12 +14,12 @@ from gptlab import models
 from gptlab.data import tokenizers
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel, ModelInfo
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.grow import grow_vocabulary
-from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, train_new_rows
+from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, merged, train_new_rows
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
@@ -119,8 +119,10 @@ def restore(
         load_base: opens a model by its name.
 
     Raises:
-        UserError: the base is missing or has changed, or the adapters do not fit it, or the description is damaged.
+        UserError: the base is missing or has changed, or the adapters do not fit it, or the description is damaged;
+            or it is no language model.
     """
+    about, state = checkpoint.language_model_of(about, state, file)
     try:
         config, base = described(about[KEY])
         model = on_base(about, config, base, state, load_base(base.found())[0])
@@ -130,6 +132,22 @@ def restore(
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error!s:.500}"
         raise UserError(f"{file} cannot be opened: {reason}") from error
     return model, tokenizer, info
+
+
+def restore_headed(
+    about: dict[str, Any], state: dict[str, Tensor], file: Path, load_base: Callable[[str], LoadedModel]
+) -> LoadedHeaded:
+    """Restore a model with a head and adapters, which are merged, in evaluation mode; arguments as in `restore`.
+
+    Raises:
+        UserError: see there; or it has no head.
+    """
+    try:
+        head = models.headed_from_dict(about["model"]).head
+        gpt, tokenizer, info = restore(*checkpoint.without_head(about, state), file, load_base)
+        return weights.put_head(merged(gpt), head, state), tokenizer, info
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be opened: {type(error).__name__}: {error!s:.500}") from error
 
 
 def on_base(about: dict[str, Any], config: LoRAConfig, base: Base, state: dict[str, Tensor], found: Model) -> GPT:

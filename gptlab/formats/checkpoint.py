@@ -240,20 +240,10 @@ def load_checkpoint(path: Path, content: Any = None) -> LoadedModel:
 
     Raises:
         UserError: see `find_checkpoint` and `read_checkpoint`; or the weights do not fit the model that is described;
-            or it is no language model, see `load_headed`; or it holds adapters alone, see `open_model.load_model`.
+            or it is no language model, or it holds adapters alone, see `open_model`.
     """
     about, state, file = read_model(path, content)
     return restore(about, state, file, "gptlab run")
-
-
-def load_headed(path: Path) -> LoadedHeaded:
-    """Load a classifier, a reward model, or a policy with a value head, as `load_checkpoint` loads a language model.
-
-    Raises:
-        UserError: as there; or it has no head.
-    """
-    about, state, file = read_model(path)
-    return _restore(about, state, file, "gptlab run", models.headed_from_dict, weights.fill_headed)
 
 
 def read_model(path: Path, content: Any = None) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
@@ -298,16 +288,42 @@ def restore(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin:
     Raises:
         UserError: the description is damaged, or the weights do not fit it; or the model is no language model.
     """
+    about, state = language_model_of(about, state, path)
+    return _restore(about, state, path, origin, models.from_dict, weights.fill)
+
+
+def restore_headed(about: dict[str, Any], state: dict[str, Tensor], path: Path, origin: str) -> LoadedHeaded:
+    """Restore a classifier, a reward model, or a policy with a value head, as `restore` does a language model.
+
+    Raises:
+        UserError: as there; or it has no head.
+    """
+    return _restore(about, state, path, origin, models.headed_from_dict, weights.fill_headed)
+
+
+def language_model_of(
+    about: dict[str, Any], state: dict[str, Tensor], path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the weights of the language model in a file: of a policy without its value head.
+
+    Raises:
+        UserError: it is none.
+    """
     described = about["model"] if isinstance(about.get("model"), dict) else {}
     head = described.get("head")
-    if isinstance(head, dict) and head.get("kind") == "value":
-        of_gpt = {name: state.pop(name) for name in list(state) if name.startswith(weights.OF_GPT)}
-        state = {name.removeprefix(weights.OF_GPT): tensor for name, tensor in of_gpt.items()}
-        about = about | {"model": {name: value for name, value in described.items() if name != "head"}}
-    elif isinstance(head, dict):
+    if not isinstance(head, dict):
+        return about, state
+    if head.get("kind") != "value":
         kind = KINDS.get(f"{head.get('kind')!s:.99}", "a model with another head")
-        raise UserError(f"{path} is {kind}, whose outputs are no text: give a language model")
-    return _restore(about, state, path, origin, models.from_dict, weights.fill)
+        raise UserError(f"{path} is {kind}, whose outputs are no text: give a language model, such as its init_from")
+    return without_head(about, state)
+
+
+def without_head(about: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the weights of the GPT in a model with a head; its weights leave `state`."""
+    of_gpt = {name: state.pop(name) for name in list(state) if name.startswith(weights.OF_GPT)}
+    described = {name: value for name, value in about["model"].items() if name != "head"}
+    return about | {"model": described}, {name.removeprefix(weights.OF_GPT): each for name, each in of_gpt.items()}
 
 
 def _restore(

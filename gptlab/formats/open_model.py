@@ -25,7 +25,7 @@ from gptlab.formats import (
     reading,
     safetensors_file,
 )
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel, ModelInfo
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
@@ -117,7 +117,26 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
         UserError: there is no such model, it is broken, or gptlab has no such architecture; or it has adapters, and
             their base is missing or has changed.
     """
-    model, tokenizer, info = load_with_adapters(name, raw_dir=raw_dir)
+    return _merged(load_with_adapters(name, raw_dir=raw_dir))
+
+
+def load_headed(name: str | Path) -> LoadedHeaded:
+    """Load a classifier, a reward model, or a policy with its value head, as `load_model` loads a language model.
+
+    Args:
+        name: a run directory or a checkpoint file.
+
+    Raises:
+        UserError: as there; or it has no head.
+    """
+    about, state, file = checkpoint.read_model(Path(name))
+    if adapters.KEY in about:
+        return adapters.restore_headed(about, state, file, load_model)
+    return checkpoint.restore_headed(about, state, file, "gptlab run")
+
+
+def _merged(opened: LoadedModel) -> LoadedModel:
+    model, tokenizer, info = opened
     return (merged(model) if isinstance(model, GPT) else model), tokenizer, info
 
 
@@ -134,8 +153,7 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
         path = path.expanduser()
 
     def load_base(base: str) -> LoadedModel:
-        model, tokenizer, info = load_with_adapters(base, raw_dir=raw_dir, depth=depth + 1)
-        return (merged(model) if isinstance(model, GPT) else model), tokenizer, info
+        return _merged(load_with_adapters(base, raw_dir=raw_dir, depth=depth + 1))
 
     if _is_file(path):
         return _load_file(path, raw_dir, load_base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
-from gptlab.models.heads import HeadedGPT, language_model
+from gptlab.models.heads import HeadedGPT, has_logits, language_model
 from gptlab.system.errors import UserError, did_you_mean
 
 PARTS = ("all", "head", "last_block")
@@ -30,15 +30,14 @@ def train_only(model: Model | HeadedGPT, part: str) -> None:
             raise UserError(f"task.train={part}: a {type(gpt).__name__} is one table; use task.train=all")
         gpt.requires_grad_()
         return
-    has_logits = not isinstance(model, HeadedGPT) or model.has_logits
-    if part == "head" and has_logits and gpt.config.tied:
+    if part == "head" and has_logits(model) and gpt.config.tied:
         raise UserError(
             "task.train=head: the head of this model is its embedding, too (model.tied=true), which the first block "
             "reads; use task.train=last_block or task.train=all"
         )
     model.requires_grad_(part == "all")
     if not gpt.config.tied:
-        gpt.lm_head.requires_grad_(has_logits)
+        gpt.lm_head.requires_grad_(has_logits(model))
     if isinstance(model, HeadedGPT):
         model.score.requires_grad_()
     if part == "last_block":

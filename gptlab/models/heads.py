@@ -142,6 +142,11 @@ class HeadedGPT(nn.Module):
         return self.gpt.flops_per_token() - of_logits + of_score
 
 
+def has_logits(model: GPT | Bigram | HeadedGPT) -> bool:
+    """Return whether a model predicts tokens, too, so that it can write text."""
+    return not isinstance(model, HeadedGPT) or model.has_logits
+
+
 def language_model(model: GPT | Bigram | HeadedGPT) -> GPT | Bigram:
     """Return the GPT of a model with a head, which may have been trained as a policy; any other model as it is."""
     return model.gpt if isinstance(model, HeadedGPT) else model

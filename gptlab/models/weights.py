@@ -17,7 +17,7 @@ from gptlab import models
 from gptlab.models import Model, ModelConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.heads import HeadedConfig, HeadedGPT
+from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT
 from gptlab.models.low_rank import Adapted
 from gptlab.system.errors import UserError
 
@@ -127,11 +127,20 @@ def fill_headed(config: HeadedConfig, state: dict[str, Tensor]) -> HeadedGPT:
     of_gpt = {name.removeprefix(OF_GPT): state.pop(name) for name in list(state) if name.startswith(OF_GPT)}
     gpt = fill(config.gpt, of_gpt)
     assert isinstance(gpt, GPT)
+    return put_head(gpt, config.head, state)
+
+
+def put_head(gpt: GPT, head: HeadConfig, state: dict[str, Tensor]) -> HeadedGPT:
+    """Return a GPT, not copied, with a head that has these weights.
+
+    Raises:
+        UserError: see `check_shapes` and `check_sound`.
+    """
     with torch.device("meta"), _SkipInit():
-        model = HeadedGPT(gpt, config.head)
-    check_sound(config, state)
-    check_shapes(state, {f"score.{name}": each for name, each in model.score.state_dict().items()})
-    score = state["score.weight"].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        model = HeadedGPT(gpt, head)
+    check_sound(model.config, state)
+    check_shapes(state, {SCORE: model.score.weight})
+    score = state[SCORE].detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     model.score.load_state_dict({"weight": score}, assign=True)
     return model.eval()
 

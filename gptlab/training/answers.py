@@ -21,7 +21,8 @@ class Answered(NamedTuple):
     prompt: str
     """The last message before the answer."""
     answer: str
-    wanted: str
+    wanted: str | None
+    """None: there is no right answer."""
     ended: bool
     """Whether the answer ends with an end token."""
     right: bool
@@ -40,6 +41,7 @@ class Answers:
         max_tokens: the most tokens of an answer, its end included.
         sampled: what samples several answers to each prompt beside; None: nothing.
         most: the number of prompts of a part to which answers are sampled.
+        known: whether the last messages are right answers; otherwise there is no accuracy.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Answers:
         kind: Callable[[str], str] | None = None,
         sampled: SampledAnswers | None = None,
         most: int = 0,
+        known: bool = True,
     ) -> None:
         self.chat, self.conversations, self.max_tokens = chat, conversations, max_tokens
-        self.kind, self.sampled, self.most = kind, sampled, most
-        self.measures = ("accuracy", "stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
+        self.kind, self.sampled, self.most, self.known = kind, sampled, most, known
+        self.measures: tuple[str, ...] = ("accuracy",) if known else ()
+        self.measures += ("stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
 
@@ -94,17 +98,19 @@ class Answers:
         self.last = []
         for each, reply, right in zip(asked, replies, self._rights[part], strict=True):
             answer = self.chat.tokenizer.decode(reply.ids[: len(reply.ids) - reply.ended])
-            said = each.messages[-2].content, answer, each.messages[-1].content
+            said = each.messages[-2].content, answer, each.messages[-1].content if self.known else None
             self.last.append(Answered(*said, reply.ended, reply.ended and answer == right))
         count = len(asked)
         by_kind: dict[str, list[bool]] = {}
         for answered in self.last if self.kind else ():
             by_kind.setdefault(self.kind(answered.prompt), []).append(answered.right)  # type: ignore[misc]
         sampled = self.sampled and self.sampled.measure(model, policy or model, asked[: self.most], part)
+        found = {f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())}
+        if self.known:
+            found[f"{part}/accuracy"] = sum(each.right for each in self.last) / count
         return {
             **(sampled or {}),
-            **{f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())},
-            f"{part}/accuracy": sum(each.right for each in self.last) / count,
+            **found,
             f"{part}/stop_rate": sum(each.ended for each in self.last) / count,
             f"{part}/answer_tokens": sum(len(reply.ids) for reply in replies) / count,
         }

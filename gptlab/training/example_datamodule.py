@@ -15,7 +15,7 @@ from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
 from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import fitting
-from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, ExampleSet
+from gptlab.data.chat.example_set import FORMS, PREFERENCES, ExampleSet
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
@@ -168,8 +168,9 @@ class ExampleDataModule(RunData):
         for part in said.parts.keys() - {"train"}:
             rows = self.held_out(part)
             asked[part] = self.fitted(rows if said.known and part == "test" else rows[:count], chat)
-        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count)
-        for part in asked if self.form == CONVERSATIONS else ():
+        known = self.form != PREFERENCES  # a chosen answer is one of many
+        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count, known)
+        for part in asked if known else ():
             if impossible := answers.impossible(part):
                 log.warning(
                     "%s of the %s answers that %s/accuracy is of cannot be right: %s writes them otherwise, or in more "

@@ -9,7 +9,7 @@ from typing import Any
 from gptlab.alignment.reference import Reference
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint
+from gptlab.formats import open_model
 from gptlab.formats.adapters import COMPARED, Base
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.models import Model
@@ -97,7 +97,7 @@ def _model(settings: Settings, start: Start | None) -> tuple[Model, Tokenizer, M
     """Return the model of `init_from`, or of the checkpoint, its tokenizer and its info; a policy has no dropout."""
     dropout = settings.task.name not in ALIGNING
     if start is not None and start.base is None and start.headed:
-        model, tokenizer, info = checkpoint.load_headed(start.path)
+        model, tokenizer, info = open_model.load_headed(start.path)
         return init_from.changed(language_model(model), settings.model, start.path, dropout), tokenizer, info
     assert settings.init_from is not None
     name = start.source if start else settings.init_from

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from gptlab.alignment.rewards import open_reward
 from gptlab.alignment.scoring import Scorer
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint
+from gptlab.formats import open_model
 from gptlab.models.heads import HeadedGPT
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
@@ -91,7 +90,7 @@ def reward_model(name: str, tokenizer: Tokenizer) -> HeadedGPT:
     Raises:
         UserError: there is no such run, it has learned something else, or it reads other tokens than the policy.
     """
-    model, theirs, _ = checkpoint.load_headed(Path(expand_user(name)))
+    model, theirs, _ = open_model.load_headed(expand_user(name))
     if (kind := model.head_config.kind) != "reward":
         raise UserError(f"reward.model={name}: has a head for {kind}, and must be a run of task=reward")
     if theirs.tokens != tokenizer.tokens:

@@ -28,7 +28,7 @@ from gptlab.formats.adapters import digest
 from gptlab.models import Model
 from gptlab.system.errors import UserError, amount
 from gptlab.training.example_datamodule import ExampleDataModule
-from gptlab.training.tasks import TaskConfig
+from gptlab.training.tasks import RewardConfig, TaskConfig
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,14 @@ class PairDataModule(ExampleDataModule):
     def load(self) -> ExampleSet:
         if self.config.name != "preferences":
             return super().load()
-        if self.sampled_from is None:
-            raise UserError("data=preferences: are answers of init_from's model; add init_from=..., a run of task=sft")
+        assert self.sampled_from is not None  # see `task_checks`
         return sampled_pairs(self.config, self.sampled_from)
 
     def rows_of(
         self, part: str, said: ExampleSet, tokenizer: Tokenizer, chat: Format | None, counts: Counter[str]
     ) -> PairRows:
         assert chat is not None
+        self._check_margins(said.parts[part])
         encoded = encode_preferences(
             said.parts[part],
             chat,
@@ -77,6 +77,17 @@ class PairDataModule(ExampleDataModule):
             end_is_read=self.end_is_read,
         )
         return PairRows(encoded, self.block_size)
+
+    def _check_margins(self, pairs: Sequence[Preference]) -> None:
+        """Check that each pair has a margin where one is asked for."""
+        if not isinstance(self.task, RewardConfig) or self.task.margin != "data":
+            return
+        for each in pairs:
+            if each.difference is None:
+                raise UserError(
+                    f"{each.where}: it has no margin, which task.margin=data asks for: a number under margin, or "
+                    f"gold_chosen and gold_rejected; add it to each row, or use task.margin=none"
+                )
 
     def held_out(self, part: str) -> Sequence[Conversation]:
         pairs: list[Preference] = self.prepared.said.parts[part]

@@ -15,7 +15,7 @@ from gptlab.distributed import sharding
 from gptlab.models import Model, Network
 from gptlab.models.freezing import train_only
 from gptlab.models.gpt import GPT
-from gptlab.models.heads import HeadConfig, HeadedGPT
+from gptlab.models.heads import HeadConfig, HeadedGPT, has_logits
 from gptlab.models.lora import add_adapters, train_new_rows
 from gptlab.system.errors import UserError
 from gptlab.training.datamodule import RunData
@@ -117,6 +117,8 @@ def trained_network(model: Model, settings: Settings, loaded: Loaded) -> Network
         train_only(network, settings.task.train)
     if isinstance(model, GPT):
         train_new_rows(model, loaded.known_tokens)
+        if not has_logits(network) and not model.config.tied:
+            model.lm_head.requires_grad_(False)  # its new rows, too: they would get no gradient, which DDP waits for
     return network
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gptlab.data.prepared import Prepared
 from gptlab.evaluation.ngrams import NGrams, ngram_order
-from gptlab.models.heads import HeadedGPT
+from gptlab.models.heads import has_logits
 from gptlab.runs.directory import SUMMARY_FORMAT
 from gptlab.runs.identity import config_hash
 from gptlab.system.files import write_json
@@ -92,5 +92,4 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         if (name := run.settings.trainer.baseline) is not None:
             summary["baseline"] = {"name": name, "val/loss": baseline_loss(name, data)}
         write_json(run_dir / "summary.json", summary)
-    speaks = not isinstance(module.model, HeadedGPT) or module.model.has_logits
-    return summary | {"opening": run.data.opening(), "speaks": speaks}
+    return summary | {"opening": run.data.opening(), "speaks": has_logits(module.model)}

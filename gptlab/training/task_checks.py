@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gptlab.alignment.rewards import open_reward
 from gptlab.data.chat import sources
-from gptlab.data.chat.example_set import CONVERSATIONS, LABELS, PREFERENCES, check_form
+from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, LABELS, PREFERENCES, check_form
+from gptlab.runs.compose import PRETRAINED
 from gptlab.system.errors import UserError
-from gptlab.training.tasks import ALIGNING, MODEL, PolicyConfig
+from gptlab.training.tasks import ALIGNING, HEADED, MODEL, PolicyConfig
 
 if TYPE_CHECKING:
     from gptlab.training.settings import Settings
@@ -37,13 +39,16 @@ def _check_data(found: Settings) -> None:
     """
     if found.task.name == "pretrain":
         if found.data.name in sources.NAMES:
-            raise UserError(f"data={found.data.name} with task=pretrain: it has conversations; use task=sft")
+            form = next((form for form in FORMS.values() if found.data.name in form.names), FORMS[CONVERSATIONS])
+            raise UserError(f"data={found.data.name} with task=pretrain: it has {form.noun}; use {form.either}")
         if found.data.problems is not None:
             raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
         return
     check_form(found.data.name, form_of(found.task.name))
     if found.data.name in sources.NODES:
-        sources.check_problems(found.data.name, found.data.problems)
+        problems = sources.check_problems(found.data.name, found.data.problems)
+        if isinstance(problems, sources.PreferencesNode):
+            _check_preferences(found, problems)
     elif found.data.problems is not None:
         raise UserError(f"data.problems={found.data.problems}: data={found.data.name} has none; leave it out")
     if found.data.order != "random":
@@ -57,6 +62,26 @@ def _check_data(found: Settings) -> None:
         )
     if found.trainer.baseline is not None:
         raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
+
+
+def _check_preferences(found: Settings, problems: sources.PreferencesNode) -> None:
+    """Check the pairs of data=preferences, which are answers of the model of init_from.
+
+    Raises:
+        UserError: there is none, or no reward that could prefer one of two answers.
+    """
+    if found.init_from is None:
+        raise UserError("data=preferences: are answers of init_from's model; add init_from=..., a run of task=sft")
+    key = f"data.problems.reward={problems.reward}"
+    if problems.reward == "exact":
+        raise UserError(
+            f"{key}: these prompts have no right answer; choose another with reward.name, e.g. reward.name=lexicon "
+            f"reward.argument='love heart'"
+        )
+    try:
+        open_reward(problems.reward, problems.argument or "")
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def form_of(task: str) -> str:
@@ -81,6 +106,11 @@ def _check_part(found: Settings) -> None:
         raise UserError(
             f"{said}: what is not trained would stay random; add init_from=..., a trained model, or use {instead}"
         )
+    if found.lora is not None and found.task.name in HEADED and "lm_head" in found.lora.targets:
+        raise UserError(
+            f"lora.targets={','.join(found.lora.targets)}: task={found.task.name} has a head of its own and does not "
+            f"use lm_head; leave that out"
+        )
     if found.lora is not None and part != "all":
         raise UserError(f"task.train={part} with {said}: adapters are trained alone; leave one of the two out")
     if found.trainer.strategy == "fsdp":
@@ -102,7 +132,7 @@ def _check_reference(found: Settings) -> None:
         raise UserError(
             f"lora.dropout={found.lora.dropout} with {task}: the policy must begin as its reference; leave it at 0"
         )
-    if found.model["name"] == "pretrained" and found.model.get("dropout"):
+    if found.model["name"] == PRETRAINED and found.model.get("dropout"):
         raise UserError(
             f"model.dropout={found.model['dropout']} with {task}: the policy must begin as its reference, and is "
             f"trained without dropout; leave it out"

@@ -16,6 +16,7 @@ from gptlab.models.heads import POSITIONS
 from gptlab.system.errors import UserError, did_you_mean
 
 LOSS_ON = ("answers", "all")
+MARGINS = ("none", "data")
 KL = ("exact", *KL_ESTIMATORS)
 AUTO, MODEL, GPTLAB = "auto", "model", "gptlab"
 CHAT_TEMPLATES = (AUTO, MODEL, GPTLAB)
@@ -99,9 +100,12 @@ class RewardConfig(TaskConfig):
 
     centring: float = 0.0
     """See `losses.reward_loss`."""
+    margin: str = "none"
+    """By how much the chosen answer must be better: "none", or what the data says, see `Preference.difference`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.choose("margin", MARGINS)
         self.above("centring", 0)
 
 
@@ -214,6 +218,9 @@ TASKS: dict[str, type[TaskConfig]] = {
 }
 ALIGNING = ("dpo", "ppo", "grpo")
 """Tasks that need a trained model, which is also the reference that the policy is compared to."""
+
+HEADED = ("classify", "reward")
+"""Tasks that use another head in the place of the one that predicts tokens."""
 
 
 def config_class(name: Any) -> type[TaskConfig]:

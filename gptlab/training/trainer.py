@@ -14,6 +14,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gptlab.distributed import processes, strategies
+from gptlab.models.heads import has_logits
 from gptlab.runs.identity import does, flatten
 from gptlab.system import accelerator
 from gptlab.system.files import explain_write_errors
@@ -94,13 +95,12 @@ def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoa
         patience=t.patience,
         whole=start is not None and start.path.name == "last.ckpt",
     )
-    path = run_dir / "samples.txt"
-    samples = (
-        Samples(path, t.sample_prompt, t.sample_tokens, t.sample_temperature, run.settings.seed)
-        if run.module.answers is None
-        else AnswerSamples(path)
-    )
-    callbacks: list[L.Callback] = [curves, samples, checkpoints, Progress(curves), Lengths(run_dir), Averaging(t.ema)]
+    path, samples = run_dir / "samples.txt", list[L.Callback]()
+    if run.module.answers is not None:
+        samples.append(AnswerSamples(path))
+    elif has_logits(model):
+        samples.append(Samples(path, t.sample_prompt, t.sample_tokens, t.sample_temperature, run.settings.seed))
+    callbacks: list[L.Callback] = [curves, *samples, checkpoints, Progress(curves), Lengths(run_dir), Averaging(t.ema)]
     if t.diagnose_every:
         callbacks.append(Diagnostics(t.diagnose_every, run.data.fixed_batch(TOKENS), board))
     if t.patience is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gptlab import models
 from gptlab.data.tokenizers import CharTokenizer
 from gptlab.formats import checkpoint
-from gptlab.formats.open_model import load_model
+from gptlab.formats.open_model import load_headed, load_model
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig, HeadConfig, HeadedConfig, HeadedGPT
 from gptlab.models.freezing import train_only
 from gptlab.models.lora import LoRAConfig, adapters_off, add_adapters
@@ -130,7 +130,7 @@ def test_a_checkpoint_brings_it_back(tmp_path: Path, head: HeadConfig, tied: boo
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     file = tmp_path / "last.ckpt"
     checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": weights}, file)
-    again, their_tokenizer, info = checkpoint.load_headed(file)
+    again, their_tokenizer, info = load_headed(file)
     assert again.config == model.config == HeadedConfig(gpt(tied=tied, pos="rope").config, head)
     assert their_tokenizer.to_dict() == tokenizer.to_dict()
     assert info.step == 3
@@ -145,12 +145,12 @@ def test_a_checkpoint_brings_it_back(tmp_path: Path, head: HeadConfig, tied: boo
     del weights["model.score.weight"]
     checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": weights}, file)
     with pytest.raises(UserError, match=r"score\.weight is missing"):
-        checkpoint.load_headed(file)
+        load_headed(file)
 
 
 def test_a_language_model_has_no_head(trained: Path) -> None:
     with pytest.raises(UserError, match="this model has no head for another task: it is a language model"):
-        checkpoint.load_headed(trained)
+        load_headed(trained)
 
 
 @pytest.mark.parametrize(

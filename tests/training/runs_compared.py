@@ -86,7 +86,8 @@ def differences(a: Path, b: Path, *but: str) -> Iterator[str]:
         yield from unlike(left, right, name, NOT_THE_RUN | {*but})
     yield from unlike(rows(a), rows(b), "metrics.csv", set())
     yield from unlike(points(a), points(b), "TensorBoard", set())
-    yield from unlike(*((d / "samples.txt").read_text().split("\n") for d in (a, b)), "samples.txt", set())
+    texts = [d / "samples.txt" for d in (a, b) if (a / "samples.txt").exists() or (b / "samples.txt").exists()]
+    yield from unlike(*(text.read_text().split("\n") for text in texts), "samples.txt", set()) if texts else ()
     yield from unlike(*(read_json(d / "summary.json") for d in (a, b)), "summary.json", TIMES | {*but})
 
 

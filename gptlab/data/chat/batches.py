@@ -32,6 +32,8 @@ class PairBatch(NamedTuple):
     """(2b,) int64: the ids of each text, its last one included; 1 where there is none."""
     counted: Tensor
     """(b,) bool: whether it is a pair, and not what fills up the last batch of an evaluation."""
+    margins: Tensor
+    """(b,) float32: by how much each chosen answer is better; 0 where it is not known."""
     noise: Tensor | None = None
     """(2b,) int32, see `Batch`: the same for both answers of a pair, whose difference has less noise for that."""
     pairs: int | None = None
@@ -154,7 +156,7 @@ class PairRows:
 
     def __init__(self, pairs: Sequence[EncodedPair], block_size: int) -> None:
         self.pairs, self.block_size = pairs, block_size
-        self.lengths = np.array([max(len(each.ids) for each in pair) for pair in pairs])
+        self.lengths = np.array([max(len(each.ids) for each in pair[:2]) for pair in pairs])
         """The ids of the longer text of each pair, (R,)."""
 
     def __len__(self) -> int:
@@ -175,11 +177,12 @@ class PairRows:
             np.where(rest, IGNORED, side_by_side(targets, length)),
             np.array([len(ids) for ids, _ in texts]),
             np.array([i < len(self) for i in numbers]),
+            np.array([pair.margin or 0 for pair in pairs], dtype=np.float32),
         )
-        idx, aims, lengths, counted = (to_device(each, device) for each in numpys)
+        idx, aims, lengths, counted, margins = (to_device(each, device) for each in numpys)
         if noise is None:
-            return PairBatch(idx, aims, lengths, counted)
-        return PairBatch(idx, aims, lengths, counted, torch.cat([noise, noise]), len(step))
+            return PairBatch(idx, aims, lengths, counted, margins)
+        return PairBatch(idx, aims, lengths, counted, margins, torch.cat([noise, noise]), len(step))
 
 
 class LabelledRows:

@@ -17,7 +17,8 @@ from gptlab.system.errors import UserError, did_you_mean
 ROLES = ("system", "user", "assistant")
 FORMS = (("messages",), ("prompt", "completion"), ("text", "label"), ("prompt", "chosen", "rejected"))
 GOLD = ("gold_chosen", "gold_rejected")
-KEYS = (*dict.fromkeys(key for form in FORMS for key in form), *GOLD)
+MARGIN = "margin"
+KEYS = (*dict.fromkeys(key for form in FORMS for key in form), *GOLD, MARGIN)
 
 
 class Message(NamedTuple):
@@ -61,6 +62,13 @@ class Preference:
     where: str = field(default="", compare=False)
     gold: tuple[float, float] | None = None
     """The true rewards of chosen and rejected, where they are known."""
+    margin: float | None = None
+    """By how much the chosen answer is better, where somebody has said so."""
+
+    @property
+    def difference(self) -> float | None:
+        """By how much the chosen answer is better: its margin, or else what the true rewards say; None: neither."""
+        return self.gold[0] - self.gold[1] if self.margin is None and self.gold else self.margin
 
 
 Example = Conversation | Labelled | Preference
@@ -80,7 +88,8 @@ def read_examples(paths: Iterable[Path], options: TextOptions = DEFAULT) -> Exam
     and `label`, or `prompt`, `chosen` and `rejected`.
 
     A prompt, a completion, a chosen and a rejected answer is a text or a list of messages. Beside the last form,
-    `gold_chosen` and `gold_rejected` may tell the true rewards. Other keys are not read, and null is as good as none.
+    `gold_chosen` and `gold_rejected` may tell the true rewards, and `margin` by how much the chosen answer is better.
+    Other keys are not read, and null is as good as none.
 
     Raises:
         UserError: a file cannot be read or has no rows, a row has none or two of the forms, or another one than the
@@ -175,7 +184,7 @@ def example(form: tuple[str, ...], row: dict[str, Any], where: str) -> Example:
         return Conversation(prompt + answers[0], len(prompt), where)
     if answers[0] == answers[1]:
         raise UserError(f"{where}: chosen and rejected are the same; leave out such a pair, which prefers nothing")
-    return Preference(prompt, answers[0], answers[1], where, _gold(row, where))
+    return Preference(prompt, answers[0], answers[1], where, _gold(row, where), _number(row, MARGIN, where))
 
 
 def _gold(row: dict[str, Any], where: str) -> tuple[float, float] | None:
@@ -183,10 +192,18 @@ def _gold(row: dict[str, Any], where: str) -> tuple[float, float] | None:
     there = [key for key in GOLD if row.get(key) is not None]
     if len(there) == 1:
         raise UserError(f"{where}: it has {there[0]} alone; give both of {' and '.join(GOLD)}, or neither")
-    for key in there:
-        if type(row[key]) not in (int, float) or not math.isfinite(row[key]):
-            raise UserError(f"{where}: {key} is {row[key]!r:.99}, and must be a finite number")
-    return (float(row[GOLD[0]]), float(row[GOLD[1]])) if there else None
+    chosen, rejected = (_number(row, key, where) for key in GOLD)
+    return None if chosen is None or rejected is None else (chosen, rejected)
+
+
+def _number(row: dict[str, Any], key: str, where: str) -> float | None:
+    """Return the number under a key; None if there is none."""
+    value = row.get(key)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UserError(f"{where}: {key} is {value!r:.99}, and must be a finite number")
+    return float(value)
 
 
 def _answer(row: dict[str, Any], key: str, where: str) -> Messages:

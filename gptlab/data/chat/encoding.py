@@ -27,6 +27,8 @@ class EncodedPair(NamedTuple):
 
     chosen: Encoded
     rejected: Encoded
+    margin: float | None = None
+    """By how much the chosen one is better; None: it is not known."""
 
 
 class EncodedLabelled(NamedTuple):
@@ -130,7 +132,8 @@ def encode_preferences(
 
         row = _Row(chat, [each.chosen, each.rejected], block_size, most, too_long, each.where)
         if fitting := row.fitting(each.prompt, encoded, counts):
-            found.append(EncodedPair(*fitting))
+            chosen, rejected = fitting
+            found.append(EncodedPair(chosen, rejected, each.difference))
     return _some(found, counts)
 
 

@@ -29,6 +29,11 @@ class Form:
     names: tuple[str, ...]
     """The generated data sets that have it."""
 
+    @property
+    def either(self) -> str:
+        """Its tasks to choose from."""
+        return self.tasks.replace(" and ", " or ")
+
 
 FORMS = {
     CONVERSATIONS: Form(
@@ -75,7 +80,7 @@ class ExampleSet:
         return tuple(sorted({each.label for each in self.parts["train"]}))
 
     def sha256(self) -> str:
-        """Return a hash of all that is said, by whom, and of what is only given, preferred, or its label."""
+        """Return a hash of all that is said, by whom, of what is only given, preferred, by how much, or its label."""
         said = {part: [content(each) for each in rows] for part, rows in self.parts.items()}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -90,7 +95,10 @@ def content(each: Example) -> tuple[Any, ...]:
     """Return what makes an example, what is first said first: not where it comes from."""
     if isinstance(each, Conversation):
         return each.messages, each.given
-    return (each.text, each.label) if isinstance(each, Labelled) else (each.prompt, each.chosen, each.rejected)
+    if isinstance(each, Labelled):
+        return each.text, each.label
+    said = each.prompt, each.chosen, each.rejected
+    return said if each.difference is None else (*said, each.difference)
 
 
 def check_form(name: str, form: str) -> None:

@@ -21,8 +21,9 @@ from gptlab.evaluation.loss import cross_entropy
 from gptlab.models import Model
 from gptlab.models.attention import attention_weights
 from gptlab.models.gpt import GPT
-from gptlab.models.heads import language_model
+from gptlab.models.heads import has_logits, language_model
 from gptlab.models.layers import CausalSelfAttention
+from gptlab.models.weights import OF_GPT
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
 
@@ -70,7 +71,8 @@ class Diagnostics(L.Callback):
                 self._values[f"vitals_update_norm/{name}"] = update
                 self._values[f"vitals_update_ratio/{name}"] = update / max(weight, 1e-12)
         with trainer.precision_plugin.val_step_context(), gathered_model(language_model(pl_module.model)) as model:
-            self._values |= look_inside(model, *(ids.to(pl_module.device) for ids in self.batch[:2]))
+            idx, targets = (ids.to(pl_module.device) for ids in self.batch[:2])
+            self._values |= look_inside(model, idx, targets, has_logits(pl_module.model))
         self.board.log_metrics(self._values, trainer.global_step)
         self._before, self._values = None, {}
 
@@ -84,20 +86,21 @@ class Diagnostics(L.Callback):
 
 
 def parameters_by_block(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters by part: wte, wpe, h.0, h.1, ..., ln_f, lm_head; a tied head belongs to wte."""
+    """Return the parameters by part: wte, wpe, h.0, h.1, ..., ln_f, lm_head, score; a tied head belongs to wte."""
     grouped: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
+        parts = name.removeprefix(OF_GPT).split(".")
         grouped.setdefault(".".join(parts[: 2 if parts[0] == "h" else 1]), []).append(parameter)
     return grouped
 
 
 @torch.no_grad()
-def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
+def look_inside(model: Model, idx: Tensor, targets: Tensor, predicts: bool = True) -> dict[str, float]:
     """Measure loss by position, activation RMS and attention entropy in one forward pass in evaluation mode.
 
     Args:
         idx, targets: (B, T) int64; positions whose target is masked do not count.
+        predicts: whether the model's logits are used, so that their loss says something.
 
     Returns:
         Means over the batch by tag: `loss_by_position`, in nats, of positions 0, 1, 2-3, 4-7, ... (position t sees
@@ -117,7 +120,7 @@ def look_inside(model: Model, idx: Tensor, targets: Tensor) -> dict[str, float]:
     losses = cross_entropy(logits, targets, "none").view_as(targets)
     for first in (0, *(2**i for i in range((T - 1).bit_length()))):
         last = min(max(2 * first, 1), T) - 1
-        if (here := counted[:, first : last + 1]).any():
+        if predicts and (here := counted[:, first : last + 1]).any():
             name = f"{first}-{last}" if last > first else f"{first}"
             values[f"loss_by_position/{name}"] = losses[:, first : last + 1][here].mean()
     if isinstance(model, GPT) and model.config.has_attention:

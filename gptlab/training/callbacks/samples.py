@@ -86,7 +86,7 @@ class AnswerSamples(L.Callback):
         lines = []
         for prompt, answer, wanted, ended, right in pl_module.answers.last[:SHOWN]:
             lines += [f"> {prompt}", answer if ended else f"{answer} ..."]
-            lines += [] if right else [f"(wanted: {wanted})"]
+            lines += [] if right or wanted is None else [f"(wanted: {wanted})"]
         write_sample(trainer, self.path, "\n".join(lines))
 
 

@@ -71,7 +71,7 @@ class DPO(Pairs):
             beside = answers(reference)
         lengths = two_columns(counted.sum(-1))
         some, task = batch.counted, self.task
-        loss = dpo_loss(
+        return dpo_loss(
             policy[some],
             beside[some],
             lengths[some],
@@ -79,7 +79,6 @@ class DPO(Pairs):
             variant=task.variant,
             label_smoothing=task.label_smoothing,
         )
-        return loss
 
 
 @dataclass(eq=False)
@@ -96,7 +95,8 @@ class RewardModel(Pairs):
     def of_pairs(self, model: Network, batch: PairBatch) -> Loss:
         assert isinstance(model, HeadedGPT)
         rewards = two_columns(model(batch.idx, batch.lengths, batch.noise))
-        return reward_loss(rewards[batch.counted], centring=self.task.centring)
+        some, task = batch.counted, self.task
+        return reward_loss(rewards[some], batch.margins[some] if task.margin == "data" else None, task.centring)
 
     def metrics(self, sums: Tensor, split: str) -> dict[str, float]:
         found = super().metrics(sums, split)

@@ -26,6 +26,7 @@ KEYS: dict[str, str] = {
     "task.": "computes tokens shown",
     "task.check": "changes moved",
     "task.samples": "changes moved",
+    "task.enough": "computes changes shown",
     "task.answer_tokens": "changes moved",
     "task.train": "computes shown",
     "task.loss_on": "computes shown",  # losses are of the answers all the same
@@ -75,7 +76,7 @@ NUMBERS: dict[str, type] = {
     **dict.fromkeys(("tokenizer.vocab_size", "model.n_kv_head", "model.n_inner", "model.window", "model.conv"), int),
     **dict.fromkeys(("model.head_dim", "model.rope_original_size"), int),
     **dict.fromkeys(("trainer.patience",), int),
-    **dict.fromkeys(("task.clip", "task.clip_high", "task.value_clip", "reward.unended"), float),
+    **dict.fromkeys(("task.clip", "task.clip_high", "task.value_clip", "reward.unended", "task.enough"), float),
     **dict.fromkeys(("model.attn_dropout", "model.logit_softcap", "trainer.ema", "trainer.checkpoint_minutes"), float),
 }
 """Keys of numbers whose defaults do not show their type: null, or a whole number where others are allowed."""

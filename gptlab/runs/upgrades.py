@@ -24,6 +24,7 @@ NEW: dict[str, dict[str, Any]] = {
         "answer_tokens": 100,
         "train": "all",
         "samples": 0,
+        "enough": None,
         "chat_template": "auto",
     },
     "reward": {"name": "exact", "argument": None, "model": None, "shuffle": False, "unended": 0.0},

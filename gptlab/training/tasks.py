@@ -41,6 +41,8 @@ class TaskConfig:
     """The part of a model of init_from that is trained, see `freezing.train_only`."""
     samples: int = 0
     """Answers that are sampled to each of these prompts, beside the most probable one."""
+    enough: float | None = None
+    """The share of right answers to held-out prompts at which a run ends; None: it makes all its steps."""
     chat_template: str = AUTO
     """How conversations are written: as the model of init_from has learned it (model), in gptlab's format (gptlab), or
     the first where it brings a chat template (auto)."""
@@ -53,6 +55,10 @@ class TaskConfig:
         self.above("check", 0, "or 0 for none")
         self.above("samples", 0, "or 0 for none")
         self.above("answer_tokens", 1)
+        if self.enough is not None and not 0 < self.enough <= 1:
+            raise UserError(f"task.enough={self.enough}: is a share of right answers, above 0 and at most 1, or null")
+        if self.enough is not None and (self.name == "pretrain" or not self.check):
+            raise UserError(f"task.enough={self.enough}: nothing is answered; leave it null")
 
     def choose(self, key: str, known: tuple[str, ...]) -> None:
         """Check that a key has one of these values."""

@@ -18,7 +18,7 @@ from gptlab.models.heads import has_logits
 from gptlab.runs.identity import does, flatten
 from gptlab.system import accelerator
 from gptlab.system.files import explain_write_errors
-from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Lengths, Patience
+from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Enough, Lengths, Patience
 from gptlab.training.callbacks.curves import Curves
 from gptlab.training.callbacks.diagnostics import TOKENS, Diagnostics
 from gptlab.training.callbacks.progress_bar import Progress
@@ -103,6 +103,8 @@ def run_callbacks(run: Run, run_dir: Path, start: Start | None, board: TensorBoa
     callbacks: list[L.Callback] = [curves, *samples, checkpoints, Progress(curves), Lengths(run_dir), Averaging(t.ema)]
     if t.diagnose_every:
         callbacks.append(Diagnostics(t.diagnose_every, run.data.fixed_batch(TOKENS), board))
+    if run.settings.task.enough is not None:
+        callbacks.append(Enough(run.settings.task.enough))
     if t.patience is not None:
         callbacks.append(Patience("val/loss", patience=t.patience))
     return callbacks

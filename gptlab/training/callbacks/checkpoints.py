@@ -32,6 +32,18 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
+class Enough(L.Callback):
+    """Ends a run at the first validation with so large a share of right answers."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMModule)
+        if not trainer.sanity_checking and pl_module.val_metrics.get("val/accuracy", 0.0) >= self.share:
+            trainer.should_stop = True
+
+
 class Lengths(L.Callback):
     """Adds to each checkpoint the lengths of the files that a run appends to, for `cut_curves`, and the machine."""
 

@@ -23,14 +23,14 @@ KEYS: dict[str, str] = {
     "init_from": "computes tokens shown",
     "recipe.": "computes",  # other groups repeat its values
     "model.": "computes shown",
-    "task.": "computes tokens shown",
+    "task.": "computes shown",
+    "task.name": "computes tokens shown",
+    "task.too_long": "computes tokens shown",
+    "task.chat_template": "computes tokens shown",
     "task.check": "changes moved",
     "task.samples": "changes moved",
     "task.enough": "computes changes shown",
     "task.answer_tokens": "changes moved",
-    "task.train": "computes shown",
-    "task.loss_on": "computes shown",  # losses are of the answers all the same
-    "task.pack": "computes shown",
     "reward.": "computes shown",
     "lora.": "computes shown",
     "tokenizer.": "computes tokens shown",

@@ -181,6 +181,8 @@ class Command:
     def deciding_metric(self) -> str:
         """Return the loss that compares the jobs: val/bpb if they differ in what decides their tokens, else val/loss.
 
+        Only losses of tokens are known by the byte: where a task has another one, it is val/loss in any case.
+
         Composes every choice of a group and every value that may decide the tokens, so a wrong one is refused here.
         """
         first = {} if self.config.method == "one_at_a_time" else {axis.key: axis.samples[0] for axis in self.axes}
@@ -191,7 +193,8 @@ class Command:
                 points += [{**first, axis.key: value} for value in axis.samples]
         configs = [identity.flatten(self.config_of(point)) for point in points]
         tokens = [{key: config[key] for key in config if identity.does(key, "tokens")} for config in configs]
-        return "val/loss" if all(each == tokens[0] for each in tokens) else "val/bpb"
+        of_tokens = all(config.get("task.name") in ("pretrain", "sft") for config in configs)
+        return "val/bpb" if of_tokens and any(each != tokens[0] for each in tokens) else "val/loss"
 
     def plan(self) -> FixedPlan | Search:
         config = self.config

@@ -24,7 +24,7 @@ def test_every_choice_composes_and_passes_the_checks(compose: Any, group: str, c
         "pretrained": [begun],
         "sft": ["data=chat"],
         "classify": ["data=labels"] * (group == "task"),
-        "reward": of_pairs,
+        "reward": [*of_pairs, begun],
         "dpo": [*of_pairs, begun],
         "preferences": [begun] + ["reward.name=rhyme"] * (group == "data"),
         "ppo": ["data=arithmetic", begun, "trainer.max_steps=20", "trainer.val_every=20"],

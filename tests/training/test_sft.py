@@ -122,6 +122,14 @@ def test_what_is_learned_is_answered_and_ended(learned: Path) -> None:
     assert "wanted" in (learned / "samples.txt").read_text()  # before the first step
 
 
+def test_a_run_ends_once_enough_answers_are_right(sft: Any, learned: Path, tmp_path: Path) -> None:
+    further = ("tokenizer=pretrained", f"init_from='{learned}'", "trainer.max_steps=6")
+    steps = ("trainer.val_every=2", "schedule.decay_steps=6", "optim.lr=1e-5")
+    summary = sft(tmp_path / "enough", *further, *steps, "task.enough=0.9")
+    assert (summary["status"], summary["steps"]) == ("stopped_early", 2)
+    assert sft(tmp_path / "never", *further, *steps)["steps"] == 6
+
+
 @pytest.mark.parametrize("words", [["--temperature", "0"], ["--interactive", "--temperature", "0"]])
 def test_generate_speaks_in_the_chat_format(
     command: Any, learned: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
@@ -221,6 +229,8 @@ def test_a_validation_part_is_cut_off_beside_a_test_part_of_its_own(compose: Any
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["task.enough=0.5"], "task.enough=0.5: nothing is answered; leave it null"),
+        (["data=arithmetic", "task.enough=2"], "task.enough=2.0: is a share of right answers, above 0 and at most 1"),
         (["task=sft"], "data.name=auto: a text, and task=sft, ppo and grpo learn from conversations; give data=chat"),
         (["data=chat", "task=pretrain"], "data=chat with task=pretrain: it has conversations; use task=sft"),
         (["task.loss_on=prompts"], "task.loss_on=prompts: must be one of answers, all"),

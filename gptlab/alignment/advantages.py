@@ -61,8 +61,9 @@ def _alike(rewards: Tensor, counted: Tensor) -> Tensor:
 def token_rewards(scores: Tensor, kl: Tensor, counted: Tensor, kl_coef: float) -> Tensor:
     """Return PPO's reward of each token, (B, T): -kl_coef KL, and at an answer's last token the answer's score, too.
 
-    As in InstructGPT (https://arxiv.org/abs/2203.02155). In the reward, KL may be `kl_estimate`'s k1: the policy
-    gradient makes the right gradient of it.
+    As in InstructGPT (https://arxiv.org/abs/2203.02155). In the reward, KL is to be `kl_estimate`'s k1, of which the
+    policy gradient makes the right gradient. The exact sum at a position does not depend on the token drawn there: as
+    its reward it would have no gradient, but through the tokens before.
 
     Args:
         scores: the rewards of the answers, (B,).

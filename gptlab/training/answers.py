@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptlab.alignment.scoring import reply_text
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
 from gptlab.generation.replies import draw_replies
@@ -21,12 +22,13 @@ class Answered(NamedTuple):
     prompt: str
     """The last message before the answer."""
     answer: str
-    wanted: str | None
-    """None: there is no right answer."""
+    wanted: str
     ended: bool
     """Whether the answer ends with an end token."""
     right: bool
     """Whether it is what was wanted, and ends there."""
+    reward: float | None
+    """What it earns; None: answers are not rewarded."""
 
 
 class Answers:
@@ -41,7 +43,8 @@ class Answers:
         max_tokens: the most tokens of an answer, its end included.
         sampled: what samples several answers to each prompt beside; None: nothing.
         most: the number of prompts of a part to which answers are sampled.
-        known: whether the last messages are right answers; otherwise there is no accuracy.
+        expected: whether the last message is what should be answered; otherwise it is one answer of many, and there is
+            no accuracy.
     """
 
     def __init__(
@@ -52,11 +55,11 @@ class Answers:
         kind: Callable[[str], str] | None = None,
         sampled: SampledAnswers | None = None,
         most: int = 0,
-        known: bool = True,
+        expected: bool = True,
     ) -> None:
         self.chat, self.conversations, self.max_tokens = chat, conversations, max_tokens
-        self.kind, self.sampled, self.most, self.known = kind, sampled, most, known
-        self.measures: tuple[str, ...] = ("accuracy",) if known else ()
+        self.kind, self.sampled, self.most, self.expected = kind, sampled, most, expected
+        self.measures: tuple[str, ...] = ("accuracy",) if expected else ()
         self.measures += ("stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""
@@ -95,21 +98,23 @@ class Answers:
             return {}
         prompts = [self.chat.prompt(each.messages[:-1]).tolist() for each in asked]
         replies = draw_replies(model, prompts, self.max_tokens, self.chat.ends)
+        rewards = self.sampled.scorer.gold(asked, replies).tolist() if self.sampled else [None] * len(asked)
         self.last = []
-        for each, reply, right in zip(asked, replies, self._rights[part], strict=True):
-            answer = self.chat.tokenizer.decode(reply.ids[: len(reply.ids) - reply.ended])
-            said = each.messages[-2].content, answer, each.messages[-1].content if self.known else None
-            self.last.append(Answered(*said, reply.ended, reply.ended and answer == right))
+        for each, reply, right, reward in zip(asked, replies, self._rights[part], rewards, strict=True):
+            answer = reply_text(reply, self.chat.tokenizer)
+            said = each.messages[-2].content, answer, each.messages[-1].content
+            self.last.append(Answered(*said, reply.ended, reply.ended and answer == right, reward))
         count = len(asked)
         by_kind: dict[str, list[bool]] = {}
         for answered in self.last if self.kind else ():
             by_kind.setdefault(self.kind(answered.prompt), []).append(answered.right)  # type: ignore[misc]
-        sampled = self.sampled and self.sampled.measure(model, policy or model, asked[: self.most], part)
         found = {f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())}
-        if self.known:
+        if self.expected:
             found[f"{part}/accuracy"] = sum(each.right for each in self.last) / count
+        if self.sampled:
+            rights = self._rights[part][: self.most]
+            found |= self.sampled.measure(model, policy or model, asked[: self.most], rights, part)
         return {
-            **(sampled or {}),
             **found,
             f"{part}/stop_rate": sum(each.ended for each in self.last) / count,
             f"{part}/answer_tokens": sum(len(reply.ids) for reply in replies) / count,

@@ -7,6 +7,7 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.system.errors import UserError
 from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.datamodule import LMDataModule, RunData
+from gptlab.training.example_datamodule import ExampleDataModule
 from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.pair_datamodule import PairDataModule
 from gptlab.training.prompt_datamodule import PromptDataModule
@@ -36,10 +37,11 @@ def data_module(
             f"tokenizer={settings.tokenizer.name}: init_from brings its own, to which task={task.name} adds the tokens "
             f"of a chat; leave it out"
         )
+    found: ExampleDataModule
     if isinstance(task, PolicyConfig):
-        return PromptDataModule(settings.data, task, how, block_size, settings.seed, template)
-    if task.name in ("reward", "dpo"):
-        return PairDataModule(
+        found = PromptDataModule(settings.data, task, how, block_size, settings.seed, template)
+    elif task.name in ("reward", "dpo"):
+        found = PairDataModule(
             settings.data,
             task,
             how,
@@ -49,5 +51,8 @@ def data_module(
             end_is_read=task.name == "reward",
             sampled_from=settings.init_from,
         )
-    kind = LabelDataModule if task.name == "classify" else ChatDataModule
-    return kind(settings.data, task, how, block_size, settings.seed, template)
+    else:
+        kind = LabelDataModule if task.name == "classify" else ChatDataModule
+        found = kind(settings.data, task, how, block_size, settings.seed, template)
+    found.judged = settings.reward.model is not None
+    return found

@@ -14,12 +14,12 @@ from gptlab.data.chat import sources
 from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
 from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
 from gptlab.data.chat.conversations import Conversation
-from gptlab.data.chat.encoding import fitting
-from gptlab.data.chat.example_set import FORMS, PREFERENCES, ExampleSet
+from gptlab.data.chat.encoding import LEFT_OUT, REFUSE, SHORTENED, answerable, fitting
+from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, ExampleSet
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
-from gptlab.system.errors import amount, quoted
+from gptlab.system.errors import UserError, amount, quoted
 from gptlab.training.answers import Answers
 from gptlab.training.datamodule import RunData
 from gptlab.training.sampled import SampledAnswers
@@ -65,6 +65,8 @@ class ExampleDataModule(RunData):
     """What it has, one of `example_set.FORMS`."""
     has_messages: ClassVar[bool] = True
     """Whether the examples are written in a chat format."""
+    judged = False
+    """Whether a reward model reads sampled answers: their last tokens, too."""
     prepared: PreparedExamples
 
     def __init__(
@@ -159,7 +161,10 @@ class ExampleDataModule(RunData):
         Where each prompt has one right answer, those of the whole test part are.
 
         Args:
-            sampled: what samples several answers to the first of them; None: nothing.
+            sampled: what samples several answers to the first of them, for which prompts leave room; None: nothing.
+
+        Raises:
+            UserError: no prompt leaves room.
         """
         said, chat, count = self.prepared.said, self.prepared.chat, self.task.check
         if not count or chat is None:
@@ -167,10 +172,11 @@ class ExampleDataModule(RunData):
         asked = {}
         for part in said.parts.keys() - {"train"}:
             rows = self.held_out(part)
-            asked[part] = self.fitted(rows if said.known and part == "test" else rows[:count], chat)
-        known = self.form != PREFERENCES  # a chosen answer is one of many
-        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count, known)
-        for part in asked if known else ():
+            some = rows if said.known and part == "test" else rows[:count]
+            asked[part] = self.with_room(some, chat, Counter()) if sampled else self.fitted(some, chat)
+        expected = said.known or (self.form == CONVERSATIONS and said.name == "chat")
+        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count, expected)
+        for part in asked if expected else ():
             if impossible := answers.impossible(part):
                 log.warning(
                     "%s of the %s answers that %s/accuracy is of cannot be right: %s writes them otherwise, or in more "
@@ -187,6 +193,39 @@ class ExampleDataModule(RunData):
         """Return conversations cut as the model sees them in training."""
         cut = (fitting(each, chat, self.block_size) for each in conversations)
         return [each for each in cut if each is not None]
+
+    def with_room(
+        self, conversations: Sequence[Conversation], chat: Format, counts: Counter[str]
+    ) -> list[Conversation]:
+        """Return conversations whose prompts are cut so that an answer of task.answer_tokens fits the row.
+
+        Args:
+            counts: counts those that are cut or left out.
+
+        Raises:
+            UserError: a prompt is too long and to be refused, or none leaves room.
+        """
+        tokens = self.task.answer_tokens
+        most, found = self.block_size + 1 - self.judged - tokens, []
+        for each in conversations:
+            kept = answerable(each, chat, most)
+            if kept is None or kept.messages != each.messages:
+                counts[LEFT_OUT if kept is None else SHORTENED] += 1
+                if self.task.too_long == REFUSE:
+                    raise UserError(
+                        f"{each.where or 'a prompt'}: beside an answer of task.answer_tokens={tokens} a row of "
+                        f"model.block_size={self.block_size} has room for {amount(max(most, 0), 'token')}, and the "
+                        f"prompt has {len(chat.prompt(each.messages[:-1]))}; shorten it, make one smaller or the other "
+                        f"larger, or give task.too_long=cut"
+                    )
+            if kept is not None:
+                found.append(kept)
+        if conversations and not found:
+            raise UserError(
+                f"task.answer_tokens={tokens}: no prompt leaves room for such an answer in "
+                f"model.block_size={self.block_size}; make it smaller"
+            )
+        return found
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer

@@ -36,7 +36,7 @@ def objective_and_answers(
         compile: arguments of torch.compile; None: eager.
 
     Raises:
-        UserError: see `open_reward` and `reward_model`.
+        UserError: see `open_reward`, `reward_model` and `ExampleDataModule.answers`.
     """
     data, tokenizer, task = loaded.data, loaded.tokenizer, settings.task
     next_token = NextToken(tokenizer, compile)
@@ -50,7 +50,7 @@ def objective_and_answers(
         return RewardModel(task, data.bayes_accuracy), None
     if not isinstance(data, ExampleDataModule):
         return next_token, None
-    scorer = _scorer(settings, tokenizer)
+    scorer = _scorer(settings, tokenizer, data.block_size)
     sampled, chat, reference = None, data.prepared.chat, loaded.reference
     assert chat is not None
     if task.samples:
@@ -78,17 +78,18 @@ def objective_and_answers(
     return policy, answers
 
 
-def _scorer(settings: Settings, tokenizer: Tokenizer) -> Scorer:
+def _scorer(settings: Settings, tokenizer: Tokenizer, block_size: int) -> Scorer:
     reward = settings.reward
-    judge = reward_model(reward.model, tokenizer) if reward.model else None
+    judge = reward_model(reward.model, tokenizer, block_size) if reward.model else None
     return Scorer(tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)
 
 
-def reward_model(name: str, tokenizer: Tokenizer) -> HeadedGPT:
+def reward_model(name: str, tokenizer: Tokenizer, block_size: int) -> HeadedGPT:
     """Load the reward model of a run of task=reward, in evaluation mode.
 
     Raises:
-        UserError: there is no such run, it has learned something else, or it reads other tokens than the policy.
+        UserError: there is no such run, it has learned something else, or it reads other tokens than the policy, or
+            fewer at once.
     """
     model, theirs, _ = open_model.load_headed(expand_user(name))
     if (kind := model.head_config.kind) != "reward":
@@ -97,5 +98,9 @@ def reward_model(name: str, tokenizer: Tokenizer) -> HeadedGPT:
         raise UserError(
             f"reward.model={name}: reads other tokens ({theirs.name}, {theirs.vocab_size:,}) than the policy "
             f"({tokenizer.name}, {tokenizer.vocab_size:,}); train both from one model of task=sft"
+        )
+    if (most := model.config.block_size) < block_size and not model.config.gpt.slides:
+        raise UserError(
+            f"model.block_size={block_size}: reward.model={name} reads {most:,} tokens; use model.block_size={most}"
         )
     return model.requires_grad_(False).eval()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gptlab.data.chat.batches import PromptBatches
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
-from gptlab.data.chat.encoding import LEFT_OUT, answerable
 from gptlab.data.chat.example_set import ExampleSet
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.system.errors import UserError, amount
+from gptlab.system.errors import amount
 from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.tasks import PolicyConfig
 
@@ -45,21 +43,8 @@ class PromptDataModule(ChatDataModule):
         if part != "train":
             return super().rows_of(part, said, tokenizer, chat, counts)
         assert chat is not None
-        asked = self.fitted(said.parts["train"], chat)
-        if left := len(said.parts["train"]) - len(asked):
-            counts[LEFT_OUT] += left
-        if not asked:
-            raise UserError(
-                f"task.answer_tokens={self.task.answer_tokens}: no prompt leaves room for such an answer in "
-                f"model.block_size={self.block_size}; make it smaller"
-            )
+        asked = self.with_room(said.parts["train"], chat, counts)
         return Prompts(asked, [chat.prompt(each.messages[:-1]).tolist() for each in asked])
-
-    def fitted(self, conversations: Sequence[Conversation], chat: Format) -> list[Conversation]:
-        """Return conversations whose prompts are cut so that an answer of task.answer_tokens fits."""
-        room = self.block_size + 1 - self.task.answer_tokens
-        found = (answerable(each, chat, room) for each in conversations)
-        return [each for each in found if each is not None]
 
     def rows_in_words(self) -> str:
         return f", {amount(len(self.prompts.ids), 'prompt')} to answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from gptlab.models import Model, Network
 POLICY, REFERENCE = 12 << 32, 13 << 32  # the purposes of random numbers, added to a seed, which is below 1 << 32
 PARTS = {"val": 0, "test": 1}  # the step of their random numbers: the same at each validation
 ROWS = 256  # at a time
+
+
+class Earned(NamedTuple):
+    """What S answers to each of P prompts earn."""
+
+    gold: np.ndarray
+    """(P, S)."""
+    judged: np.ndarray | None
+    """(P, S): by the reward model; None: there is none."""
 
 
 class SampledAnswers:
@@ -46,46 +56,55 @@ class SampledAnswers:
         self.seed, self.reference, self.known = seed, reference, known
         self.measures: tuple[str, ...] = ("reward", "entropy")
         self.measures += ("judged_reward",) if scorer.judge is not None else ()
+        self.measures += tuple(f"pass_at_{k}" for k in self.passes)
         self.measures += ("kl", "win_rate") if reference is not None else ()
-        self.of_reference: dict[str, np.ndarray] = {}
-        """Gold rewards of the reference's answers to the prompts of a part, (P, S)."""
+        self.of_reference: dict[str, Earned] = {}
+        """Of the reference's answers to the prompts of a part."""
         self.best_of_n: list[list[float]] = []
-        """[n, gold reward, KL] of taking the best of n answers, of the reference, or else of the model itself."""
-        self.rewards: np.ndarray = np.zeros((0, samples))
-        """Gold rewards of the answers that were measured last, (P, S)."""
+        """[n, gold reward, KL] of taking the best of n answers, of the reference, or else of the model itself: what the
+        reward model holds best, if there is one."""
 
-    def measure(self, model: Model, policy: Network, asked: Sequence[Conversation], part: str) -> dict[str, float]:
+    @property
+    def passes(self) -> list[int]:
+        """The k of the pass@k that are measured."""
+        return sorted({1, self.samples}) if self.known else []
+
+    def measure(
+        self, model: Model, policy: Network, asked: Sequence[Conversation], rights: Sequence[str | None], part: str
+    ) -> dict[str, float]:
         """Return what is measured of the answers to the prompts of conversations.
 
         Args:
             model: the policy in evaluation mode, its adapters merged.
             policy: the model that is trained, of which the reference may be a part.
+            rights: the right answers, where they are known; None: no answer can be right.
             part: val or test.
         """
         repeated = [each for each in asked for _ in range(self.samples)]
         drawn = self._drawn(model, repeated, part, POLICY)
-        gold = self.scorer.gold(repeated, drawn.replies).reshape(-1, self.samples)
-        self.rewards = gold
-        found = {"reward": float(gold.mean())}
-        if self.scorer.judge is not None:
-            found["judged_reward"] = float(self.scorer.judged(drawn).mean())
+        earned = self._earned(repeated, drawn)
+        found = {"reward": float(earned.gold.mean())}
+        if earned.judged is not None:
+            found["judged_reward"] = float(earned.judged.mean())
         if self.known:
             texts = [(reply.ended and reply_text(reply, self.scorer.tokenizer)) for reply in drawn.replies]
-            wanted = [each.messages[-1].content for each in repeated]
+            wanted = [right for right in rights for _ in range(self.samples)]
             right = np.array([a == b for a, b in zip(texts, wanted, strict=True)]).reshape(-1, self.samples)
-            found |= {f"pass_at_{k}": pass_at_k(right, k) for k in sorted({1, self.samples})}
+            found |= {f"pass_at_{k}": pass_at_k(right, k) for k in self.passes}
         found |= self._distance(model, policy, drawn)
         if self.reference is not None:
             if part not in self.of_reference:
                 with self.reference.beside(policy) as reference:
-                    replies = self._drawn(reference, repeated, part, REFERENCE).replies
-                self.of_reference[part] = self.scorer.gold(repeated, replies).reshape(-1, self.samples)
-            beside = self.of_reference[part]  # each answer against each: they are drawn apart
-            found["win_rate"] = win_rate(gold.repeat(self.samples, 1).ravel(), np.tile(beside, self.samples).ravel())
+                    self.of_reference[part] = self._earned(repeated, self._drawn(reference, repeated, part, REFERENCE))
+            ours, theirs = earned.gold, self.of_reference[part].gold  # each answer against each: they are drawn apart
+            found["win_rate"] = win_rate(ours.repeat(self.samples, 1).ravel(), np.tile(theirs, self.samples).ravel())
         if part == "test":
-            rewards = self.of_reference.get(part, gold)
-            self.best_of_n = best_of_n_curve(rewards)
+            self.best_of_n = best_of_n_curve(*self.of_reference.get(part, earned))
         return {f"{part}/{name}": value for name, value in found.items()}
+
+    def _earned(self, asked: Sequence[Conversation], drawn: Rollouts) -> Earned:
+        judged = None if self.scorer.judge is None else self.scorer.judged(drawn).reshape(-1, self.samples)
+        return Earned(self.scorer.gold(asked, drawn.replies).reshape(-1, self.samples), judged)
 
     def _drawn(self, model: Model, asked: Sequence[Conversation], part: str, purpose: int) -> Rollouts:
         prompts = [self.chat.prompt(each.messages[:-1]).tolist() for each in asked]

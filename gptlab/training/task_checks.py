@@ -27,6 +27,8 @@ def check(found: Settings) -> None:
         _check_reference(found)
     if isinstance(found.task, PolicyConfig):
         _check_rollouts(found, found.task)
+    elif found.reward.shuffle:
+        raise UserError(f"reward.shuffle=true with task={found.task.name}: no reward is learned from; leave it out")
     if found.task.name not in ("pretrain", "sft"):
         _check_machine(found)
 
@@ -132,11 +134,12 @@ def _check_reference(found: Settings) -> None:
         raise UserError(
             f"lora.dropout={found.lora.dropout} with {task}: the policy must begin as its reference; leave it at 0"
         )
-    if found.model["name"] == PRETRAINED and found.model.get("dropout"):
-        raise UserError(
-            f"model.dropout={found.model['dropout']} with {task}: the policy must begin as its reference, and is "
-            f"trained without dropout; leave it out"
-        )
+    for key in ("dropout", "attn_dropout") if found.model["name"] == PRETRAINED else ():
+        if rate := found.model.get(key):
+            raise UserError(
+                f"model.{key}={rate} with {task}: the policy must begin as its reference, and is trained without "
+                f"dropout; leave it out"
+            )
 
 
 def _check_rollouts(found: Settings, task: PolicyConfig) -> None:
@@ -150,6 +153,11 @@ def _check_rollouts(found: Settings, task: PolicyConfig) -> None:
             raise UserError(
                 f"task.{key}=0 with task={task.name}: val/loss is minus the reward of sampled answers; at least 1"
             )
+    if task.loss_on != "answers":
+        raise UserError(
+            f"task.loss_on={task.loss_on} with task={task.name}: it learns from the rewards of its own answers; leave "
+            f"it at answers"
+        )
     trainer = found.trainer
     for key in ("max_steps", "val_every", "checkpoint_every"):
         if (steps := getattr(trainer, key)) % task.updates:

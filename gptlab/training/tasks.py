@@ -194,7 +194,8 @@ class PPOConfig(PolicyConfig):
     updates: int = 4
     clip: float | None = 0.2
     kl_reward: float = 0.0
-    """The weight of the divergence at each token in the reward."""
+    """The weight in the reward of each token's log-ratio to the reference, k1 of `logprobs.kl_estimate`: the exact
+    divergence does not depend on the token that was drawn, so that the policy gradient would leave its own out."""
     gamma: float = 1.0
     lam: float = 0.95
     value_coef: float = 0.1

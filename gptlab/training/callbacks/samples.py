@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -18,6 +20,7 @@ from gptlab.models.heads import language_model
 from gptlab.system.errors import quoted
 from gptlab.system.files import explain_write_errors
 from gptlab.system.terminal import harmless
+from gptlab.training.answers import Answered
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
 
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 
 
 SHOWN = 5  # answers after a validation
+MARKS = "\\`*_[]|~#"  # what means something in Markdown
 
 
 class Samples(L.Callback):
@@ -70,7 +74,8 @@ class Samples(L.Callback):
 
 
 class AnswerSamples(L.Callback):
-    """Writes the first answers of each validation as `Samples` does: prompt, answer, and what was wanted instead.
+    """Writes the first answers of each validation as `Samples` does: prompt, answer, what it earns, and what was wanted
+    instead; where answers earn something, TensorBoard shows a table.
 
     Args:
         path: where samples.txt is.
@@ -83,19 +88,45 @@ class AnswerSamples(L.Callback):
         assert isinstance(pl_module, LMModule)
         if not trainer.is_global_zero or pl_module.answers is None:
             return
+        shown, expected = pl_module.answers.last[:SHOWN], pl_module.answers.expected
         lines = []
-        for prompt, answer, wanted, ended, right in pl_module.answers.last[:SHOWN]:
-            lines += [f"> {prompt}", answer if ended else f"{answer} ..."]
-            lines += [] if right or wanted is None else [f"(wanted: {wanted})"]
-        write_sample(trainer, self.path, "\n".join(lines))
+        for each in shown:
+            lines += [f"> {each.prompt}", each.answer if each.ended else f"{each.answer} ..."]
+            lines += [] if each.reward is None else [f"(reward {each.reward:.3g})"]
+            lines += [] if each.right or not expected else [f"(wanted: {each.wanted})"]
+        rewarded = any(each.reward is not None for each in shown)
+        write_sample(trainer, self.path, "\n".join(lines), table(shown, expected) if rewarded else None)
 
 
-def write_sample(trainer: L.Trainer, path: Path, text: str) -> None:
-    """Append a text to samples.txt, and show it in TensorBoard and the log."""
+def table(answers: Sequence[Answered], expected: bool) -> str:
+    """Return answers and what they earn as a table in Markdown.
+
+    Args:
+        expected: whether to show what was wanted.
+    """
+    rows = [["prompt", "answer", "reward", *["wanted"] * expected], ["---"] * (3 + expected)]
+    for each in answers:
+        answer = each.answer if each.ended else f"{each.answer} ..."
+        rows.append([each.prompt, answer, f"{each.reward:.3g}", *[each.wanted] * expected])
+    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
+
+
+def in_markdown(text: str) -> str:
+    """Return a text as the cell of a table: what Markdown or HTML would read otherwise stays as it is."""
+    escaped = "".join(f"\\{c}" if c in MARKS else c for c in html.escape(harmless(text), quote=False))
+    return escaped.replace("\n", "<br>")
+
+
+def write_sample(trainer: L.Trainer, path: Path, text: str, markdown: str | None = None) -> None:
+    """Append a text to samples.txt, and show it in TensorBoard and the log.
+
+    Args:
+        markdown: what TensorBoard shows in its place.
+    """
     step, text = trainer.global_step, harmless(text)
     with explain_write_errors(path.parent), path.open("a", encoding="utf-8") as file:
         file.write(f"--- step {step}\n{text}\n")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.experiment.add_text("sample", "    " + text.replace("\n", "\n    "), step)
+            logger.experiment.add_text("sample", markdown or "    " + text.replace("\n", "\n    "), step)
     log.info("a sample at step %d:\n%s\n", step, text.strip("\n"))

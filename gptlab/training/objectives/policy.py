@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptlab.alignment.advantages import gae, group_advantages, token_rewards
 from gptlab.alignment.logprobs import entropy, exact_kl, kl_estimate, token_logprobs
-from gptlab.alignment.losses import Figure, Loss, policy_loss, value_loss
+from gptlab.alignment.losses import Figure, Loss, figure, policy_loss, value_loss
 from gptlab.alignment.reference import Reference
 from gptlab.alignment.rewards import shuffled_rewards
 from gptlab.alignment.rollouts import ROLLOUTS, Rollouts, roll_out, uniform_numbers
@@ -40,7 +40,9 @@ class Computed(NamedTuple):
     entropy: Tensor
     """(n, T), without gradient."""
     kl: Tensor | None
-    """(n, T): the divergence from the reference; None: it is not needed."""
+    """(n, T): the divergence from the reference; None, as of the next: it is not needed."""
+    log_ratio: Tensor | None
+    """(n, T): of the probabilities that policy and reference give the sampled tokens, without gradient."""
     values: Tensor | None
     """(n, T): of the value head; None: there is none."""
 
@@ -98,9 +100,23 @@ class Policy(Objective):
     # Training
 
     def loss(self, model: Network, batch: PromptBatch, trainer: L.Trainer) -> MicroLoss:
-        if batch.micro == 0 and batch.step % self.task.updates == 0:
+        halted = cast(Tensor, trainer.lightning_module.bad_step).item() >= 0  # its answers are looked at once more
+        if batch.micro == 0 and batch.step % self.task.updates == 0 and not halted:
             with answering(model):
                 self.drawn = self._draw(model, batch, trainer)
+        return self._loss_of_answers(model, batch, trainer)
+
+    def diagnosed(self, model: Network, batch: PromptBatch, trainer: L.Trainer) -> Tensor:
+        """Return the loss of some of this process's answers, with which the step went bad.
+
+        Args:
+            batch: one of all processes.
+        """
+        own = self.batch_size // trainer.world_size
+        return self._loss_of_answers(model, batch._replace(first=batch.rows.start // own * own), trainer).loss
+
+    def _loss_of_answers(self, model: Network, batch: PromptBatch, trainer: L.Trainer) -> MicroLoss:
+        """Return the loss of the answers of a micro-batch, which are drawn."""
         drawn = self.drawn
         assert drawn is not None
         rows = slice(batch.rows.start - batch.first, batch.rows.stop - batch.first)
@@ -121,8 +137,10 @@ class Policy(Objective):
             kl=now.kl,
             kl_coef=self.task.kl_coef,
         )
-        figures = {**loss.figures, "entropy": (now.entropy.sum(), counted.sum())}
+        figures = {**loss.figures, "entropy": figure(now.entropy, counted)}
         figures |= drawn.figures if batch.micro == 0 else {}
+        if batch.step % self.task.updates == 0:
+            figures["sampler_gap"] = figure((now.logprobs - drawn.rollouts.logprobs[rows]).abs(), counted)
         found = shared(Loss(loss.total, loss.weight, figures), drawn.weight, trainer)
         if now.values is None:
             return found
@@ -160,16 +178,15 @@ class Policy(Objective):
         then = None
         if task.updates > 1 or isinstance(task, PPOConfig):
             then = self._computed_by_rows(model, rollouts, batch.rows.stop - batch.rows.start)
-            gap = (then.logprobs - rollouts.logprobs).abs().amax()
-            figures["sampler_gap"] = (gap * count, torch.tensor(count, device=device))
         values = returns = None
         if isinstance(task, PPOConfig):
             assert then is not None
             values = then.values
             assert values is not None
             assert then.kl is not None
+            assert then.log_ratio is not None
             figures["kl_of_answer"] = (then.kl.sum(), torch.tensor(count, device=device))
-            earned_by_token = token_rewards(rewards, then.kl, counted, task.kl_reward)
+            earned_by_token = token_rewards(rewards, then.log_ratio, counted, task.kl_reward)
             advantages, returns = gae(earned_by_token, values, counted, gamma=task.gamma, lam=task.lam)
             advantages = whitened(advantages, counted, trainer) if task.whiten else advantages
         else:
@@ -184,7 +201,7 @@ class Policy(Objective):
 
     def _shuffled(self, earned: np.ndarray, batch: PromptBatch, trainer: L.Trainer) -> np.ndarray:
         """Deal out the rewards of the whole step's answers, over all processes, at random."""
-        everyone = torch.zeros(self.batch_size, dtype=torch.float64)
+        everyone = torch.zeros(self.batch_size, dtype=torch.float64, device=trainer.strategy.root_device)
         everyone[batch.first : batch.first + len(earned)] = torch.from_numpy(earned)
         dealt = shuffled_rewards(summed(trainer, everyone).cpu().numpy(), self.seed, batch.step)
         return dealt[batch.first : batch.first + len(earned)]
@@ -200,16 +217,18 @@ class Policy(Objective):
         """
         idx, targets, counted = rollouts.idx[rows], rollouts.targets[rows], rollouts.counted[rows]
         logits, values = logits_and_values(model, idx)
-        logprobs, kl = token_logprobs(logits, targets, self.task.temperature), None
+        logprobs = token_logprobs(logits, targets, self.task.temperature)
+        kl = log_ratio = None
         if against:
             with torch.no_grad(), self.reference.beside(model) as reference:
                 beside = reference(idx)
+            theirs = token_logprobs(beside, targets, self.task.temperature)
+            log_ratio = logprobs.detach() - theirs
             if self.task.kl == "exact":
                 kl = exact_kl(logits, beside, counted, self.task.temperature)
             else:
-                then = token_logprobs(beside, targets, self.task.temperature)
-                kl = kl_estimate(logprobs, then, self.task.kl, old).masked_fill(~counted, 0)
-        return Computed(logprobs, entropy(logits.detach(), counted, self.task.temperature), kl, values)
+                kl = kl_estimate(logprobs, theirs, self.task.kl, old).masked_fill(~counted, 0)
+        return Computed(logprobs, entropy(logits.detach(), counted, self.task.temperature), kl, log_ratio, values)
 
     @torch.no_grad()
     def _computed_by_rows(self, model: Network, rollouts: Rollouts, rows: int) -> Computed:
@@ -217,10 +236,10 @@ class Policy(Objective):
         to the bit."""
         count, against = len(rollouts.replies), isinstance(self.task, PPOConfig)
         parts = [self._compute(model, rollouts, slice(i, i + rows), against) for i in range(0, count, rows)]
-        logprobs, entropies, kl, values = (joined(each) for each in zip(*parts, strict=True))
+        logprobs, entropies, kl, log_ratio, values = (joined(each) for each in zip(*parts, strict=True))
         assert logprobs is not None
         assert entropies is not None
-        return Computed(logprobs, entropies, kl, values)
+        return Computed(logprobs, entropies, kl, log_ratio, values)
 
     # Measuring
 

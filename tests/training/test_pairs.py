@@ -663,3 +663,22 @@ def test_so_is_what_does_not_go_with_the_model(settings: Any, overrides: list[st
     with pytest.raises(UserError) as refused:
         settings(*overrides)
     assert words in str(refused.value)
+
+
+def test_a_policy_with_adapters_and_a_value_head_goes_on_and_opens(
+    tune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = written(tmp_path / "chats.jsonl", [{"prompt": f"say {i}", "completion": "yes"} for i in range(48)])
+    words = ("task=ppo", *LORA, f"data.path={chats}", "task.updates=1", "reward.name=without", "reward.argument=e")
+    tune(tmp_path / "whole", *words)
+    with monkeypatch.context() as patched:
+        interrupt(patched, Kill(3, 15))
+        with pytest.raises(SystemExit):
+            tune(tmp_path / "stopped", *words)
+    tune(tmp_path / "stopped", *words, resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    headed, policy = load_headed(last(tmp_path / "whole"))[0], load_model(last(tmp_path / "whole"))[0]
+    assert headed.head_config.kind == "value"
+    idx = torch.arange(20)[None]
+    assert torch.equal(headed.gpt(idx), policy(idx))
+    assert torch.load(last(tmp_path / "whole"), weights_only=True)["state_dict"]["model.score.weight"].any()

@@ -156,7 +156,7 @@ class PairRows:
 
     def __init__(self, pairs: Sequence[EncodedPair], block_size: int) -> None:
         self.pairs, self.block_size = pairs, block_size
-        self.lengths = np.array([max(len(each.ids) for each in pair[:2]) for pair in pairs])
+        self.lengths = np.array([max(len(each.ids) for each in pair.both) for pair in pairs])
         """The ids of the longer text of each pair, (R,)."""
 
     def __len__(self) -> int:

@@ -30,6 +30,10 @@ class EncodedPair(NamedTuple):
     margin: float | None = None
     """By how much the chosen one is better; None: it is not known."""
 
+    @property
+    def both(self) -> tuple[Encoded, Encoded]:
+        return self.chosen, self.rejected
+
 
 class EncodedLabelled(NamedTuple):
     """A text as ids, (n,) int64, and the number of its class."""

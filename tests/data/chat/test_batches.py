@@ -233,10 +233,10 @@ def test_every_pair_is_in_the_rows_once_and_whole(batch_size: int) -> None:
     that both answers share counts in both.
     """
     given = pairs()
-    assert max(len(each.ids) for pair in given for each in pair) == T
+    assert max(len(each.ids) for pair in given for each in pair.both) == T
     batches = [*ChatEvalBatches(PairRows(given, T), batch_size=batch_size, share=ALONE, device=CPU)]
     found = [text for batch in batches for text in sides_of(batch)]
-    assert found == [side(each) for pair in given for each in pair]
+    assert found == [side(each) for pair in given for each in pair.both]
     for batch in batches:
         assert batch.idx.dtype == batch.targets.dtype == batch.lengths.dtype == torch.int64
         assert batch.idx.shape == batch.targets.shape == (2 * batch_size, batch.idx.shape[1])
@@ -308,7 +308,7 @@ def test_a_step_of_pairs_or_texts_is_the_same_however_it_is_shared(kind: str) ->
             values = [getattr(part, name) for part in parts]
             if name in ("pairs", "texts"):
                 assert {*values, getattr(whole, name)} == {8}
-            elif kind == "pairs" and name != "counted":  # all chosen texts, then all rejected ones
+            elif kind == "pairs" and name not in ("counted", "margins"):  # all chosen texts, then all rejected ones
                 halves = [torch.cat(each) for each in zip(*(value.chunk(2) for value in values), strict=True)]
                 assert torch.equal(torch.cat(halves), getattr(whole, name))
             else:

@@ -125,7 +125,7 @@ def test_both_answers_of_a_pair_count_whole() -> None:
     """Fault 8: `chosen` loses its first tokens where the beginning that both share is cut away."""
     counts: Counter[str] = Counter()
     (found,) = encode_preferences([pair("abc", "share", "shame")], CHAT, 99, counts)
-    assert [bracketed(each) for each in found] == ["^U:abc$A:[share$]", "^U:abc$A:[shame$]"]
+    assert [bracketed(each) for each in found.both] == ["^U:abc$A:[share$]", "^U:abc$A:[shame$]"]
     assert not counts
 
 
@@ -133,7 +133,7 @@ def test_both_answers_of_a_pair_keep_the_same_prompt() -> None:
     counts: Counter[str] = Counter()
     pairs = [pair("abcdef", "a", "bcde"), pair("a", "b", "c"), pair("a", "b", "c" * 20)]
     found = encode_preferences(pairs, CHAT, 11, counts)
-    assert [[bracketed(side) for side in each] for each in found] == [
+    assert [[bracketed(side) for side in each.both] for each in found] == [
         ["^U:def$A:[a$]", "^U:def$A:[bcde$]"],
         ["^U:a$A:[b$]", "^U:a$A:[c$]"],
     ]
@@ -161,10 +161,10 @@ def test_a_pair_whose_end_is_a_target_only_may_have_one_token_more_than_one_whos
     whole = ["^U:abc$A:[de$]", "^U:abc$A:[f$]"]
     for block_size, end_is_read in ((9, False), (10, True)):
         (found,) = encode_preferences(both, CHAT, block_size, counts, end_is_read=end_is_read)
-        assert [bracketed(each) for each in found] == whole
+        assert [bracketed(each) for each in found.both] == whole
         assert not counts
     (cut,) = encode_preferences(both, CHAT, 9, counts, end_is_read=True)
-    assert [bracketed(each) for each in cut] == ["^U:bc$A:[de$]", "^U:bc$A:[f$]"]
+    assert [bracketed(each) for each in cut.both] == ["^U:bc$A:[de$]", "^U:bc$A:[f$]"]
     assert counts == {SHORTENED: 1}
     with pytest.raises(UserError, match=r"it has 10 tokens, and a row of model.block_size=9 holds 9; shorten it"):
         encode_preferences(both, CHAT, 9, counts, too_long="refuse", end_is_read=True)

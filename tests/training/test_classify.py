@@ -227,7 +227,7 @@ def test_a_classifier_writes_no_text(command: Any, tune: Any, tmp_path: Path, op
     ("overrides", "words"),
     [
         (["data=labels", "task=pretrain"], "data=labels with task=pretrain: it has labelled texts; use task=classify"),
-        (["task=classify"], "data.name=auto: a text, and task=classify learns from labelled texts; give data=chat"),
+        (["task=classify"], "data=auto: a text, and task=classify learns from labelled texts; give data=chat"),
         (["data=labels", "task.position=middle"], "task.position=middle: must be one of last, first"),
         (["data=labels", "task.train=head"], "task.train=head: what is not trained would stay random; add init_from"),
         (["data=labels", "lora.rank=2"], "lora.rank=2: what is not trained would stay random; add init_from"),

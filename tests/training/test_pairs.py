@@ -609,7 +609,7 @@ def test_a_judge_writes_no_text(command: Any, tune: Any, tmp_path: Path, options
         ),
         (
             ["data=preferences", "task=sft"],
-            "data.name=preferences: it has preferences, and task=sft, ppo and grpo learn",
+            "data=preferences: it has preferences, and task=sft, ppo and grpo learn",
         ),
         (
             ["task=reward", "data=arithmetic"],

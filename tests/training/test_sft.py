@@ -231,7 +231,7 @@ def test_a_validation_part_is_cut_off_beside_a_test_part_of_its_own(compose: Any
     [
         (["task.enough=0.5"], "task.enough=0.5: nothing is answered; leave it null"),
         (["data=arithmetic", "task.enough=2"], "task.enough=2.0: is a share of right answers, above 0 and at most 1"),
-        (["task=sft"], "data.name=auto: a text, and task=sft, ppo and grpo learn from conversations; give data=chat"),
+        (["task=sft"], "data=auto: a text, and task=sft, ppo and grpo learn from conversations; give data=chat"),
         (["data=chat", "task=pretrain"], "data=chat with task=pretrain: it has conversations; use task=sft"),
         (["task.loss_on=prompts"], "task.loss_on=prompts: must be one of answers, all"),
         (["task.too_long=crop"], "task.too_long=crop: must be one of cut, refuse"),

@@ -113,4 +113,4 @@ def check_form(name: str, form: str) -> None:
     generated = [f"data={name}" for name in wanted.names]
     ways = ", ".join(["data=chat data.path=my.jsonl", *generated[:-1]]) + f" or {generated[-1]}"
     has = next((f"it has {other.noun}" for other in FORMS.values() if name in other.names), "a text")
-    raise UserError(f"data.name={name}: {has}, and {wanted.tasks} {wanted.verb} from {wanted.noun}; give {ways}")
+    raise UserError(f"data={name}: {has}, and {wanted.tasks} {wanted.verb} from {wanted.noun}; give {ways}")

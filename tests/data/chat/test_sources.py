@@ -122,10 +122,10 @@ def test_rows_of_another_form_are_refused(tmp_path: Path, wanted: str, given: st
 @pytest.mark.parametrize(
     ("name", "form", "words"),
     [
-        ("text", CONVERSATIONS, "data.name=text: a text, and task=sft, ppo and grpo learn from conversations; give "
+        ("text", CONVERSATIONS, "data=text: a text, and task=sft, ppo and grpo learn from conversations; give "
          "data=chat data.path=my.jsonl, data=arithmetic, data=instructions or data=continuations"),
-        ("labels", CONVERSATIONS, "data.name=labels: it has labelled texts, and task=sft, ppo and grpo learn from"),
-        ("arithmetic", LABELS, "data.name=arithmetic: it has conversations, and task=classify learns from labelled "
+        ("labels", CONVERSATIONS, "data=labels: it has labelled texts, and task=sft, ppo and grpo learn from"),
+        ("arithmetic", LABELS, "data=arithmetic: it has conversations, and task=classify learns from labelled "
          "texts; give data=chat data.path=my.jsonl or data=labels"),
         ("labels", PREFERENCES, "task=reward and dpo learn from preferences; give data=chat data.path=my.jsonl or "
          "data=preferences"),

@@ -107,6 +107,7 @@ def test_micro_batches_of_any_size_are_the_same_run(improve: Any, tmp_path: Path
     assert len(set(curve(run_dir, "train/answer_tokens"))) > 1
 
 
+@pytest.mark.slow
 def test_two_processes_draw_and_learn_what_one_does(
     torchrun: Any,  # noqa: F811
     improve: Any,
@@ -211,6 +212,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("kind", ["grpo, 2 updates", "ppo"])
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(
     improve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -384,6 +386,7 @@ def test_a_policy_is_opened_as_a_language_model(ppo: Path, command: Any) -> None
     ],
 )
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.slow
 def test_these_go_together(improve: Any, tmp_path: Path, kind: str, more: tuple[str, ...]) -> None:
     summary = improve(tmp_path, *KINDS[kind], *more)
     assert summary["steps"] == 4

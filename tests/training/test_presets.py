@@ -61,10 +61,17 @@ def answering(chain: Any, base: str) -> str:
 
 def test_a_sum_learned_in_part_is_where_its_reward_is_learned(chain: Any) -> None:
     few = (each for each in TINY if "val_fraction" not in each)
-    run_dir, summary = chain("addition_sft", *few, "data.problems.examples=100", "data.batch_size=4")
+    run_dir, summary = chain(
+        "addition_sft", *few, "data.problems.examples=100", "data.batch_size=4", "data.problems.held_out=0.001"
+    )
     assert summary["test/accuracy"] < 0.5
     _, rewarded = chain(
-        "addition_grpo", *FEW, f"init_from={run_dir}", "data.problems.examples=100", "data.batch_size=32"
+        "addition_grpo",
+        *FEW,
+        f"init_from={run_dir}",
+        "data.problems.examples=100",
+        "data.problems.held_out=0.001",
+        "data.batch_size=32",
     )
     assert rewarded["steps"] == 4
     assert rewarded["val/loss"] == -rewarded["val/reward"]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from gptlab.alignment.rewards import Answer, Reward, preference_probability
-from gptlab.data.batches import random_numbers
+from gptlab.alignment.scoring import reply_text
+from gptlab.data.batches import as_shares, random_numbers
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import GOLD, Message, Messages, Preference
-from gptlab.data.tokenizers import Tokenizer
 from gptlab.generation.replies import draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
@@ -30,7 +30,6 @@ LEFT_OUT = f"left out: {TRIES} times the two answers were the same, or one was e
 
 def sample_preferences(
     model: Model,
-    tokenizer: Tokenizer,
     chat: Format,
     prompts: Sequence[Messages],
     reward: Reward,
@@ -86,7 +85,7 @@ def sample_preferences(
             _uniform(seed, [(k % len(prompts), sample) for k, sample in asked], max_new_tokens),
             batch_size,
         )
-        said = [tokenizer.decode(reply.ids[:-1]) if reply.ended else "" for reply in replies]
+        said = [reply_text(reply, chat.tokenizer) if reply.ended else "" for reply in replies]
         both = zip(missing, said[::2], said[1::2], strict=True)
         found |= {k: (one, other) for k, one, other in both if one and other and one != other}
     if len(found) < pairs:
@@ -102,7 +101,7 @@ def sample_preferences(
 def _uniform(seed: int, samples: Sequence[tuple[int, int]], count: int) -> torch.Tensor:
     """Return `count` numbers in [0, 1) for each prompt and sample, (n, count) fp64."""
     raw = [random_numbers(seed + SAMPLES, (prompt << 32) + sample, count) for prompt, sample in samples]
-    return torch.from_numpy((np.array(raw).reshape(-1, count) >> np.uint64(11)) / np.float64(1 << 53))
+    return torch.from_numpy(as_shares(np.array(raw).reshape(-1, count)))
 
 
 def _preferred(
@@ -112,7 +111,7 @@ def _preferred(
     gold = np.array(
         [reward([Answer(prompt[-1].content, both[i]) for _, prompt, both in answered]) for i in range(2)], dtype=float
     )
-    draws = (random_numbers(seed + LABELS, 0, pairs) >> np.uint64(11)) / np.float64(1 << 53)
+    draws = as_shares(random_numbers(seed + LABELS, 0, pairs))
     first = draws[[k for k, _, _ in answered]] < preference_probability(gold[0] - gold[1], noise)
     found = []
     for (_, prompt, both), rewards, is_first in zip(answered, gold.T.tolist(), first.tolist(), strict=True):

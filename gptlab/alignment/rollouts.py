@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data.batches import IGNORED, random_numbers
+from gptlab.data.batches import IGNORED, as_shares, random_numbers
 from gptlab.generation.replies import Reply, draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
@@ -49,8 +49,7 @@ class Rollouts(NamedTuple):
 
 def uniform_numbers(seed: int, step: int, rows: int, tokens: int) -> Tensor:
     """Return the numbers that decide what is drawn in a step, (rows, tokens) float64 in [0, 1)."""
-    raw = random_numbers(seed, step, rows * tokens) >> np.uint64(11)
-    return torch.from_numpy(raw.astype(np.float64) * 2.0**-53).view(rows, tokens)
+    return torch.from_numpy(as_shares(random_numbers(seed, step, rows * tokens))).view(rows, tokens)
 
 
 def roll_out(

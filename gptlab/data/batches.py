@@ -53,6 +53,11 @@ def random_numbers(seed: int, step: int, count: int) -> np.ndarray:
     return PHILOX.generator.random_raw(count)
 
 
+def as_shares(numbers: np.ndarray) -> np.ndarray:
+    """Return random uint64 as float64 in [0, 1), of the same shape: their first 53 bits."""
+    return (numbers >> np.uint64(11)) / np.float64(1 << 53)
+
+
 class Philox(threading.local):
     """A generator for each thread, and the state in which it begins: making another takes five times as long."""
 

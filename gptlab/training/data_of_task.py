@@ -12,7 +12,15 @@ from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.pair_datamodule import PairDataModule
 from gptlab.training.prompt_datamodule import PromptDataModule
 from gptlab.training.settings import Settings
-from gptlab.training.tasks import PolicyConfig
+
+KINDS: dict[str, type[ExampleDataModule]] = {
+    "sft": ChatDataModule,
+    "classify": LabelDataModule,
+    "reward": PairDataModule,
+    "dpo": PairDataModule,
+    "ppo": PromptDataModule,
+    "grpo": PromptDataModule,
+}
 
 
 def data_module(
@@ -37,22 +45,5 @@ def data_module(
             f"tokenizer={settings.tokenizer.name}: init_from brings its own, to which task={task.name} adds the tokens "
             f"of a chat; leave it out"
         )
-    found: ExampleDataModule
-    if isinstance(task, PolicyConfig):
-        found = PromptDataModule(settings.data, task, how, block_size, settings.seed, template)
-    elif task.name in ("reward", "dpo"):
-        found = PairDataModule(
-            settings.data,
-            task,
-            how,
-            block_size,
-            settings.seed,
-            template,
-            end_is_read=task.name == "reward",
-            sampled_from=settings.init_from,
-        )
-    else:
-        kind = LabelDataModule if task.name == "classify" else ChatDataModule
-        found = kind(settings.data, task, how, block_size, settings.seed, template)
-    found.judged = settings.reward.model is not None
-    return found
+    kind, judged = KINDS[task.name], settings.reward.model is not None
+    return kind(settings.data, task, how, block_size, settings.seed, template, settings.init_from, judged)

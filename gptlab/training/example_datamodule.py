@@ -59,14 +59,14 @@ class ExampleDataModule(RunData):
         block_size: tokens in a row, T.
         seed: the seed of the order of batches and of dropout.
         template: the chat template of a trained model, in which messages are written; None: gptlab's format.
+        source: the value of init_from, whose answers data=preferences has; None: there is none.
+        judged: whether a reward model reads sampled answers: their last tokens, too.
     """
 
     form: ClassVar[str]
     """What it has, one of `example_set.FORMS`."""
     has_messages: ClassVar[bool] = True
     """Whether the examples are written in a chat format."""
-    judged = False
-    """Whether a reward model reads sampled answers: their last tokens, too."""
     prepared: PreparedExamples
 
     def __init__(
@@ -77,9 +77,12 @@ class ExampleDataModule(RunData):
         block_size: int,
         seed: int,
         template: ChatTemplate | None = None,
+        source: str | None = None,
+        judged: bool = False,
     ) -> None:
         super().__init__(config, block_size, seed)
         self.task, self.tokenizer, self.template = task, tokenizer, template
+        self.source, self.judged = source, judged
 
     def prepare_data(self) -> None:
         """Encode the examples; called first by us, since the model needs the vocabulary, then by Lightning.

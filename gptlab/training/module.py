@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -25,7 +25,7 @@ from gptlab.models.weights import SCORE
 from gptlab.system.errors import UserError, amount
 from gptlab.training.answers import Answers
 from gptlab.training.lightning_setup import count_micro_batches, set_attribute
-from gptlab.training.objectives.base import Objective
+from gptlab.training.objectives.base import Objective, summed
 from gptlab.training.objectives.next_token import NextToken
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
@@ -152,7 +152,7 @@ class LMModule(L.LightningModule):
         losses = torch.stack((self.loss_sum.to(self.device), self.loss_count.to(self.device)))
         names = sorted(self.figures)
         sums = torch.stack((losses, *(self.figures[name].to(losses) for name in names)))
-        sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        sums = summed(self.trainer, sums)
         return sums[0], dict(zip(names, sums[1:], strict=True))
 
     def training_metrics(self) -> dict[str, float]:
@@ -171,8 +171,7 @@ class LMModule(L.LightningModule):
         """Return the metrics of all batches of a split, over all processes."""
         sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: exact over many batches
         self._sums.clear()
-        if self.trainer.world_size > 1:
-            sums = cast(Tensor, self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).cpu()
+        sums = summed(self.trainer, sums).cpu()
         return self.objective.completed(self.objective.metrics(sums, split) | self._answered(split), split)
 
     def _answered(self, split: str) -> dict[str, float]:

@@ -20,48 +20,28 @@ from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation, Preference, read_examples
 from gptlab.data.chat.encoding import answerable, encode_preferences
 from gptlab.data.chat.example_set import PREFERENCES, ExampleSet
-from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
-from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
+from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import open_model
 from gptlab.formats.adapters import digest
 from gptlab.models import Model
 from gptlab.system.errors import UserError, amount
 from gptlab.training.example_datamodule import ExampleDataModule
-from gptlab.training.tasks import RewardConfig, TaskConfig
+from gptlab.training.tasks import RewardConfig
 
 log = logging.getLogger(__name__)
 
 
 class PairDataModule(ExampleDataModule):
-    """Batches of pairs; see `PairBatch`.
-
-    Args:
-        end_is_read: whether the model reads the last token of an answer, as a reward model does.
-        sampled_from: the name of the model whose answers data=preferences has; None: there is none.
-    """
+    """Batches of pairs; see `PairBatch`."""
 
     form = PREFERENCES
-
-    def __init__(
-        self,
-        config: DataConfig,
-        task: TaskConfig,
-        tokenizer: TokenizerConfig | Tokenizer,
-        block_size: int,
-        seed: int,
-        template: ChatTemplate | None,
-        end_is_read: bool,
-        sampled_from: str | None,
-    ) -> None:
-        super().__init__(config, task, tokenizer, block_size, seed, template)
-        self.end_is_read, self.sampled_from = end_is_read, sampled_from
 
     def load(self) -> ExampleSet:
         if self.config.name != "preferences":
             return super().load()
-        assert self.sampled_from is not None  # see `task_checks`
-        return sampled_pairs(self.config, self.sampled_from)
+        assert self.source is not None  # see `task_checks`
+        return sampled_pairs(self.config, self.source)
 
     def rows_of(
         self, part: str, said: ExampleSet, tokenizer: Tokenizer, chat: Format | None, counts: Counter[str]
@@ -74,7 +54,7 @@ class PairDataModule(ExampleDataModule):
             self.block_size,
             counts,
             too_long=self.task.too_long,
-            end_is_read=self.end_is_read,
+            end_is_read=isinstance(self.task, RewardConfig),
         )
         return PairRows(encoded, self.block_size)
 
@@ -131,9 +111,7 @@ def sampled_pairs(config: DataConfig, name: str) -> ExampleSet:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sample(config, part, found, model, chat, path)
         parts[part] = read_examples([path]).rows
-    held_out = parts["held_out"]
-    first = max(int(config.val_fraction * len(held_out)), 1)
-    named = {"train": parts["train"], "val": held_out[:first], "test": held_out[first:]}
+    named = {"train": parts["train"], **sources.divide_held_out(parts["held_out"], config)}
     return ExampleSet("preferences", PREFERENCES, named, known=False)
 
 
@@ -161,7 +139,6 @@ def _sample(
     log.info("sampling %s of answers of the model, once", amount(count, "pair"))
     found = sample_preferences(
         model,
-        chat.tokenizer,
         chat,
         asked,
         open_reward(problems.reward, problems.argument or ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,12 +238,6 @@ def config_class(name: Any) -> type[TaskConfig]:
     if not isinstance(name, str) or name not in TASKS:
         raise UserError(f"task.name={name!s:.99}: no such task; {did_you_mean(f'{name!s:.99}', TASKS)}")
     return TASKS[name]
-
-
-def own_keys(name: str) -> set[str]:
-    """Return the keys that a task has and not every one."""
-    common = {field.name for field in dataclasses.fields(TaskConfig)}
-    return {field.name for field in dataclasses.fields(TASKS[name])} - common
 
 
 @dataclass(frozen=True)

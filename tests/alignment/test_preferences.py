@@ -53,7 +53,7 @@ def sample(counts: Counter[str] | None = None, **changes: Any) -> list[Preferenc
     shares, prompts = changes.pop("shares", SHARES), changes.pop("prompts", PROMPTS)
     options = {"pairs": 40, "noise": 0.5, "seed": 1, "max_new_tokens": 30} | changes
     found: Counter[str] = Counter() if counts is None else counts
-    return sample_preferences(model_of(shares), CHAT.tokenizer, CHAT, prompts, count_a, found, **options)
+    return sample_preferences(model_of(shares), CHAT, prompts, count_a, found, **options)
 
 
 def answers(each: Preference) -> tuple[str, str]:

@@ -245,7 +245,7 @@ def _arithmetic(config: DataConfig) -> ExampleSet:
     asked = check_problems("arithmetic", config.problems)
     assert isinstance(asked, ArithmeticNode)
     made = asked.made()
-    parts = {"train": made.some(TRAIN, asked.examples), **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    parts = {"train": made.some(TRAIN, asked.examples), **divide_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
     return ExampleSet("arithmetic", CONVERSATIONS, parts, known=True)
 
 
@@ -258,7 +258,7 @@ def _of_text(config: DataConfig) -> ExampleSet:
     what, known, kind = FOUND[config.name]
     if not train:
         raise UserError(f"data={config.name}: the text has no {what}")
-    parts = {"train": train, **_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    parts = {"train": train, **divide_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
     form = LABELS if config.name in FORMS[LABELS].names else CONVERSATIONS
     examples = ExampleSet(config.name, form, parts, known, kind)
     if form == LABELS:
@@ -302,7 +302,7 @@ def _text(config: DataConfig) -> str:
     return "".join(piece.text for piece in corpus.read())
 
 
-def _held_out(problems: Sequence[Example], config: DataConfig) -> dict[str, list[Any]]:
+def divide_held_out(problems: Sequence[Example], config: DataConfig) -> dict[str, list[Any]]:
     """Divide the problems that are held out into val and test."""
     first = max(int(config.val_fraction * len(problems)), 1)
     if len(problems) <= first:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gptlab.data.batches import random_numbers
+from gptlab.data.batches import as_shares, random_numbers
 
 T = TypeVar("T")
 TRAIN, HELD_OUT, LONGER = "train", "held_out", "longer"
@@ -27,7 +27,7 @@ def number_shares(seed: int, numbers: np.ndarray) -> np.ndarray:
         for shift, mixer in zip((30, 27), MIXERS, strict=True):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(mixer)
         mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(11)) / np.float64(1 << 53)
+    return as_shares(mixed)
 
 
 def text_share(seed: int, text: str) -> float:

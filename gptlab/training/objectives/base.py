@@ -80,10 +80,10 @@ def shared(loss: Loss, whole: Tensor | float, trainer: L.Trainer) -> MicroLoss:
 
 
 def summed(trainer: L.Trainer, values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes."""
+    """Return the sum of a tensor over all processes; of one process it stays where it is."""
     if trainer.world_size == 1:
         return values
-    found = trainer.strategy.reduce(values, reduce_op="sum")
+    found = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
     assert isinstance(found, Tensor)
     return found
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlab.alignment.losses import Loss
 from gptlab.alignment.metrics import macro_f1
 from gptlab.data.batches import IGNORED
 from gptlab.data.chat.batches import LabelledBatch
 from gptlab.models import Network
-from gptlab.training.objectives.base import MicroLoss, Objective
+from gptlab.training.objectives.base import MicroLoss, Objective, shared
 
 
 @dataclass(eq=False)
@@ -40,11 +41,9 @@ class Classes(Objective):
     def loss(self, model: Network, batch: LabelledBatch, trainer: L.Trainer) -> MicroLoss:
         scores, losses = self._losses(model, batch)
         assert batch.texts is not None
-        count = trainer.accumulate_grad_batches * trainer.world_size
         right = (scores.detach().argmax(-1) == batch.labels).sum()
         weight = torch.tensor(len(losses), device=losses.device)
-        mean = losses.detach().mean()
-        return MicroLoss(losses.sum() * (count / batch.texts), mean, weight, {"accuracy": (right.float(), weight)})
+        return shared(Loss(losses.sum(), weight, {"accuracy": (right.float(), weight)}), batch.texts, trainer)
 
     def measure(self, model: Network, batch: LabelledBatch) -> Tensor:
         """Return the loss, and the counts of `confusion`, (1 + K K,)."""

@@ -8,11 +8,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from gptlab.alignment.losses import Loss
 from gptlab.data.batches import IGNORED, Batch
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation.loss import cross_entropy, loss_metrics
 from gptlab.models import Network
-from gptlab.training.objectives.base import NO_FIGURES, MicroLoss, Objective
+from gptlab.training.objectives.base import NO_FIGURES, MicroLoss, Objective, shared
 
 
 def model_loss(
@@ -45,10 +46,8 @@ class NextToken(Objective):
         if tokens is None:  # all of all rows; micro-batches may have other sizes
             loss = self.model_loss(model, idx, targets, "mean", noise, places)
             return MicroLoss(loss, loss.detach(), len(idx), NO_FIGURES)
-        weight = (targets != IGNORED).sum()
         total = self.model_loss(model, idx, targets, "sum", noise, places)
-        count = trainer.accumulate_grad_batches * trainer.world_size
-        return MicroLoss(total * (count / tokens), total.detach() / weight, weight, NO_FIGURES)
+        return shared(Loss(total, (targets != IGNORED).sum(), NO_FIGURES), tokens, trainer)
 
     def diagnosed(self, model: Network, batch: Batch, trainer: L.Trainer) -> Tensor:
         return model_loss(model, batch.idx, batch.targets, "mean", batch.noise, batch.places)

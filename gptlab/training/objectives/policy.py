@@ -201,7 +201,7 @@ class Policy(Objective):
 
     def _shuffled(self, earned: np.ndarray, batch: PromptBatch, trainer: L.Trainer) -> np.ndarray:
         """Deal out the rewards of the whole step's answers, over all processes, at random."""
-        everyone = torch.zeros(self.batch_size, dtype=torch.float64, device=trainer.strategy.root_device)
+        everyone = torch.zeros(self.batch_size, dtype=torch.float64)
         everyone[batch.first : batch.first + len(earned)] = torch.from_numpy(earned)
         dealt = shuffled_rewards(summed(trainer, everyone).cpu().numpy(), self.seed, batch.step)
         return dealt[batch.first : batch.first + len(earned)]

@@ -1,14 +1,22 @@
-"""`python -m gptlab.evaluate MODEL`: the exact loss of a model on a whole text, beside another model's if you like."""
+"""`python -m gptlab.evaluate MODEL`: the exact loss of a model on a whole text, or how well a run does its task."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from gptlab.data.text_options import FORMATS
 from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
+if TYPE_CHECKING:
+    import torch
+
+    from gptlab.formats.open_model import OpenedModel
+    from gptlab.models import Model
+
+OF_LOSS = ("context", "stride", "tokenizer", "memorised", "batch_size")  # flags that do not go with --task
 READING = ("text_key", "format", "separator", "named_parts")  # flags that say how --data is read
 
 
@@ -59,6 +67,18 @@ def parser() -> argparse.ArgumentParser:
         help="of ngram:N (default: that of the model beside it, else char) and uniform (else byte)",
     )
     p.add_argument(
+        "--task",
+        action="store_true",
+        help="instead of the loss: how well a run of task=sft and the like does on its held-out part, beside another "
+        "one with --compare; and what it has forgotten of the text of its base, or of --data",
+    )
+    p.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="with --task: answers sampled to a prompt (default: task.samples of the run)",
+    )
+    p.add_argument(
         "--memorised",
         action="store_true",
         help="instead of the loss: the longest strings of a sample that stand word for word in the train part",
@@ -92,10 +112,7 @@ def run(args: argparse.Namespace) -> None:
     def windows(name: str, block_size: int) -> Windows:
         return Windows.of(args.context, args.stride, block_size, name)
 
-    for flag, least in (("batch_size", 1), ("seed", 0)):
-        value = getattr(args, flag)
-        if value is not None and value < least:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
+    check_numbers(args)
     device = accelerator.device(args.device)
     names = [args.model] if args.compare is None else [args.model, args.compare]
     orders = {name: n for name in names if (n := ngram_order(name)) is not None}
@@ -103,9 +120,7 @@ def run(args: argparse.Namespace) -> None:
     models = {name: open_candidate(name) for name in names if name not in orders}
     for each in models.values():
         windows(each.name, each.model.config.block_size)
-    given = {name: getattr(args, name) for name in READING}
-    flags = {name: value for name, value in given.items() if value is not None}
-    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, flags)
+    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, reading(args))
     if args.memorised:
         content = measure_copies(models.get(args.model), args.sample, args.model, text, device, args.seed)
     else:
@@ -118,6 +133,87 @@ def run(args: argparse.Namespace) -> None:
         print(terminal.as_json(content), end="")
     else:
         (show.show_copies if args.memorised else show.show_losses)(content, Console(highlight=False))
+
+
+def run_task(args: argparse.Namespace) -> None:
+    """Measure how well a run does its task, and print it.
+
+    Raises:
+        UserError: a flag is out of range, a model or its data cannot be had, or they do not fit together.
+    """
+    from rich.console import Console
+
+    from gptlab.evaluation.candidates import open_candidate
+    from gptlab.formats.open_model import load_headed
+    from gptlab.reports import performance
+    from gptlab.system import accelerator, terminal
+    from gptlab.training import task_evaluation
+
+    check_numbers(args)
+    device = accelerator.device(args.device)
+    names = [args.model] if args.compare is None else [args.model, args.compare]
+    lost: dict[str, Any] = {}
+    if task_evaluation.has_scores(args.model):
+        judges = [load_headed(name) for name in names]
+        model, tokenizer, info = judges[0]
+        held_out = task_evaluation.held_out(args.model, info, tokenizer, model.config.block_size, args.split)
+        found = [task_evaluation.judge(held_out, *each, device) for each in zip(names, judges, strict=True)]
+    else:
+        models = [open_candidate(name) for name in names]
+        ours, others = models[0], models[1:]
+        assert ours.info is not None
+        block_size = ours.model.config.block_size
+        held_out = task_evaluation.held_out(args.model, ours.info, ours.tokenizer, block_size, args.split)
+        lost = forgetting(args, ours, device)
+        samples = args.samples or held_out.settings.task.samples
+        for each in models:
+            each.model.to(device)
+        theirs = [(each, task_evaluation.answer(held_out, each, samples, args.seed + 1)) for each in others]
+        found = [task_evaluation.answer(held_out, ours, samples, args.seed, *theirs), *(each for _, each in theirs)]
+    content = performance.content(found, held_out.settings.task.name, held_out.facts) | lost
+    if args.json:
+        print(terminal.as_json(content), end="")
+    else:
+        performance.show(content, Console(highlight=False))
+
+
+def forgetting(args: argparse.Namespace, opened: OpenedModel[Model], device: torch.device) -> dict[str, Any]:
+    """Measure what a run has forgotten of the text of the model that it goes back to; empty if there is none.
+
+    Raises:
+        UserError: that model is not there, or its text is not.
+    """
+    from gptlab.data.batches import Windows
+    from gptlab.evaluation.candidates import choose_text, text_base
+    from gptlab.evaluation.measurements import measure_losses
+    from gptlab.reports import performance
+
+    base = text_base(opened)
+    if base is None:
+        return {}
+    if args.data is None and not base.data:
+        return {"notes": [f"{base.name} brings no text; what has been forgotten of one is told with --data FILE"]}
+
+    shorter = min(each.model.config.block_size for each in (opened, base))
+    text = choose_text(args.data, None, [base], {}, False, base.name, reading(args))
+    measured = measure_losses(
+        [opened, base], text, device, lambda name, _: Windows.of(shorter, None, shorter, name), seed=args.seed
+    )
+    return {"forgetting": performance.forgetting(measured), "notes": measured["notes"]}
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Check the flags that are numbers; raises UserError if one is too small."""
+    for flag, least in (("batch_size", 1), ("seed", 0), ("samples", 1)):
+        value = getattr(args, flag)
+        if value is not None and value < least:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that say how --data is read."""
+    given = {name: getattr(args, name) for name in READING}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, int]) -> None:
@@ -153,7 +249,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             p.error("--memorised and --compare do not go together")
         if args.sample and not args.memorised:
             p.error("--sample FILE goes with --memorised")
-        run(args)
+        if args.samples and not args.task:
+            p.error("--samples N goes with --task")
+        if args.task and (other := next((flag for flag in OF_LOSS if getattr(args, flag) not in (None, False)), None)):
+            p.error(f"--task and --{other.replace('_', '-')} do not go together")
+        (run_task if args.task else run)(args)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,22 @@ def open_candidate(name: str) -> OpenedModel[Model]:
     return open_model.open_model(name, raw_dir=eval_data.data_folders({})[0])
 
 
+def text_base(opened: OpenedModel[Model]) -> OpenedModel[Model] | None:
+    """Open the model of texts that a run's weights go back to: that of its init_from, or of that run's, and so on.
+
+    Returns:
+        None if the run began with random weights.
+
+    Raises:
+        UserError: see `open_candidate`.
+    """
+    while (name := opened.config.get("init_from")) is not None:
+        opened = open_candidate(str(name))
+        if opened.config.get("task", {}).get("name", "pretrain") == "pretrain":
+            return opened
+    return None
+
+
 def count_table(name: str, n: int, text: EvalText, tokenizer: Tokenizer | str) -> Candidate:
     """Count n-grams on the train part of a text.
 

@@ -27,6 +27,8 @@ class Answered(NamedTuple):
     """Whether the answer ends with an end token."""
     right: bool
     """Whether it is what was wanted, and ends there."""
+    tokens: int
+    """Its tokens, with the end."""
     reward: float | None
     """What it earns; None: answers are not rewarded."""
 
@@ -100,15 +102,16 @@ class Answers:
         replies = draw_replies(model, prompts, self.max_tokens, self.chat.ends)
         rewards = self.sampled.scorer.gold(asked, replies).tolist() if self.sampled else [None] * len(asked)
         self.last = []
-        for each, reply, right, reward in zip(asked, replies, self._rights[part], rewards, strict=True):
+        for each, reply, wanted, reward in zip(asked, replies, self._rights[part], rewards, strict=True):
             answer = reply_text(reply, self.chat.tokenizer)
             said = each.messages[-2].content, answer, each.messages[-1].content
-            self.last.append(Answered(*said, reply.ended, reply.ended and answer == right, reward))
+            right = reply.ended and answer == wanted
+            self.last.append(Answered(*said, reply.ended, right, len(reply.ids), reward))
         count = len(asked)
         by_kind: dict[str, list[bool]] = {}
         for answered in self.last if self.kind else ():
             by_kind.setdefault(self.kind(answered.prompt), []).append(answered.right)  # type: ignore[misc]
-        found = {f"{part}/accuracy_{kind}": sum(right) / len(right) for kind, right in sorted(by_kind.items())}
+        found = {f"{part}/accuracy_{kind}": sum(some) / len(some) for kind, some in sorted(by_kind.items())}
         if self.expected:
             found[f"{part}/accuracy"] = sum(each.right for each in self.last) / count
         if self.sampled:

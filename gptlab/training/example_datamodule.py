@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from gptlab.data import tokenizers
-from gptlab.data.batches import eval_batch_size
+from gptlab.data.batches import Share, eval_batch_size
 from gptlab.data.chat import sources
 from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
 from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
@@ -245,10 +247,9 @@ class ExampleDataModule(RunData):
 
     def whole(self, part: str) -> ChatEvalBatches[Any]:
         assert self.trainer is not None
+        return self.eval_batches(part, self.share(), self.trainer.strategy.root_device)
+
+    def eval_batches(self, part: str, share: Share, device: torch.device) -> ChatEvalBatches[Any]:
+        """Return a process's batches of all of val or test; without a trainer."""
         size = self.config.val_batch_size or eval_batch_size(self.block_size, self.prepared.tokenizer.vocab_size)
-        return ChatEvalBatches(
-            self.prepared.rows[part],
-            batch_size=size,
-            share=self.share(),
-            device=self.trainer.strategy.root_device,
-        )
+        return ChatEvalBatches(self.prepared.rows[part], batch_size=size, share=share, device=device)

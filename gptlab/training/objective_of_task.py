@@ -50,7 +50,7 @@ def objective_and_answers(
         return RewardModel(task, data.bayes_accuracy), None
     if not isinstance(data, ExampleDataModule):
         return next_token, None
-    scorer = _scorer(settings, tokenizer, data.block_size)
+    scorer = scorer_of(settings, tokenizer, data.block_size)
     sampled, chat, reference = None, data.prepared.chat, loaded.reference
     assert chat is not None
     if task.samples:
@@ -78,7 +78,12 @@ def objective_and_answers(
     return policy, answers
 
 
-def _scorer(settings: Settings, tokenizer: Tokenizer, block_size: int) -> Scorer:
+def scorer_of(settings: Settings, tokenizer: Tokenizer, block_size: int) -> Scorer:
+    """Return what gives answers the rewards of a run.
+
+    Raises:
+        UserError: see `open_reward` and `reward_model`.
+    """
     reward = settings.reward
     judge = reward_model(reward.model, tokenizer, block_size) if reward.model else None
     return Scorer(tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)

@@ -58,8 +58,10 @@ class SampledAnswers:
         self.measures += ("judged_reward",) if scorer.judge is not None else ()
         self.measures += tuple(f"pass_at_{k}" for k in self.passes)
         self.measures += ("kl", "win_rate") if reference is not None else ()
+        self.of_model: dict[str, Earned] = {}
+        """Of the answers to the prompts of a part, when they were last measured."""
         self.of_reference: dict[str, Earned] = {}
-        """Of the reference's answers to the prompts of a part."""
+        """Of the reference's answers to the prompts of a part, which are drawn once."""
         self.best_of_n: list[list[float]] = []
         """[n, gold reward, KL] of taking the best of n answers, of the reference, or else of the model itself: what the
         reward model holds best, if there is one."""
@@ -82,7 +84,7 @@ class SampledAnswers:
         """
         repeated = [each for each in asked for _ in range(self.samples)]
         drawn = self._drawn(model, repeated, part, POLICY)
-        earned = self._earned(repeated, drawn)
+        earned = self.of_model[part] = self._earned(repeated, drawn)
         found = {"reward": float(earned.gold.mean())}
         if earned.judged is not None:
             found["judged_reward"] = float(earned.judged.mean())

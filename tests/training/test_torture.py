@@ -27,6 +27,20 @@ def test_a_run_killed_twelve_times_is_the_untouched_run(shell: Any, tmp_path: Pa
     assert "the same run as the untouched one, to the bit" in out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
+@pytest.mark.parametrize("task", ["sft", "lora", "dpo", "ppo", "grpo"])
+def test_a_run_of_a_task_killed_twenty_times_is_the_untouched_run(shell: Any, task: str) -> None:
+    process = shell("-m", "tests.training.torture", "--kills", "20", "--variant", task, "--seed", "3")
+    try:
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + err
+    assert "\n20 kills" in out
+    assert "the same run as the untouched one, to the bit" in out
+
+
 def one_bit(run_dir: Path) -> None:
     path = run_dir / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)

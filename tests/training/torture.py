@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import faulthandler
+import json
 import os
 import random
 import re
@@ -56,6 +57,21 @@ VARIANTS = {
     "bigram": (*BIGRAM, "schedule=constant"),
     "muon": (*GPT, "optim=muon", "schedule=wsd", "trainer.ema=0.9"),
     "bpe": (*GPT, "tokenizer=bpe", "tokenizer.vocab_size=270"),
+}
+POLICY = (
+    "data=chat",
+    "task.answer_tokens=6",
+    "task.check=3",
+    "task.samples=2",
+    "reward.name=lexicon",
+    "reward.argument=cat",
+)
+TUNED = {  # which begin with a model that answers
+    "sft": ("data=chat",),
+    "lora": ("data=chat", "lora.rank=2"),
+    "dpo": ("data=chat", "task=dpo", "task.answer_tokens=6", "task.check=3"),
+    "ppo": (*POLICY, "task=ppo", "task.updates=2"),
+    "grpo": (*POLICY, "task=grpo", "task.group=3", "task.kl_coef=0.1"),
 }
 HARD = (
     *("data=text", "trainer=cpu", "data.batch_size=6", "data.micro_batch_size=2", "data.test_fraction=0.05"),
@@ -106,8 +122,16 @@ class Torture:
         text, words = random.Random(0), ["the", "a", "cat", "dog", "king", "queen", "sees", "loves", "old", "night"]
         lines = (" ".join(text.choices(words, k=text.randint(3, 7))) + ".\n" for _ in range(300))
         (folder / "text.txt").write_text("".join(lines))
-        places = (f"data.path={folder}/text.txt", f"data.cache_dir={self.cache_dir}")
-        self.run = (*VARIANTS[variant], *HARD, *places, f"trainer.max_steps={self.max_steps}", f"seed={seed}")
+        self.first: tuple[str, ...] | None = None
+        """Makes the model of init_from."""
+        file, own = "text.txt", VARIANTS.get(variant, ())
+        if variant in TUNED:
+            answers, pairs = write_examples(folder, self.draw)
+            self.first = (*GPT, *HARD, "data=chat", f"data.path={answers}", "trainer.max_steps=20")
+            file, own = (pairs if variant == "dpo" else answers).name, (f"init_from={folder / 'base'}",)
+        places = (f"data.path={folder / file}", f"data.cache_dir={self.cache_dir}")
+        limits = f"trainer.max_steps={self.max_steps}", f"seed={seed}"
+        self.run = (*own, *HARD, *TUNED.get(variant, ()), *places, *limits)
         self.fresh = {self.draw.randrange(kills // 2 or 1) for _ in range(fresh)}  # lives that begin with an import
 
     # The processes.
@@ -287,9 +311,12 @@ class Torture:
             Failure: one ended otherwise than by our hand.
         """
         nothing = Aim("", "", 0, 0, 0, 0)
-        life = self.live((*self.run, f"hydra.run.dir={self.untouched}"), self.untouched, nothing, None, 0)
-        if life.code != 0:
-            raise Failure(f"the untouched run failed:\n{tail(self.folder / 'log.txt')}")
+        for arguments, run_dir in ((self.first, self.folder / "base"), (self.run, self.untouched)):
+            if arguments is None:
+                continue
+            life = self.live((*arguments, f"hydra.run.dir={run_dir}"), run_dir, nothing, None, 0)
+            if life.code != 0:
+                raise Failure(f"the untouched run failed:\n{tail(self.folder / 'log.txt')}")
         saves, size = self.marks.saved, (self.untouched / "checkpoints" / "last.ckpt").stat().st_size
         self.startup, self.interval = life.startup, (life.seconds - life.startup) / saves
         print(f"untouched: {self.max_steps} steps, {saves} times saved, {size:,} bytes a checkpoint", flush=True)
@@ -325,6 +352,17 @@ class Torture:
         return sum(a.step > b.started for a, b in zip(trained, trained[1:]))  # noqa: B905, RUF007 (3.9 has neither)
 
 
+def write_examples(folder: Path, draw: random.Random) -> tuple[Path, Path]:
+    """Write conversations and preferences; returns their files."""
+    animals, verbs = ["cat", "dog", "king"], ["sees", "loves"]
+    asked = [(f"the {draw.choice(animals)} {verb} a {animal}", animal) for verb in verbs for animal in animals * 8]
+    files = folder / "answers.jsonl", folder / "pairs.jsonl"
+    for file, keys in zip(files, (("completion",), ("chosen", "rejected")), strict=True):
+        rows = [{"prompt": prompt, **dict(zip(keys, (animal, "king cat"), strict=False))} for prompt, animal in asked]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
 class Failure(Exception):
     """A run did not do what it must."""
 
@@ -357,7 +395,7 @@ def verdict(torture: Torture, seconds: float) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.training.torture", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--variant", choices=VARIANTS, help="by default drawn from the seed")
+    parser.add_argument("--variant", choices=[*VARIANTS, *TUNED], help="by default drawn from the seed")
     parser.add_argument("--seed", type=int, help="of everything that is drawn; by default of the clock")
     parser.add_argument("--fresh", type=int, default=0, help="so many lives begin with a new Python")
     optional = argparse.BooleanOptionalAction
@@ -365,7 +403,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="do not delete the runs")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else time.time_ns() % 100_000
-    variant = given.variant or random.Random(seed).choice(list(VARIANTS))
+    variant = given.variant or random.Random(seed).choice([*VARIANTS, *TUNED])
     again = f"--kills {given.kills} --variant {variant} --seed {seed}" + " --no-bad-disk" * (not given.bad_disk)
     print(f"python -m tests.training.torture {again}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="torture-"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,8 @@ class InstructionsNode:
     held_out: float
     examples: int
     """How many instructions the training part has at most."""
+    text_share: float = 1.0
+    """Of the text, by its beginning, what is read, as of the other data sets that are made from one."""
 
     def made(self, text: str = "") -> Instructions:
         """Return the instructions of a text; raises UserError if a value is out of range."""
@@ -144,6 +146,7 @@ class ContinuationsNode:
     characters: int
     examples: int
     """How many lines the training part has at most."""
+    text_share: float = 1.0
 
     def made(self, text: str = "") -> Continuations:
         """Return the lines of a text; raises UserError if a value is out of range."""
@@ -160,6 +163,7 @@ class LabelsNode:
     held_out: float
     examples: int
     """How many lines the training part has at most."""
+    text_share: float = 1.0
 
     def made(self, text: str = "") -> Labels:
         """Return the labelled lines of a text; raises UserError if a value is out of range."""
@@ -187,6 +191,7 @@ class PreferencesNode:
     argument: str | None
     noise: float
     """The temperature of the labels after Bradley and Terry; 0: the answer with the higher reward is preferred."""
+    text_share: float = 1.0
 
     def made(self, text: str = "") -> Continuations:
         """Return the lines of a text; raises UserError if a value is out of range. Rewards are checked elsewhere."""
@@ -215,6 +220,7 @@ def check_problems(name: str, node: Any) -> Node:
         UserError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     known = {each.name: str(each.type) for each in fields(NODES[name])}
+    optional = {each.name for each in fields(NODES[name]) if each.default is not MISSING}
     node = node or {}
     for key in node:
         if key not in known:
@@ -228,11 +234,15 @@ def check_problems(name: str, node: Any) -> Node:
     }
     for key, kind in known.items():
         if key not in node:
+            if key in optional:
+                continue
             raise UserError(f"data.problems.{key}: is missing; data={name} has it")
         if isinstance(node[key], bool) or not isinstance(node[key], kinds[kind]):
             raise UserError(f"data.problems.{key}={node[key]}: must be of type {kind}")
     if (most := node.get("examples")) is not None and most < 1:
         raise UserError(f"data.problems.examples={most}: must be at least 1")
+    if not 0 < (share := node.get("text_share", 1)) <= 1:
+        raise UserError(f"data.problems.text_share={share}: must be above 0, and at most 1 for the whole text")
     found = NODES[name](**node)
     try:
         found.made()
@@ -253,7 +263,7 @@ def _of_text(config: DataConfig) -> ExampleSet:
     """Return what is made from a text: data=instructions, data=continuations or data=labels."""
     asked = check_problems(config.name, config.problems)
     assert isinstance(asked, InstructionsNode | ContinuationsNode | LabelsNode)
-    made = asked.made(_text(config))
+    made = asked.made(_text(config, asked.text_share))
     train = made.some(TRAIN, asked.examples)
     what, known, kind = FOUND[config.name]
     if not train:
@@ -283,7 +293,7 @@ def preference_prompts(config: DataConfig) -> dict[str, list[Conversation]]:
     """
     asked = check_problems("preferences", config.problems)
     assert isinstance(asked, PreferencesNode)
-    made = asked.made(_text(config))
+    made = asked.made(_text(config, asked.text_share))
     sizes = {TRAIN: asked.pairs, HELD_OUT: asked.held_out_pairs}
     found = {part: made.some(part, most) for part, most in sizes.items()}
     for part, prompts in found.items():
@@ -295,11 +305,12 @@ def preference_prompts(config: DataConfig) -> dict[str, list[Conversation]]:
     return found
 
 
-def _text(config: DataConfig) -> str:
-    """Return the text at data.path, or Tiny Shakespeare."""
+def _text(config: DataConfig, share: float) -> str:
+    """Return the first `share` of the text at data.path, or of Tiny Shakespeare."""
     folders = config.folder("dir"), config.folder("cache_dir")
     corpus = corpora.load("text" if config.paths else "auto", config.paths, *folders, options=config.reading)
-    return "".join(piece.text for piece in corpus.read())
+    text = "".join(piece.text for piece in corpus.read())
+    return text[: round(share * len(text))]
 
 
 def divide_held_out(problems: Sequence[Example], config: DataConfig) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,19 @@ def test_prompts_of_preferences_are_lines_of_both_parts(play: str) -> None:
     assert train | held_out <= {line for line in PLAY.split("\n") if line}
 
 
+@pytest.mark.parametrize("name", ["continuations", "labels", "instructions", "preferences"])
+def test_the_end_of_a_text_is_left_for_models_of_texts(play: str, name: str) -> None:
+    """What a model of this text was validated on is in no part: else it would seem to forget nothing."""
+    config = data_config(name, {"held_out": 0.3}, path=play)
+    assert config.problems["text_share"] == 0.9
+    form = LABELS if name == "labels" else CONVERSATIONS
+    parts = preference_prompts(config) if name == "preferences" else load(config, form).parts
+    said = [each.text if isinstance(each, Labelled) else each.messages[0].content for p in parts.values() for each in p]
+    numbers = {int(number) for text in said for number in re.findall(r"(?:number|day) (\d+)", text)}
+    assert max(numbers, default=0) <= 89
+    assert len(numbers) > 70 or name == "instructions"  # whose words have no numbers
+
+
 @pytest.mark.parametrize("name", ["continuations", "labels", "instructions"])
 def test_a_text_of_which_nothing_can_be_made_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.txt"
@@ -189,6 +203,8 @@ def test_a_text_of_which_nothing_can_be_made_is_refused(tmp_path: Path, name: st
         ("continuations", {"examples": 0}, "data.problems.examples=0: must be at least 1"),
         ("continuations", {"task": "x"}, "data.problems.task=x: there is no such key; "),
         ("labels", {"task": "speling"}, "data.problems.task=speling: no such task; "),
+        ("labels", {"text_share": 0}, "data.problems.text_share=0: must be above 0"),
+        ("labels", {"text_share": 1.5}, "data.problems.text_share=1.5: must be above 0, and at most 1"),
         ("labels", {"held_out": 2.0}, "data.problems.held_out=2.0: must be more than 0"),
         ("preferences", {"pairs": 0}, "data.problems.pairs=0: must be at least 1"),
         ("preferences", {"held_out_pairs": 1}, "data.problems.held_out_pairs=1: must be at least 2"),

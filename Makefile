@@ -9,6 +9,9 @@ INSTALL = $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/pyt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile) -c constraints.txt
 ABOUT = $(if $(shell command -v uv),seconds with uv,a minute or two by pip and seconds by uv)
 
+# Images set it, and then every command compiles torch and Lightning anew, which takes ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help install train test test-all coverage torture bench gpu-bench picture lint format board clean
 
 help: ## this list

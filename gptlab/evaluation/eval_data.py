@@ -190,8 +190,8 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
     learned = config.get("data")
     if isinstance(learned, dict) and learned.get("name") in sources.NAMES:
         raise UserError(
-            f"{name} learned from conversations (data={learned['name']}), and their figures stand in its summary.json: "
-            f"to measure it on a text, give --data FILE"
+            f"{name} learned from conversations (data={learned['name']}): --task measures how well it answers, and "
+            f"--data FILE its loss on a text"
         )
     try:
         data, tokenizer_node = config["data"], config["tokenizer"]

@@ -174,9 +174,7 @@ def test_the_closing_words_ask_with_a_prompt_that_can_be_pasted(run: Any, tmp_pa
 def test_evaluate_and_bench_say_that_they_measure_texts(command: Any, learned: Path, text_file: Path) -> None:
     result: Result = command("evaluate", str(learned))
     assert (result.returncode, result.stdout) == (1, "")
-    assert (
-        "learned learned from conversations (data=chat), and their figures stand in its summary.json" in result.stderr
-    )
+    assert "learned learned from conversations (data=chat): --task measures how well it answers" in result.stderr
     assert command("evaluate", str(learned), "--data", str(text_file)).returncode == 0
     result = command("bench", "data=arithmetic")
     assert result.returncode == 1

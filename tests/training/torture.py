@@ -70,7 +70,7 @@ TUNED = {  # which begin with a model that answers
     "sft": ("data=chat",),
     "lora": ("data=chat", "lora.rank=2"),
     "dpo": ("data=chat", "task=dpo", "task.answer_tokens=6", "task.check=3"),
-    "ppo": (*POLICY, "task=ppo", "task.updates=2"),
+    "ppo": (*POLICY, "task=ppo", "task.updates=2", "trainer.val_every=4"),
     "grpo": (*POLICY, "task=grpo", "task.group=3", "task.kl_coef=0.1"),
 }
 HARD = (
@@ -247,7 +247,15 @@ class Torture:
         draw, after = self.draw, 0
         while after <= 2 * pace and draw.random() < pace / (1 + pace):  # geometric, of mean `pace`
             after += 1
-        kinds = {"clock": 30, "checkpoint": 52, "curves": 7, "samples": 3, "data": 3, "start": 2, "signal": 6}
+        kinds = {
+            "clock": 30,
+            "checkpoint": 52,
+            "curves": 7,
+            "samples": 3,
+            "data": 3 * self.prepares,
+            "start": 2,
+            "signal": 6,
+        }
         (kind,) = draw.choices(list(kinds), list(kinds.values()))
         aim = Aim(kind, "", 0, after, 0, after + 2)
         if kind in ("clock", "signal"):
@@ -320,7 +328,8 @@ class Torture:
         saves, size = self.marks.saved, (self.untouched / "checkpoints" / "last.ckpt").stat().st_size
         self.startup, self.interval = life.startup, (life.seconds - life.startup) / saves
         print(f"untouched: {self.max_steps} steps, {saves} times saved, {size:,} bytes a checkpoint", flush=True)
-        shutil.rmtree(self.cache_dir)
+        self.prepares = self.cache_dir.exists()
+        shutil.rmtree(self.cache_dir, ignore_errors=True)
         struck = 0
         reached = 0
         while struck < self.kills:

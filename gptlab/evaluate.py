@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gptlab.formats.open_model import OpenedModel
     from gptlab.models import Model
 
-OF_LOSS = ("context", "stride", "tokenizer", "memorised", "batch_size")  # flags that do not go with --task
+OF_LOSS = ("context", "stride", "tokenizer", "memorised", "batch_size", "precision")  # flags that do not go with --task
 READING = ("text_key", "format", "separator", "named_parts")  # flags that say how --data is read
 
 
@@ -117,10 +117,11 @@ def run(args: argparse.Namespace) -> None:
     names = [args.model] if args.compare is None else [args.model, args.compare]
     orders = {name: n for name in names if (n := ngram_order(name)) is not None}
     refuse_flags(args, names, orders)
+    flags = reading(args)
     models = {name: open_candidate(name) for name in names if name not in orders}
     for each in models.values():
         windows(each.name, each.model.config.block_size)
-    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, reading(args))
+    text = choose_text(args.data, args.split, [*models.values()], orders, args.memorised, args.model, flags)
     if args.memorised:
         content = measure_copies(models.get(args.model), args.sample, args.model, text, device, args.seed)
     else:
@@ -190,10 +191,11 @@ def forgetting(args: argparse.Namespace, opened: OpenedModel[Model], device: tor
 
     base = text_base(opened)
     if base is None:
+        if args.data is not None:
+            raise UserError(f"--data {args.data}: {args.model} began with random weights, and has no text to forget")
         return {}
     if args.data is None and not base.data:
         return {"notes": [f"{base.name} brings no text; what has been forgotten of one is told with --data FILE"]}
-
     shorter = min(each.model.config.block_size for each in (opened, base))
     text = choose_text(args.data, None, [base], {}, False, base.name, reading(args))
     measured = measure_losses(
@@ -211,9 +213,11 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags that say how --data is read."""
-    given = {name: getattr(args, name) for name in READING}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return the flags that say how --data is read; raises UserError if there is none to read."""
+    given = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
+    for flag in given if args.data is None else ():
+        raise UserError(f"--{flag.replace('_', '-')} says how --data FILE is read: give one, or leave it out")
+    return given
 
 
 def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, int]) -> None:
@@ -231,9 +235,6 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
         raise UserError(
             f"--memorised: {args.model} writes nothing here; give its sample, or any text, with --sample FILE"
         )
-    for flag in READING:
-        if getattr(args, flag) is not None and args.data is None:
-            raise UserError(f"--{flag.replace('_', '-')} says how --data FILE is read: give one, or leave it out")
     if len(orders) == len(set(names)) and (args.context or args.stride):
         raise UserError(f"--context and --stride are for models with windows, which {args.model} has not")
     if not orders and args.tokenizer:
@@ -251,8 +252,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             p.error("--sample FILE goes with --memorised")
         if args.samples and not args.task:
             p.error("--samples N goes with --task")
-        if args.task and (other := next((flag for flag in OF_LOSS if getattr(args, flag) not in (None, False)), None)):
-            p.error(f"--task and --{other.replace('_', '-')} do not go together")
+        for flag in OF_LOSS if args.task else ():
+            if getattr(args, flag) != p.get_default(flag):
+                p.error(f"--task and --{flag.replace('_', '-')} do not go together")
         (run_task if args.task else run)(args)
 
 

@@ -181,6 +181,7 @@ def test_the_terminal_shows_it_as_a_table(command: Any, sft: Path, grpo: Path) -
         (["{sft}", "--split", "train"], "it is a part that is held out: val or test"),
         (["{sft}", "--samples", "0"], "--samples 0: must be at least 1"),
         (["{sft}", "--compare", "ngram:3"], "ngram:3"),
+        (["{sft}", "--text-key", "x"], "--text-key says how --data FILE is read"),
         (["nowhere"], "nowhere"),
     ],
 )
@@ -199,7 +200,7 @@ def test_data_that_has_changed_is_refused(command: Any, sft: Path, tmp_path: Pat
         path.write_text(before)
 
 
-@pytest.mark.parametrize("flags", [["--context", "9"], ["--memorised"], ["--batch-size", "3"]])
+@pytest.mark.parametrize("flags", [["--context", "9"], ["--memorised"], ["--precision", "bf16"]])
 def test_flags_of_the_loss_do_not_go_with_it(command: Any, sft: Path, flags: list[str]) -> None:
     result = command("evaluate", str(sft), "--task", *flags)
     assert result.returncode == 2

@@ -160,13 +160,14 @@ class ExampleDataModule(RunData):
         said = (each.messages[-2].content for each in self.held_out("val"))
         return next((text for text in said if text.isprintable() and len(text) < LONGEST and text[0] != "-"), None)
 
-    def answers(self, sampled: SampledAnswers | None = None) -> Answers | None:
+    def answers(self, sampled: SampledAnswers | None = None, asked_in: Format | None = None) -> Answers | None:
         """Return what lets a model answer held-out prompts; None if none are to be answered.
 
         Where each prompt has one right answer, those of the whole test part are.
 
         Args:
             sampled: what samples several answers to the first of them, for which prompts leave room; None: nothing.
+            asked_in: the format in which the model is asked; None: that of the data.
 
         Raises:
             UserError: no prompt leaves room.
@@ -180,7 +181,7 @@ class ExampleDataModule(RunData):
             some = rows if said.known and part == "test" else rows[:count]
             asked[part] = self.with_room(some, chat, Counter()) if sampled else self.fitted(some, chat)
         expected = said.known or (self.form == CONVERSATIONS and said.name == "chat")
-        answers = Answers(chat, asked, self.task.answer_tokens, said.kind, sampled, count, expected)
+        answers = Answers(asked_in or chat, asked, self.task.answer_tokens, said.kind, sampled, count, expected)
         for part in asked if expected else ():
             if impossible := answers.impossible(part):
                 log.warning(

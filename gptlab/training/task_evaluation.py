@@ -19,7 +19,6 @@ from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.runs.upgrades import completed
 from gptlab.system.errors import UserError
-from gptlab.training.answers import Answers
 from gptlab.training.data_of_task import data_module
 from gptlab.training.example_datamodule import ExampleDataModule
 from gptlab.training.label_datamodule import LabelDataModule
@@ -132,29 +131,25 @@ def answer(
         sampled = SampledAnswers(chat, scorer, samples, settings.task.answer_tokens, seed, reference, said.known)
         if other is not None and other[1].gold is not None:
             sampled.of_reference[part] = Earned(other[1].gold, None)
-    answers = data.answers(sampled)
+    answers = data.answers(sampled, chat)
     assert answers is not None  # see `held_out`
-    answers = Answers(
-        chat, answers.conversations, answers.max_tokens, said.kind, sampled, answers.most, answers.expected
-    )
     found = answers.measure(opened.model, part)
     shares = {"stop_rate": np.array([each.ended for each in answers.last])}
     if answers.expected:
         right = np.array([each.right for each in answers.last])
+        kinds = np.array([said.kind(each.prompt) if said.kind else "" for each in answers.last])
         shares["accuracy"] = right
-        kinds = np.array([said.kind(each.prompt) for each in answers.last]) if said.kind else np.array([])
-        shares |= {f"accuracy_{kind}": right[kinds == kind] for kind in sorted({*kinds.tolist()})}
+        shares |= {f"accuracy_{kind}": right[kinds == kind] for kind in np.unique(kinds).tolist() if kind}
     means = {"answer_tokens": np.array([each.tokens for each in answers.last], dtype=np.float64)}
-    gold = None
-    if sampled is not None:
-        earned = sampled.of_model[part]
-        gold = earned.gold
-        means["reward"] = gold.mean(1)
-        if earned.judged is not None:
-            means["judged_reward"] = earned.judged.mean(1)
-    rest = {"entropy", "kl", *(f"pass_at_{k}" for k in (sampled.passes if sampled else []))}
-    figures = {name: found[f"{part}/{name}"] for name in sorted(rest) if f"{part}/{name}" in found}
-    return Performance(opened.words, shares, means, figures, gold)
+    if sampled is None:
+        return Performance(opened.words, shares, means)
+    earned = sampled.of_model[part]
+    means["reward"] = earned.gold.mean(1)
+    if earned.judged is not None:
+        means["judged_reward"] = earned.judged.mean(1)
+    rest = ("entropy", "kl", *(f"pass_at_{k}" for k in sampled.passes))
+    figures = {name: found[f"{part}/{name}"] for name in rest if f"{part}/{name}" in found}
+    return Performance(opened.words, shares, means, figures, earned.gold)
 
 
 def reads_alike(a: OpenedModel[Model], b: OpenedModel[Model]) -> bool:

@@ -84,6 +84,7 @@ def sample_preferences(
             Sampling(temperature=temperature),
             _uniform(seed, [(k % len(prompts), sample) for k, sample in asked], max_new_tokens),
             batch_size,
+            bar=True,
         )
         said = [reply_text(reply, chat.tokenizer) if reply.ended else "" for reply in replies]
         both = zip(missing, said[::2], said[1::2], strict=True)

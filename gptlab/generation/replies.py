@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from gptlab.generation.context import Context
 from gptlab.generation.sampling import Sampling, invert_cdf
@@ -35,6 +36,7 @@ def draw_replies(
     sampling: Sampling = GREEDY,
     uniform: Tensor | None = None,
     batch_size: int = 256,
+    bar: bool = False,
 ) -> list[Reply]:
     """Return a reply to each prompt; which others are drawn beside it changes nothing but rounding.
 
@@ -46,13 +48,15 @@ def draw_replies(
         uniform: a number in [0, 1) for each token of each reply, (prompts, max_new_tokens), which decides what is
             drawn; None: only for a temperature of 0.
         batch_size: the number of prompts at a time.
+        bar: whether a terminal shows how far it is.
 
     Raises:
         UserError: a logit is infinite or not a number.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # so that a batch has few lengths
     replies: dict[int, Reply] = {}
-    for first in range(0, len(order), batch_size):
+    firsts = range(0, len(order), batch_size)
+    for first in tqdm(firsts, unit="batch", disable=None if bar else True, leave=False):  # None: on a terminal only
         some = order[first : first + batch_size]
         context = Context(model, [prompts[i] for i in some], max_new_tokens)
         drawn: list[list[int]] = [[] for _ in some]

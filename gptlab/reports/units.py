@@ -23,7 +23,17 @@ SCORES = (
     "val/accuracy",
     "test/accuracy",
 )  # what compares answers, in this order
-HIGHER = ("accuracy", "bayes_accuracy", "stop_rate", "reward", "judged_reward", "win_rate", "pass_at_", "f1")
+HIGHER = (
+    "accuracy",
+    "bayes_accuracy",
+    "expected_accuracy",
+    "stop_rate",
+    "reward",
+    "judged_reward",
+    "win_rate",
+    "pass_at_",
+    "f1",
+)
 IN_BITS = {"test/loss": "test/bpb"}  # other losses than `NATS`, and what compares in their place
 
 

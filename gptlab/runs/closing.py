@@ -12,6 +12,7 @@ MEASURES = (
     ("accuracy", "{:.2%} right"),
     ("stop_rate", "{:.2%} end"),
     ("f1", "F1 {:.3f}"),
+    ("expected_accuracy", "{:.2%} expected of such labels"),
     ("bayes_accuracy", "at best {:.2%}"),
     ("reward", "reward {:.3f}"),
     ("judged_reward", "{:.3f} by the reward model"),

@@ -47,7 +47,7 @@ def objective_and_answers(
         return Classes(data.labels, weights), None
     if isinstance(task, RewardConfig):
         assert isinstance(data, PairDataModule)
-        return RewardModel(task, data.bayes_accuracy), None
+        return RewardModel(task, data.bayes_accuracy, data.noise), None
     if not isinstance(data, ExampleDataModule):
         return next_token, None
     scorer = scorer_of(settings, tokenizer, data.block_size)

@@ -73,12 +73,18 @@ class PairDataModule(ExampleDataModule):
         pairs: list[Preference] = self.prepared.said.parts[part]
         return [Conversation(each.prompt + each.chosen, len(each.prompt), each.where) for each in pairs]
 
+    @property
+    def noise(self) -> float | None:
+        """The temperature of the labels, where that and the true rewards are known."""
+        return self.config.problems["noise"] if self.config.name == "preferences" else None
+
     def bayes_accuracy(self, part: str) -> float | None:
         """Return the accuracy of knowing the true rewards, on the pairs of a part; None: they are not known."""
-        differences = gold_differences(self.prepared.said.parts[part])
-        if differences is None or self.config.name != "preferences":
+        if self.noise is None:
             return None
-        return bayes_accuracy(differences, self.config.problems["noise"])
+        differences = gold_differences(self.prepared.said.parts[part])
+        assert differences is not None  # each pair was sampled with its rewards
+        return bayes_accuracy(differences, self.noise)
 
     def fixed_batch(self, tokens: int) -> Batch:
         rows = self.prepared.rows["val"]

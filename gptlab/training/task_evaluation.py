@@ -10,6 +10,7 @@ import torch
 
 from gptlab.alignment.metrics import confusion_counts, macro_f1
 from gptlab.alignment.reference import Reference
+from gptlab.alignment.rewards import expected_accuracy
 from gptlab.data.batches import IGNORED, Share
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
@@ -198,9 +199,15 @@ def judge(held_out: HeldOut, name: str, headed: LoadedHeaded, device: torch.devi
         counts = confusion_counts(truth, predicted, len(data.labels))
         return Performance(info.words, {"accuracy": truth == predicted}, figures={"f1": macro_f1(counts)})
     assert isinstance(data, PairDataModule)
-    margins = torch.cat(
-        [two_columns(model(batch.idx, batch.lengths))[batch.counted].diff().squeeze(1) for batch in batches]
-    )
+    found = [
+        (rewards[:, 0] - rewards[:, 1], batch.margins[batch.counted])
+        for batch in batches
+        for rewards in (two_columns(model(batch.idx, batch.lengths))[batch.counted],)
+    ]
+    margins, differences = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    right = Performance(info.words, {"accuracy": margins > 0})
     best = data.bayes_accuracy(held_out.part)
-    figures = {} if best is None else {"bayes_accuracy": best}
-    return Performance(info.words, {"accuracy": (margins < 0).cpu().numpy()}, figures=figures)
+    if best is None or data.noise is None:
+        return right
+    expected = expected_accuracy(margins, differences, data.noise)
+    return replace(right, means={"expected_accuracy": expected}, figures={"bayes_accuracy": best})

@@ -15,6 +15,7 @@ from gptlab.alignment.rewards import (
     Answer,
     bayes_accuracy,
     best_of_n_kl,
+    expected_accuracy,
     open_reward,
     preference_probability,
     rhymes,
@@ -165,6 +166,16 @@ def test_bayes_accuracy_is_that_of_knowing_the_gold_reward(temperature: float) -
     assert accuracy == pytest.approx(((difference > 0) == first).mean(), abs=0.004)  # five standard errors
     worse = difference + rng.normal(size=len(difference))  # another reward has less
     assert ((worse > 0) == first).mean() < accuracy - 0.004
+    for judge in (worse, -difference, difference):
+        expected = expected_accuracy(judge, difference, temperature).mean()
+        assert expected == pytest.approx(((judge > 0) == first).mean(), abs=0.004)
+    assert expected == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_a_judge_that_prefers_neither_is_right_half_the_time() -> None:
+    margins, difference = np.array([0.0, 3.0, 3.0, -3.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    better = 1 / (1 + math.exp(-2))
+    assert expected_accuracy(margins, difference, 0.5).tolist() == pytest.approx([0.5, 0.5, better, 1 - better])
 
 
 def test_preferences_follow_bradley_and_terry() -> None:

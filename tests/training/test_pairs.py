@@ -444,7 +444,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_pairs_are_sampled_once_for_all_tasks_of_a_model(
-    preferences: Any, answering: Any, ending: list[int], tmp_path: Path
+    preferences: Any, answering: Any, ending: list[int], tmp_path: Path, command: Any
 ) -> None:
     summary = fit(preferences("task=reward"), tmp_path / "reward")
     assert ending == [30, 20]
@@ -457,6 +457,10 @@ def test_pairs_are_sampled_once_for_all_tasks_of_a_model(
     assert summary["test/bayes_accuracy"] == pytest.approx(best)
     assert 0.5 <= summary["val/bayes_accuracy"] <= 1
     assert 0 <= summary["test/accuracy"] <= 1
+    found = json.loads(command("evaluate", str(tmp_path / "reward"), "--task", "--json").stdout)["values"]
+    for name in ("accuracy", "expected_accuracy", "bayes_accuracy"):
+        assert found[name]["value"] == pytest.approx(summary[f"test/{name}"]), name
+    assert 1 - best - 1e-6 <= summary["test/expected_accuracy"] <= best + 1e-6  # rounded to fp32
     fit(preferences("task=dpo"), tmp_path / "dpo")
     assert ending == [30, 20]
     assert cached(tmp_path / "cache") == files

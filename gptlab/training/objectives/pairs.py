@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from gptlab.alignment.logprobs import sequence_sums, token_logprobs
-from gptlab.alignment.losses import Loss, dpo_loss, reward_loss
+from gptlab.alignment.losses import Loss, dpo_loss, figure, reward_loss
 from gptlab.alignment.reference import Reference
+from gptlab.alignment.rewards import expected_accuracy
 from gptlab.data.batches import IGNORED
 from gptlab.data.chat.batches import PairBatch
 from gptlab.models import Network
@@ -87,16 +88,26 @@ class RewardModel(Pairs):
 
     Args:
         bayes_accuracy: returns the best accuracy that can be had on a part, by its name; None where it is not known.
+        noise: the temperature of the labels, see `rewards.expected_accuracy`; None where it is not known.
     """
 
     task: RewardConfig
     bayes_accuracy: Callable[[str], float | None]
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        self.measures = Pairs.measures if self.noise is None else (*Pairs.measures, "expected_accuracy")
 
     def of_pairs(self, model: Network, batch: PairBatch) -> Loss:
         assert isinstance(model, HeadedGPT)
         rewards = two_columns(model(batch.idx, batch.lengths, batch.noise))
-        some, task = batch.counted, self.task
-        return reward_loss(rewards[some], batch.margins[some] if task.margin == "data" else None, task.centring)
+        rewards, margins = rewards[batch.counted], batch.margins[batch.counted]
+        loss = reward_loss(rewards, margins if self.task.margin == "data" else None, self.task.centring)
+        if self.noise is None or batch.pairs is not None:  # in training only what the loss knows is measured
+            return loss
+        judged = (rewards[:, 0] - rewards[:, 1]).cpu().numpy()
+        expected = torch.from_numpy(expected_accuracy(judged, margins.cpu().numpy(), self.noise))
+        return replace(loss, figures={**loss.figures, "expected_accuracy": figure(expected.to(rewards))})
 
     def metrics(self, sums: Tensor, split: str) -> dict[str, float]:
         found = super().metrics(sums, split)

@@ -17,6 +17,8 @@ from gptlab.reports.units import is_number
 from gptlab.system.errors import UserError, did_you_mean
 
 METRICS = ("test/reward", "val/reward")  # what is gained unless another metric is asked for, the first that is known
+CHOSEN_BY = {"reward": "", "judged_reward": " by the reward model"}
+"""What the best of n answers may be chosen by, and what is said of it."""
 TASKS = "task=dpo, task=ppo and task=grpo"
 
 
@@ -27,7 +29,8 @@ class Frontier:
     Args:
         points: a row for each group, in ascending order of kl: task, n, and of kl, reward, judged_reward and win_rate
             the mean and half the width of its 95% interval, kl_half and so on; NaN is unknown.
-        best_of_n: a row for each n: kl, reward, reward_half, and the number of measurements; empty if there are none.
+        best_of_n: rows of chosen_by (one of `CHOSEN_BY`), n, kl, reward, reward_half, and the number of measurements;
+            empty if there are none.
         paths: by group, of each run that was validated at several steps: kl, reward and judged_reward by step, on the
             validation part.
         conditions: sentences that explain how the numbers were measured.
@@ -121,25 +124,32 @@ def _paths(report: Report, name: str) -> list[pd.DataFrame]:
 
 
 def _best_of_n(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the mean curve of the best of n over the runs' measurements, and notes on those that cannot be read.
+    """Return the mean curves of the best of n over the runs' measurements, and notes on those that cannot be read.
 
-    Runs that share a reference and a seed have measured the same answers: equal curves count once.
+    A run with a reward model has chosen by that. Runs that share a reference and a seed have measured the same answers:
+    equal curves count once.
     """
-    curves: dict[tuple[tuple[float, ...], ...], None] = {}
+    curves: dict[str, dict[tuple[tuple[float, ...], ...], None]] = {by: {} for by in CHOSEN_BY}
     notes = []
     for run in runs:
         rows = run.summary.get("best_of_n")
         if _is_curve(rows):
-            curves[tuple(map(tuple, rows))] = None
+            by = "judged_reward" if _has(run, "test/judged_reward") else "reward"
+            curves[by][tuple(map(tuple, rows))] = None
         elif rows is not None:
             notes.append(f"note: {run.path}: its best_of_n is not rows of n, reward and KL, and is not drawn")
-    if not curves:
-        return pd.DataFrame(), notes
+    found = [_mean_curve(by, list(each)) for by, each in curves.items() if each]
+    return (pd.concat(found, ignore_index=True) if found else pd.DataFrame()), notes
+
+
+def _mean_curve(chosen_by: str, curves: Sequence[tuple[tuple[float, ...], ...]]) -> pd.DataFrame:
+    """Return the mean of curves of n, reward and KL over the n that they share."""
     frames = [pd.DataFrame(rows, columns=["n", "reward", "kl"]).set_index("n") for rows in curves]
     both = pd.concat(frames, axis=1, join="inner", keys=range(len(frames))).sort_index()
     rewards, kl = (both.xs(key, axis=1, level=1).to_numpy().T for key in ("reward", "kl"))
     mean = {"kl": kl.mean(0), "reward": rewards.mean(0), "reward_half": half_width(rewards)}
-    return pd.DataFrame({**mean, "measurements": len(frames)}, index=both.index.astype(int)), notes
+    n = both.index.astype(int)
+    return pd.DataFrame({"chosen_by": chosen_by, "n": n, **mean, "measurements": len(frames)})
 
 
 def _is_curve(rows: object) -> TypeGuard[list[list[float]]]:
@@ -157,8 +167,9 @@ def _conditions(report: Report, best_of_n: pd.DataFrame) -> list[str]:
         f"{report.metric} against {kl}, the divergence from the reference in nats an answer; means over n seeds with "
         "their 95% intervals (Student's t), ? for a single seed"
     ]
-    if len(best_of_n):
-        count = best_of_n["measurements"].iloc[0]
+    for by, curve in best_of_n.groupby("chosen_by", sort=False) if len(best_of_n) else ():
+        count = curve["measurements"].iloc[0]
         times = "measured once" if count == 1 else f"measured {count} times, with its 95% interval"
-        words.append(f"best of n: of the reference's own answers, {times}; its KL is log n - (n - 1) / n")
+        name = f"best of n{CHOSEN_BY[str(by)]}"
+        words.append(f"{name}: of the reference's own answers, {times}; its KL is log n - (n - 1) / n")
     return words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.reports.frontier import Frontier
+from gptlab.reports.frontier import CHOSEN_BY, Frontier
 from gptlab.reports.report import is_finite
 from gptlab.reports.tables import markdown_row, print_lines, write_text
 from gptlab.system.terminal import as_json, print_table, table
@@ -20,20 +20,17 @@ HEADINGS = {"kl": "KL", "judged_reward": "judged reward", "win_rate": "win rate"
 def table_columns(frontier: Frontier) -> dict[str, list[str]]:
     """Return the table's cells by column heading: the groups in ascending order of KL, then the best of n."""
     points, best = frontier.points, frontier.best_of_n
-    others = [["best of n", str(row["measurements"])] for row in best.to_dict("records")]
+    others = best.to_dict("records")
     columns = {
-        "": [*points.index, *(f"best of {n}" for n in best.index)],
-        "task": [*points["task"], *(what for what, _ in others)],
-        "n": [*map(str, points["n"]), *(count for _, count in others)],
+        "": [*points.index, *(f"best of {row['n']}{CHOSEN_BY[row['chosen_by']]}" for row in others)],
+        "task": [*points["task"], *("best of n" for _ in others)],
+        "n": [*map(str, points["n"]), *(str(row["measurements"]) for row in others)],
     }
     for key in ("kl", "reward", "judged_reward", "win_rate"):
         if key not in points or points[key].isna().all():
             continue
         cells = [_cell(row[key], row[f"{key}_half"]) for row in points.to_dict("records")]
-        cells += [
-            f"{row[key]:.4f}" if key == "kl" else _cell(row.get(key), row.get(f"{key}_half"))
-            for row in best.to_dict("records")
-        ]
+        cells += [f"{row[key]:.4f}" if key == "kl" else _cell(row.get(key), row.get(f"{key}_half")) for row in others]
         columns[frontier.metric if key == "reward" else HEADINGS[key]] = cells
     return columns
 
@@ -69,7 +66,7 @@ def frontier_dict(frontier: Frontier) -> dict[str, Any]:
         "format": FORMAT,
         "metric": frontier.metric,
         "points": frontier.points.reset_index().to_dict("records"),
-        "best_of_n": frontier.best_of_n.reset_index().to_dict("records") if len(frontier.best_of_n) else [],
+        "best_of_n": frontier.best_of_n.to_dict("records"),
         "left_out": [{"run": each.path, "why": each.why} for each in frontier.left_out],
         "conditions": frontier.conditions,
     }

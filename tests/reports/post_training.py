@@ -75,6 +75,7 @@ def lexicon_runs(root: Path, seeds: int = 5, judged: bool = False) -> Path:
         for decay, kl, reward, by in ((0.02, 14.0, 0.45, 1.3), (0.2, 6.0, 0.62, 0.8)):
             path = root / f"ppo{decay}-{seed}"
             rewarded_run(path, "ppo", seed, kl, reward, by if judged else None, optim__weight_decay=decay)
-            with_best_of_n(path, best_of_n(seed))
+            share = 0.8 if judged else 1  # the judge chooses worse than the gold reward itself
+            with_best_of_n(path, [[n, share * gold, kl] for n, gold, kl in best_of_n(seed)])
         rewarded_run(root / f"grpo-{seed}", "grpo", seed, 5.0, 0.66, 0.7 if judged else None)
     return root

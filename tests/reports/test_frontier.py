@@ -52,14 +52,16 @@ def test_a_group_has_means_and_intervals_in_both_directions(lexicon: Path, front
 
 
 def test_equal_measurements_of_the_best_of_n_count_once(frontier: Frontier) -> None:
-    """Four groups share a reference, whose answers are the same for the same seed."""
+    """Four groups share a reference, whose answers are the same for the same seed; in two a reward model chooses."""
     curves = np.array([[row[1] for row in best_of_n(seed)] for seed in range(3)])
-    best = frontier.best_of_n
-    assert best.index.to_list() == [1, 2, 4, 8, 16, 32, 64]
-    assert set(best["measurements"]) == {3}
-    assert best["reward"].to_numpy() == pytest.approx(curves.mean(0))
-    assert best["reward_half"].to_numpy() == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(curves, axis=0))
-    assert best["kl"][4] == pytest.approx(math.log(4) - 3 / 4)
+    half = stats.t.ppf(0.975, 2) * stats.sem(curves, axis=0)
+    for by, share in (("reward", 1), ("judged_reward", 0.8)):
+        best = frontier.best_of_n[frontier.best_of_n["chosen_by"] == by].set_index("n")
+        assert best.index.to_list() == [1, 2, 4, 8, 16, 32, 64]
+        assert set(best["measurements"]) == {3}
+        assert best["reward"].to_numpy() == pytest.approx(share * curves.mean(0))
+        assert best["reward_half"].to_numpy() == pytest.approx(share * half)
+        assert best["kl"][4] == pytest.approx(math.log(4) - 3 / 4)
 
 
 def test_runs_without_the_numbers_are_named_and_left_out(tmp_path: Path) -> None:
@@ -122,6 +124,7 @@ def test_tables_say_the_same(frontier: Frontier, tmp_path: Path) -> None:
     assert columns["test/reward"][at] == f"{row['reward']:.4f} ± {row['reward_half']:.4f}"
     assert columns["judged reward"][at] == "-"
     assert columns["KL"][columns[""].index("best of 2")] == "0.1931"
+    assert columns["KL"][columns[""].index("best of 4 by the reward model")] == "0.6363"
     lines = (tmp_path / "frontier.md").read_text().splitlines()
     assert lines[0] == "# test/reward against KL"
     assert lines[4 + at].startswith(f"| `task=dpo weight_decay=0.5` | dpo | 3 | {columns['KL'][at]} |")
@@ -131,7 +134,7 @@ def test_tables_say_the_same(frontier: Frontier, tmp_path: Path) -> None:
     assert float(written[at]["win_rate_half"]) == pytest.approx(row["win_rate_half"])
     content = json.loads((tmp_path / "frontier.json").read_text())
     assert content["points"][at]["judged_reward"] is None
-    assert [each["n"] for each in content["best_of_n"]] == list(frontier.best_of_n.index)
+    assert [each["n"] for each in content["best_of_n"]] == frontier.best_of_n["n"].to_list()
 
 
 def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gptlab.reports.frontier import Frontier
+from gptlab.reports.frontier import CHOSEN_BY, Frontier
 from gptlab.reports.plots.style import (
     COLOURS,
     DARK,
@@ -26,6 +26,7 @@ from gptlab.reports.plots.style import (
 )
 
 MARKERS = "osD^vP<X>*"  # of the groups of a task
+LINES = {"reward": "--", "judged_reward": ":"}  # of the best of n, by what it is chosen by
 
 
 def draw_frontier(frontier: Frontier) -> Figure:
@@ -103,20 +104,21 @@ def _draw_point(axes: Axes, row: Mapping[Any, Any], key: str, colour: str, marke
 
 
 def _draw_best_of_n(axes: Axes, best: pd.DataFrame, entries: dict[str, Any]) -> None:
-    """Draw the curve of the best of n with its band, each n beside its point; n = 1 is the reference itself."""
-    if not len(best):
-        return
-    axes.plot(best["kl"], best["reward"], color=DARK, ls="--", marker=".", lw=1.0, zorder=3)
-    entries["best of n, of the reference"] = legend_marker(".", DARK, ls="--", lw=1.0)
-    if best["measurements"].iloc[0] >= SEEDS_FOR_BAND:
-        band = best["reward"] - best["reward_half"], best["reward"] + best["reward_half"]
-        axes.fill_between(best["kl"], *band, color=DARK, alpha=0.15, lw=0)
-    for n, kl, reward in zip(best.index, best["kl"], best["reward"], strict=True):
-        if n > 1:
-            beside: dict[str, Any] = {"xytext": (4, -7), "textcoords": "offset points", "fontsize": 7}
-            axes.annotate(str(n), (kl, reward), color=DARK, **beside)
-    if 1 in best.index:
-        axes.plot(0, best["reward"][1], "*", color="black", ms=10, zorder=5, clip_on=False)
+    """Draw the curves of the best of n with their bands, each n beside its point; n = 1 is the reference itself."""
+    for by, curve in best.groupby("chosen_by", sort=False) if len(best) else ():
+        line = LINES[str(by)]
+        axes.plot(curve["kl"], curve["reward"], color=DARK, ls=line, marker=".", lw=1.0, zorder=3)
+        entries[f"best of n{CHOSEN_BY[str(by)]}, of the reference"] = legend_marker(".", DARK, ls=line, lw=1.0)
+        if curve["measurements"].iloc[0] >= SEEDS_FOR_BAND:
+            band = curve["reward"] - curve["reward_half"], curve["reward"] + curve["reward_half"]
+            axes.fill_between(curve["kl"], *band, color=DARK, alpha=0.15, lw=0)
+        for n, kl, reward in zip(curve["n"], curve["kl"], curve["reward"], strict=True):
+            if n > 1:
+                beside: dict[str, Any] = {"xytext": (4, -7), "textcoords": "offset points", "fontsize": 7}
+                axes.annotate(str(n), (kl, reward), color=DARK, **beside)
+    first = best[best["n"] == 1] if len(best) else best
+    if len(first):
+        axes.plot(0, first["reward"].iloc[0], "*", color="black", ms=10, zorder=5, clip_on=False)
         entries["the reference"] = legend_marker("*", "black", ms=9)
 
 

@@ -63,11 +63,16 @@ def test_what_a_reward_model_judged_stands_beside_and_is_hollow(frontier: Fronti
 def test_the_reference_is_at_no_kl_and_each_run_has_its_way(frontier: Frontier) -> None:
     axes = drawn(frontier).axes[0]
     (star,) = [line for line in axes.lines if line.get_marker() == "*"]
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (0, frontier.best_of_n["reward"][1])
-    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
-    assert list(dashed.get_xdata()) == frontier.best_of_n["kl"].to_list()
-    assert [text.get_text() for text in axes.texts] == ["2", "4", "8", "16", "32", "64"]
-    assert len(axes.collections) == 2 * 5 + 1  # bars in two directions, and the band
+    best = frontier.best_of_n
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (0, best["reward"][0])
+    assert best["n"][0] == 1
+    curves = {"reward": "--", "judged_reward": ":"}
+    kinds = best["chosen_by"].unique()
+    for by in kinds:
+        (line,) = [line for line in axes.lines if line.get_linestyle() == curves[by]]
+        assert list(line.get_ydata()) == best["reward"][best["chosen_by"] == by].to_list()
+    assert [text.get_text() for text in axes.texts] == ["2", "4", "8", "16", "32", "64"] * len(kinds)
+    assert len(axes.collections) == 2 * 5 + len(kinds)  # bars in two directions, and the bands
     assert sum(line.get_linewidth() == 0.6 for line in axes.lines) == 15
 
 

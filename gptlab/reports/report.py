@@ -14,7 +14,7 @@ import pandas as pd
 from gptlab.reports import published_figures, units
 from gptlab.reports.confusion import Confusion, confusions_of
 from gptlab.reports.grouping import TRAITS, distinguishing_values, group_labels, group_runs
-from gptlab.reports.records import LeftOut, Run, comparable_value, find_runs, read_run
+from gptlab.reports.records import LeftOut, Run, comparable_value, find_runs, read_curves, read_run
 from gptlab.reports.statistics import compare_means, half_width
 from gptlab.runs.identity import flatten, short_names
 from gptlab.system.errors import UserError, did_you_mean
@@ -149,10 +149,18 @@ def report_on(
         left_out=left_out + lacking + repeated,
         conditions=conditions,
         notes=notes + _notes(runs, metric, axes) + units.notes(measured, metric, chosen_metric),
-        curve=units.deciding_metric(measured),
+        curve=_curve(metric, measured),
         tasks=tasks,
         confusions=dict(zip(names, map(confusions_of, grouped), strict=True)),
     )
+
+
+def _curve(metric: str, runs: Sequence[Run]) -> str:
+    """Return what curves show: the metric itself, on the validation part, if the runs have measured it there."""
+    part, _, kind = metric.rpartition("/")
+    on_the_way = f"val/{kind}"
+    known = part in ("val", "test") and on_the_way in read_curves(runs[0].path)
+    return on_the_way if known else units.deciding_metric(runs)
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:

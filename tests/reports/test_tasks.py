@@ -107,3 +107,11 @@ def test_units_of_measures() -> None:
     assert unit("test/loss", ["pretrain", "sft"]) == "nats per token"
     assert unit("best_val_loss", ["reward"]) == "nats per pair"
     assert unit("val/loss", ["sft", "dpo"]) == unit("val/accuracy", ["sft"]) == ""
+
+
+def test_curves_show_the_metric_that_was_asked_for(tmp_path: Path) -> None:
+    """On the validation part, where it was measured on the way; else what decides."""
+    for seed in range(2):
+        rewarded_run(tmp_path / f"{seed}", "grpo", seed, 3.0, 0.5)
+    asked = {"test/kl": "val/kl", "val/kl": "val/kl", "test/win_rate": "val/reward", "test/reward": "val/reward"}
+    assert {metric: build_report([tmp_path], metric=metric).curve for metric in asked} == asked

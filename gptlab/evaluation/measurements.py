@@ -80,9 +80,8 @@ def measure_losses(
     }
     if len(candidates) == 2:
         a, b = results
-        same_tokens = np.array_equal(read[0], read[1]) and np.array_equal(
-            a.sizes, b.sizes
-        )  # one may know more than the other
+        same_ids = np.array_equal(read[0], read[1])  # of this text; one tokenizer may know more than the other
+        same_tokens = same_ids and np.array_equal(a.sizes, b.sizes)
         difference = comparison.compare_losses(a, b, same_tokens, seed)
         content["compare"] = loss_record(candidates[1], results[1])
         content["difference"] = asdict(difference) | {"words": difference.words(), "method": difference.method()}

@@ -24,12 +24,11 @@ from gptlab.training.data_of_task import data_module
 from gptlab.training.example_datamodule import ExampleDataModule
 from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.objective_of_task import scorer_of
-from gptlab.training.objectives.pairs import two_columns
+from gptlab.training.objectives.pairs import rewards_of
 from gptlab.training.pair_datamodule import PairDataModule
 from gptlab.training.sampled import Earned, SampledAnswers
 from gptlab.training.settings import Settings, from_config
-
-JUDGING = ("classify", "reward")  # the tasks whose models have scores, and do not answer
+from gptlab.training.tasks import HEADED
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def held_out(name: str, info: ModelInfo, tokenizer: Tokenizer, block_size: int, 
             f"--task: the data of {name} has changed since its training (its sha256 is {data.prepared.sha256[:16]} "
             f"now, and was {str(info.data_sha256)[:16]}); bring back what it learned from"
         )
-    if settings.task.name not in JUDGING and not settings.task.check:  # nothing was answered in its validations
+    if settings.task.name not in HEADED and not settings.task.check:  # nothing was answered in its validations
         data.task = replace(settings.task, check=500)
     part = part or ("test" if data.has_test else "val")
     if part not in data.prepared.rows or part == "train":
@@ -166,7 +165,7 @@ def has_scores(name: str) -> bool:
     except UserError:
         return False
     head = about["model"].get("head") if isinstance(about.get("model"), dict) else None
-    return isinstance(head, dict) and head.get("kind") in JUDGING
+    return isinstance(head, dict) and head.get("kind") in HEADED
 
 
 def judge(held_out: HeldOut, name: str, headed: LoadedHeaded, device: torch.device) -> Performance:
@@ -199,12 +198,9 @@ def judge(held_out: HeldOut, name: str, headed: LoadedHeaded, device: torch.devi
         counts = confusion_counts(truth, predicted, len(data.labels))
         return Performance(info.words, {"accuracy": truth == predicted}, figures={"f1": macro_f1(counts)})
     assert isinstance(data, PairDataModule)
-    found = [
-        (rewards[:, 0] - rewards[:, 1], batch.margins[batch.counted])
-        for batch in batches
-        for rewards in (two_columns(model(batch.idx, batch.lengths))[batch.counted],)
-    ]
-    margins, differences = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    found = [rewards_of(model, batch) for batch in batches]
+    rewards, differences = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    margins = rewards[:, 0] - rewards[:, 1]
     right = Performance(info.words, {"accuracy": margins > 0})
     best = data.bayes_accuracy(held_out.part)
     if best is None or data.noise is None:

@@ -14,31 +14,31 @@ import torch
 from gptlab.system.files import read_json, write_json
 from tests.training.runs_compared import differences
 
+FORKS = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
-def test_a_run_killed_twelve_times_is_the_untouched_run(shell: Any, tmp_path: Path) -> None:
-    process = shell("-m", "tests.training.torture", "--kills", "12", "--variant", "gpt", "--seed", "6")
+
+def assert_survives(shell: Any, kills: int, variant: str, seed: int) -> None:
+    words = "--kills", str(kills), "--variant", variant, "--seed", str(seed)
+    process = shell("-m", "tests.training.torture", *words)
     try:
         out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, out + err
-    assert "\n12 kills" in out
+    assert f"\n{kills} kills" in out
     assert "the same run as the untouched one, to the bit" in out
 
 
+@FORKS
+def test_a_run_killed_twelve_times_is_the_untouched_run(shell: Any) -> None:
+    assert_survives(shell, 12, "gpt", 6)
+
+
+@FORKS
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 @pytest.mark.parametrize("task", ["sft", "lora", "dpo", "ppo", "grpo"])
 def test_a_run_of_a_task_killed_twenty_times_is_the_untouched_run(shell: Any, task: str) -> None:
-    process = shell("-m", "tests.training.torture", "--kills", "20", "--variant", task, "--seed", "3")
-    try:
-        out, err = process.communicate(timeout=900)
-    finally:
-        process.kill()
-    assert process.returncode == 0, out + err
-    assert "\n20 kills" in out
-    assert "the same run as the untouched one, to the bit" in out
+    assert_survives(shell, 20, task, 3)
 
 
 def one_bit(run_dir: Path) -> None:

@@ -119,8 +119,16 @@ class ArithmeticNode:
         return Arithmetic(self.task, self.digits, self.seed, self.held_out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfText:
+    """What is known of every data set that is made from a text."""
+
+    text_share: float = 1.0
+    """Of the text, by its beginning, what is read."""
+
+
 @dataclass(frozen=True)
-class InstructionsNode:
+class InstructionsNode(OfText):
     """`data.problems` of data=instructions."""
 
     seed: int
@@ -128,8 +136,6 @@ class InstructionsNode:
     held_out: float
     examples: int
     """How many instructions the training part has at most."""
-    text_share: float = 1.0
-    """Of the text, by its beginning, what is read, as of the other data sets that are made from one."""
 
     def made(self, text: str = "") -> Instructions:
         """Return the instructions of a text; raises UserError if a value is out of range."""
@@ -137,7 +143,7 @@ class InstructionsNode:
 
 
 @dataclass(frozen=True)
-class ContinuationsNode:
+class ContinuationsNode(OfText):
     """`data.problems` of data=continuations."""
 
     seed: int
@@ -146,7 +152,6 @@ class ContinuationsNode:
     characters: int
     examples: int
     """How many lines the training part has at most."""
-    text_share: float = 1.0
 
     def made(self, text: str = "") -> Continuations:
         """Return the lines of a text; raises UserError if a value is out of range."""
@@ -154,7 +159,7 @@ class ContinuationsNode:
 
 
 @dataclass(frozen=True)
-class LabelsNode:
+class LabelsNode(OfText):
     """`data.problems` of data=labels."""
 
     task: str
@@ -163,7 +168,6 @@ class LabelsNode:
     held_out: float
     examples: int
     """How many lines the training part has at most."""
-    text_share: float = 1.0
 
     def made(self, text: str = "") -> Labels:
         """Return the labelled lines of a text; raises UserError if a value is out of range."""
@@ -171,7 +175,7 @@ class LabelsNode:
 
 
 @dataclass(frozen=True)
-class PreferencesNode:
+class PreferencesNode(OfText):
     """`data.problems` of data=preferences."""
 
     seed: int
@@ -191,7 +195,6 @@ class PreferencesNode:
     argument: str | None
     noise: float
     """The temperature of the labels after Bradley and Terry; 0: the answer with the higher reward is preferred."""
-    text_share: float = 1.0
 
     def made(self, text: str = "") -> Continuations:
         """Return the lines of a text; raises UserError if a value is out of range. Rewards are checked elsewhere."""

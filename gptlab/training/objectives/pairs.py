@@ -51,6 +51,13 @@ def two_columns(values: Tensor) -> Tensor:
     return values.view(2, -1).T
 
 
+def rewards_of(model: Network, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Return the rewards of the n pairs of a batch that count, (n, 2): chosen, rejected; and their margins, (n,)."""
+    assert isinstance(model, HeadedGPT)
+    rewards = two_columns(model(batch.idx, batch.lengths, batch.noise))
+    return rewards[batch.counted], batch.margins[batch.counted]
+
+
 @dataclass(eq=False)
 class DPO(Pairs):
     """Direct preference optimisation; see `losses.dpo_loss`."""
@@ -99,9 +106,7 @@ class RewardModel(Pairs):
         self.measures = Pairs.measures if self.noise is None else (*Pairs.measures, "expected_accuracy")
 
     def of_pairs(self, model: Network, batch: PairBatch) -> Loss:
-        assert isinstance(model, HeadedGPT)
-        rewards = two_columns(model(batch.idx, batch.lengths, batch.noise))
-        rewards, margins = rewards[batch.counted], batch.margins[batch.counted]
+        rewards, margins = rewards_of(model, batch)
         loss = reward_loss(rewards, margins if self.task.margin == "data" else None, self.task.centring)
         if self.noise is None or batch.pairs is not None:  # in training only what the loss knows is measured
             return loss

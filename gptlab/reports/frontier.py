@@ -13,12 +13,15 @@ import pandas as pd
 from gptlab.reports.records import LeftOut, Run, read_curves
 from gptlab.reports.report import Report, is_finite, read_runs, report_on
 from gptlab.reports.statistics import half_width
-from gptlab.reports.units import is_number
+from gptlab.reports.units import REWARD, differing, is_number, texts
 from gptlab.system.errors import UserError, did_you_mean
 
 METRICS = ("test/reward", "val/reward")  # what is gained unless another metric is asked for, the first that is known
 CHOSEN_BY = {"reward": "", "judged_reward": " by the reward model"}
 """What the best of n answers may be chosen by, and what is said of it."""
+MEASURED_BY = ("init_from", *REWARD, "task.answer_tokens")
+CURVE_KEYS = {"reward": MEASURED_BY, "judged_reward": (*MEASURED_BY, "reward.model")}
+"""Config keys that decide what a curve of the best of n is of."""
 TASKS = "task=dpo, task=ppo and task=grpo"
 
 
@@ -49,7 +52,8 @@ def build_frontier(paths: Sequence[Path], metric: str | None = None) -> Frontier
 
     Args:
         metric: what is gained, e.g. test/accuracy; its part, before the slash, is that of the KL, too. None:
-            test/reward, or val/reward if no run has that.
+            test/reward, or val/reward if no run has that. The best of n, which is measured on the test part, goes with
+            test/reward only.
 
     Raises:
         UserError: no run has both numbers.
@@ -64,7 +68,7 @@ def build_frontier(paths: Sequence[Path], metric: str | None = None) -> Frontier
     columns = {"kl": _beside(metric, "kl"), "reward": metric}
     columns |= {key: _beside(metric, key) for key in ("judged_reward", "win_rate") if key != metric.partition("/")[2]}
     points = pd.DataFrame([_point(report, str(name), columns) for name in report.groups.index]).set_index("group")
-    best_of_n, notes = _best_of_n(measured) if metric.endswith("/reward") else (pd.DataFrame(), [])
+    best_of_n, notes = _best_of_n(measured) if metric == "test/reward" else (pd.DataFrame(), [])
     return Frontier(
         metric=metric,
         points=points.sort_values("kl", kind="stable"),
@@ -86,7 +90,7 @@ def _has(run: Run, key: str) -> bool:
 
 def _lacks(run: Run, metric: str) -> str:
     """Return which of the two numbers a run has not measured, as why it is left out; "" if it has both."""
-    keys = [key for key in (metric, _beside(metric, "kl")) if not _has(run, key)]
+    keys = [key for key in dict.fromkeys((metric, _beside(metric, "kl"))) if not _has(run, key)]
     return f"has no {' and no '.join(keys)}" if keys else ""
 
 
@@ -124,21 +128,26 @@ def _paths(report: Report, name: str) -> list[pd.DataFrame]:
 
 
 def _best_of_n(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the mean curves of the best of n over the runs' measurements, and notes on those that cannot be read.
+    """Return the mean curves of the best of n over the runs' measurements, and notes on those that are not drawn.
 
     A run with a reward model has chosen by that. Runs that share a reference and a seed have measured the same answers:
-    equal curves count once.
+    equal curves count once. Where the runs that chose alike have measured different things, they have no mean.
     """
-    curves: dict[str, dict[tuple[tuple[float, ...], ...], None]] = {by: {} for by in CHOSEN_BY}
-    notes = []
+    measured: dict[str, list[Run]] = {by: [] for by in CHOSEN_BY}
+    notes, found = [], []
     for run in runs:
         rows = run.summary.get("best_of_n")
         if _is_curve(rows):
-            by = "judged_reward" if _has(run, "test/judged_reward") else "reward"
-            curves[by][tuple(map(tuple, rows))] = None
+            measured["judged_reward" if _has(run, "test/judged_reward") else "reward"].append(run)
         elif rows is not None:
             notes.append(f"note: {run.path}: its best_of_n is not rows of n, reward and KL, and is not drawn")
-    found = [_mean_curve(by, list(each)) for by, each in curves.items() if each]
+    for by, some in measured.items():
+        differ = differing(some, CURVE_KEYS[by]) + ["their data"] * (texts(some) > 1)
+        if differ:
+            notes.append(f"note: no best of n{CHOSEN_BY[by]} is drawn: the runs differ in {', '.join(differ)}")
+        elif some:
+            curves = dict.fromkeys(tuple(map(tuple, run.summary["best_of_n"])) for run in some)
+            found.append(_mean_curve(by, list(curves)))
     return (pd.concat(found, ignore_index=True) if found else pd.DataFrame()), notes
 
 

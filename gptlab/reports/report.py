@@ -112,7 +112,8 @@ def report_on(
 
     Args:
         found, left_out: see `read_runs`.
-        metric: a number of the summaries; None: val/loss, or val/bpb where nats per token do not compare the runs.
+        metric: a number of the summaries; None: val/loss, or what compares the runs in its place, see
+            `units.deciding_metric`.
         baseline: a group's label, or key=value words that match exactly one group.
         sort: an axis or a column of the groups.
         reference: the name of a reference; "" for the one that fits best.

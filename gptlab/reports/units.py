@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from gptlab.reports.records import Run
-from gptlab.runs.upgrades import DATA
+from gptlab.reports.records import Run, comparable_value
+from gptlab.runs.upgrades import DATA, NEW
 
 NATS, BITS = "val/loss", "val/bpb"
 HELD_OUT = ("data.split", "data.val_fraction", "data.test_fraction")  # which part of a text is validated on
@@ -15,14 +15,27 @@ LOSSES = {  # the unit of a task's val/loss
     **{"pretrain": TOKENS, "sft": TOKENS, "classify": "nats per text", "reward": "nats per pair", "dpo": "per pair"},
     **{"ppo": "minus the reward", "grpo": "minus the reward"},
 }
-UNITS = {"bpb": "bits per byte", "kl": "nats per answer", "entropy": TOKENS, "answer_tokens": "tokens"}
-ANSWERING = {"sft", "dpo", "ppo", "grpo"}  # tasks whose models answer, so that their scores compare
-SCORES = (
-    "val/reward",
-    "test/reward",
-    "val/accuracy",
-    "test/accuracy",
-)  # what compares answers, in this order
+UNITS = {
+    "bpb": "bits per byte",
+    "kl": "nats per answer",
+    "entropy": TOKENS,
+    "text_loss": TOKENS,
+    "answer_tokens": "tokens",
+}
+SCORES = ("val/reward", "test/reward", "val/accuracy", "test/accuracy")  # what decides where losses do not compare
+ACCURACIES = {  # what a task's accuracy is the share of
+    **dict.fromkeys(("sft", "ppo", "grpo"), "exact answers"),
+    **dict.fromkeys(("dpo", "reward"), "pairs with a positive margin"),
+    "classify": "texts in their class",
+}
+REWARD = ("reward.name", "reward.argument", "reward.unended")  # keys of what an answer earns
+LOSS_KEYS: dict[str, tuple[str, ...]] = {  # keys that decide what a task's val/loss is
+    "classify": ("task.balance",),
+    "reward": ("task.centring", "task.margin"),
+    "dpo": ("task.variant", "task.beta", "task.label_smoothing"),
+    **dict.fromkeys(("ppo", "grpo"), ("task.kl_coef", "task.kl_reward", *REWARD, "reward.model")),
+}
+SCORE_KEYS = {"reward": REWARD, "win_rate": REWARD, "judged_reward": ("reward.model", "reward.unended")}
 HIGHER = (
     "accuracy",
     "bayes_accuracy",
@@ -42,10 +55,15 @@ def higher_is_better(metric: str) -> bool:
     return metric.rpartition("/")[2].startswith(HIGHER)
 
 
+def is_loss(metric: str) -> bool:
+    """Return whether a measure is the loss of a run's task, and not one that is measured beside."""
+    return metric.rpartition("/")[2] in ("loss", "best_val_loss")
+
+
 def unit(metric: str, tasks: Collection[str]) -> str:
     """Return the unit of a measure of runs with these tasks; "" if it has none, or they differ in it."""
-    kind = metric.rpartition("/")[2].removeprefix("best_val_")
-    found = {LOSSES.get(task, "") for task in tasks} if kind == "loss" else {UNITS.get(kind, "")}
+    kind = metric.rpartition("/")[2]
+    found = {LOSSES.get(task, "") for task in tasks} if is_loss(metric) else {UNITS.get(kind, "")}
     return found.pop() if len(found) == 1 else ""
 
 
@@ -84,12 +102,40 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(run.task for run in runs))
 
 
+def differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
+    """Return the config keys in which runs differ, each with its values: "task.beta (0.1, 0.5)"."""
+    values = {key: list(dict.fromkeys(_setting(run, key) for run in runs)) for key in keys}
+    return [f"{key} ({_listed(found)})" for key, found in values.items() if len(found) > 1]
+
+
+def _setting(run: Run, key: str) -> Any:
+    """Return the value of a config key; of an older run, whose config lacks it, what such runs did."""
+    group, _, name = key.partition(".")
+    return comparable_value(run.config.get(key, NEW.get(group, {}).get(name)))
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(f"{each!s:.48}" for each in values[:5]) + ", ..." * (len(values) > 5)
+
+
+def _loss_keys(tasks: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(key for task in tasks for key in LOSS_KEYS.get(task, ())))
+
+
+def _kinds_of_accuracy(metric: str, tasks: Sequence[str]) -> list[str]:
+    """Return what an accuracy is the share of, with the tasks: "exact answers (sft, grpo)"; none of another metric."""
+    kinds: dict[str, list[str]] = {}
+    for task in tasks if metric.endswith("/accuracy") else ():
+        kinds.setdefault(ACCURACIES.get(task, "something else"), []).append(task)
+    return [f"{kind} ({', '.join(some)})" for kind, some in kinds.items()]
+
+
 def deciding_metric(runs: Sequence[Run]) -> str:
     """Return the metric by which the runs are sorted and compared unless another is asked for."""
     tasks = tasks_of(runs)
-    if not loss_is_trained(tasks):
+    if not loss_is_trained(tasks) or differing(runs, _loss_keys(tasks)):
         shared = (key for key in SCORES if all(is_number(run.summary.get(key)) for run in runs))
-        return next(shared, NATS) if ANSWERING.issuperset(tasks) else NATS
+        return next((key for key in shared if len(_kinds_of_accuracy(key, tasks)) < 2), NATS)
     comparable = unit(NATS, tasks) != TOKENS or (len(vocabularies(runs)) == 1 and texts(runs) == 1)
     return NATS if comparable or not all(is_number(run.summary.get(BITS)) for run in runs) else BITS
 
@@ -106,15 +152,37 @@ def notes(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
         chosen: whether it was chosen by `deciding_metric`.
     """
     tasks = tasks_of(runs)
+    found = []
     if not unit(NATS, tasks):
-        return [_note_on_tasks(tasks, metric, chosen)]
+        found.append(_note_on_losses(f"the tasks differ ({', '.join(tasks)})", metric, chosen))
+    elif is_loss(metric) or (chosen and loss_is_trained(tasks)):
+        keys = differing(runs, _loss_keys(tasks))
+        found += [_note_on_losses(f"the runs differ in {', '.join(keys)}", metric, chosen)] if keys else []
+    if len(kinds := _kinds_of_accuracy(metric, tasks)) > 1:
+        found.append(f"{metric} is the share of different things: {', '.join(kinds)}")
+    if keys := differing(runs, SCORE_KEYS.get(metric.rpartition("/")[2], ())):
+        found.append(f"the runs differ in {', '.join(keys)}: {metric} does not compare them")
+    if unit(NATS, tasks) == TOKENS:
+        return found + _notes_on_texts(runs, metric, chosen)
+    if (different := texts(runs)) > 1:
+        found.append(f"the runs are validated on {different} different data sets: what differs may be the data alone")
+    return found
+
+
+def _note_on_losses(why: str, metric: str, chosen: bool) -> str:
+    """Return the sentence that says what compares runs whose losses are not one measure."""
+    if is_loss(metric):
+        return f"{why}: their losses do not compare; use --metric with a measure that all of them have"
+    decides = f"{metric} decides; " if chosen else ""
+    return f"{why}: {decides}their losses, val/loss and train among them, do not compare"
+
+
+def _notes_on_texts(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
+    """Return sentences that say whether nats per token, or bits per byte, compare the runs."""
     known, different = vocabularies(runs), texts(runs)
     found = []
-    if unit(NATS, tasks) != TOKENS:
-        what = f"the runs are validated on {different} different data sets: no number says which model is better"
-        return [what] if different > 1 else []
     if len(known) > 1:
-        which = f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
+        which = _listed(known)
         if metric.endswith("loss"):
             instead = IN_BITS.get(metric, BITS)
             found.append(f"{metric} does not compare tokenizers ({which}): use --metric {instead}")
@@ -130,13 +198,6 @@ def notes(runs: Sequence[Run], metric: str, chosen: bool) -> list[str]:
             f"the runs are validated on {different} different texts: neither nats per token nor bits per byte say "
             f"which model is better"
         )
+    if (chosen or is_loss(metric)) and (keys := differing(runs, ("task.loss_on",))):  # val/loss is of answers alone
+        found.append(f"the runs differ in {', '.join(keys)}: train/loss and gap do not compare")
     return found
-
-
-def _note_on_tasks(tasks: Sequence[str], metric: str, chosen: bool) -> str:
-    """Return the sentence that says what compares runs of tasks whose losses differ in kind."""
-    which = f"the tasks differ ({', '.join(tasks)})"
-    if metric.endswith("loss"):
-        return f"{which}: their losses do not compare; use --metric with a measure that all of them have"
-    decides = f"{metric} decides; " if chosen else ""
-    return f"{which}: {decides}their losses, val/loss and train among them, do not compare"

@@ -19,7 +19,8 @@ def tuned_run(path: Path, task: str, seed: int, summary: dict[str, Any], loss: f
     """A finished run of a task; its summary has no bits per byte. `config` is as of `fake_run`."""
     typed = [f"task={task}", *(f"{key.replace('__', '.')}={value}" for key, value in config.items())]
     fake_run(path, loss, seed, summary=summary | {"data": TEXT}, typed=typed, **config)
-    content = yaml.safe_load((path / "config.yaml").read_text()) | {"task": {"name": task}}
+    content = yaml.safe_load((path / "config.yaml").read_text())
+    content["task"] = {"name": task, **content.get("task", {})}
     (path / "config.yaml").write_text(yaml.dump(content, sort_keys=False))
     written = json.loads((path / "summary.json").read_text())
     (path / "summary.json").write_text(
@@ -61,7 +62,11 @@ def best_of_n(seed: int, most: int = 64) -> list[list[float]]:
 
 
 def with_best_of_n(path: Path, rows: Any) -> None:
-    content = json.loads((path / "summary.json").read_text()) | {"best_of_n": rows}
+    change_summary(path, best_of_n=rows)
+
+
+def change_summary(path: Path, **values: Any) -> None:
+    content = json.loads((path / "summary.json").read_text()) | values
     (path / "summary.json").write_text(json.dumps(content))
 
 

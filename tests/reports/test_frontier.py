@@ -15,7 +15,15 @@ from scipy import stats
 from gptlab.reports import frontier_tables
 from gptlab.reports.frontier import Frontier, build_frontier
 from gptlab.system.errors import UserError
-from tests.reports.post_training import best_of_n, lexicon_runs, rewarded_run, tuned_run, with_best_of_n
+from tests.reports.post_training import (
+    TEXT,
+    best_of_n,
+    change_summary,
+    lexicon_runs,
+    rewarded_run,
+    tuned_run,
+    with_best_of_n,
+)
 from tests.reports.test_report import fake_run
 
 
@@ -70,6 +78,8 @@ def test_runs_without_the_numbers_are_named_and_left_out(tmp_path: Path) -> None
     tuned_run(tmp_path / "no kl", "sft", 1, {"test/reward": 0.2})
     left_out = {each.path.name: each.why for each in build_frontier([tmp_path]).left_out}
     assert left_out == {"text": "has no test/reward and no test/kl", "no kl": "has no test/kl"}
+    left_out = {each.path.name: each.why for each in build_frontier([tmp_path], "test/kl").left_out}
+    assert left_out == {"text": "has no test/kl", "no kl": "has no test/kl"}
 
 
 def test_the_validation_part_stands_in_where_there_is_no_test(tmp_path: Path) -> None:
@@ -80,12 +90,62 @@ def test_the_validation_part_stands_in_where_there_is_no_test(tmp_path: Path) ->
 
 
 def test_another_metric_takes_the_kl_of_its_part_and_no_best_of_n(tmp_path: Path) -> None:
-    summary = {"test/accuracy": 0.9, "test/kl": 2.0, "val/kl": 3.0, "val/accuracy": 0.8}
+    """That is the reward of answers to the prompts of the test part."""
+    summary = {"test/accuracy": 0.9, "test/kl": 2.0, "val/kl": 3.0, "val/accuracy": 0.8, "val/reward": 0.7}
     with_best_of_n(tuned_run(tmp_path / "a", "grpo", 1, summary), best_of_n(1))
-    for part, kl, accuracy in (("test", 2.0, 0.9), ("val", 3.0, 0.8)):
-        found = build_frontier([tmp_path], f"{part}/accuracy")
-        assert (found.points["kl"].item(), found.points["reward"].item()) == (kl, accuracy)
+    for metric, kl, reward in (("test/accuracy", 2.0, 0.9), ("val/accuracy", 3.0, 0.8), ("val/reward", 3.0, 0.7)):
+        found = build_frontier([tmp_path], metric)
+        assert (found.points["kl"].item(), found.points["reward"].item()) == (kl, reward)
         assert not len(found.best_of_n)
+        assert not any("best of n" in line for line in found.conditions)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"init_from": "b"}, "init_from (a, b)"),
+        ({"reward__name": "function"}, "reward.name (exact, function)"),
+        ({"reward__unended": None, "reward__argument": "x"}, "reward.argument (null, x), reward.unended (0.0, null)"),
+        ({"task__answer_tokens": 40}, "task.answer_tokens (100, 40)"),
+        ({"data__test_fraction": 0.2}, "their data"),
+    ],
+)
+def test_curves_of_different_things_have_no_mean(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    for seed, changed in ((1, {}), (2, config)):
+        path = rewarded_run(tmp_path / str(seed), "ppo", seed, 3.0, 0.5, **({"init_from": "a"} | changed))
+        with_best_of_n(path, best_of_n(seed))
+    found = build_frontier([tmp_path])
+    assert not len(found.best_of_n)
+    assert f"note: no best of n is drawn: the runs differ in {words}" in found.conditions
+    assert not any(line.startswith("best of n") for line in found.conditions)
+
+
+def test_curves_on_different_data_have_no_mean(tmp_path: Path) -> None:
+    for sha256 in ("7deb6b2c", "aaaaaaaa"):
+        path = rewarded_run(tmp_path / sha256, "ppo", 1, 3.0, 0.5, data__path=sha256)
+        change_summary(path, best_of_n=best_of_n(1), data=TEXT | {"sha256": sha256})
+    found = build_frontier([tmp_path])
+    assert not len(found.best_of_n)
+    assert "note: no best of n is drawn: the runs differ in their data" in found.conditions
+
+
+def test_a_way_of_choosing_that_agrees_keeps_its_curve(tmp_path: Path) -> None:
+    """Of the reward models it only matters where they have chosen."""
+    for seed, judge in ((1, "a"), (2, "b")):
+        for by in (None, 0.4):
+            path = tmp_path / f"{judge} {by}"
+            with_best_of_n(rewarded_run(path, "ppo", seed, 3.0, 0.5, by, reward__model=judge), best_of_n(seed))
+    found = build_frontier([tmp_path])
+    assert set(found.best_of_n["chosen_by"]) == {"reward"}
+    assert set(found.best_of_n["measurements"]) == {2}
+    assert "note: no best of n by the reward model is drawn: the runs differ in reward.model (a, b)" in found.conditions
+
+
+def test_points_by_different_rewards_are_noted(tmp_path: Path) -> None:
+    for name in ("exact", "rhyme"):
+        rewarded_run(tmp_path / name, "ppo", 1, 3.0, 0.5, reward__name=name)
+    words = "note: the runs differ in reward.name (exact, rhyme): test/reward does not compare them"
+    assert words in build_frontier([tmp_path]).conditions
 
 
 @pytest.mark.parametrize("rows", [[], "x", [[1, 2]], [[1, None, 0]], [[1, 0.1, 0], [1, 0.2, 0]], {"1": 2}])

@@ -52,7 +52,7 @@ def fake_run(
     content = json.loads(json.dumps(CONFIG)) | {"seed": seed}
     for key, each in config.items():
         section, _, last = key.rpartition("__")
-        (content[section] if section else content)[last] = each
+        (content.setdefault(section, {}) if section else content)[last] = each
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.dump(content, sort_keys=False, Dumper=getattr(yaml, "CSafeDumper", None)))
     steps, parameters = (

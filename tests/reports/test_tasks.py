@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from gptlab.reports import tables
 from gptlab.reports.report import build_report
 from gptlab.reports.units import higher_is_better, unit
 from tests.reports.plots.test_figures import axis_words, drawn
-from tests.reports.post_training import rewarded_run, tuned_run
+from tests.reports.post_training import TEXT, change_summary, rewarded_run, tuned_run
 from tests.reports.test_report import fake_run, labels
 
 
@@ -73,16 +74,113 @@ def test_a_loss_of_a_task_has_its_unit(tmp_path: Path, task: str, words: str) ->
 
 
 def test_losses_of_different_tasks_do_not_compare_but_their_scores_do(tmp_path: Path) -> None:
-    for number, task in enumerate(("dpo", "grpo")):
+    for number, task in enumerate(("sft", "grpo")):
         tuned_run(tmp_path / task, task, 1, {"val/accuracy": 0.5 + number / 10}, -number)
     report = build_report([tmp_path])
     assert report.metric == "val/accuracy"
-    assert labels(report) == ["task=grpo", "task=dpo"]
+    assert labels(report) == ["task=grpo", "task=sft"]
     (note,) = report.notes
-    assert note.startswith("the tasks differ (dpo, grpo): val/accuracy decides; their losses, ")
+    assert note.startswith("the tasks differ (grpo, sft): val/accuracy decides; their losses, ")
     assert "their losses do not compare; use --metric" in build_report([tmp_path], "val/loss").notes[0]
-    tuned_run(tmp_path / "reward", "reward", 1, {"val/accuracy": 0.9})  # of pairs, not of answers
-    assert build_report([tmp_path]).metric == "val/loss"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (("sft", "grpo", "dpo"), "pairs with a positive margin (dpo), exact answers (grpo, sft)"),
+        (("dpo", "ppo"), "pairs with a positive margin (dpo), exact answers (ppo)"),
+        (("classify", "reward"), "texts in their class (classify), pairs with a positive margin (reward)"),
+        (("dpo", "reward"), None),
+    ],
+)
+def test_accuracies_compare_where_they_are_of_one_kind(tmp_path: Path, tasks: tuple[str, ...], words: str) -> None:
+    for task in tasks:
+        tuned_run(tmp_path / task, task, 1, {"val/accuracy": 0.9, "test/accuracy": 0.8})
+    assert build_report([tmp_path]).metric == ("val/loss" if words else "val/accuracy")
+    for metric in ("val/accuracy", "test/accuracy"):
+        notes = build_report([tmp_path], metric).notes
+        assert (f"{metric} is the share of different things: {words}" in notes) == (words is not None)
+    assert not any("share" in note for note in build_report([tmp_path], "val/loss").notes)
+
+
+def test_what_tasks_are_validated_on_is_noted_beside_their_losses(tmp_path: Path) -> None:
+    for task in ("sft", "grpo"):
+        path = tuned_run(tmp_path / task, task, 1, {"val/accuracy": 0.5})
+        change_summary(path, data=TEXT | {"sha256": task})
+    losses, data = build_report([tmp_path]).notes
+    assert losses.startswith("the tasks differ (grpo, sft): val/accuracy decides")
+    assert data.startswith("the runs are validated on 2 different data sets")
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "values"),
+    [
+        ("dpo", "task.variant", ("ipo", "sigmoid")),
+        ("dpo", "task.beta", (0.1, 0.5)),
+        ("dpo", "task.label_smoothing", (0.05, 0.1)),
+        ("reward", "task.centring", (0.01, 0.1)),
+        ("reward", "task.margin", ("data", "none")),
+        ("classify", "task.balance", ("false", "true")),
+    ],
+)
+def test_a_score_decides_where_a_key_makes_the_losses_differ(
+    tmp_path: Path, task: str, key: str, values: tuple[Any, Any]
+) -> None:
+    """The run with the lower loss is the worse one."""
+    for loss, value in enumerate(values):
+        config = {key.replace(".", "__"): value}
+        tuned_run(tmp_path / str(value), task, 1, {"val/accuracy": 0.5 + loss / 10}, loss, **config)
+    report = build_report([tmp_path])
+    assert report.metric == "val/accuracy"
+    assert labels(report) == [f"{key.partition('.')[2]}={value}" for value in reversed(values)]
+    why = f"the runs differ in {key} ({values[0]}, {values[1]}): "
+    assert report.notes == [f"{why}val/accuracy decides; their losses, val/loss and train among them, do not compare"]
+    for metric in ("val/loss", "best_val_loss"):
+        assert build_report([tmp_path], metric).notes[0].startswith(f"{why}their losses do not compare; use --metric")
+    assert build_report([tmp_path], "val/accuracy").notes == []
+
+
+def test_without_a_score_such_losses_are_shown_with_the_note(tmp_path: Path) -> None:
+    for beta in (0.1, 0.5):
+        tuned_run(tmp_path / str(beta), "dpo", 1, {}, beta, task__beta=beta)
+    report = build_report([tmp_path])
+    assert report.metric == "val/loss"
+    assert report.notes[0].startswith("the runs differ in task.beta (0.1, 0.5): their losses do not compare")
+    tuned_run(tmp_path / "typed", "dpo", 2, {}, task__beta="1e-1")  # is 0.1
+    assert "task.beta (0.1, 0.5):" in build_report([tmp_path]).notes[0]
+
+
+def test_the_penalty_is_noted_where_the_loss_is_asked_for(tmp_path: Path) -> None:
+    for coef in (0.0, 0.1):
+        rewarded_run(tmp_path / str(coef), "grpo", 1, 3.0, 0.5, task__kl_coef=coef)
+    assert build_report([tmp_path]).notes == []
+    assert build_report([tmp_path], "val/loss").notes[0].startswith("the runs differ in task.kl_coef (0.0, 0.1): their")
+
+
+def test_other_rewards_are_noted_where_they_are_compared(tmp_path: Path) -> None:
+    for name in ("exact", "rhyme"):
+        rewarded_run(tmp_path / name, "grpo", 1, 3.0, 0.5, reward__name=name)
+    for metric in (None, "test/reward", "test/win_rate"):
+        said = f"the runs differ in reward.name (exact, rhyme): {metric or 'val/reward'} does not compare them"
+        assert build_report([tmp_path], metric).notes == [said]
+    assert build_report([tmp_path], "test/kl").notes == []
+
+
+def test_an_older_run_had_the_reward_that_is_now_the_default(tmp_path: Path) -> None:
+    rewarded_run(tmp_path / "old", "grpo", 1, 3.0, 0.5)
+    reward = {"reward__name": "exact", "reward__argument": None, "reward__unended": 0.0}
+    rewarded_run(tmp_path / "new", "grpo", 2, 3.0, 0.5, **reward)
+    assert build_report([tmp_path]).notes == []
+
+
+def test_what_is_trained_on_changes_train_loss_alone(tmp_path: Path) -> None:
+    for value in ("all", "answers"):
+        tuned_run(tmp_path / value, "sft", 1, {"val/accuracy": 0.5}, task__loss_on=value)
+    report = build_report([tmp_path])
+    assert report.metric == "val/loss"
+    said = ["the runs differ in task.loss_on (all, answers): train/loss and gap do not compare"]
+    assert report.notes == said == build_report([tmp_path], "train/loss").notes
+    assert build_report([tmp_path], "val/accuracy").notes == []
 
 
 def test_runs_of_text_keep_bits_per_byte_beside_those_without(tmp_path: Path) -> None:

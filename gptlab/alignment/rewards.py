@@ -7,7 +7,9 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ class Answer:
     """What a model said to a prompt."""
 
     prompt: str
+    """What the user said last."""
     text: str
     expected: str = ""
     """The right answer, where the data has one."""
@@ -82,33 +85,56 @@ def function_reward(name: str) -> Reward:
         name: module:function; the module is on Python's path, e.g. a file in this folder.
 
     Raises:
-        UserError: there is no such function; or, when it is called, it does not return a finite number for each.
+        UserError: there is no such function, or its module cannot be imported; or, when it is called, it raises an
+            exception, or does not return a finite number for each.
     """
     module, _, attribute = name.partition(":")
     if not (all(part.isidentifier() for part in module.split(".")) and attribute.isidentifier()):
         raise UserError(f"reward function {name!r}: write it as module:function, e.g. my_rewards:short")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if f"{module}.".startswith(f"{error.name}."):
-            why = f"there is no module {error.name}; it must be in this folder or on PYTHONPATH"
-        else:
-            why = f"{module} imports {error.name}, which is not installed"
-        raise UserError(f"reward function {name!r}: {why}") from error
+    with _explained(name, f"importing {module}"):
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if f"{module}.".startswith(f"{error.name}."):
+                why = f"there is no module {error.name}; it must be in this folder or on PYTHONPATH"
+            else:
+                why = f"{module} imports {error.name}, which is not installed"
+            raise UserError(f"reward function {name!r}: {why}") from error
     if not hasattr(found, attribute):
         raise UserError(f"reward function {name!r}: {module} has no {attribute}")
     function = getattr(found, attribute)
     if not callable(function):
         raise UserError(f"reward function {name!r}: is not a function but of type {type(function).__name__}")
-    return lambda answers: _checked(function(list(answers)), len(answers), name)
+
+    def rewards(answers: Sequence[Answer]) -> list[float]:
+        with _explained(name, "calling it"):
+            return _checked(function(list(answers)), len(answers), name)
+
+    return rewards
+
+
+@contextmanager
+def _explained(name: str, doing: str) -> Iterator[None]:
+    """Let what a user's module raises become a UserError that says what it is, and where in the module."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever that code does
+        module = name.partition(":")[0]
+        stack = traceback.walk_tb(error.__traceback__)
+        own = [(frame.f_code.co_filename, line) for frame, line in stack if frame.f_globals.get("__name__") == module]
+        where = f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
+        said = ": ".join(filter(None, (type(error).__name__, str(error)[:300])))
+        raise UserError(f"reward function {name!r}: {doing} raised {said}{where}") from error
 
 
 def _checked(returned: Any, count: int, name: str) -> list[float]:
     """Return what a reward function returned as `count` numbers."""
     values = returned.tolist() if hasattr(returned, "tolist") else returned
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
         raise UserError(
-            f"reward function {name!r}: returned {values!r}; it must return a list, a number for each answer"
+            f"reward function {name!r}: returned {values!r:.99}; it must return a list, a number for each answer"
         )
     values = list(values)
     if len(values) != count:

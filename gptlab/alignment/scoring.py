@@ -41,7 +41,7 @@ class Scorer:
             asked: conversations whose last message is the expected answer, one for each reply.
         """
         answers = [
-            Answer(each.messages[-2].content, reply_text(reply, self.tokenizer), each.messages[-1].content)
+            Answer(each.asked, reply_text(reply, self.tokenizer), each.messages[-1].content)
             for each, reply in zip(asked, replies, strict=True)
         ]
         return self._with_unended(np.asarray(self.rule(answers), dtype=np.float64), replies)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Answered(NamedTuple):
     """A prompt, and what the model answers."""
 
     prompt: str
-    """The last message before the answer."""
+    """See `Conversation.asked`."""
     answer: str
     wanted: str
     ended: bool
@@ -31,6 +31,8 @@ class Answered(NamedTuple):
     """Its tokens, with the end."""
     reward: float | None
     """What it earns; None: answers are not rewarded."""
+    kind: str
+    """See `Conversation.kind`."""
 
 
 class Answers:
@@ -41,7 +43,6 @@ class Answers:
     Args:
         chat: how the model is asked.
         conversations: those of each part that are answered; the last message of each is the right answer.
-        kind: names the kind of a prompt, each of which has an accuracy of its own; None: there is one kind.
         max_tokens: the most tokens of an answer, its end included.
         sampled: what samples several answers to each prompt beside; None: nothing.
         most: the number of prompts of a part to which answers are sampled.
@@ -54,13 +55,12 @@ class Answers:
         chat: Format,
         conversations: Mapping[str, Sequence[Conversation]],
         max_tokens: int,
-        kind: Callable[[str], str] | None = None,
         sampled: SampledAnswers | None = None,
         most: int = 0,
         expected: bool = True,
     ) -> None:
         self.chat, self.conversations, self.max_tokens = chat, conversations, max_tokens
-        self.kind, self.sampled, self.most, self.expected = kind, sampled, most, expected
+        self.sampled, self.most, self.expected = sampled, most, expected
         self.measures: tuple[str, ...] = ("accuracy",) if expected else ()
         self.measures += ("stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
@@ -104,14 +104,14 @@ class Answers:
         self.last = []
         for each, reply, wanted, reward in zip(asked, replies, self._rights[part], rewards, strict=True):
             answer = reply_text(reply, self.chat.tokenizer)
-            said = each.messages[-2].content, answer, each.messages[-1].content
+            said = each.asked, answer, each.messages[-1].content
             right = reply.ended and answer == wanted
-            self.last.append(Answered(*said, reply.ended, right, len(reply.ids), reward))
+            self.last.append(Answered(*said, reply.ended, right, len(reply.ids), reward, each.kind))
         count = len(asked)
         by_kind: dict[str, list[bool]] = {}
-        for answered in self.last if self.kind else ():
-            by_kind.setdefault(self.kind(answered.prompt), []).append(answered.right)  # type: ignore[misc]
-        found = {f"{part}/accuracy_{kind}": sum(some) / len(some) for kind, some in sorted(by_kind.items())}
+        for answered in self.last:
+            by_kind.setdefault(answered.kind, []).append(answered.right)
+        found = {f"{part}/accuracy_{kind}": sum(some) / len(some) for kind, some in sorted(by_kind.items()) if kind}
         if self.expected:
             found[f"{part}/accuracy"] = sum(each.right for each in self.last) / count
         if self.sampled:

@@ -13,8 +13,8 @@ from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Conversation
 from gptlab.data.chat.encoding import encode_conversations
 from gptlab.data.chat.example_set import CONVERSATIONS, ExampleSet
-from gptlab.data.tokenizers import Tokenizer
-from gptlab.system.errors import amount
+from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
+from gptlab.system.errors import UserError, amount
 from gptlab.training.example_datamodule import ExampleDataModule
 
 
@@ -35,6 +35,12 @@ class ChatDataModule(ExampleDataModule):
             loss_on_all=part == "train" and self.task.loss_on == "all",
             too_long=self.task.too_long,
         )
+        if encoded and not any(tokenizer.text_bytes(ids)[counted].any() for ids, counted in encoded):
+            way = "use tokenizer=byte" if isinstance(self.tokenizer, TokenizerConfig) else "begin with another model"
+            raise UserError(
+                f"data={said.name}: the {part} part has no answer with a character that tokenizer={tokenizer.name} "
+                f"knows, so that nothing could be learned of it or measured; {way}, or leave such rows out"
+            )
         return Rows(encoded, self.block_size, self.task.pack)
 
     def held_out(self, part: str) -> Sequence[Conversation]:

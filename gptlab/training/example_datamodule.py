@@ -16,7 +16,7 @@ from gptlab.data.chat import sources
 from gptlab.data.chat.batches import ChatEvalBatches, ChatTrainBatches
 from gptlab.data.chat.chat_format import ChatFormat, Format, chat_tokenizer
 from gptlab.data.chat.conversations import Conversation
-from gptlab.data.chat.encoding import LEFT_OUT, REFUSE, SHORTENED, answerable, fitting
+from gptlab.data.chat.encoding import ALIKE, LEFT_OUT, REFUSE, SHORTENED, WAYS_OUT, answerable, fitting
 from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, ExampleSet
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.config import DataConfig
@@ -90,7 +90,7 @@ class ExampleDataModule(RunData):
         """Encode the examples; called first by us, since the model needs the vocabulary, then by Lightning.
 
         Raises:
-            UserError: they cannot be read, or none fits.
+            UserError: they cannot be read, or none of a part fits.
         """
         if hasattr(self, "prepared"):
             return
@@ -103,11 +103,17 @@ class ExampleDataModule(RunData):
             tokenizer = tokenizer if self.template else chat_tokenizer(tokenizer)
             chat = self.template or ChatFormat(tokenizer)
         self._warn_of_unknown(said, tokenizer)
-        counts = Counter[str]()
-        rows = {part: self.rows_of(part, said, tokenizer, chat, counts) for part in said.parts}
+        counts, rows, noun = Counter[str](), {}, FORMS[self.form].noun
+        for part in said.parts:
+            in_part = Counter[str]()
+            rows[part] = self.rows_of(part, said, tokenizer, chat, in_part)
+            if not len(rows[part]):
+                why = [f"{count:,} {what}; {WAYS_OUT[what]}" for what, count in in_part.items() if what in WAYS_OUT]
+                raise UserError(f"data={said.name}: no {noun} of the {part} part are left: {', and '.join(why)}")
+            counts.update(in_part)
         for what, count in counts.items():
-            noun = FORMS[self.form].noun.removesuffix("s")
-            log.warning("%s: %s (model.block_size=%d)", amount(count, noun), what, self.block_size)
+            row = "" if what == ALIKE else f" (model.block_size={self.block_size})"
+            log.warning("%s: %s%s", amount(count, noun.removesuffix("s")), what, row)
         self.prepared = PreparedExamples(said, said.sha256(), tokenizer, chat, rows)
 
     def load(self) -> ExampleSet:
@@ -157,7 +163,7 @@ class ExampleDataModule(RunData):
         return ""
 
     def opening(self) -> str | None:
-        said = (each.messages[-2].content for each in self.held_out("val"))
+        said = (each.asked for each in self.held_out("val"))
         return next((text for text in said if text.isprintable() and len(text) < LONGEST and text[0] != "-"), None)
 
     def answers(self, sampled: SampledAnswers | None = None, asked_in: Format | None = None) -> Answers | None:
@@ -179,9 +185,9 @@ class ExampleDataModule(RunData):
         for part in said.parts.keys() - {"train"}:
             rows = self.held_out(part)
             some = rows if said.known and part == "test" else rows[:count]
-            asked[part] = self.with_room(some, chat, Counter()) if sampled else self.fitted(some, chat)
+            asked[part] = self.with_room(part, some, chat, Counter()) if sampled else self.fitted(some, chat)
         expected = said.known or (self.form == CONVERSATIONS and said.name == "chat")
-        answers = Answers(asked_in or chat, asked, self.task.answer_tokens, said.kind, sampled, count, expected)
+        answers = Answers(asked_in or chat, asked, self.task.answer_tokens, sampled, count, expected)
         for part in asked if expected else ():
             if impossible := answers.impossible(part):
                 log.warning(
@@ -201,9 +207,9 @@ class ExampleDataModule(RunData):
         return [each for each in cut if each is not None]
 
     def with_room(
-        self, conversations: Sequence[Conversation], chat: Format, counts: Counter[str]
+        self, part: str, conversations: Sequence[Conversation], chat: Format, counts: Counter[str]
     ) -> list[Conversation]:
-        """Return conversations whose prompts are cut so that an answer of task.answer_tokens fits the row.
+        """Return conversations of a part whose prompts are cut so that an answer of task.answer_tokens fits the row.
 
         Args:
             counts: counts those that are cut or left out.
@@ -228,7 +234,7 @@ class ExampleDataModule(RunData):
                 found.append(kept)
         if conversations and not found:
             raise UserError(
-                f"task.answer_tokens={tokens}: no prompt leaves room for such an answer in "
+                f"task.answer_tokens={tokens}: no prompt of the {part} part leaves room for such an answer in "
                 f"model.block_size={self.block_size}; make it smaller"
             )
         return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from gptlab.data.chat.batches import PromptBatches
 from gptlab.data.chat.chat_format import Format
@@ -15,13 +16,17 @@ from gptlab.training.chat_datamodule import ChatDataModule
 from gptlab.training.tasks import PolicyConfig
 
 
-class Prompts(NamedTuple):
+@dataclass(frozen=True)
+class Prompts:
     """Prompts that leave room for an answer."""
 
     asked: list[Conversation]
     """The conversations, whose last messages are the expected answers."""
     ids: list[list[int]]
     """The tokens of their prompts."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class PromptDataModule(ChatDataModule):
@@ -43,17 +48,17 @@ class PromptDataModule(ChatDataModule):
         if part != "train":
             return super().rows_of(part, said, tokenizer, chat, counts)
         assert chat is not None
-        asked = self.with_room(said.parts["train"], chat, counts)
+        asked = self.with_room(part, said.parts[part], chat, counts)
         return Prompts(asked, [chat.prompt(each.messages[:-1]).tolist() for each in asked])
 
     def rows_in_words(self) -> str:
-        return f", {amount(len(self.prompts.ids), 'prompt')} to answer"
+        return f", {amount(len(self.prompts), 'prompt')} to answer"
 
     def train_dataloader(self) -> PromptBatches:
         trainer = self.trainer
         assert trainer is not None
         return PromptBatches(
-            len(self.prompts.ids),
+            len(self.prompts),
             seed=self.seed,
             batch_size=self.config.batch_size,
             group=self.task.group,

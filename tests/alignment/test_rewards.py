@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,23 @@ def missing(answers): return [None] * len(answers)
 def nan(answers): return [1.0, float("nan")]
 def many(answers): return [1.0] * 3
 def one(answers): return [1.0]
+def by_text(answers): return {answer.text: 1.0 for answer in answers}
+def by_number(answers): return {1: "a", 2: "b"}
+def distinct(answers): return {1.0, 2.0}
+def raw(answers): return b"ab"
 number = 3
+
+def divides(answers):
+    return [1 / 0]
+
+def lacks(answers):
+    return [{}[answer.text] for answer in answers]
+
+def says_nothing(answers): raise RuntimeError
+
+def late(answers):
+    yield 1.0
+    yield np.linalg.inv(np.zeros((2, 2)))
 """
 
 
@@ -102,11 +119,50 @@ def test_what_a_users_module_lacks_is_named(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def short(answers:\n    return []", r"SyntaxError: .*my_rewards\.py, line 1\)"),
+        ("a = 1\nb = a + c\n", r"NameError: name 'c' is not defined \(.*/my_rewards\.py, line 2\)$"),
+        ("from math import none", r"ImportError: cannot import name 'none' .*/my_rewards\.py, line 1\)$"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_refused(module: Any, text: str, message: str) -> None:
+    module(text)
+    with pytest.raises(UserError, match=f"reward function 'my_rewards:short': importing my_rewards raised {message}"):
+        open_reward("function", "my_rewards:short")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("divides", "ZeroDivisionError: division by zero"),
+        ("lacks", "KeyError: 'a'"),
+        ("says_nothing", "RuntimeError"),
+        ("late", "LinAlgError: Singular matrix"),
+    ],
+)
+def test_what_a_function_raises_is_said_with_its_line(module: Any, function: str, said: str) -> None:
+    module()
+    lines = MODULE.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f"def {function}("))
+    number = next(i for i in range(begin, len(lines)) if re.search(r"1 / 0|\{\}|raise|linalg", lines[i])) + 1
+    with pytest.raises(UserError) as refused:
+        rewards(["a", "b"], "function", f"my_rewards:{function}")
+    words = str(refused.value)
+    assert words.startswith(f"reward function 'my_rewards:{function}': calling it raised {said} (")
+    assert words.endswith(f"my_rewards.py, line {number})")
+
+
+@pytest.mark.parametrize(
     ("function", "message"),
     [
         ("one_number", r"returned 1.0; it must return a list, a number for each answer"),
         ("word", "returned 'ab'; it must return a list"),
         ("none", "returned None; it must return a list"),
+        ("by_text", r"returned \{'a': 1.0, 'b': 1.0\}; it must return a list"),
+        ("by_number", r"returned \{1: 'a', 2: 'b'\}; it must return a list"),
+        ("distinct", r"returned \{1.0, 2.0\}; it must return a list"),
+        ("raw", "returned b'ab'; it must return a list"),
         ("words", "returned '1' for answer 0; it must be a finite number"),
         ("missing", "returned None for answer 0; it must be a finite number"),
         ("nan", "returned nan for answer 1; it must be a finite number"),

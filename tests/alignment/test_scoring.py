@@ -11,11 +11,12 @@ import torch
 from gptlab.alignment.rewards import open_reward
 from gptlab.alignment.rollouts import as_rows
 from gptlab.alignment.scoring import Scorer, reply_text
+from gptlab.data.chat.conversations import Conversation, Message
 from gptlab.generation.replies import Reply
 from gptlab.models.heads import HeadConfig, HeadedGPT
 from gptlab.system.errors import UserError
 from tests.alignment.policies import END_ID, IDS, PROMPTS, tiny_gpt
-from tests.data.chat.helpers import CHAT
+from tests.data.chat.helpers import CHAT, talk
 
 TOKENIZER = CHAT.tokenizer
 SAID = (("a", True), ("ab", False), ("a sweet heart", True), ("", True))  # to PROMPTS, which want a, ab, b and b
@@ -52,6 +53,14 @@ def test_a_rule_reads_prompt_answer_and_what_was_expected(
     gold = Scorer(TOKENIZER, open_reward(name, argument)).gold(PROMPTS, REPLIES)
     assert gold.dtype == np.float64
     assert gold.tolist() == earned
+
+
+def test_a_rule_reads_what_the_user_said_last(own_rules: None) -> None:
+    """Of a row with two answers in a row the last is expected, and the first is no prompt."""
+    one = talk("one", "a")
+    asked = Conversation((*one.messages, Message("assistant", "ab")), given=1)
+    gold = Scorer(TOKENIZER, open_reward("function", "my_own_rules:short")).gold([asked], [reply("", True)])
+    assert gold.tolist() == [len("one") + 10 * len("ab")]
 
 
 def test_the_end_is_no_part_of_what_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -381,6 +382,46 @@ def test_a_margin_is_what_the_rows_say(tune: Any, settings: Any, tmp_path: Path)
         assembled(settings(*chosen))
 
 
+@pytest.mark.parametrize("task", ["dpo", "reward"])
+def test_pairs_that_read_alike_are_left_out_of_every_part(
+    settings: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str
+) -> None:
+    """Characters that the tokenizer of init_from lacks are left out, so that such answers differ in nothing."""
+    lines = said(48)
+    for i in (3, 5, 47):
+        lines[i] |= {"chosen": "yes \u65e5", "rejected": "yes \u672c"}
+    path = written(tmp_path / "pairs.jsonl", lines)
+    run = assembled(settings(f"task={task}", f"data.path={path}"))
+    assert {part: len(rows) for part, rows in run.data.prepared.rows.items()} == {"train": 34, "val": 11}
+    assert "3 preferences: left out, since both answers are the same tokens\n" in caplog.text
+    for i in range(36, 48):
+        lines[i] |= {"chosen": "yes \u65e5", "rejected": "yes \u672c"}
+    written(path, lines)
+    words = (
+        r"no preferences of the val part are left: 12 left out, since both answers are the same tokens; take a token"
+    )
+    with pytest.raises(UserError, match=words):
+        assembled(settings(f"task={task}", f"data.path={path}"))
+
+
+def test_margins_of_a_table_of_text_are_learned_from(tune: Any, tmp_path: Path) -> None:
+    """As those of the same rows in JSON."""
+    lines = [each | {"margin": i / 10} for i, each in enumerate(said(48))]
+    path = written(tmp_path / "margins.jsonl", lines)
+    table = tmp_path / "margins.csv"
+    with table.open("w") as file:
+        writer = csv.DictWriter(file, lines[0].keys())
+        writer.writeheader()
+        writer.writerows(lines)
+    losses = [
+        tune(tmp_path / each.suffix, "task=reward", "task.margin=data", "trainer.max_steps=1", f"data.path={each}")[
+            "val/loss"
+        ]
+        for each in (path, table)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_rankings_of_people_are_read_as_they_are(
     command: Any, tune: Any, answering: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,6 +666,9 @@ def test_a_judge_writes_no_text(command: Any, tune: Any, tmp_path: Path, options
         ),
         (["task=reward", "data=chat", "trainer.strategy=fsdp"], "trainer.strategy=fsdp with task=reward: is for task="),
         (["task=reward", "data=chat", "task.centring=-1"], "task.centring=-1.0: must be at least 0"),
+        (["task=reward", "data=chat", "task.centring=inf"], "task.centring=inf: must be at least 0 and finite"),
+        (["task=dpo", "data=chat", "task.beta=inf"], "task.beta=inf: must be above 0 and finite"),
+        (["task=dpo", "data=chat", "lora.alpha=inf"], "lora.alpha=inf: must be above 0"),
         (["task=reward", "data=chat", "task.margin=much"], "task.margin=much: must be one of none, data"),
         (["task=dpo", "data=chat", "task.beta=0"], "task.beta=0.0: must be above 0"),
         (

@@ -294,6 +294,66 @@ def test_instructions_are_made_from_the_text_and_measured_by_kind(run: Any, text
     assert len(kinds) > 1
 
 
+def test_the_kind_of_an_instruction_is_known_where_its_beginning_is_cut(
+    run: Any, text_file: Path, tmp_path: Path, command: Any
+) -> None:
+    """After 'Who speaks here?' has been cut away, the run must not end without a summary."""
+    play = tmp_path / "play.txt"
+    play.write_text("KING:\nthe old cat sees " + text_file.read_text().replace("king", "\n\nQUEEN:\nWho"))
+    shape = ("model.block_size=24", "trainer.max_steps=1", "data.problems.held_out=0.3", "data.val_fraction=0.5")
+    summary = run(tmp_path / "run", "data=instructions", f"data.path={play}", *shape, "task.answer_tokens=3")
+    assert read_json(tmp_path / "run" / "summary.json")["steps"] == 1
+    assert {"test/accuracy_count", "test/accuracy_who", "test/accuracy_backwards"} <= summary.keys()
+    result: Result = command("evaluate", str(tmp_path / "run"), "--task", "--json")
+    assert result.returncode == 0, result.stderr
+    values = json.loads(result.stdout)["values"]
+    kinds = [name for name in summary if name.startswith("test/accuracy")]
+    assert {name: values[name.removeprefix("test/")]["value"] for name in kinds} == {k: summary[k] for k in kinds}
+
+
+def test_what_is_asked_is_what_the_user_said_last(run: Any, tmp_path: Path) -> None:
+    """And not the first of two messages of the assistant."""
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in (("user", f"say {i}"), ("assistant", "well"),
+                                                                         ("assistant", "yes"))]}
+        for i in range(20)
+    ]  # fmt: skip
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    summary = run(tmp_path / "run", *SFT, f"data.path={chat}", "trainer.max_steps=1")
+    assert summary["opening"] == "say 16"
+    asked = [line for line in (tmp_path / "run" / "samples.txt").read_text().splitlines() if line.startswith("> ")]
+    assert set(asked) == {f"> say {i}" for i in range(16, 20)}
+
+
+@pytest.mark.parametrize(("part", "rows"), [("train", range(16)), ("val", range(16, 20))])
+def test_a_part_of_which_nothing_is_left_is_named(run: Any, tmp_path: Path, part: str, rows: range) -> None:
+    lines = [{"prompt": f"say {i}", "completion": "yes" * (20 if i in rows else 1)} for i in range(20)]
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    words = rf"data=chat: no conversations of the {part} part are left: {len(rows)} left out, since the answer leaves"
+    with pytest.raises(UserError, match=f"{words} .*; take a larger model.block_size"):
+        run(tmp_path / "run", *SFT, f"data.path={chat}")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_whose_answers_have_no_character_that_the_tokenizer_knows_is_refused(
+    run: Any, trained: Path, tmp_path: Path, part: str
+) -> None:
+    """There is nothing to learn or to measure, and no byte to measure it by."""
+    begins = {"train": range(14), "val": range(14, 17), "test": range(17, 20)}
+    lines = [{"prompt": "the cat", "completion": "\u65e5\u672c" if i in begins[part] else "sees"} for i in range(20)]
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    shape = ("tokenizer=pretrained", "model.block_size=17", "trainer.max_steps=1", f"init_from={trained}")
+    parts = ("data.val_fraction=0.15", "data.test_fraction=0.15")
+    words = (
+        rf"data=chat: the {part} part has no answer with a character that tokenizer=char knows, .* with another mode"
+    )
+    with pytest.raises(UserError, match=words):
+        run(tmp_path / "run", *SFT, f"data.path={chat}", *shape, *parts)
+
+
 def test_a_model_is_asked_what_it_was_trained_on_where_that_was_cut(
     sft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

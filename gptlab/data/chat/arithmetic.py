@@ -106,8 +106,11 @@ class Arithmetic:
     def some(self, part: str, most: int | None) -> list[Conversation]:
         """Return the first `most` problems of a part, or as many as there are; None: all. See `problems`."""
         space = self.space(self._length(part))
-        if most is not None and space <= ENUMERATED:
-            most = min(most, len(self._of_part(np.arange(space, dtype=np.uint64), part)))
+        if space <= ENUMERATED:
+            there = len(self._of_part(np.arange(space, dtype=np.uint64), part))
+            if not there:
+                return []
+            most = min(most or there, there)
         return self.problems(part, most)
 
     def _drawn(self, part: str, count: int, space: int) -> list[int]:

@@ -41,6 +41,14 @@ class Conversation:
     """How many of the messages are a prompt, in which nothing is to be learnt."""
     where: str = field(default="", compare=False)
     """The file and line that it comes from."""
+    kind: str = ""
+    """The kind of problem it is, where there are several, each of which has an accuracy of its own."""
+
+    @property
+    def asked(self) -> str:
+        """What its last message answers: what the user said last, or else the message before."""
+        before = self.messages[:-1]
+        return next((each.content for each in reversed(before) if each.role == "user"), before[-1].content)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def read_examples(paths: Iterable[Path], options: TextOptions = DEFAULT) -> Exam
 
     A prompt, a completion, a chosen and a rejected answer is a text or a list of messages. Beside the last form,
     `gold_chosen` and `gold_rejected` may tell the true rewards, and `margin` by how much the chosen answer is better.
-    Other keys are not read, and null is as good as none.
+    Other keys are not read, and null is as good as none, as is an empty field of these numbers in a CSV.
 
     Raises:
         UserError: a file cannot be read or has no rows, a row has none or two of the forms, or another one than the
@@ -156,6 +164,9 @@ def form_of(row: Any, where: str) -> tuple[str, ...]:
     if found:
         both = " as well as ".join(" + ".join(form) for form in found)
         raise UserError(f"{where}: it has {both}; leave one of them in the rows")
+    for form in sorted(FORMS, key=lambda form: -len(there.intersection(form))):
+        if row.keys() >= {*form}:  # complete but for what is null
+            raise UserError(f"{where}: {next(key for key in form if key not in there)} is null; leave out such a row")
     raise UserError(f"{where}: it must have {_forms()}; there are {', '.join(map(str, row))[:200] or 'no keys'}")
 
 
@@ -189,21 +200,24 @@ def example(form: tuple[str, ...], row: dict[str, Any], where: str) -> Example:
 
 def _gold(row: dict[str, Any], where: str) -> tuple[float, float] | None:
     """Return the true rewards of chosen and rejected; None if they are not there."""
-    there = [key for key in GOLD if row.get(key) is not None]
-    if len(there) == 1:
-        raise UserError(f"{where}: it has {there[0]} alone; give both of {' and '.join(GOLD)}, or neither")
     chosen, rejected = (_number(row, key, where) for key in GOLD)
+    if (chosen is None) != (rejected is None):
+        raise UserError(f"{where}: it has {GOLD[chosen is None]} alone; give both of {' and '.join(GOLD)}, or neither")
     return None if chosen is None or rejected is None else (chosen, rejected)
 
 
 def _number(row: dict[str, Any], key: str, where: str) -> float | None:
-    """Return the number under a key; None if there is none."""
+    """Return the number under a key, which a CSV has as a text; None if there is none."""
     value = row.get(key)
-    if value is None:
+    if value is None or value == "":
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise UserError(f"{where}: {key} is {value!r:.99}, and must be a finite number")
-    return float(value)
+    return number
 
 
 def _answer(row: dict[str, Any], key: str, where: str) -> Messages:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ CUT, REFUSE = "cut", "refuse"
 TOO_LONG = (CUT, REFUSE)
 SHORTENED = "cut to the row"  # counted
 LEFT_OUT = "left out, since the answer leaves no place in the row for a prompt"  # counted
+ALIKE = "left out, since both answers are the same tokens"  # counted
+WAYS_OUT = {LEFT_OUT: "take a larger model.block_size", ALIKE: "take a tokenizer that knows their characters"}
+"""What helps where all are left out."""
 
 
 class EncodedPair(NamedTuple):
@@ -59,7 +62,7 @@ def encode_conversations(
         too_long: "cut" a longer conversation, see `shorten`, or "refuse" it.
 
     Raises:
-        UserError: a conversation is too long and to be refused, or has nothing that counts; or none is left.
+        UserError: a conversation is too long and to be refused, or has nothing that counts.
     """
     _check(too_long)
     found = []
@@ -78,7 +81,7 @@ def encode_conversations(
             if not counted.any():
                 raise UserError(f"{each.where or 'a conversation'}: nothing in it counts, so that it teaches nothing")
             found.append(Encoded(ids, counted))
-    return _some(found, counts)
+    return found
 
 
 def fitting(conversation: Conversation, chat: Format, block_size: int) -> Conversation | None:
@@ -122,6 +125,8 @@ def encode_preferences(
 ) -> list[EncodedPair]:
     """Return pairs as ids, at most `block_size` + 1 each; both have the same prompt, and their whole answers count.
 
+    Left out is also a pair whose answers differ only in what the tokenizer lacks or the format trims.
+
     Args, and errors: see `encode_conversations`; and
         end_is_read: whether the model reads the last id, too, as that of a reward, so that `block_size` ids are the
             most. A loss on tokens has the last id as a target only.
@@ -137,8 +142,11 @@ def encode_preferences(
         row = _Row(chat, [each.chosen, each.rejected], block_size, most, too_long, each.where)
         if fitting := row.fitting(each.prompt, encoded, counts):
             chosen, rejected = fitting
-            found.append(EncodedPair(chosen, rejected, each.difference))
-    return _some(found, counts)
+            if np.array_equal(chosen.ids, rejected.ids):
+                counts[ALIKE] += 1
+            else:
+                found.append(EncodedPair(chosen, rejected, each.difference))
+    return found
 
 
 def encode_labelled(
@@ -185,15 +193,6 @@ def encode_labelled(
 def _check(too_long: str) -> None:
     if too_long not in TOO_LONG:
         raise UserError(f"task.too_long={too_long}: must be one of {', '.join(TOO_LONG)}")
-
-
-def _some(found: list[Any], counts: Counter[str]) -> list[Any]:
-    if not found:
-        left = counts[LEFT_OUT]
-        what = f"{amount(left, 'conversation')} {'is' if left == 1 else 'are'} {LEFT_OUT}"
-        why = f": {what}; take a larger model.block_size"
-        raise UserError(f"there are no conversations to learn from{why if left else ''}")
-    return found
 
 
 def _answer_begin(messages: Messages) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +62,6 @@ class ExampleSet:
     """train, val and perhaps test: `Conversation`s, `Labelled` texts or `Preference`s."""
     known: bool
     """Whether each prompt has one right answer, or each text one right label."""
-    kind: Callable[[str], str] | None = None
-    """Names the kind of a prompt; None: there is one kind only."""
 
     def texts(self, part: str) -> Iterator[str]:
         """Yield what is said in a part; a prompt before two answers once."""

@@ -104,7 +104,7 @@ class Instructions:
         if task not in MAKERS:
             raise UserError(f"task={task}: no such task; {did_you_mean(task, MAKERS)}")
         return [
-            Conversation((Message("user", prompt), Message("assistant", answer)), given=1)
+            Conversation((Message("user", prompt), Message("assistant", answer)), given=1, kind=task)
             for key, prompt, answer in self._made[task]
             if is_of(part, self.seed, key, self.held_out)
         ]
@@ -131,19 +131,6 @@ class Instructions:
     def is_right(self, prompt: str, answer: str) -> bool:
         """Return whether an answer is right: exactly what `answer` returns, without anything around it."""
         return answer == self.answer(prompt)
-
-
-def task_of(prompt: str) -> str:
-    """Return which task a prompt belongs to.
-
-    Raises:
-        UserError: it belongs to none.
-    """
-    begins = {WHO: "who", BACKWARDS: "backwards", COUNT: "count", CONTINUE: "continue"}
-    found = next((task for begin, task in begins.items() if prompt.startswith(begin)), None)
-    if found is None:
-        raise UserError(f"{prompt!r:.99} is no instruction of {', '.join(MAKERS)}")
-    return found
 
 
 def _who(text: str) -> Made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from gptlab.data.chat.arithmetic import Arithmetic
 from gptlab.data.chat.continuations import Continuations
 from gptlab.data.chat.conversations import Conversation, Example, read_examples
 from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, LABELS, ExampleSet, check_form, content
-from gptlab.data.chat.instructions import Instructions, task_of
+from gptlab.data.chat.instructions import Instructions
 from gptlab.data.chat.labels import Labels
 from gptlab.data.chat.splitting import HELD_OUT, TRAIN
 from gptlab.data.config import DataConfig
@@ -58,7 +58,7 @@ def load(config: DataConfig, form: str = CONVERSATIONS) -> ExampleSet:
             raise UserError(f"data=chat: the {name} part has no {FORMS[form].noun}; give more of them")
     examples = ExampleSet("chat", form, {name: parts[name] for name in names}, known=False)
     if form == LABELS:
-        _check_classes(examples)
+        _check_classes(examples, found.parts)
     return examples
 
 
@@ -85,20 +85,27 @@ def _divide(rows: list[Any], split: Split) -> dict[str, list[Any]]:
     return {name: rows[begin:end] for name, begin, end in zip(SPLITS, (0, *ends), ends, strict=False)}
 
 
-def _check_classes(examples: ExampleSet) -> None:
-    """Refuse labelled texts from which two classes cannot be told apart."""
-    classes = examples.classes
+def _check_classes(examples: ExampleSet, named: Collection[str] = ()) -> None:
+    """Refuse labelled texts from which two classes cannot be told apart.
+
+    Args:
+        named: the parts that are files of their own, whose rows no other division puts elsewhere.
+    """
+    classes, longer = examples.classes, "give a longer text" if examples.name in NODES else ""
     if len(classes) < 2:
+        mixed = "" if "val" in named else ", in mixed order, or data.split=document"
         raise UserError(
-            f"data=chat: all {len(examples.parts['train']):,} rows of the training part have the label "
-            f"{classes[0]!r:.99}; give rows of at least two, in mixed order, or data.split=document"
+            f"data={examples.name}: all {len(examples.parts['train']):,} rows of the training part have the label "
+            f"{classes[0]!r:.99}; {longer or f'give rows of at least two{mixed}'}"
         )
     for part, rows in examples.parts.items():
+        mixed = "mix the rows, give more of it, or data.split=document"
+        way = longer or ("add rows of it to the training files" if part in named else mixed)
         for each in rows:
             if each.label not in classes:
                 raise UserError(
-                    f"{each.where}: the label {each.label!r:.99} is in the {part} part, and in no row of the training "
-                    f"part, so that it cannot be learned; mix the rows, give more of it, or data.split=document"
+                    f"{each.where or f'data={examples.name}'}: the label {each.label!r:.99} is in the {part} part, and "
+                    f"in no row of the training part, so that it cannot be learned; {way}"
                 )
 
 
@@ -199,7 +206,7 @@ class PreferencesNode(OfText):
     def made(self, text: str = "") -> Continuations:
         """Return the lines of a text; raises UserError if a value is out of range. Rewards are checked elsewhere."""
         for key, least in {"pairs": 1, "held_out_pairs": 2, "answer_tokens": 2, "noise": 0}.items():
-            if getattr(self, key) < least:
+            if not getattr(self, key) >= least:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature}: must be above 0, or both answers would be the same")
@@ -258,7 +265,13 @@ def _arithmetic(config: DataConfig) -> ExampleSet:
     asked = check_problems("arithmetic", config.problems)
     assert isinstance(asked, ArithmeticNode)
     made = asked.made()
-    parts = {"train": made.some(TRAIN, asked.examples), **divide_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
+    train = made.some(TRAIN, asked.examples)
+    if not train:
+        raise UserError(
+            f"data=arithmetic: the training part has no problems; lower data.problems.held_out={asked.held_out}, or "
+            f"raise data.problems.digits={asked.digits}"
+        )
+    parts = {"train": train, **divide_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
     return ExampleSet("arithmetic", CONVERSATIONS, parts, known=True)
 
 
@@ -268,23 +281,23 @@ def _of_text(config: DataConfig) -> ExampleSet:
     assert isinstance(asked, InstructionsNode | ContinuationsNode | LabelsNode)
     made = asked.made(_text(config, asked.text_share))
     train = made.some(TRAIN, asked.examples)
-    what, known, kind = FOUND[config.name]
+    what, known = FOUND[config.name]
     if not train:
         raise UserError(f"data={config.name}: the text has no {what}")
     parts = {"train": train, **divide_held_out(made.some(HELD_OUT, MOST_HELD_OUT), config)}
     form = LABELS if config.name in FORMS[LABELS].names else CONVERSATIONS
-    examples = ExampleSet(config.name, form, parts, known, kind)
+    examples = ExampleSet(config.name, form, parts, known)
     if form == LABELS:
         _check_classes(examples)
     return examples
 
 
-FOUND: dict[str, tuple[str, bool, Callable[[str], str] | None]] = {
-    "instructions": ("words, lines or speeches to make instructions of", True, task_of),
-    "continuations": ("lines with others after them", False, None),
-    "labels": ("lines of at most 64 characters that such labels could be made of", True, None),
+FOUND: dict[str, tuple[str, bool]] = {
+    "instructions": ("words, lines or speeches to make instructions of", True),
+    "continuations": ("lines with others after them", False),
+    "labels": ("lines of at most 64 characters that such labels could be made of", True),
 }
-"""Of what is made from a text: what that must have, whether there is one right answer, and the kinds of prompts."""
+"""Of what is made from a text: what that must have, and whether there is one right answer."""
 GENERATED: dict[str, Callable[[DataConfig], ExampleSet]] = {"arithmetic": _arithmetic, **dict.fromkeys(FOUND, _of_text)}
 
 
@@ -319,9 +332,11 @@ def _text(config: DataConfig, share: float) -> str:
 def divide_held_out(problems: Sequence[Example], config: DataConfig) -> dict[str, list[Any]]:
     """Divide the problems that are held out into val and test."""
     first = max(int(config.val_fraction * len(problems)), 1)
-    if len(problems) <= first:
+    if len(problems) < 2:  # with two, each part has one, whatever data.val_fraction is
+        other = "held_out_pairs" if "held_out_pairs" in config.problems else "digits"
+        more = f"data.problems.{other}={config.problems[other]}" if other in config.problems else "give a longer text"
         raise UserError(
-            f"data.problems.held_out={config.problems['held_out']}: {amount(len(problems), 'problem')} are too few for "
-            f"a validation and a test part; raise it, or data.val_fraction={config.val_fraction}"
+            f"data={config.name}: {amount(len(problems), 'example')} held out, too few for a validation and a test "
+            f"part; raise data.problems.held_out={config.problems['held_out']}, or {more}"
         )
     return {"val": [*problems[:first]], "test": [*problems[first:]]}

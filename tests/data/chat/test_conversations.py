@@ -117,6 +117,29 @@ def test_true_rewards_stand_beside_a_preference(tmp_path: Path) -> None:
         assert [each.gold for each in read_examples([path]).rows] == [(1.0, 0.25), None], name
 
 
+def test_numbers_of_a_table_of_text_are_read_and_an_empty_field_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = ["prompt,chosen,rejected,margin,gold_chosen,gold_rejected", "a,b,c,1.5,2,-1e1", "a,b,c,,,", "a,b,c,-2,,"]
+    path.write_text("\n".join(rows))
+    found = read_examples([path]).rows
+    assert [(each.margin, each.gold) for each in found] == [(1.5, (2.0, -10.0)), (None, None), (-2.0, None)]
+    for row, words in {
+        "a,b,c,much,,": "margin is 'much', and must be a finite number",
+        "a,b,c,nan,,": "margin is 'nan', and must be a finite number",
+        "a,b,c,1,inf,0": "gold_chosen is 'inf', and must be a finite number",
+        "a,b,c,1,,0": "it has gold_rejected alone; give both",
+    }.items():
+        path.write_text(f"{rows[0]}\n{row}\n")
+        with pytest.raises(UserError, match=f"line 2: {words}"):
+            read_examples([path])
+
+
+def test_what_is_asked_is_what_the_user_said_last() -> None:
+    assert Conversation(messages(SYSTEM, ASK, TELL)).asked == "user 1"
+    assert Conversation(messages(ASK, TELL, ASK | {"content": "and"}, TELL, TELL)).asked == "and"
+    assert Conversation(messages(SYSTEM, TELL)).asked == "system 0"
+
+
 GOOD = {"messages": [ASK, TELL]}
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 WRONG: list[tuple[Any, str]] = [
@@ -148,6 +171,8 @@ WRONG: list[tuple[Any, str]] = [
     (PAIR | {"gold_chosen": 1}, "it has gold_chosen alone; give both of gold_chosen and gold_rejected, or neither"),
     (PAIR | {"gold_chosen": 1, "gold_rejected": "x"}, "gold_rejected is 'x', and must be a finite number"),
     (PAIR | {"gold_chosen": True, "gold_rejected": 1}, "gold_chosen is True, and must be a finite number"),
+    (PAIR | {"margin": 10**400}, "margin is 1000000000.*, and must be a finite number"),
+    (PAIR | {"margin": [1]}, r"margin is \[1\], and must be a finite number"),
     (PAIR | {"gold_chosen": float("nan"), "gold_rejected": 1}, "gold_chosen is nan, and must be a finite number"),
     ({"text": "a", "label": 1.5}, "label is a number, and must be a text or a whole number"),
     ({"text": "a", "label": True}, "label is true or false, and must be"),
@@ -156,7 +181,11 @@ WRONG: list[tuple[Any, str]] = [
     (GOOD | {"text": "a", "label": 1}, r"it has messages as well as text \+ label; leave one of them"),
     ({"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}, "as well as prompt"),
     ({"prompt": "a", "text": "b"}, r"it must have messages, or prompt \+ completion, or .*; there are prompt, text"),
-    ({"messages": None}, "it must have messages, or"),
+    ({"messages": None}, "messages is null; leave out such a row"),
+    ({"text": "x", "label": None}, "label is null; leave out such a row"),
+    ({"messages": None, "text": "x", "label": None}, "label is null; leave out such a row"),
+    ({"prompt": "a", "chosen": None, "rejected": "b"}, "chosen is null; leave out such a row"),
+    ({"text": "x"}, "it must have messages, or .*; there are text"),
     ({}, "there are no keys"),
     ("hello", "the row is a text, and must be an object with messages"),
 ]  # fmt: skip

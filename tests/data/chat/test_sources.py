@@ -35,7 +35,7 @@ def own(path: Path, form: str, rows: list[dict[str, Any]] | None = None, **chang
 @pytest.mark.parametrize("split", ["position", "document"])
 def test_rows_of_each_form_are_loaded_in_parts(tmp_path: Path, form: str, split: str) -> None:
     found = own(tmp_path, form, split=split, val_fraction=0.3, test_fraction=0.3)
-    assert (found.name, found.form, found.known, found.kind) == ("chat", form, False, None)
+    assert (found.name, found.form, found.known) == ("chat", form, False)
     assert [*found.parts] == ["train", "val", "test"]
     rows = [row for part in found.parts.values() for row in part]
     assert len(rows) == 20
@@ -100,6 +100,45 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
         UserError, match=r"all 18 rows of the training part have the label 'ham'; .*or data.split=document"
     ):
         own(tmp_path, LABELS, [row | {"label": "ham" if i < 18 else "spam"} for i, row in enumerate(rows)])
+
+
+def test_labels_of_parts_that_are_files_are_not_to_be_divided_otherwise(tmp_path: Path, play: str) -> None:
+    """What helps there are other rows of the training part."""
+    rows, more = ROWS[LABELS], {"text": "a", "label": "eggs"}
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    write(parts / "train.jsonl", rows)
+    write(parts / "test.jsonl", [more])
+    config = data_config("chat", path=str(parts))
+    with pytest.raises(
+        UserError, match=r"'eggs' is in the test part, .* learned; add rows of it to the training files$"
+    ):
+        load(config, LABELS)
+    write(parts / "train.jsonl", [*rows, more])
+    with pytest.raises(UserError, match=r"'eggs' is in the val part, .* learned; mix the rows, .* or data.split=docum"):
+        load(config, LABELS)
+    write(parts / "valid.jsonl", rows)
+    write(parts / "train.jsonl", [more])
+    with pytest.raises(UserError, match=r"all 1 rows .* have the label 'eggs'; give rows of at least two$"):
+        load(config, LABELS)
+    lines = "".join(f"the king {i} sees.\n" for i in range(99))
+    Path(play).write_text(lines)
+    with pytest.raises(UserError, match=r"data=labels: all .* have the label 'period'; give a longer text$"):
+        load(data_config("labels", {"task": "mark"}, path=play), LABELS)
+
+
+def test_too_few_problems_are_refused_by_their_part_and_the_keys_that_give_more() -> None:
+    for held_out, most in ((0.01, 1), (0.001, 0)):
+        with pytest.raises(UserError) as refused:
+            load(data_config("arithmetic", {"digits": 1, "held_out": held_out}))
+        words = str(refused.value)
+        assert words.startswith("data=arithmetic: ")
+        assert "held out, too few for a validation and a test part; " in words
+        assert int(words.split()[1]) <= most
+        assert words.endswith(f"raise data.problems.held_out={held_out}, or data.problems.digits=1")
+    for examples in (None, 50):
+        with pytest.raises(UserError, match=r"the training part has no problems; lower data.problems.held_out=0.999,"):
+            load(data_config("arithmetic", {"digits": 1, "held_out": 0.999, "examples": examples}))
 
 
 LEARN = {
@@ -209,6 +248,7 @@ def test_a_text_of_which_nothing_can_be_made_is_refused(tmp_path: Path, name: st
         ("preferences", {"pairs": 0}, "data.problems.pairs=0: must be at least 1"),
         ("preferences", {"held_out_pairs": 1}, "data.problems.held_out_pairs=1: must be at least 2"),
         ("preferences", {"noise": -1}, "data.problems.noise=-1: must be at least 0"),
+        ("preferences", {"noise": float("nan")}, "data.problems.noise=nan: must be at least 0"),
         ("preferences", {"temperature": 0}, "data.problems.temperature=0: must be above 0, or both answers"),
         ("preferences", {"answer_tokens": 1}, "data.problems.answer_tokens=1: must be at least 2"),
         ("preferences", {"reward": 7}, "data.problems.reward=7: must be of type str"),

@@ -59,8 +59,9 @@ def run(args: argparse.Namespace) -> None:
     prompts = [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"{args.prompts} is empty; give a prompt in each line")
-    rankings = Rankings(args.out, prompts)
-    models = [open_model(name, device(args.device)) for name in (args.model, *filter(None, [args.also]))]
+    names = [args.model, *filter(None, [args.also])]
+    rankings = Rankings(args.out, prompts, names)
+    models = [open_model(name, device(args.device)) for name in names]
     if len({opened.name for opened in models}) < len(models):
         raise UserError(f"--also {args.also}: it is the same model; leave it out")
     for opened in models:

@@ -143,7 +143,11 @@ def test_the_same_model_twice_is_refused(rank: Any, trained: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"prompt": "other", "chosen": "a", "rejected": "b", "number": 0, "chosen_model": "m"}\n', "is not prompt 1"),
+        (
+            '{"prompt": "other", "chosen": "a", "rejected": "b", "number": 0, "chosen_model": "m", '
+            '"rejected_model": "m"}\n',
+            "is not prompt 1",
+        ),
         ('{"prompt": "other", "chosen": "a", "rejected": "b"}\n', "its rows are not of this command"),
         ("[1]\n", "its rows are not of this command"),
         ("words\n", "its rows are not of this command"),
@@ -155,6 +159,16 @@ def test_another_file_is_not_written_to(rank: Any, content: str, words: str) -> 
     assert result.returncode == 1
     assert words in result.stderr
     assert Path("out.jsonl").read_text() == content
+
+
+def test_rankings_of_other_models_are_not_gone_on_with(rank: Any, trained: Path, untouched: Path) -> None:
+    """They would count as wins and losses of these."""
+    rank("1", "2", "quit", flags=("--also", str(untouched)))
+    before = Path("out.jsonl").read_text()
+    result = rank("1")
+    assert result.returncode == 1
+    assert f"out.jsonl: it ranks {untouched}, not {trained}: give the models by the names" in result.stderr
+    assert Path("out.jsonl").read_text() == before
 
 
 def test_prompts_are_checked_before_anyone_is_asked(rank: Any, command: Any, trained: Path, tmp_path: Path) -> None:

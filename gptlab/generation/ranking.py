@@ -21,6 +21,8 @@ from gptlab.system.files import explain_write_errors
 CHOSEN, TIE, SKIPPED, SAME = "chosen", "tie", "skipped", "same"
 """What becomes of a pair; same: its answers are, or one of them is empty, so that nobody is asked."""
 
+MODELS = ("chosen_model", "rejected_model")  # whose answers a row has
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -77,12 +79,13 @@ class Rankings:
     Args:
         path: rows of prompt, chosen and rejected, as task=reward and task=dpo read them.
         prompts: the prompts that are asked about.
+        models: the names of the models that answer.
 
     Raises:
-        UserError: a file has rows of other prompts, or none of this command.
+        UserError: a file has rows of other prompts or models, or none of this command.
     """
 
-    def __init__(self, path: Path, prompts: Sequence[str]) -> None:
+    def __init__(self, path: Path, prompts: Sequence[str], models: Sequence[str]) -> None:
         self.path, self.unranked = path, path.with_name(f"{path.stem}.unranked.jsonl")
         self.done: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -94,6 +97,11 @@ class Rankings:
                     raise UserError(
                         f"{file}: it has {row['prompt']!r:.99}, which is not prompt {row['number'] + 1} here: give the "
                         f"prompts that it was begun with, or another file"
+                    )
+                if others := {row[key] for key in MODELS if key in row} - {*models}:
+                    raise UserError(
+                        f"{file}: it ranks {' and '.join(sorted(others))}, not {' and '.join(models)}: give the models "
+                        f"by the names that it was begun with, or another file"
                     )
                 self._count(row)
 
@@ -151,7 +159,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("no number or prompt")
             if not any(what in row for what in (CHOSEN, *WORDS)):
                 raise ValueError("no answer")
-            if CHOSEN in row and not isinstance(row["chosen_model"], str):
+            if CHOSEN in row and not all(isinstance(row[key], str) for key in MODELS):
                 raise ValueError("no model")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its rows are not of this command ({error!s:.99}); give another file") from error

@@ -71,6 +71,8 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
         ),
         (["model.n_head=4,1"], ["model.n_head=4,1: has several values; add -m", "[4,1]"]),
         (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),
+        (["task.beta=0.2"], ["task.beta: is a key of task=dpo; choose task=dpo, or leave it out"]),
+        (["task.clip=0.2"], ["task.clip: is a key of task=grpo and task=ppo; choose task=grpo, or leave it out"]),
         (["sed=3"], ["sed: there is no such key here; did you mean seed?"]),
         (["+model.n_layr=3"], ["model.n_layr=3: there is no such key; did you mean n_layer?"]),
         (["model=3"], ["model", "--help shows the choices"]),

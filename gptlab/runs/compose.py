@@ -139,6 +139,13 @@ def refusals() -> Iterator[None]:
         raise UserError(f"{error.filename}: {error.strerror}; choose another folder") from error
 
 
+def choices_with(key: str) -> list[str]:
+    """Return the choices of a key's group that have it, e.g. task=dpo of task.beta."""
+    group, _, rest = key.partition(".")
+    files = sorted((CONF / group).glob("*.yaml")) if rest else []
+    return [f"{group}={path.stem}" for path in files if rest in keys(OmegaConf.to_container(OmegaConf.load(path)))]
+
+
 def explain(error: Exception) -> str:
     """Return one message for an error of Hydra or OmegaConf, with a better way out where theirs misleads."""
     message = str(error).partition("\nConfig search path")[0].strip()
@@ -148,6 +155,10 @@ def explain(error: Exception) -> str:
         GlobalHydra.instance().clear()
         with open_conf():
             known = keys(OmegaConf.to_container(hydra.compose("train")))
+        if having := choices_with(match[1]):
+            if any(word.startswith("resume=") and word != "resume=auto" for word in sys.argv[1:]):
+                return f"{match[1]}: would make it another run; start a new one without resume="
+            return f"{match[1]}: is a key of {' and '.join(having)}; choose {having[0]}, or leave it out"
         return f"{match[1]}: there is no such key here; {did_you_mean(match[1], known)}"
     options = re.findall(r"^\t(.+)$", message, re.MULTILINE)
     if options and (match := re.search(r"Could not find '(.+)/([^/']+)'", message)):

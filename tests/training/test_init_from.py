@@ -251,6 +251,8 @@ def test_a_bigram_has_no_dropout(command: Any, bigram: Path, text_file: Path) ->
 def test_a_resumed_run_keeps_what_it_began_with(command: Any, trained: Path) -> None:
     result = command("train", f"resume={trained}", "init_from=gpt2")
     assert_refused(result, "init_from=gpt2: would make it another run; start a new one without resume=")
+    result = command("train", f"resume={trained}", "task.beta=0.5")
+    assert_refused(result, "task.beta: would make it another run; start a new one without resume=")
 
 
 def test_a_text_of_other_characters_is_refused(command: Any, trained: Path, tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def values(override: Override) -> list[str]:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return [f"{key}={value.start}", f"{key}={value.end}"]
-    return [f"{key}={each}" for each in override.sweep_string_iterator()]
+    found = [f"{key}={each}" for each in override.sweep_string_iterator()]
+    return found[:1] if key == "seed" else found
 
 
 def compositions(words: list[str]) -> list[list[str]]:
@@ -117,6 +118,9 @@ def compositions(words: list[str]) -> list[list[str]]:
     axes = [values(o) for o in OverridesParser.create().parse_overrides([w for w in words if w not in flags])]
     assert sweep or all(len(axis) == 1 for axis in axes), "several values of a key need -m or sweep="
     return [[axis[min(turn, len(axis) - 1)] for axis in axes] for turn in range(max(map(len, axes), default=1))]
+
+
+COMPOSED = set[tuple[str, ...]]()  # what has been composed without an error, in this process
 
 
 def check(words: list[str], compose: Any, bare: bool) -> None:
@@ -140,7 +144,9 @@ def check(words: list[str], compose: Any, bare: bool) -> None:
     assert file.is_file(), f"there is no {module}"
     if module == "gptlab.train":
         for overrides in compositions(readable(arguments)):
-            compose(*completed(overrides))
+            if (whole := tuple(completed(overrides))) not in COMPOSED:
+                compose(*whole)
+                COMPOSED.add(whole)
     elif module.count(".") == 1 and module.startswith("gptlab.") and not (bare and not arguments):
         parsed = importlib.import_module(module).parser().parse_intermixed_args(arguments)
         if module == "gptlab.bench":

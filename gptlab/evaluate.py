@@ -145,33 +145,43 @@ def run_task(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gptlab.evaluation.candidates import open_candidate
-    from gptlab.formats.open_model import load_headed
+    from gptlab.evaluation.ngrams import ngram_order
     from gptlab.reports import performance
     from gptlab.system import accelerator, terminal
-    from gptlab.training import task_evaluation
+    from gptlab.training import judges, task_evaluation
 
     check_numbers(args)
     device = accelerator.device(args.device)
     names = [args.model] if args.compare is None else [args.model, args.compare]
+    for name in names:
+        if ngram_order(name) is not None:
+            raise UserError(f"--task: {name} is a table of counts, which answers nothing; give runs that have a task")
+    notes: list[str] = []
     lost: dict[str, Any] = {}
-    if task_evaluation.has_scores(args.model):
-        judges = [load_headed(name) for name in names]
-        model, tokenizer, info = judges[0]
-        held_out = task_evaluation.held_out(args.model, info, tokenizer, model.config.block_size, args.split)
-        found = [task_evaluation.judge(held_out, *each, device) for each in zip(names, judges, strict=True)]
+    if judges.has_scores(args.model):
+        refuse_answers(args)
+        readers = [judges.open_judge(name) for name in names]
+        held_out = task_evaluation.held_out(readers[0], readers[0].model.config.block_size, args.split)
+        found = [task_evaluation.judge(held_out, each, device) for each in readers]
     else:
         models = [open_candidate(name) for name in names]
         ours, others = models[0], models[1:]
-        assert ours.info is not None
-        block_size = ours.model.config.block_size
-        held_out = task_evaluation.held_out(args.model, ours.info, ours.tokenizer, block_size, args.split)
+        block_size = min(each.model.config.block_size for each in models)
+        held_out = task_evaluation.held_out(ours, block_size, args.split)
+        if block_size < ours.model.config.block_size:
+            notes.append(f"prompts are cut to the {block_size:,} tokens that {args.compare} reads at once")
         lost = forgetting(args, ours, device)
-        samples = args.samples or held_out.settings.task.samples
+        notes += lost.pop("notes", [])
+        samples = held_out.settings.task.samples if args.samples is None else args.samples
         for each in models:
             each.model.to(device)
         theirs = [(each, task_evaluation.answer(held_out, each, samples, args.seed + 1)) for each in others]
         found = [task_evaluation.answer(held_out, ours, samples, args.seed, *theirs), *(each for _, each in theirs)]
-    content = performance.content(found, held_out.settings.task.name, held_out.facts) | lost
+    content = (
+        performance.content(found, held_out.settings.task.name, held_out.facts)
+        | lost
+        | ({"notes": notes} if notes else {})
+    )
     if args.json:
         print(terminal.as_json(content), end="")
     else:
@@ -179,23 +189,45 @@ def run_task(args: argparse.Namespace) -> None:
 
 
 def forgetting(args: argparse.Namespace, opened: OpenedModel[Model], device: torch.device) -> dict[str, Any]:
-    """Measure what a run has forgotten of the text of the model that it goes back to; empty if there is none.
+    """Measure what a run has forgotten of the text of the model that it goes back to.
+
+    Returns:
+        "forgetting", if there is such a model, and "notes": why it is not known, or what a reader should know of it.
 
     Raises:
-        UserError: that model is not there, or its text is not.
+        UserError: it was asked for, by --data, and that model is not there, or is another than it was.
+    """
+    from gptlab.evaluation.candidates import text_base
+
+    reading(args)
+    try:
+        base = text_base(opened)
+        if base is None:
+            if args.data is not None:
+                raise UserError(f"{args.model} began with random weights, and has no text to forget")
+            return {}
+        if args.data is None and not base.data:
+            raise UserError(f"{base.name} brings no text; give one with --data FILE")
+        return measured_forgetting(args, opened, base, device)
+    except UserError as error:
+        if args.data is not None:
+            raise UserError(f"--data {args.data}: {error}") from error
+        return {"notes": [f"what has been forgotten is not known: {error}"]}
+
+
+def measured_forgetting(
+    args: argparse.Namespace, opened: OpenedModel[Model], base: OpenedModel[Model], device: torch.device
+) -> dict[str, Any]:
+    """Measure what a run has forgotten of a text since it was `base`; see `forgetting`.
+
+    Raises:
+        UserError: the text cannot be had.
     """
     from gptlab.data.batches import Windows
-    from gptlab.evaluation.candidates import choose_text, text_base
+    from gptlab.evaluation.candidates import choose_text
     from gptlab.evaluation.measurements import measure_losses
     from gptlab.reports import performance
 
-    base = text_base(opened)
-    if base is None:
-        if args.data is not None:
-            raise UserError(f"--data {args.data}: {args.model} began with random weights, and has no text to forget")
-        return {}
-    if args.data is None and not base.data:
-        return {"notes": [f"{base.name} brings no text; what has been forgotten of one is told with --data FILE"]}
     shorter = min(each.model.config.block_size for each in (opened, base))
     text = choose_text(args.data, None, [base], {}, False, base.name, reading(args))
     measured = measure_losses(
@@ -206,10 +238,17 @@ def forgetting(args: argparse.Namespace, opened: OpenedModel[Model], device: tor
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Check the flags that are numbers; raises UserError if one is too small."""
-    for flag, least in (("batch_size", 1), ("seed", 0), ("samples", 1)):
+    for flag, least in (("batch_size", 1), ("seed", 0), ("samples", 0)):
         value = getattr(args, flag)
         if value is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
+
+
+def refuse_answers(args: argparse.Namespace) -> None:
+    """Check that no flag is about answers or forgetting; raises UserError if one is."""
+    for flag in ("data", "samples", *READING):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')}: {args.model} judges and does not answer; leave it out")
 
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
@@ -250,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             p.error("--memorised and --compare do not go together")
         if args.sample and not args.memorised:
             p.error("--sample FILE goes with --memorised")
-        if args.samples and not args.task:
+        if args.samples is not None and not args.task:
             p.error("--samples N goes with --task")
         for flag in OF_LOSS if args.task else ():
             if getattr(args, flag) != p.get_default(flag):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gptlab.reports import performance
 from gptlab.reports.statistics import share_interval, win_rate_interval
+from gptlab.training import judges, task_evaluation
 from gptlab.training.fit import fit
 from tests.conftest import Result
 from tests.test_cli import assert_refused
@@ -146,14 +149,24 @@ def test_what_was_forgotten_of_the_bases_text_is_the_difference_of_its_losses(
         assert lost["difference"]["low"] <= lost["difference"]["value"] <= lost["difference"]["high"]
 
 
-def test_a_judge_and_a_classifier_are_measured_by_their_heads(measure: Any, tuned: Run) -> None:
+def pairs(chosen: str = "sees", rejected: str = "fears") -> list[dict[str, Any]]:
     draw = random.Random(2)
-    pairs = [
-        {"prompt": f"the {draw.choice(['old', 'young'])} {a}", "chosen": "sees", "rejected": "fears"}
+    return [
+        {"prompt": f"the {draw.choice(['old', 'young'])} {a}", "chosen": chosen, "rejected": rejected}
         for a in ("cat", "dog", "king", "queen") * 12
     ]
-    steps = "trainer.max_steps=12", "trainer.val_every=12", "optim.lr=0.003"
-    judge = tuned("judge", pairs, "task=reward", *steps)
+
+
+JUDGING = "trainer.max_steps=12", "trainer.val_every=12", "optim.lr=0.003"
+
+
+@pytest.fixture(scope="module")
+def judge(tuned: Run) -> Path:
+    return tuned("judge", pairs(), "task=reward", *JUDGING)
+
+
+def test_a_judge_and_a_classifier_are_measured_by_their_heads(measure: Any, tuned: Run, judge: Path) -> None:
+    draw, steps = random.Random(3), JUDGING
     found = measure(judge)
     assert found["values"]["accuracy"]["value"] == pytest.approx(summary(judge)["test/accuracy"])
     texts = [{"text": f"the {a} sees", "label": a} for a in draw.choices(["cat", "dog"], k=90)]
@@ -164,6 +177,56 @@ def test_a_judge_and_a_classifier_are_measured_by_their_heads(measure: Any, tune
         for name in ("accuracy", "f1"):
             assert letter["values"][name]["value"] == pytest.approx(summary(each)[f"test/{name}"]), name
     assert "win_rate" not in found
+
+
+def test_a_base_that_is_another_now_is_not_what_was_forgotten(
+    measure: Any, command: Any, tuned: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint knows where the model was that it began as, and its hash, whatever lies under its name here."""
+    moved = tmp_path / "before"
+    shutil.copytree(base, moved)
+    steps = "trainer.max_steps=2", "trainer.val_every=2", "task.answer_tokens=6", "optim.lr=0.01"
+    monkeypatch.chdir(tmp_path)
+    run_dir = tuned("named", answers(), f"init_from={moved.name}", *steps)
+    lost = measure(run_dir, "--samples", 0)["forgetting"]
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert measure(run_dir, "--samples", 0)["forgetting"]["before"] == lost["before"]
+    shutil.copytree(tuned("other_base", answers(2), *steps), elsewhere / "before")
+    assert measure(run_dir, "--samples", 0)["forgetting"]["difference"] == lost["difference"]
+    shutil.rmtree(moved)
+    found = measure(run_dir, "--samples", 0)
+    assert "forgetting" not in found
+    assert "what has been forgotten is not known: the model that it began as has changed" in found["notes"][0]
+    shutil.rmtree(elsewhere / "before")
+    assert "the model that it began as is missing: before" in measure(run_dir, "--samples", 0)["notes"][0]
+    (elsewhere / "my.txt").write_text("the old king fears a young queen.\n" * 60)
+    refused = command("evaluate", str(run_dir), "--task", "--data", "my.txt")
+    assert_refused(refused, "--data my.txt: the model that it began as is missing: before")
+
+
+def test_no_answers_are_sampled_if_none_are_asked_for(measure: Any, sft: Path, grpo: Path) -> None:
+    found = measure(grpo, "--compare", sft, "--samples", 0)
+    assert "win_rate" not in found
+    assert found["values"].keys() == {"accuracy", "stop_rate", "answer_tokens"}
+
+
+def test_a_model_that_reads_less_is_asked_what_it_can_read(measure: Any, tuned: Run, sft: Path) -> None:
+    """Both are, so that they are compared on the same prompts."""
+    steps = "trainer.max_steps=2", "trainer.val_every=2", "task.answer_tokens=6"
+    short = tuned("short", answers(), "model.block_size=20", *steps)
+    found = measure(sft, "--compare", short, "--samples", 2)
+    assert f"prompts are cut to the 20 tokens that {short} reads at once" in found["notes"]
+    assert found["values"]["accuracy"]["examples"] == found["compare"]["values"]["accuracy"]["examples"]
+
+
+def test_a_tie_of_a_reward_model_counts_half_as_in_its_run(judge: Path) -> None:
+    """A head of zeros gives every answer the same reward."""
+    reader = judges.open_judge(str(judge))
+    torch.nn.init.zeros_(reader.model.score.weight)
+    held_out = task_evaluation.held_out(reader, reader.model.config.block_size, "test")
+    found = performance.record(task_evaluation.judge(held_out, reader, torch.device("cpu")))
+    assert found["values"]["accuracy"]["value"] == 0.5
 
 
 def test_the_terminal_shows_it_as_a_table(command: Any, sft: Path, grpo: Path) -> None:
@@ -179,15 +242,19 @@ def test_the_terminal_shows_it_as_a_table(command: Any, sft: Path, grpo: Path) -
         (["{base}"], "has learned to go on with text; leave --task out"),
         (["{sft}", "--compare", "{base}"], "has not learned to answer; give a run of task=sft"),
         (["{sft}", "--split", "train"], "it is a part that is held out: val or test"),
-        (["{sft}", "--samples", "0"], "--samples 0: must be at least 1"),
-        (["{sft}", "--compare", "ngram:3"], "ngram:3"),
+        (["{sft}", "--samples", "-1"], "--samples -1: must be at least 0"),
+        (["{sft}", "--compare", "ngram:3"], "--task: ngram:3 is a table of counts, which answers nothing"),
+        (["uniform"], "--task: uniform is a table of counts, which answers nothing"),
+        (["{judge}", "--samples", "2"], "--samples: {judge} judges and does not answer; leave it out"),
+        (["{judge}", "--data", "x.txt"], "--data: {judge} judges and does not answer; leave it out"),
+        (["{judge}", "--compare", "{sft}"], "it must be a run of task=classify or task=reward"),
         (["{sft}", "--text-key", "x"], "--text-key says how --data FILE is read"),
         (["nowhere"], "nowhere"),
     ],
 )
-def test_what_it_refuses(command: Any, base: Path, sft: Path, arguments: list[str], words: str) -> None:
-    filled = [each.format(base=base, sft=sft) for each in arguments]
-    assert_refused(command("evaluate", *filled, "--task"), words)
+def test_what_it_refuses(command: Any, base: Path, sft: Path, judge: Path, arguments: list[str], words: str) -> None:
+    *filled, wanted = (each.format(base=base, sft=sft, judge=judge) for each in (*arguments, words))
+    assert_refused(command("evaluate", *filled, "--task"), wanted)
 
 
 def test_data_that_has_changed_is_refused(command: Any, sft: Path, tmp_path: Path) -> None:

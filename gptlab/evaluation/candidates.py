@@ -15,7 +15,7 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import eval_data
 from gptlab.evaluation.eval_data import Source
 from gptlab.evaluation.ngrams import NGrams
-from gptlab.formats import open_model
+from gptlab.formats import adapters, open_model
 from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
@@ -40,13 +40,22 @@ def text_base(opened: OpenedModel[Model]) -> OpenedModel[Model] | None:
         None if the run began with random weights.
 
     Raises:
-        UserError: see `open_candidate`.
+        UserError: see `open_candidate`; or one of these models is missing, or is another than it was.
     """
     while (name := opened.config.get("init_from")) is not None:
-        opened = open_candidate(str(name))
-        if opened.config.get("task", {}).get("name", "pretrain") == "pretrain":
+        base = adapters.origin(opened.info.about) if opened.info else None
+        found = open_candidate(base.found(adapters.BEGUN) if base else str(name))
+        if base:
+            base.check_began(found.model, opened.config["model"])
+        opened = found
+        if learned_texts(opened):
             return opened
     return None
+
+
+def learned_texts(opened: OpenedModel[Model]) -> bool:
+    """Return whether a model has learned to go on with texts, and nothing else."""
+    return opened.config.get("task", {}).get("name", "pretrain") == "pretrain"
 
 
 def count_table(name: str, n: int, text: EvalText, tokenizer: Tokenizer | str) -> Candidate:

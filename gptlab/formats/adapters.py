@@ -24,13 +24,14 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
 KEY = checkpoint.ADAPTERS
+ORIGIN = checkpoint.ORIGIN
 UNDERNEATH, COMPARED = "the model that its adapters belong on", "the model that its policy is compared to"
-REFERENCE = "reference"  # the key of a description that names the model which a policy is compared to
+BEGUN = "the model that it began as"
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What names a model that adapters belong on, or that a policy is compared to."""
+    """What names a model that a run began with: that its adapters belong on, or that its policy is compared to."""
 
     name: str
     """As init_from gave it: a path, or a name on the Hugging Face hub."""
@@ -63,6 +64,21 @@ class Base:
             return self.name
         raise UserError(f"{what} is missing: {self.name} (it was {self.path}); put it back there")
 
+    def check_began(self, model: Model, node: dict[str, Any]) -> None:
+        """Check that `model`, as it was opened by `found`, is what a run began with.
+
+        Args:
+            node: the model node of that run's config, which may have other switches and fewer positions.
+
+        Raises:
+            UserError: it is not.
+        """
+        try:
+            began = weights.crop(model, models.from_dict({**node, "vocab_size": model.config.vocab_size}))
+        except UserError as error:
+            raise UserError(f"{BEGUN} has changed: {self.name}: {error}") from error
+        self.check(began, BEGUN)
+
     def check(self, model: Model, what: str = UNDERNEATH) -> None:
         """Check that `model` is the base as it was; arguments as in `found`.
 
@@ -74,6 +90,24 @@ class Base:
                 f"{what} has changed: {self.name} had the sha256 {self.sha256[:16]}, and has {found[:16]}; put "
                 f"the model back that it was"
             )
+
+
+def origin(about: dict[str, Any]) -> Base | None:
+    """Return what names the model of init_from, by the description in a checkpoint; None: it does not say.
+
+    Raises:
+        UserError: what it says is damaged.
+    """
+    said = about[KEY].get("base") if isinstance(about.get(KEY), dict) else about.get(ORIGIN)
+    if said is None:
+        return None
+    try:
+        base = Base(**said)
+    except TypeError as error:
+        raise UserError(f"what it says of its init_from is damaged ({error!s:.99})") from error
+    if not (isinstance(base.name, str) and isinstance(base.path, str | None) and isinstance(base.sha256, str)):
+        raise UserError("what it says of its init_from is damaged: it does not name a model")
+    return base
 
 
 def digest(model: Model) -> str:
@@ -96,13 +130,13 @@ def described(about: dict[str, Any]) -> tuple[LoRAConfig, Base]:
         UserError: a value is out of range, or the description is damaged.
     """
     try:
-        lora, base = about["lora"], about["base"]
+        lora, base = about["lora"], origin({KEY: about})
         for key, kind in (("rank", int), ("alpha", (int, float)), ("targets", list), ("dropout", (int, float))):
             if not isinstance(lora[key], kind):
                 raise UserError(f"lora.{key}={lora[key]!r:.99}: has the wrong type")
-        if not (isinstance(base["name"], str) and isinstance(base["path"], str | None)):
+        if base is None:
             raise UserError("it does not name its base")
-        return LoRAConfig(**lora), Base(**base)
+        return LoRAConfig(**lora), base
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"what it says of its adapters is damaged ({type(error).__name__}: {error!s:.99})") from error
 

@@ -30,6 +30,7 @@ SEAL = b"sha256:"  # begins the zip's comment, which has the hash of everything 
 KEY = "gptlab"  # our entry in Lightning's dict
 PREFIX = "model."  # of the model's weights in the LightningModule's
 ADAPTERS = "adapters"  # the key of a description that says on which model they belong, see `adapters.describe`
+ORIGIN = "reference"  # the key of a description that names the model of init_from, see `adapters.origin`
 TEMPLATE = "chat_template"  # the key of a description that has the chat template of a model from elsewhere
 NEW_ROWS = ".new.rows"  # ends the names of the rows of new tokens
 
@@ -52,6 +53,8 @@ class ModelInfo:
     """What kind of model this is, in words."""
     read_chat: Callable[[], Format | None] = field(default=lambda: None, compare=False, repr=False)
     """Returns `chat`."""
+    about: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The description in the file, see `describe`; empty for a model that is not gptlab's."""
 
     @property
     def words(self) -> str:
@@ -362,7 +365,7 @@ def model_info(about: dict[str, Any], tokenizer: Tokenizer, path: Path, origin: 
     if not (isinstance(step, int | None) and isinstance(data_sha256, str | None) and isinstance(config, dict)):
         raise UserError("what it says of itself is damaged")
     measured, chat = {name: float(value) for name, value in metrics.items()}, described_chat(about, tokenizer, path)
-    return ModelInfo(path, step, measured, config, data_sha256, origin, lambda: chat)
+    return ModelInfo(path, step, measured, config, data_sha256, origin, lambda: chat, about)
 
 
 def described_chat(about: dict[str, Any], tokenizer: Tokenizer, path: Path) -> Format | None:

@@ -18,6 +18,7 @@ MEASURES = (
     ("judged_reward", "{:.3f} by the reward model"),
     ("kl", "{:.2f} nats from the reference"),
     ("win_rate", "{:.1%} wins against it"),
+    ("text_loss", "{:.4f} nats per token on the text"),
 )
 """What is said of a part beside its loss, where it was measured."""
 

@@ -29,6 +29,7 @@ KEYS: dict[str, str] = {
     "task.chat_template": "computes tokens shown",
     "task.check": "changes moved",
     "task.samples": "changes moved",
+    "task.text_loss": "changes moved",
     "task.enough": "computes changes shown",
     "task.answer_tokens": "changes moved",
     "reward.": "computes shown",

@@ -26,6 +26,7 @@ NEW: dict[str, dict[str, Any]] = {
         "samples": 0,
         "enough": None,
         "chat_template": "auto",
+        "text_loss": None,
     },
     "reward": {"name": "exact", "argument": None, "model": None, "shuffle": False, "unended": 0.0},
     "lora": {"rank": 0, "alpha": 16.0, "dropout": 0.0, "targets": ["q", "v"], "rslora": False, "untie": False},

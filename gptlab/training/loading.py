@@ -36,7 +36,7 @@ class Loaded:
     known_tokens: int
     """Tokens that are not new to the model of `init_from`; without one, all."""
     origin: Base | None
-    """What names the model of `init_from`, where checkpoints must name it: for adapters, or as the reference."""
+    """What names the model of `init_from`; None: there is none, or a run of an older version goes on."""
     reference: Reference | None
     """Of a run whose policy is compared to the model of `init_from`."""
 
@@ -71,11 +71,10 @@ def load(settings: Settings, start: Start | None = None) -> Loaded:
         model, given, info = _model(settings, start)
         node = init_from.node(model)
         known = model.config.vocab_size - (start.new_tokens if start else 0)
-        if settings.lora or settings.task.name in ALIGNING:
-            origin = start.origin if start else Base.of(settings.init_from, model)
+        origin = start.origin if start else Base.of(settings.init_from, model)
+        if settings.lora:
             assert origin is not None
-            if settings.lora:
-                origin.check(model)
+            origin.check(model)
         if settings.task.name not in ("pretrain", "classify"):
             chosen = settings.task.chat_template
             template = (

@@ -29,6 +29,7 @@ from gptlab.training.objectives.base import Objective, summed
 from gptlab.training.objectives.next_token import NextToken
 from gptlab.training.optimizers import OptimConfig, build_optimizer
 from gptlab.training.schedules import ScheduleConfig, lr_scale
+from gptlab.training.text_loss import TextLoss
 
 RUNNING = ("grad_norm", "loss_sum", "loss_count", "skipped")  # state of the curves that a checkpoint keeps
 
@@ -48,10 +49,11 @@ class LMModule(L.LightningModule):
         data_sha256: the hash of the raw text; saved in checkpoints.
         objective: what is minimised, and measured; None: to predict the next token.
         answers: what lets the model answer held-out prompts at each validation; None: nothing to answer.
+        text_loss: what measures the loss of another text at each validation; None: there is none.
         fused: whether the optimizer step is one kernel (impossible with fp16's gradient scaling).
         skip: whether steps with nonfinite gradients are skipped; otherwise such a step is the last, see `bad_step`.
-        origin: what names the model that the adapters of `model` belong on, of which checkpoints then hold nothing; or
-            else that of the reference, which they name.
+        origin: what names the model of init_from, which checkpoints then name; of one that the adapters of `model`
+            belong on they hold nothing else. None: there is none.
         chat: the format of the conversations that it learns from; None: it learns from texts.
     """
 
@@ -69,6 +71,7 @@ class LMModule(L.LightningModule):
         skip: bool = False,
         origin: adapters.Base | None = None,
         chat: Format | None = None,
+        text_loss: TextLoss | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -79,6 +82,7 @@ class LMModule(L.LightningModule):
         self.config = config
         self.data_sha256 = data_sha256
         self.answers = answers
+        self.text_loss = text_loss
         self.fused = fused
         self.skip = skip
         self.origin = origin
@@ -172,14 +176,21 @@ class LMModule(L.LightningModule):
         sums = torch.stack(self._sums).cpu().double().sum(0)  # in double: exact over many batches
         self._sums.clear()
         sums = summed(self.trainer, sums).cpu()
-        return self.objective.completed(self.objective.metrics(sums, split) | self._answered(split), split)
+        return self.objective.completed(self.objective.metrics(sums, split) | self._beside(split), split)
 
-    def _answered(self, split: str) -> dict[str, float]:
-        """Return how right the model's answers to held-out prompts are, which the first process draws."""
-        if self.answers is None:
+    def _beside(self, split: str) -> dict[str, float]:
+        """Return how right the model's answers to held-out prompts are, and the loss of another text.
+
+        The first process answers and reads.
+        """
+        if self.answers is None and self.text_loss is None:
             return {}
+        found: dict[str, float] = {}
         with gathered_model(language_model(self.model)) as model, self.trainer.precision_plugin.val_step_context():
-            found = self.answers.measure(model, split, self.model) if self.trainer.is_global_zero else {}
+            if self.answers is not None and self.trainer.is_global_zero:
+                found |= self.answers.measure(model, split, self.model)
+            if self.text_loss is not None and self.trainer.is_global_zero and split == "val":
+                found["val/text_loss"] = self.text_loss.measure(model)
         return self.trainer.strategy.broadcast(found)
 
     def on_test_epoch_end(self) -> None:
@@ -228,7 +239,7 @@ class LMModule(L.LightningModule):
             gpt = language_model(self.model)
             lora = gpt.lora if isinstance(gpt, GPT) else None
             if lora is None:
-                about[adapters.REFERENCE] = dataclasses.asdict(self.origin)
+                about[adapters.ORIGIN] = dataclasses.asdict(self.origin)
             else:
                 about[adapters.KEY] = adapters.describe(lora, self.origin)
                 own = {f"{checkpoint.PREFIX}{name}" for name in (*adapter_state(self.model), SCORE)}

@@ -6,13 +6,10 @@ from typing import Any
 
 from gptlab.alignment.rewards import open_reward
 from gptlab.alignment.scoring import Scorer
-from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import open_model
-from gptlab.models.heads import HeadedGPT
-from gptlab.system.errors import UserError
-from gptlab.system.files import expand_user
+from gptlab.data.chat.chat_format import Format
 from gptlab.training.answers import Answers
 from gptlab.training.example_datamodule import ExampleDataModule
+from gptlab.training.judges import reward_model
 from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.loading import Loaded
 from gptlab.training.objectives.base import Objective
@@ -50,9 +47,9 @@ def objective_and_answers(
         return RewardModel(task, data.bayes_accuracy, data.noise), None
     if not isinstance(data, ExampleDataModule):
         return next_token, None
-    scorer = scorer_of(settings, tokenizer, data.block_size)
     sampled, chat, reference = None, data.prepared.chat, loaded.reference
     assert chat is not None
+    scorer = scorer_of(settings, chat, data.block_size)
     if task.samples:
         known = data.prepared.said.known
         sampled = SampledAnswers(chat, scorer, task.samples, task.answer_tokens, settings.seed, reference, known)
@@ -78,34 +75,12 @@ def objective_and_answers(
     return policy, answers
 
 
-def scorer_of(settings: Settings, tokenizer: Tokenizer, block_size: int) -> Scorer:
-    """Return what gives answers the rewards of a run.
+def scorer_of(settings: Settings, chat: Format, block_size: int) -> Scorer:
+    """Return what gives answers in a chat format the rewards of a run.
 
     Raises:
         UserError: see `open_reward` and `reward_model`.
     """
     reward = settings.reward
-    judge = reward_model(reward.model, tokenizer, block_size) if reward.model else None
-    return Scorer(tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)
-
-
-def reward_model(name: str, tokenizer: Tokenizer, block_size: int) -> HeadedGPT:
-    """Load the reward model of a run of task=reward, in evaluation mode.
-
-    Raises:
-        UserError: there is no such run, it has learned something else, or it reads other tokens than the policy, or
-            fewer at once.
-    """
-    model, theirs, _ = open_model.load_headed(expand_user(name))
-    if (kind := model.head_config.kind) != "reward":
-        raise UserError(f"reward.model={name}: has a head for {kind}, and must be a run of task=reward")
-    if theirs.tokens != tokenizer.tokens:
-        raise UserError(
-            f"reward.model={name}: reads other tokens ({theirs.name}, {theirs.vocab_size:,}) than the policy "
-            f"({tokenizer.name}, {tokenizer.vocab_size:,}); train both from one model of task=sft"
-        )
-    if (most := model.config.block_size) < block_size and not model.config.gpt.slides:
-        raise UserError(
-            f"model.block_size={block_size}: reward.model={name} reads {most:,} tokens; use model.block_size={most}"
-        )
-    return model.requires_grad_(False).eval()
+    judge = reward_model(reward.model, chat, block_size) if reward.model else None
+    return Scorer(chat.tokenizer, open_reward(reward.name, reward.argument or ""), judge, reward.unended)

@@ -44,8 +44,8 @@ class Start:
         head = about.get("model", {}).get("head") if isinstance(about.get("model"), dict) else None
         self.headed = head is not None
         """Whether its model has a head for another task."""
-        self.origin = self.base or (adapters.Base(**about[adapters.REFERENCE]) if adapters.REFERENCE in about else None)
-        """What names the model of init_from, where the run depends on it further; None: it does not."""
+        self.origin = adapters.origin(about)
+        """What names the model of init_from; None: there is none, or an older version did not say."""
         new = (rows for name, rows in self.content.get("state_dict", {}).items() if name.endswith(checkpoint.NEW_ROWS))
         self.new_tokens = 0 if self.base else len(next(new, ()))
         """The number of tokens of its model that were new to the run."""

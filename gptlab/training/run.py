@@ -28,6 +28,7 @@ from gptlab.training.placement import Placement
 from gptlab.training.resume import Start, check_resumable
 from gptlab.training.settings import Settings
 from gptlab.training.tasks import ClassifyConfig, TaskConfig
+from gptlab.training.text_loss import open_text
 from gptlab.training.threads import choose_threads
 
 
@@ -98,6 +99,7 @@ def assemble(settings: Settings, place: Placement, start: Start | None = None) -
         skip=settings.trainer.nonfinite == "skip",
         origin=loaded.origin,
         chat=data.prepared.chat if isinstance(data, ExampleDataModule) else None,
+        text_loss=open_text(settings, loaded),
     )
     return Run(settings, place, data, module, choose_threads(settings, place, network, data.block_size, start))
 

@@ -9,10 +9,12 @@ from gptlab.data.chat import sources
 from gptlab.data.chat.example_set import CONVERSATIONS, FORMS, LABELS, PREFERENCES, check_form
 from gptlab.runs.compose import PRETRAINED
 from gptlab.system.errors import UserError
-from gptlab.training.tasks import ALIGNING, HEADED, MODEL, PolicyConfig
+from gptlab.training.tasks import ALIGNING, BASE, HEADED, MODEL, PolicyConfig
 
 if TYPE_CHECKING:
     from gptlab.training.settings import Settings
+
+OPEN = ("continuations", "preferences")  # data whose prompts have no right answer
 
 
 def check(found: Settings) -> None:
@@ -23,6 +25,8 @@ def check(found: Settings) -> None:
     """
     _check_data(found)
     _check_part(found)
+    if (text := found.task.text_loss) is not None:
+        _check_text(found, text)
     if found.task.name in ALIGNING:
         _check_reference(found)
     if isinstance(found.task, PolicyConfig):
@@ -58,12 +62,31 @@ def _check_data(found: Settings) -> None:
             f"data.order={found.data.order}: is of task=pretrain only; of conversations all come before any comes "
             f"again in any case: leave it out"
         )
+    _check_rewards(found)
     if found.task.chat_template == MODEL and found.init_from is None:
         raise UserError(
             f"task.chat_template={MODEL}: there is no model that brings one; add init_from=..., or leave it out"
         )
     if found.trainer.baseline is not None:
         raise UserError(f"trainer.baseline={found.trainer.baseline}: is of task=pretrain only; leave it null")
+
+
+def _check_rewards(found: Settings) -> None:
+    """Check that answers which are rewarded have right ones, which reward.name=exact compares them to.
+
+    Raises:
+        UserError: they have none, or nothing is answered.
+    """
+    if found.task.name in HEADED and found.task.samples:
+        raise UserError(
+            f"task.samples={found.task.samples} with task={found.task.name}: it does not answer; leave it 0"
+        )
+    rewarded = isinstance(found.task, PolicyConfig) or found.task.samples
+    if rewarded and found.reward.name == "exact" and found.data.name in OPEN:
+        raise UserError(
+            f"reward.name=exact: the prompts of data={found.data.name} have no right answer; choose another, e.g. "
+            f"reward.name=lexicon reward.argument='love heart'"
+        )
 
 
 def _check_preferences(found: Settings, problems: sources.PreferencesNode) -> None:
@@ -119,6 +142,18 @@ def _check_part(found: Settings) -> None:
         raise UserError(
             f"trainer.strategy=fsdp with {said}: divides weights that are all trained; use trainer.strategy=ddp"
         )
+
+
+def _check_text(found: Settings, text: str) -> None:
+    """Check a run that measures the loss of a text beside.
+
+    Raises:
+        UserError: its model does not go on with texts, or there is none that has learned one before.
+    """
+    if found.task.name in HEADED:
+        raise UserError(f"task.text_loss={text} with task={found.task.name}: its model has no next token; leave it out")
+    if text == BASE and found.init_from is None:
+        raise UserError(f"task.text_loss={BASE}: is the text of init_from's model; add init_from=..., or name a text")
 
 
 def _check_reference(found: Settings) -> None:

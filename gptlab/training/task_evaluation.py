@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +12,13 @@ from gptlab.alignment.reference import Reference
 from gptlab.alignment.rewards import expected_accuracy
 from gptlab.data.batches import IGNORED, Share
 from gptlab.data.chat.template import ChatTemplate
-from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint
-from gptlab.formats.checkpoint import LoadedHeaded, ModelInfo
 from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.runs.upgrades import completed
 from gptlab.system.errors import UserError
 from gptlab.training.data_of_task import data_module
 from gptlab.training.example_datamodule import ExampleDataModule
+from gptlab.training.judges import Judge, reads_alike
 from gptlab.training.label_datamodule import LabelDataModule
 from gptlab.training.objective_of_task import scorer_of
 from gptlab.training.objectives.pairs import rewards_of
@@ -63,19 +60,18 @@ class HeldOut:
         return {"name": self.data.prepared.name, "split": self.part, "sha256": self.data.prepared.sha256}
 
 
-def held_out(name: str, info: ModelInfo, tokenizer: Tokenizer, block_size: int, part: str | None) -> HeldOut:
+def held_out(run: OpenedModel[Model] | Judge, block_size: int, part: str | None) -> HeldOut:
     """Return the held-out part of a run's task.
 
     Args:
-        name: the run, for messages.
-        info, tokenizer: what its checkpoint has.
         block_size: tokens in a row, T.
         part: val or test; None: test, if there is one.
 
     Raises:
         UserError: it is no run of gptlab, has learned to go on with text, or its data cannot be had as it was.
     """
-    if not info.config:
+    name, info = run.name, run.info
+    if info is None or not info.config:
         raise UserError(
             f"--task: {name} does not say what it has learned to do; give a run, or without --task measure its loss"
         )
@@ -83,7 +79,7 @@ def held_out(name: str, info: ModelInfo, tokenizer: Tokenizer, block_size: int, 
     if settings.task.name == "pretrain":
         raise UserError(f"--task: {name} has learned to go on with text; leave --task out to measure its loss")
     template = info.chat if isinstance(info.chat, ChatTemplate) else None
-    data = data_module(replace(settings, tokenizer=None), tokenizer, block_size, template)
+    data = data_module(replace(settings, tokenizer=None), run.tokenizer, block_size, template)
     assert isinstance(data, ExampleDataModule)
     data.prepare_data()
     if info.data_sha256 not in (None, data.prepared.sha256):
@@ -124,9 +120,9 @@ def answer(
         raise UserError(f"{opened.name} has not learned to answer; give a run of task=sft, dpo, ppo or grpo")
     said, sampled = data.prepared.said, None
     if samples:
-        if opened.tokenizer.tokens != data.prepared.tokenizer.tokens:  # a reward model reads those of the run
+        if not reads_alike(opened, data.prepared):  # as a reward model does
             settings = replace(settings, reward=replace(settings.reward, model=None))
-        scorer = scorer_of(settings, opened.tokenizer, data.block_size)
+        scorer = scorer_of(settings, chat, data.block_size)
         reference = Reference(other[0].model) if other is not None and reads_alike(opened, other[0]) else None
         sampled = SampledAnswers(chat, scorer, samples, settings.task.answer_tokens, seed, reference, said.known)
         if other is not None and other[1].gold is not None:
@@ -137,7 +133,7 @@ def answer(
     shares = {"stop_rate": np.array([each.ended for each in answers.last])}
     if answers.expected:
         right = np.array([each.right for each in answers.last])
-        kinds = np.array([said.kind(each.prompt) if said.kind else "" for each in answers.last])
+        kinds = np.array([each.kind for each in answers.last])
         shares["accuracy"] = right
         shares |= {f"accuracy_{kind}": right[kinds == kind] for kind in np.unique(kinds).tolist() if kind}
     means = {"answer_tokens": np.array([each.tokens for each in answers.last], dtype=np.float64)}
@@ -152,38 +148,18 @@ def answer(
     return Performance(opened.words, shares, means, figures, earned.gold)
 
 
-def reads_alike(a: OpenedModel[Model], b: OpenedModel[Model]) -> bool:
-    """Return whether two models read the same tokens of the same conversation."""
-    written = [None if each.chat is None else each.chat.as_template() for each in (a, b)]
-    return a.tokenizer.tokens == b.tokenizer.tokens and written[0] == written[1]
-
-
-def has_scores(name: str) -> bool:
-    """Return whether this is a classifier or a reward model, which has no answers."""
-    try:
-        about, *_ = checkpoint.read_model(Path(name))
-    except UserError:
-        return False
-    head = about["model"].get("head") if isinstance(about.get("model"), dict) else None
-    return isinstance(head, dict) and head.get("kind") in HEADED
-
-
-def judge(held_out: HeldOut, name: str, headed: LoadedHeaded, device: torch.device) -> Performance:
+def judge(held_out: HeldOut, reader: Judge, device: torch.device) -> Performance:
     """Let a classifier or a reward model judge the examples of a part.
 
-    Args:
-        name: the model, for messages.
-        headed: the model; its head must be of the run's task.
-
     Raises:
-        UserError: it judges something else, or reads other tokens.
+        UserError: it judges something else than the run's task, or reads otherwise.
     """
-    model, tokenizer, info = headed
+    name, model = reader.name, reader.model
     data, kind = held_out.data, held_out.settings.task.name
     if model.head_config.kind != kind:
         raise UserError(f"{name} has a head for {model.head_config.kind}, and {held_out.name} has learned to {kind}")
-    if tokenizer.tokens != data.prepared.tokenizer.tokens:
-        raise UserError(f"{name} reads other tokens than {held_out.name}: their scores do not compare")
+    if not reads_alike(reader, data.prepared):
+        raise UserError(f"{name} reads other tokens, or another chat format, than {held_out.name}, and cannot judge it")
     model = model.to(device).requires_grad_(False).eval()
     batches = data.eval_batches(held_out.part, Share(0, 1, 1), device)
     if isinstance(data, LabelDataModule):
@@ -196,14 +172,16 @@ def judge(held_out: HeldOut, name: str, headed: LoadedHeaded, device: torch.devi
         ]
         truth, predicted = (torch.cat(each).cpu().numpy() for each in zip(*pairs, strict=True))
         counts = confusion_counts(truth, predicted, len(data.labels))
-        return Performance(info.words, {"accuracy": truth == predicted}, figures={"f1": macro_f1(counts)})
+        return Performance(reader.info.words, {"accuracy": truth == predicted}, figures={"f1": macro_f1(counts)})
     assert isinstance(data, PairDataModule)
-    found = [rewards_of(model, batch) for batch in batches]
-    rewards, differences = (torch.cat(each).cpu().numpy() for each in zip(*found, strict=True))
+    parts = [rewards_of(model, batch) for batch in batches]
+    rewards, differences = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
     margins = rewards[:, 0] - rewards[:, 1]
-    right = Performance(info.words, {"accuracy": margins > 0})
+    found = Performance(reader.info.words, {"accuracy": margins > 0})
+    if (margins == 0).any():  # a tie counts half
+        found = Performance(reader.info.words, means={"accuracy": (np.sign(margins) + 1) / 2})
     best = data.bayes_accuracy(held_out.part)
     if best is None or data.noise is None:
-        return right
+        return found
     expected = expected_accuracy(margins, differences, data.noise)
-    return replace(right, means={"expected_accuracy": expected}, figures={"bayes_accuracy": best})
+    return replace(found, means={**found.means, "expected_accuracy": expected}, figures={"bayes_accuracy": best})

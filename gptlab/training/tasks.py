@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ MARGINS = ("none", "data")
 KL = ("exact", *KL_ESTIMATORS)
 AUTO, MODEL, GPTLAB = "auto", "model", "gptlab"
 CHAT_TEMPLATES = (AUTO, MODEL, GPTLAB)
+BASE = "base"  # of task.text_loss: the text of init_from's model
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class TaskConfig:
     chat_template: str = AUTO
     """How conversations are written: as the model of init_from has learned it (model), in gptlab's format (gptlab), or
     the first where it brings a chat template (auto)."""
+    text_loss: str | None = None
+    """A text whose loss is measured at each validation, see `text_loss.open_text`; None: there is none."""
 
     def __post_init__(self) -> None:
         self.choose("loss_on", LOSS_ON)
@@ -65,11 +69,12 @@ class TaskConfig:
             raise UserError(f"task.{key}={value}: must be one of {', '.join(known)}")
 
     def above(self, key: str, least: float, otherwise: str = "") -> None:
-        """Check that a key has a number of at least `least`."""
+        """Check that a key has a finite number of at least `least`."""
         value = getattr(self, key)
-        if not value >= least:
+        if not least <= value < math.inf:
             raise UserError(
                 f"task.{key}={value}: must be at least {max(least, 1) if otherwise else least}"
+                + " and finite" * (value == math.inf)
                 + (f", {otherwise}" if otherwise else "")
             )
 
@@ -79,10 +84,11 @@ class TaskConfig:
             raise UserError(f"task.{key}={value}: must be from 0 to 1")
 
     def positive(self, key: str, otherwise: str = "") -> None:
-        """Check that a key has a number above 0, or None where there is another way."""
+        """Check that a key has a finite number above 0, or None where there is another way."""
         value = getattr(self, key)
-        if not (otherwise and value is None) and not value > 0:
-            raise UserError(f"task.{key}={value}: must be above 0" + (f", or {otherwise}" if otherwise else ""))
+        if not (otherwise and value is None) and not 0 < value < math.inf:
+            finite = " and finite" * (value == math.inf)
+            raise UserError(f"task.{key}={value}: must be above 0{finite}" + (f", or {otherwise}" if otherwise else ""))
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,10 @@ class RewardNode:
     """What an answer earns that does not end within task.answer_tokens; None: what it would if it had ended there."""
 
     def __post_init__(self) -> None:
+        if self.unended is not None and not math.isfinite(self.unended):
+            raise UserError(
+                f"reward.unended={self.unended}: must be a finite number, or null for what it would earn if it ended"
+            )
         try:
             open_reward(self.name, self.argument or "")
         except UserError as error:

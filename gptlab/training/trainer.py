@@ -75,6 +75,7 @@ def columns(module: LMModule) -> list[str]:
     """Return the columns of metrics.csv beside those of every run."""
     found = [f"train/{name}" for name in module.objective.figures]
     names = module.objective.measures + (module.answers.measures if module.answers else ())
+    names += ("text_loss",) if module.text_loss else ()
     return found + [f"val/{name}" for name in names]
 
 

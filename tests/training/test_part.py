@@ -246,9 +246,9 @@ def test_adapters_that_belong_on_themselves_are_refused(moved: tuple[Path, Path]
     [
         (lambda about, state: about["adapters"]["lora"].update(rank=10**9), "and must have 1000000000"),
         (lambda about, state: about["adapters"]["lora"].update(rank="3"), "lora.rank='3': has the wrong type"),
-        (lambda about, state: about["adapters"].pop("base"), "what it says of its adapters is damaged"),
-        (lambda about, state: about["adapters"]["base"].pop("sha256"), "what it says of its adapters is damaged"),
-        (lambda about, state: about["adapters"]["base"].update(name=3), "it does not name its base"),
+        (lambda about, state: about["adapters"].pop("base"), "it does not name its base"),
+        (lambda about, state: about["adapters"]["base"].pop("sha256"), "what it says of its init_from is damaged"),
+        (lambda about, state: about["adapters"]["base"].update(name=3), "what it says of its init_from is damaged"),
         (lambda about, state: about["model"].update(n_layer=10**6), "its adapters have ranks"),
         (lambda about, state: about["model"].update(vocab_size=10**6), "its adapters have ranks"),
         (lambda about, state: about["model"].update(n_embd=36), "do not fit the model's config"),

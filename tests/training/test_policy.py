@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptlab.data.chat.chat_format import ChatFormat
+from gptlab.data.chat.template import ChatTemplate
 from gptlab.formats import checkpoint
 from gptlab.formats.open_model import load_model
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
+from gptlab.training import judges
 from tests.conftest import TINY, Result
 from tests.distributed.test_processes import start, torchrun  # noqa: F401 (fixtures)
 from tests.training.runs_compared import assert_same_run, points
@@ -447,6 +450,14 @@ def test_a_step_that_is_no_number_ends_the_run_and_is_explained(
         (["task=grpo", "task.clip=0"], "task.clip=0.0: must be above 0, or null for no clipping"),
         (["task=ppo", "task.value_clip=-1"], "task.value_clip=-1.0: must be above 0, or null for no clipping"),
         (["task=grpo", "task.temperature=0"], "task.temperature=0.0: must be above 0"),
+        (["task=grpo", "task.temperature=inf"], "task.temperature=inf: must be above 0 and finite"),
+        (["task=grpo", "task.temperature=nan"], "task.temperature=nan: must be above 0"),
+        (["task=grpo", "task.clip=inf"], "task.clip=inf: must be above 0 and finite, or null for no clipping"),
+        (["task=grpo", "task.kl_coef=inf"], "task.kl_coef=inf: must be at least 0 and finite"),
+        (["task=ppo", "task.kl_reward=inf"], "task.kl_reward=inf: must be at least 0 and finite"),
+        (["task=grpo", "reward.unended=nan"], "reward.unended=nan: must be a finite number, or null for what it would"),
+        (["task=grpo", "reward.unended=inf"], "reward.unended=inf: must be a finite number, or null"),
+        (["task=grpo", "reward.unended=-inf"], "reward.unended=-inf: must be a finite number, or null"),
         (["task=grpo", "task.kl=k4"], "task.kl=k4: must be one of exact, k1, k2, k3, k3_weighted"),
         (["task=grpo", "task.kl_coef=-1"], "task.kl_coef=-1.0: must be at least 0"),
         (["task=grpo", "task.normalise=mean"], "task.normalise=mean: must be one of token, sequence, constant"),
@@ -469,6 +480,16 @@ def test_a_step_that_is_no_number_ends_the_run_and_is_explained(
             ["task=ppo", "trainer.checkpoint_every=5"],
             "trainer.checkpoint_every=5: must be a multiple of task.updates=4",
         ),
+        (
+            ["task=grpo", "data=continuations"],
+            "reward.name=exact: the prompts of data=continuations have no right answ",
+        ),
+        (["data=continuations", "task.samples=2"], "reward.name=exact: the prompts of data=continuations have no ri"),
+        (
+            ["task=dpo", "data=preferences", "data.problems.reward=rhyme", "data.problems.argument=null"],
+            "reward.name=exact: the prompts of data=preferences have no right answer; choose another, e.g. reward.name",
+        ),
+        (["task=reward", "task.samples=2"], "task.samples=2 with task=reward: it does not answer; leave it 0"),
         (["task=grpo", "data.batch_size=12"], "data.batch_size=12: counts answers, task.group=8 to each prompt, and"),
         (["task=grpo", "compile=inductor"], "compile=inductor with task=grpo: its rows have many lengths; use"),
         (["task=grpo", "trainer=fsdp"], "trainer.strategy=fsdp with task=grpo: is for task=pretrain and task=sft"),
@@ -503,9 +524,20 @@ def test_a_run_of_another_kind_is_no_reward_model(
         improve(tmp_path / "run", *GRPO, f"reward.model={judge}", "model.block_size=17", begin=trained)
 
 
+def test_a_reward_model_reads_the_policys_chat_format(judge: Path, base: Path) -> None:
+    """One that has learned from another template would judge what it has never seen."""
+    opened = judges.open_judge(str(judge))
+    assert judges.reward_model(str(judge), ChatFormat(opened.tokenizer), 32).config == opened.model.config
+    other = ChatTemplate(opened.tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(UserError, match=r"reward.model=.* reads another chat format than the policy's, the chat temp"):
+        judges.reward_model(str(judge), other, 32)
+    with pytest.raises(UserError, match=r"reward.model=.*; it must be a run of task=classify or task=reward"):
+        judges.reward_model(str(base), other, 32)
+
+
 def test_prompts_must_leave_room_for_an_answer(improve: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Fault 3: longer than the row; fault 5: an answer that just fits is not cut, nor its prompt."""
-    with pytest.raises(UserError, match=r"task.answer_tokens=46: no prompt leaves room for such an answer in"):
+    with pytest.raises(UserError, match=r"task.answer_tokens=46: no prompt of the train part leaves room for such"):
         improve(tmp_path / "none", *GRPO, "task.answer_tokens=46", "data.val_fraction=0.2")
     # "please, what is a lemon like" has 28 tokens, and with <begin>, <user>, <end> and <assistant> 32
     longest = ("task.answer_tokens=16", "trainer.max_steps=2")

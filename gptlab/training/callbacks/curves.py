@@ -18,6 +18,7 @@ SHOWN = {
     "val/reward": ", reward {:.3f}",
     "val/kl": ", {:.2f} nats from the reference",
     "val/win_rate": ", wins {:.1%}",
+    "val/text_loss": ", {:.4f} on the text",
 }
 """What a line of the log says of a validation, where it was measured."""
 log = logging.getLogger(__name__)

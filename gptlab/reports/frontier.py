@@ -13,7 +13,8 @@ import pandas as pd
 from gptlab.reports.records import LeftOut, Run, read_curves
 from gptlab.reports.report import Report, is_finite, read_runs, report_on
 from gptlab.reports.statistics import half_width
-from gptlab.reports.units import REWARD, differing, is_number, texts
+from gptlab.reports.units import differing, is_number, texts
+from gptlab.runs.identity import REWARD
 from gptlab.system.errors import UserError, did_you_mean
 
 METRICS = ("test/reward", "val/reward")  # what is gained unless another metric is asked for, the first that is known

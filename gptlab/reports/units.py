@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from gptlab.reports.records import Run, comparable_value
+from gptlab.runs.identity import LOSS_KEYS, REWARD
 from gptlab.runs.upgrades import DATA, NEW
 
 NATS, BITS = "val/loss", "val/bpb"
@@ -27,13 +28,6 @@ ACCURACIES = {  # what a task's accuracy is the share of
     **dict.fromkeys(("sft", "ppo", "grpo"), "exact answers"),
     **dict.fromkeys(("dpo", "reward"), "pairs with a positive margin"),
     "classify": "texts in their class",
-}
-REWARD = ("reward.name", "reward.argument", "reward.unended")  # keys of what an answer earns
-LOSS_KEYS: dict[str, tuple[str, ...]] = {  # keys that decide what a task's val/loss is
-    "classify": ("task.balance",),
-    "reward": ("task.centring", "task.margin"),
-    "dpo": ("task.variant", "task.beta", "task.label_smoothing"),
-    **dict.fromkeys(("ppo", "grpo"), ("task.kl_coef", "task.kl_reward", *REWARD, "reward.model")),
 }
 SCORE_KEYS = {"reward": REWARD, "win_rate": REWARD, "judged_reward": ("reward.model", "reward.unended")}
 HIGHER = (

@@ -70,6 +70,14 @@ KEYS: dict[str, str] = {
     "trainer.keep_checkpoints": "changes moved",
 }
 
+REWARD = ("reward.name", "reward.argument", "reward.unended")  # keys of what an answer earns
+LOSS_KEYS: dict[str, tuple[str, ...]] = {  # keys that decide what a task's val/loss is
+    "classify": ("task.balance",),
+    "reward": ("task.centring", "task.margin"),
+    "dpo": ("task.variant", "task.beta", "task.label_smoothing"),
+    **dict.fromkeys(("ppo", "grpo"), ("task.kl_coef", "task.kl_reward", *REWARD, "reward.model")),
+}
+
 READING = {"format": "auto", "separator": "auto", "named_parts": "auto", "line_ends": "lf"}
 """Keys of `data` that decide what is read of the files at data.path, with their defaults."""
 NUMBERS: dict[str, type] = {

@@ -199,6 +199,7 @@ class Command:
     def plan(self) -> FixedPlan | Search:
         config = self.config
         if config.method == "optuna":
+            check_comparable(self.axes)
             fixed = {key: value for key, value in self.base.items() if key != "sweep"} | {"axes": str(self.axes)}
             name = identity.config_hash(fixed, identity.text_stand_in(fixed["data"]))
             if self.metric != "val/loss":
@@ -242,6 +243,16 @@ def check_overrides(typed: list[Override]) -> None:
             raise UserError(f"{override.input_line}: a sweep goes on by itself; give the same command again")
         if override.is_sweep_override() and key.partition(".")[0] == "sweep":
             raise UserError(f"{override.input_line}: takes one value, it is not itself swept")
+
+
+def check_comparable(axes: list[Axis]) -> None:
+    """Check that the losses of a search are of one kind; raises UserError if one of the axes changes what they are."""
+    for key in (axis.key.lstrip("+") for axis in axes):
+        if key in ("task", *itertools.chain(*identity.LOSS_KEYS.values())):
+            raise UserError(
+                f"sweep.method=optuna with {key}=...: a search minimises val/loss, which is another measure for each "
+                f"value of it; use sweep.method=grid, whose report compares rewards or accuracies"
+            )
 
 
 def check_axes(axes: list[Axis], method: str, base: dict[str, Any]) -> None:

@@ -145,6 +145,10 @@ def test_the_same_run_under_two_names_is_made_once(capsys: pytest.CaptureFixture
         ([*SEARCH, "model.n_layer=choice(1,1.5)"], ["model.n_layer=1.5: must be an integer"]),
         ([*SEARCH, "optim.lr=choice(a,b)"], ["optim.lr=a: must be a number"]),
         ([*SEARCH, "tokenizer=char,bype"], ["tokenizer=bype: there is no such choice; did you mean bpe?"]),
+        (
+            [*SEARCH, "task=dpo", "data=preferences", "init_from=x", "task.beta=interval(0.01,1)"],
+            ["sweep.method=optuna with task.beta=...: a search minimises val/loss, which is another measure"],
+        ),
         ([*SEARCH, "model.n_layr=1,2"], ["model.n_layr: there is no such key here"]),
         (["-m", "model.n_layr=1,2"], ["model.n_layr: there is no such key here", "model.n_layer"]),
         (["-m", "model=gpt99,gpt1m"], ["model=gpt99: there is no such choice"]),

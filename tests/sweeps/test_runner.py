@@ -132,7 +132,9 @@ print(swept.signal)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     waiting = [tmp_path / f"x-{i}+{i}" / "waiting" for i in range(2)]

@@ -76,7 +76,9 @@ def test_threads_are_no_more_than_a_quota_allows(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says what it has read")
-@pytest.mark.parametrize("verb", ["generate", "evaluate", "train"])
+@pytest.mark.parametrize(
+    "verb", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("generate", "evaluate"))]
+)
 def test_torch_reads_what_was_prepared(tmp_path: Path, verb: str) -> None:
     words = ["init_from=none.ckpt"] if verb == "train" else ["none.ckpt"]
     environment = {name: value for name, value in os.environ.items() if name not in threads.WAITING}

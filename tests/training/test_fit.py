@@ -31,6 +31,7 @@ ANSWERS = re.compile(r"/data: (arithmetic|continuations|instructions|labels|pref
 EXPERIMENTS = sorted(  # that learn from a text; the others are in test_presets.py
     path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if not ANSWERS.search(path.read_text())
 )
+FOR_A_GPU = ("best_char", "speedrun")  # whose steps take seconds here
 # The tiny model of conftest.py, seed 1337, on its text.
 GOLDEN = [
     *(3.1229, 3.0907, 3.0951, 3.0147, 2.9895, 2.9504, 2.9790, 2.9508, 2.9623, 2.9040),
@@ -182,7 +183,10 @@ def test_one_batch_is_learned_by_heart(run: Any, tmp_path: Path) -> None:
     assert summary["val/loss"] > 0.5
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(each, marks=[pytest.mark.slow] if each in FOR_A_GPU else []) for each in EXPERIMENTS],
+)
 def test_every_experiment_takes_two_steps(experiment: str, compose: Any, text_file: Path, tmp_path: Path) -> None:
     smaller = {
         "verdict": ("model.n_layer=1", "model.n_embd=96"),  # it is GPT-2

@@ -16,9 +16,9 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training.fit import fit
 from tests.conftest import Result
-from tests.training.runs_compared import assert_same_run, points
+from tests.training.runs_compared import points
 from tests.training.test_fit import curve
-from tests.training.test_resume import Kill, interrupt
+from tests.training.test_resume import goes_on
 
 WORDS = ("the", "a", "cat", "dog", "king", "queen", "sees", "loves", "fears", "old", "young", "night", "day")
 KINDS = {"cat": "animal", "king": "person", "night": "time"}
@@ -181,22 +181,13 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_stopped_run_goes_on_bit_for_bit(
-    tune: Any, learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(tune: Any, learn: Any, tmp_path: Path, name: str) -> None:
     train = learn if name == "from nothing" else tune
-    words = (*RUNS[name], "trainer.diagnose_every=2", "data.micro_batch_size=2")
-    train(tmp_path / "whole", *words)
-    with monkeypatch.context() as patched:
-        interrupt(patched, Kill(9, 15))
-        with pytest.raises(SystemExit):
-            train(tmp_path / "stopped", *words)
-    train(tmp_path / "stopped", *words, resume=True)
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    shown = points(tmp_path / "whole")
+    whole = goes_on(train, tmp_path, (*RUNS[name], "trainer.diagnose_every=2", "data.micro_batch_size=2"), 9)
+    shown = points(whole)
     assert "vitals_gradient_norm/score" in shown
     assert not any("loss_by_position" in tag for tag in shown)  # its model predicts no tokens
-    state = torch.load(last(tmp_path / "whole"), weights_only=True)["state_dict"]
+    state = torch.load(last(whole), weights_only=True)["state_dict"]
     assert "model.score.weight" in state
     assert ("model.gpt.wte.weight" in state) == (name != "adapters")
 

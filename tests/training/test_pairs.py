@@ -30,7 +30,7 @@ from gptlab.training.objectives.pairs import DPO
 from gptlab.training.run import Run, assemble
 from tests.conftest import Result
 from tests.training.runs_compared import assert_same_run, points, rows
-from tests.training.test_resume import Kill, interrupt
+from tests.training.test_resume import Kill, goes_on, interrupt
 
 T = 47
 SHAPE = ("data=chat", f"model.block_size={T}", "data.val_fraction=0.25", "task.answer_tokens=9")
@@ -562,23 +562,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_stopped_run_goes_on_bit_for_bit(
-    tune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(tune: Any, tmp_path: Path, name: str) -> None:
     """The reference is the model that the run began as, and not the one that it goes on from."""
-    words = (*RUNS[name], "data.micro_batch_size=4", "trainer.diagnose_every=2")
-    tune(tmp_path / "whole", *words)
-    with monkeypatch.context() as patched:
-        interrupt(patched, Kill(6, 15))
-        with pytest.raises(SystemExit):
-            tune(tmp_path / "stopped", *words)
-    tune(tmp_path / "stopped", *words, resume=True)
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    shown = points(tmp_path / "whole")
+    whole = goes_on(tune, tmp_path, (*RUNS[name], "data.micro_batch_size=4", "trainer.diagnose_every=2"), 6)
+    shown = points(whole)
     assert any("loss_by_position" in tag for tag in shown) == (RUNS[name][0] == "task=dpo")
     assert "vitals_gradient_norm/h.1" in shown
     assert ("vitals_gradient_norm/score" in shown) == (RUNS[name][0] == "task=reward")
-    state = torch.load(last(tmp_path / "whole"), weights_only=True)["state_dict"]
+    state = torch.load(last(whole), weights_only=True)["state_dict"]
     assert any("lora" in key for key in state) == ("adapters" in name)
     assert ("model.score.weight" in state) == (RUNS[name][0] == "task=reward")
     assert any(key.endswith("c_proj.weight") for key in state) == ("adapters" not in name)

@@ -24,9 +24,8 @@ from gptlab.system.files import read_json
 from gptlab.training.fit import fit
 from tests.conftest import Result
 from tests.sweeps.test_command_line import planned
-from tests.training.runs_compared import assert_same_run
 from tests.training.test_fit import curve
-from tests.training.test_resume import Kill, interrupt
+from tests.training.test_resume import goes_on
 
 WORDS = {"cat": "sees", "dog": "loves", "king": "fears", "queen": "day", "night": "old"}
 SFT = ("data=chat", "task.answer_tokens=9", "data.val_fraction=0.2", "trainer=cpu", "data.batch_size=6")
@@ -177,17 +176,11 @@ def test_the_merged_model_is_opened_and_the_fast_decoder_runs_it(adapted: Path) 
     assert largest_change(plain, merged(model), tokens(plain.config.vocab_size)) == 0
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tune: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, part in enumerate((LORA, ("task.train=last_block",))):
-        hard = (*SHORT, *part, "data.micro_batch_size=3", "trainer.diagnose_every=2", "trainer.ema=0.9")
-        whole, stopped = tmp_path / f"whole {number}", tmp_path / f"stopped {number}"
-        tune(whole, *hard)
-        with monkeypatch.context() as patched:
-            interrupt(patched, Kill(4, 15))
-            with pytest.raises(SystemExit):
-                tune(stopped, *hard)
-        tune(stopped, *hard, resume=True)
-        assert_same_run(stopped, whole)
+@pytest.mark.parametrize("part", [LORA, ("task.train=last_block",)])
+def test_a_stopped_run_goes_on_bit_for_bit(tune: Any, tmp_path: Path, part: tuple[str, ...]) -> None:
+    goes_on(
+        tune, tmp_path, (*SHORT, *part, "data.micro_batch_size=3", "trainer.diagnose_every=2", "trainer.ema=0.9"), 4
+    )
 
 
 def test_a_run_can_begin_from_a_model_with_adapters(tune: Any, adapted: Path, tmp_path: Path) -> None:

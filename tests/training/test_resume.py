@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,28 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, callback: L.Callback) -> None:
         return real(**{**arguments, "callbacks": [*arguments["callbacks"], callback]})
 
     monkeypatch.setattr(L, "Trainer", trainer)
+
+
+def goes_on(train: Any, folder: Path, words: Sequence[str], batch_idx: int, number: int = signal.SIGTERM) -> Path:
+    """Train a run, and one that is stopped in a micro-batch and goes on: they are the same, to the bit.
+
+    Args:
+        train: train(run_dir, *words, resume=...).
+
+    Returns:
+        The folder of the first.
+    """
+    whole, stopped = folder / "whole", folder / "stopped"
+    train(whole, *words)
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt(patched, Kill(batch_idx, number))
+        with pytest.raises(SystemExit) as end:
+            train(stopped, *words)
+    assert end.value.code == 128 + number
+    torch.manual_seed(999)  # what the process did before must not matter
+    train(stopped, *words, resume=True)
+    assert_same_run(stopped, whole)
+    return whole
 
 
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that

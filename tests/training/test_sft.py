@@ -20,9 +20,8 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training import answers
 from tests.conftest import Result
-from tests.training.runs_compared import assert_same_run
 from tests.training.test_fit import curve
-from tests.training.test_resume import Kill, interrupt
+from tests.training.test_resume import goes_on
 
 COLOURS = {"grass": "green", "sky": "blue", "snow": "white", "coal": "black", "blood": "red", "a lemon": "yellow"}
 SFT = ("data=chat", "task.answer_tokens=9", "model.block_size=47", "model.dropout=0.1", "data.val_fraction=0.2")
@@ -90,15 +89,8 @@ def test_micro_batches_of_any_size_are_the_same_run(sft: Any, tmp_path: Path) ->
     assert curves[2] == pytest.approx(curves[0], abs=1e-5)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(sft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hard = ("data.micro_batch_size=3", "trainer.diagnose_every=2")
-    sft(tmp_path / "whole", *hard)
-    with monkeypatch.context() as patched:
-        interrupt(patched, Kill(7, 15))
-        with pytest.raises(SystemExit):
-            sft(tmp_path / "stopped", *hard)
-    sft(tmp_path / "stopped", *hard, resume=True)
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+def test_a_stopped_run_goes_on_bit_for_bit(sft: Any, tmp_path: Path) -> None:
+    goes_on(sft, tmp_path, ("data.micro_batch_size=3", "trainer.diagnose_every=2"), 7)
 
 
 LEARNED = ("trainer.max_steps=150", "trainer.val_every=150", "optim.lr=1e-2", "data.batch_size=3", "model.dropout=0")

@@ -14,7 +14,6 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from gptlab import models
 from gptlab.benchmarks.alternation import Parent, Stopwatch, about_here, memory, wait_for
-from gptlab.data.shards import id_type, shard
 from gptlab.system import accelerator
 from gptlab.training import fit, placement
 from gptlab.training.datamodule import LMDataModule
@@ -170,6 +169,7 @@ class MeasuredSteps(L.Callback):
         data, s = trainer.datamodule, self.settings  # type: ignore[attr-defined]
         assert isinstance(module, LMModule)
         assert isinstance(data, LMDataModule)
+        first, *_ = data.prepared.files["train"]
         here = about_here(self.device) | {"memory_before": self._memory(trainer), "processes": trainer.world_size}
         return here | {
             "device": self.place.device_name,
@@ -181,8 +181,9 @@ class MeasuredSteps(L.Callback):
             "flops_per_token": module.model.flops_per_token(),
             "plain": {
                 "model": models.to_dict(module.model.config),
-                "ids": str(shard(data.prepared.folder, "train", 0)),
-                "id_type": id_type(module.tokenizer.vocab_size).__name__,
+                "ids": str(first.path),
+                "id_type": first.dtype,
+                "offset": first.offset,
                 "batch_size": s.data.batch_size,
                 # `auto` is our own feature: a plain loop takes the whole batch unless a number is given.
                 "accumulation": 1 if s.data.micro_batch_size == "auto" else data.config.accumulation(1),

@@ -81,6 +81,7 @@ class PlainLoop:
     Args:
         model: the model's config, as `models.to_dict` returns it.
         ids, id_type: the file of the training ids, and their numpy dtype.
+        offset: bytes of the file before the first id.
         batch_size: rows of one optimizer step, divided into `accumulation` micro-batches.
         optim: lr, weight_decay, beta1, beta2 and grad_clip of AdamW.
         schedule: the fields of ScheduleConfig.
@@ -97,11 +98,12 @@ class PlainLoop:
         schedule: dict[str, Any],
         seed: int,
         device: str,
+        offset: int = 0,
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
-        self.ids, self.id_type = ids, np.dtype(id_type)
+        self.ids, self.id_type, self.offset = ids, np.dtype(id_type), offset
         self.rows, self.accumulation = batch_size // accumulation, accumulation
         config = models.from_dict(model)
         self.block_size = config.block_size
@@ -121,7 +123,8 @@ class PlainLoop:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Return random crops and their targets, (b, T) int64 each."""
-        ids = np.memmap(self.ids, dtype=self.id_type, mode="r")  # reopened: else its pages would count as memory in use
+        # Reopened: else its pages would count as memory in use.
+        ids = np.memmap(self.ids, dtype=self.id_type, mode="r", offset=self.offset)
         T = self.block_size
         starts = torch.randint(len(ids) - T, (self.rows,)).tolist()
 

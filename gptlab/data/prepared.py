@@ -7,9 +7,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gptlab.data import tokenizers
 from gptlab.data.corpus import Corpus
-from gptlab.data.shards import Shards, shard, verify
+from gptlab.data.shards import IdFile, Shards, id_type, shard, verify
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError
@@ -26,15 +28,16 @@ class Prepared:
     sha256: str
     """Hash of the raw text, UTF-8; if it is made of documents, the byte 0xFF follows each."""
     tokenizer: Tokenizer
-    folder: Path
-    counts: dict[str, list[int]]
-    """How many ids each file of each split holds."""
+    folder: Path | None
+    """The folder that they were written into; None: they lie where others have written them."""
+    files: dict[str, list[IdFile]]
+    """The files of each split."""
     unknown: list[str]
     """Characters that the tokenizer left out; one fitted to this text lacks only held-out characters."""
 
     def ids(self, split: str) -> Shards:
         """Return the ids of "train", "val" or, if there is one, "test"."""
-        return Shards(self.folder, split, self.counts[split], self.tokenizer.vocab_size)
+        return Shards(self.files[split])
 
 
 def prepared_folder(
@@ -68,14 +71,18 @@ def open_prepared(name: str, folder: Path, remember: bool = True) -> Prepared | 
         return None
     try:
         index = read_json(folder / "index.json")
-        files = {shard(folder, split, i).name for split, counts in index["counts"].items() for i in range(len(counts))}
-        if index["files"].keys() != {"tokenizer.json", *files}:
-            raise UserError("index.json is damaged: it names other files than it counts")
         verify(folder, index["files"], remember)
         tokenizer = tokenizers.from_dict(read_json(folder / "tokenizer.json"))
-        prepared = Prepared(name, index["sha256"], tokenizer, folder, index["counts"], index["unknown"])
-        if any(len(prepared.ids(split)) != sum(counts) for split, counts in prepared.counts.items()):
+        dtype = np.dtype(id_type(tokenizer.vocab_size)).str
+        files = {
+            split: [IdFile(shard(folder, split, i), dtype, count) for i, count in enumerate(counts)]
+            for split, counts in index["counts"].items()
+        }
+        counted = [file for of_split in files.values() for file in of_split]
+        if index["files"].keys() != {"tokenizer.json", *(file.path.name for file in counted)}:
+            raise UserError("index.json is damaged: it names other files than it counts")
+        if any(file.path.stat().st_size != file.bytes for file in counted):
             raise UserError("index.json is damaged: it counts other ids than there are")
-        return prepared
+        return Prepared(name, index["sha256"], tokenizer, folder, files, index["unknown"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"prepared data is damaged, {folder}: {error}") from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,44 @@ def _sha256(file: Path) -> str:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
 
 
-class Shards:
-    """The ids of a split, (n,), uint16 or uint32, memory-mapped from several files; a slice is an array."""
+@dataclass(frozen=True)
+class IdFile:
+    """Ids that lie side by side in a file."""
 
-    def __init__(self, folder: Path, split: str, counts: list[int], vocab_size: int) -> None:
-        files = [shard(folder, split, i) for i in range(len(counts))]
-        self.parts = [np.memmap(file, id_type(vocab_size), mode="r") for file in files]
+    path: Path
+    dtype: str
+    """In numpy's words, e.g. <u2."""
+    count: int
+    offset: int = 0
+    """Bytes before the first one."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of the ids."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+    def ids(self) -> np.ndarray:
+        """Return the ids, (count,), memory-mapped."""
+        return np.memmap(self.path, self.dtype, "r", self.offset, (self.count,))
+
+
+def cut(files: Sequence[IdFile], begin: int, end: int) -> list[IdFile]:
+    """Return the ids from `begin` to `end` of those that lie in several files, one after another."""
+    found, start = [], 0
+    for file in files:
+        first, last = max(begin - start, 0), min(end - start, file.count)
+        if first < last:
+            offset = file.offset + first * np.dtype(file.dtype).itemsize
+            found.append(replace(file, count=last - first, offset=offset))
+        start += file.count
+    return found
+
+
+class Shards:
+    """The ids of a split, (n,), memory-mapped from several files; a slice is an array."""
+
+    def __init__(self, files: Sequence[IdFile]) -> None:
+        self.parts = [file.ids() for file in files]
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.starts = [0, *self.ends.tolist()]
 

@@ -138,7 +138,7 @@ class LMDataModule(RunData):
 
     @property
     def has_test(self) -> bool:
-        return "test" in self.prepared.counts
+        return "test" in self.prepared.files
 
     def in_words(self) -> str:
         prepared, tokenizer = self.prepared, self.prepared.tokenizer

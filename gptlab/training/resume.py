@@ -131,7 +131,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
     if about["tokenizer"] != prepared.tokenizer.to_dict() and not settings.init_from:
         raise UserError(
             f"resume={run_dir}: the tokenizer is not the run's own (tokenizer={prepared.tokenizer.name}, "
-            f"{prepared.tokenizer.vocab_size:,} in its vocabulary); prepare the text anew: delete {prepared.folder}"
+            f"{prepared.tokenizer.vocab_size:,} in its vocabulary)"
+            + (f"; prepare the text anew: delete {prepared.folder}" if prepared.folder else "")
         )
     if prepared.tokenizer.begin and "begin" not in content:  # of an older version
         begin = prepared.tokenizer.begin_name

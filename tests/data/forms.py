@@ -150,7 +150,7 @@ def outcome(form: Form) -> tuple[list[int], str]:
             prepared = prepare(corpus, split, TokenizerConfig("char", None), cache, cache)
         except UserError as error:
             return [], str(error).replace(f"{path.parent}/", "")
-        ids = [int(i) for part in prepared.counts for i in prepared.ids(part)[:]]
+        ids = [int(i) for part in prepared.files for i in prepared.ids(part)[:]]
         read = MANY if corpus.documents else ONE
         return ids, read + (f": {', '.join(corpus.parts)}" if corpus.parts else "")
 

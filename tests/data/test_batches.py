@@ -15,6 +15,7 @@ from torch import Tensor
 from gptlab.data import batches as batches_module
 from gptlab.data.batches import IGNORED, EvalBatches, Ids, Share, TrainBatches, crop_starts, eval_batch_size
 from gptlab.data.shards import Shards, id_type, shard
+from tests.data.helpers import opened
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 1, 1)
@@ -25,7 +26,7 @@ def stored(folder: Path, ids: np.ndarray, vocab_size: int, *cuts: int) -> Shards
     parts = np.split(ids.astype(id_type(vocab_size)), cuts)
     for i, part in enumerate(parts):
         part.tofile(shard(folder, "train", i))
-    return Shards(folder, "train", [len(part) for part in parts], vocab_size)
+    return opened(folder, "train", [len(part) for part in parts], vocab_size)
 
 
 def train_batches(ids: Ids, **changes: Any) -> TrainBatches:

@@ -159,7 +159,7 @@ def test_prepared_ids_are_the_text_split_by_position(tmp_path: Path) -> None:
     assert prepared.sha256 == hashlib.sha256((TEXT + "~").encode()).hexdigest()
     assert prepared.folder.parent == tmp_path
     assert prepared.folder.name.startswith("text-char-")
-    assert list(prepared.counts) == ["train", "val"]
+    assert list(prepared.files) == ["train", "val"]
 
 
 @pytest.mark.usefixtures("small")
@@ -174,7 +174,7 @@ def test_the_last_parts_are_held_out_at_exact_characters(
     prepared = made(one(text), tmp_path, split=Split("position", val, test))
     found = [decoded(prepared, split) for split in ("train", "val", "test")[: len(places)]]
     assert found == [text[begin:end] for begin, end in zip((0, *places), places, strict=False)]
-    assert len(prepared.counts) == len(places)
+    assert len(prepared.files) == len(places)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_ids_are_those_of_each_split_as_a_whole(tmp_path: Path, config: Tokenize
     cuts = [0, int(len(LONG) * 0.625), int(len(LONG) * 0.875), len(LONG)]
     for split, begin, end in zip(("train", "val", "test"), cuts, cuts[1:], strict=False):
         assert prepared.ids(split)[:].tolist() == prepared.tokenizer.encode(LONG[begin:end]).tolist()
-    assert len(prepared.counts["train"]) > 2  # several files
+    assert len(prepared.files["train"]) > 2  # several files
     assert prepared.tokenizer.end_of_text not in prepared.ids("train")[:]  # one text has no such token
 
 
@@ -367,7 +367,7 @@ def test_a_text_is_prepared_once(tmp_path: Path) -> None:
     second = made(one(TEXT), tmp_path)
     assert files(tmp_path) == before
     assert tmp_path.stat().st_mtime == 7  # not even a temporary folder came and went
-    assert (second.folder, second.sha256, second.counts) == (first.folder, first.sha256, first.counts)
+    assert (second.folder, second.sha256, second.files) == (first.folder, first.sha256, first.files)
     assert second.tokenizer.to_dict() == first.tokenizer.to_dict()
     assert decoded(second, "val") == decoded(first, "val")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gptlab.data import shards
 from gptlab.data.shards import Shards, ShardWriter, id_type, shard
+from tests.data.helpers import opened
 
 often = settings(
     deadline=None,
@@ -27,7 +28,7 @@ places = st.one_of(st.none(), st.integers(-50, 50))
 def stored(folder: Path, parts: list[np.ndarray], vocab_size: int = 50257, split: str = "train") -> Shards:
     for i, part in enumerate(parts):
         part.astype(id_type(vocab_size)).tofile(shard(folder, split, i))
-    return Shards(folder, split, [len(part) for part in parts], vocab_size)
+    return opened(folder, split, [len(part) for part in parts], vocab_size)
 
 
 def numbered(sizes: list[int]) -> list[np.ndarray]:
@@ -105,7 +106,7 @@ def test_what_was_added_is_read_in_files_of_bounded_size(tmp_path: Path, size: i
     writer = ShardWriter(tmp_path)
     write(writer, UNITS)
     for split, counts in writer.counts.items():
-        ids = Shards(tmp_path, split, counts, 50257)
+        ids = opened(tmp_path, split, counts, 50257)
         assert ids[:].tolist() == np.concatenate([ids[split] for ids in UNITS if split in ids]).tolist()
         assert all(count < size + 12 for count in counts)  # 12 are the largest unit
         assert all(count >= size for count in counts[:-1])

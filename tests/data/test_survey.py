@@ -28,7 +28,7 @@ def prepared(path: Path, tokenizer: str = "char", split: Split | None = None, **
 
 
 def ids(found: Prepared) -> list[int]:
-    return [int(i) for part in found.counts for i in found.ids(part)[:]]
+    return [int(i) for part in found.files for i in found.ids(part)[:]]
 
 
 def log(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -68,7 +68,7 @@ def test_separators_can_be_left_as_text_and_that_is_said(tmp_path: Path, caplog:
 
 def test_a_separator_that_does_not_stand_in_the_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stories.txt").write_text("---".join(STORIES))
-    assert prepared(tmp_path / "stories.txt", separator="---").counts
+    assert prepared(tmp_path / "stories.txt", separator="---").files
     with pytest.raises(UserError, match=r"data.separator='%%'.*: does not stand in the text; leave it out"):
         prepared(tmp_path / "stories.txt", separator="%%")
     with pytest.raises(UserError, match=r"data.separator=''.*: nothing stands between any two characters"):
@@ -134,7 +134,7 @@ def test_parts_of_its_own_are_the_parts(tmp_path: Path, caplog: pytest.LogCaptur
     (folder / "README.md").write_text("A card.")
     found = prepared(folder)
     texts = {
-        part: found.tokenizer.decode(found.ids(part)[:].tolist()).removesuffix(END_OF_TEXT) for part in found.counts
+        part: found.tokenizer.decode(found.ids(part)[:].tolist()).removesuffix(END_OF_TEXT) for part in found.files
     }
     assert texts == {
         **{"train": "\n".join(STORIES[:40]), "val": "\n".join(STORIES[40:50])},
@@ -146,7 +146,7 @@ def test_parts_of_its_own_are_the_parts(tmp_path: Path, caplog: pytest.LogCaptur
         prepared(folder, split=Split("position", 0.2, 0.1))
     whole = prepared(folder, named_parts=False)
     assert whole.folder != found.folder
-    assert [*whole.counts] == ["train", "val"]
+    assert [*whole.files] == ["train", "val"]
 
 
 @pytest.mark.parametrize("split", [Split("position", 0.25, 0.0), Split("document", 0.25, 0.0)])
@@ -156,7 +156,7 @@ def test_a_part_that_is_missing_is_cut_from_the_train_part(tmp_path: Path, split
         (tmp_path / "set" / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     found = prepared(tmp_path / "set", split=split)
     end = END_OF_TEXT.join
-    texts = {part: found.tokenizer.decode(found.ids(part)[:].tolist()) for part in found.counts}
+    texts = {part: found.tokenizer.decode(found.ids(part)[:].tolist()) for part in found.files}
     assert texts["test"] == end([*STORIES[40:], ""])
     if split.by == "position":
         assert texts["train"] + texts["val"] == end([*STORIES[:40], ""])

@@ -269,8 +269,8 @@ def read_prepared(folder: Path) -> Any:
     paths = [str(whole if whole.exists() else folder / "text.txt")]
     corpus = dataclasses.replace(corpora.load("text", paths, folder, folder), origin="here")
     prepared = prepare.prepare(corpus, Split("position", 0.1, 0.1), TokenizerConfig("char", None), folder, folder)
-    ids = {split: prepared.ids(split)[:].tolist() for split in prepared.counts}
-    return prepared.sha256, prepared.tokenizer.to_dict(), prepared.counts, prepared.unknown, ids
+    ids = {split: prepared.ids(split)[:].tolist() for split in prepared.files}
+    return prepared.sha256, prepared.tokenizer.to_dict(), prepared.files, prepared.unknown, ids
 
 
 UNITS = [{"train": np.arange(40, dtype=np.uint16) + i, "val": np.arange(7, dtype=np.uint16) + i} for i in range(9)]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.system.arguments import some_name, some_path
-from gptlab.system.errors import UserError, command_line
-from gptlab.system.files import whole_folder
+from gptlab.system.errors import command_line
+from gptlab.system.files import refuse_taken, whole_folder
 
 if TYPE_CHECKING:
     from gptlab.models import Model
@@ -81,20 +80,6 @@ def merged_with_words(model: Model) -> Model:
         change = largest_change(model, plain, probe(model))
         print(f"adapters merged in fp32: logits change by at most {change:.2g}")
     return plain
-
-
-def refuse_taken(folder: Path) -> None:
-    """Check that a folder does not exist, or is empty.
-
-    Raises:
-        UserError: it has files in it, it is a file, or it cannot be read.
-    """
-    try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
-    raise UserError(f"{folder} is there already; choose another name, or remove it first")
 
 
 def size_in_words(size: float) -> str:

@@ -18,7 +18,6 @@ from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.reading import (
     GPT2_SIZES,
     crop_to_tokenizer,
-    error_line,
     naming_path,
     read_json_object,
     read_weights_bin,
@@ -26,7 +25,7 @@ from gptlab.formats.reading import (
 from gptlab.formats.safetensors_file import read_safetensors
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, error_line
 from gptlab.system.files import sha256_of
 
 HUB_NAMES = {  # on the hub

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import re
 from pathlib import Path
 from typing import Any
 
 from gptlab import models
-from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
+from gptlab.data import meta_pickle
+from gptlab.data.tokenizers import BPETokenizer
 from gptlab.formats import huggingface_names
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.reading import (
     GPT2_SIZES,
     crop_to_tokenizer,
-    error_line,
     load_plain,
     naming_path,
     rename,
@@ -23,11 +21,9 @@ from gptlab.formats.reading import (
 )
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.system.errors import UserError
-from gptlab.system.files import read_bytes
+from gptlab.system.errors import UserError, error_line
 
 PREFIXES = re.compile(r"^(model\.)*(transformer\.)?")  # of its names, the first from Lightning and the like
-MAX_META_BYTES = 1 << 23  # of a meta.pkl: all of Unicode takes less
 
 
 def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedModel:
@@ -60,14 +56,14 @@ def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedMod
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error_line(error)}") from error
     content.clear()
     here = file.absolute().parent
-    places = (here / "meta.pkl", here.parent / "data" / dataset / "meta.pkl")
+    places = (here / meta_pickle.FILE, here.parent / "data" / dataset / meta_pickle.FILE)
     meta = next((place for place in places if place.is_file()), None)
     if meta is None and config.vocab_size not in GPT2_SIZES:
         raise UserError(
             f"{file} has {config.vocab_size} tokens, and their meta.pkl is neither beside it nor at {places[1]}: "
             f"copy it there (nanoGPT's data/{dataset}/prepare.py writes it)"
         )
-    tokenizer = _meta(meta) if meta is not None else BPETokenizer.gpt2(raw_dir)
+    tokenizer = meta_pickle.read_meta(meta) if meta is not None else BPETokenizer.gpt2(raw_dir)
     with naming_path(file):
         model = crop_to_tokenizer(weights.fill(config, state), tokenizer)
     # Its best_val_loss is from random batches, and perhaps from an earlier step: not a metric of these weights.
@@ -94,38 +90,3 @@ def _config(args: dict[str, Any], rows: int) -> GPTConfig:
     config = models.from_dict({"name": "gpt", "mlp": "gelu_exact" if "bias" in args else "gelu", **fields})
     assert isinstance(config, GPTConfig)
     return config
-
-
-# The operations of a pickle of dicts of strings and integers; a pickle with any other is refused.
-ALLOWED_OPERATIONS = {
-    "PROTO",
-    "FRAME",
-    "STOP",
-    "MARK",
-    "EMPTY_DICT",
-    "SETITEM",
-    "SETITEMS",
-    "MEMOIZE",
-    "BINPUT",
-    "LONG_BINPUT",
-}
-ALLOWED_OPERATIONS |= {"BINGET", "LONG_BINGET", "SHORT_BINUNICODE", "BINUNICODE", "BININT", "BININT1", "BININT2"}
-
-
-def _meta(file: Path) -> CharTokenizer:
-    """Read the characters in nanoGPT's meta.pkl; nothing in it is executed.
-
-    Raises:
-        UserError: it is broken, or holds something else.
-    """
-    try:
-        content = read_bytes(file, MAX_META_BYTES)
-        for operation, argument, place in pickletools.genops(content):
-            if operation.name not in ALLOWED_OPERATIONS or (
-                operation.name.endswith("PUT") and (argument or 0) > (place or 0)
-            ):
-                raise ValueError(f"it would do more than read: {operation.name} {str(argument or '')[:99]}")
-        characters = pickle.loads(content)["itos"]
-        return CharTokenizer("".join(characters[i] for i in range(len(characters))))
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{file} is no meta.pkl of nanoGPT's characters: {error_line(error)}") from error

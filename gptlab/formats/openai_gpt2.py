@@ -12,9 +12,9 @@ from torch import Tensor
 from gptlab.formats import huggingface_names
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.huggingface import read_tokenizer
-from gptlab.formats.reading import crop_to_tokenizer, error_line, naming_path, read_json_object
+from gptlab.formats.reading import crop_to_tokenizer, naming_path, read_json_object
 from gptlab.models import weights
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, error_line
 
 
 def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:

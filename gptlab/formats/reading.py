@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.models import Model, weights
-from gptlab.system.errors import UserError
+from gptlab.system.errors import UserError, error_line
 from gptlab.system.files import read_bytes
 
 MAX_PICKLE_BYTES = 1 << 28  # of the pickle that describes a file's tensors
@@ -151,12 +151,6 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} has no names and values")
     return content
-
-
-def error_line(error: Exception) -> str:
-    """Return the type of an error and the beginning of its message, in one line."""
-    said, _, _ = str(error).strip().partition("\n")
-    return f"{type(error).__name__}: {said[:200]}"
 
 
 @contextmanager

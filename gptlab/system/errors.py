@@ -40,6 +40,12 @@ def quoted(characters: list[str], most: int = 20) -> str:
     return " ".join(map(repr, characters[:most])) + (" ..." if len(characters) > most else "")
 
 
+def error_line(error: Exception) -> str:
+    """Return the type of an error and the beginning of its message, in one line."""
+    said, _, _ = str(error).strip().partition("\n")
+    return f"{type(error).__name__}: {said[:200]}"
+
+
 @contextmanager
 def command_line(essential: bool = True, computes: bool = True) -> Iterator[None]:
     """Run a command, and end it on errors: a UserError becomes one message and exit code 1, Ctrl-C exit code 130.

@@ -200,6 +200,20 @@ def expand_user(path: str) -> Path:
         raise UserError(f"{path}: there is no such user") from error
 
 
+def refuse_taken(folder: Path) -> None:
+    """Check that a folder does not exist, or is empty.
+
+    Raises:
+        UserError: it has files in it, it is a file, or it cannot be read.
+    """
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
+    raise UserError(f"{folder} is there already; choose another name, or remove it first")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Provide a temporary folder beside `folder`, and rename it to `folder` if the block succeeds.

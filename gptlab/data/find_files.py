@@ -59,7 +59,7 @@ def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
     """
     found: list[Path] = []
     not_read: Counter[str] = Counter()
-    for path in _expanded(paths):
+    for path in expanded(paths):
         named = options.written("path", path)
         try:
             path.stat()
@@ -84,7 +84,7 @@ def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
     return FoundFiles(divided, not_read)
 
 
-def _expanded(paths: list[Path]) -> Iterator[Path]:
+def expanded(paths: list[Path]) -> Iterator[Path]:
     """Yield the paths, and in place of a pattern that is no path the files that it matches."""
     for path in paths:
         matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else []  # noqa: PTH207

@@ -76,7 +76,7 @@ def prepare(
         log.warning("%s. The text is prepared anew", damage)
     with explain_write_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f".{folder.name}.lock"):
+        with locked(cache_dir / f".{folder.name}.lock"):
             with suppress(UserError):
                 if prepared := open_prepared(corpus.name, folder):
                     return prepared
@@ -90,7 +90,7 @@ def prepare(
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     """Hold a lock, waiting while another process holds it; it is released however the process ends."""
     lock = FileLock(file)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from gptlab.data import corpora
+from gptlab.data import corpora, find_ids, ready_ids
 from gptlab.data.batches import Batch, EvalBatches, Share, TrainBatches, eval_batch_size
 from gptlab.data.config import DataConfig
 from gptlab.data.prepare import prepare
@@ -100,7 +100,22 @@ class LMDataModule(RunData):
         """
         if hasattr(self, "prepared"):
             return
+        prepared = self._prepare()
+        if len(train := prepared.ids("train")) <= self.block_size:
+            raise UserError(
+                f"model.block_size={self.block_size} is longer than the training part of data={prepared.name} "
+                f"({len(train):,} tokens): choose a smaller block or give more text"
+            )
+        self.prepared = prepared
+
+    def _prepare(self) -> Prepared:
+        """Return the ids on disk, and say what of the text they lack."""
         c, raw_dir, cache_dir = self.config, self.config.folder("dir"), self.config.folder("cache_dir")
+        split = Split(c.split, c.val_fraction, c.test_fraction)
+        if c.name == find_ids.NAME:
+            return ready_ids.open_ready_ids(
+                c.paths, split, self.tokenizer, raw_dir, cache_dir, c.reading, c.max_documents
+            )
         corpus = corpora.load(
             c.name,
             c.paths,
@@ -112,14 +127,7 @@ class LMDataModule(RunData):
             max_documents=c.max_documents,
         )
         self.config = replace(c, name=corpus.name)
-        split = Split(c.split, c.val_fraction, c.test_fraction)
         prepared = prepare(corpus, split, self.tokenizer, raw_dir, cache_dir)
-        train = prepared.ids("train")
-        if len(train) <= self.block_size:
-            raise UserError(
-                f"model.block_size={self.block_size} is longer than the training part of data={corpus.name} "
-                f"({len(train):,} tokens): choose a smaller block or give more text"
-            )
         if prepared.unknown:
             given = isinstance(self.tokenizer, Tokenizer)
             log.warning(
@@ -134,7 +142,7 @@ class LMDataModule(RunData):
                 "init_from's tokenizer has no end of text: the documents of data=%s follow each other without a mark",
                 corpus.name,
             )
-        self.prepared = prepared
+        return prepared
 
     @property
     def has_test(self) -> bool:

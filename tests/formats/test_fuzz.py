@@ -36,7 +36,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab import models
-from gptlab.data import corpora, prepare, survey, tokenizers
+from gptlab.data import corpora, meta_pickle, prepare, ready_ids, survey, tokenizers
 from gptlab.data.shards import ShardWriter
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
@@ -292,6 +292,34 @@ def read_stopped(folder: Path) -> Any:
     return found, writer.sha256(), writer.counts, writer.units, writer.unknown
 
 
+def make_ids(ending: str) -> Callable[[Path], None]:
+    """Files of ids as others write them, with nanoGPT's characters, or with our tokenizer, beside them."""
+
+    def make(folder: Path) -> None:
+        tokenizer = CharTokenizer(CHARS)
+        for part, text in (("train", TEXT[:300]), ("val", TEXT[300:340])):
+            ids, path = tokenizer.encode(text), folder / f"{part}{ending}"
+            if ending == ".npy":
+                np.save(path, ids)
+                continue
+            header = np.array([20240801, 7, len(ids)], "<i4").tobytes().ljust(1024, b"\0") if "_" in ending else b""
+            path.write_bytes(header + ids.astype("<u4" if header else "<u2").tobytes())
+        if ending == ".bin":
+            (folder / "meta.pkl").write_bytes(meta_pickle.meta_of(tokenizer))
+        else:
+            files.write_json(folder / ready_ids.TOKENIZER, tokenizer.to_dict())
+
+    return make
+
+
+def read_ids(folder: Path) -> Any:
+    how = TokenizerConfig("gpt2", None)
+    found = ready_ids.open_ready_ids([str(folder)], Split("position", 0.1, 0.0), how, folder / "none", folder / "cache")
+    ids = {part: found.ids(part)[:].tolist() for part in found.files}
+    assert all(0 <= i < found.tokenizer.vocab_size for part in ids.values() for i in part)
+    return found.sha256, ids, used(found.tokenizer)
+
+
 def make_run(folder: Path) -> None:
     path = fake_run(folder / "run", 1.25)
     (path / "metrics.csv").unlink()
@@ -427,6 +455,9 @@ KINDS = {
     "jsonl.gz": Kind(make_text("a.jsonl.gz", gz(JSONL)), read_text, True, 60, 300),
     "zst": Kind(make_text("a.txt.zst", zst(TEXT)), read_text, False, 60, 300),
     "parquet": Kind(make_parquet, read_text, False, 60, 300),
+    "bin": Kind(make_ids(".bin"), read_ids, False, 200, 500),
+    "bin shards": Kind(make_ids("_000001.bin"), read_ids, False, 200, 500),
+    "npy": Kind(make_ids(".npy"), read_ids, False, 200, 500),
 }
 NOTHING = ("", ([], {}))  # of a packed file of no bytes
 

@@ -139,7 +139,9 @@ def test_a_stream_of_the_hub_is_not_read_again(
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert_is_the_runs_own(evaluate(last), tmp_path / "run")
     assert evaluate(last, "--compare", "uniform")["compare"]["bits_per_byte"] > 8  # the mark of an end has no bytes
-    assert_refused(command("evaluate", str(last), "--split", "all"), "is a stream", "--data FILE")
+    assert_refused(
+        command("evaluate", str(last), "--split", "all"), "there are only the ids of each part", "--data FILE"
+    )
 
 
 def test_bf16_measures_what_a_bf16_run_has_measured(

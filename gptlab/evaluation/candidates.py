@@ -74,7 +74,7 @@ def count_table(name: str, n: int, text: EvalText, tokenizer: Tokenizer | str) -
     if isinstance(tokenizer, str):
         config, documents = tokenizers.TokenizerConfig(tokenizer, None), text.source.corpus.documents
         tokenizer = tokenizers.build(config, (piece.text for piece in train), documents, eval_data.data_folders({})[0])
-    ids = text.source.encode(train, tokenizer) if n else np.zeros(0, np.int64)
+    ids = text.source.encode(train, tokenizer, "train") if n else np.zeros(0, np.int64)
     return OpenedModel(name, NGrams(ids, tokenizer.vocab_size, n), tokenizer, None)
 
 

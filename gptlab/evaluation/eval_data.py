@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data import corpora, downloads, prepare
+from gptlab.data import corpora, downloads, find_ids, prepare, ready_ids
 from gptlab.data.chat import sources
 from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import Piece
@@ -43,7 +43,12 @@ class Source:
     caveats: Sequence[str] = ()
     """What a reader of the numbers should know of it."""
     prepared: Prepared | None = None
-    """For a stream, which is not read again: its ids on disk."""
+    """Of a text that is not read again, as a stream, or not there: its ids on disk."""
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that there are."""
+        return [*self.prepared.files] if self.prepared else self.split.names(self.corpus.parts)
 
     def pieces(self, part: str) -> list[Piece]:
         """Read a part of the text: "train", "val", "test" or "all".
@@ -51,7 +56,7 @@ class Source:
         Raises:
             UserError: there is no such part, or its text is not kept.
         """
-        if part not in (*self.split.names(self.corpus.parts), "all"):
+        if part not in (*self.parts, "all"):
             raise UserError(
                 f"--split {part}: {self.corpus.name} has no {part} part (data.test_fraction="
                 f"{self.split.test_fraction:g}); there are train, val, all"
@@ -63,21 +68,31 @@ class Source:
         parts = split_pieces(self.corpus.read(), self.split, self.to_split)
         return [Piece(text, last) for where, text, last in parts if where == part]
 
-    def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer) -> np.ndarray:
+    def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer, part: str | None = None) -> np.ndarray:
         """Encode pieces of the text as a run does, with the tokens before and after each document: ids (n,) int64.
+
+        Args:
+            part: the part that the pieces are all of, if they are: ids that lie on disk are taken as they are.
 
         Raises:
             UserError: there are fewer than two tokens, or none that can be predicted stands for text.
         """
-        end = tokenizer.end_of_text if self.corpus.documents else None
-        encoded, _ = prepare.encode(tokenizer, [("text", piece.text, piece.last) for piece in pieces], end)
-        ids = encoded.get("text", np.zeros(0, np.int64))
+        if part and self.prepared and _same_ids(self.prepared.tokenizer, tokenizer):
+            ids = self.prepared.ids(part)[:]
+        else:
+            end = tokenizer.end_of_text if self.corpus.documents else None
+            encoded, _ = prepare.encode(tokenizer, [("text", piece.text, piece.last) for piece in pieces], end)
+            ids = encoded.get("text", np.zeros(0, np.int64))
         if not tokenizer.token_bytes()[ids[1:]].any():
             raise UserError(
                 f"the text is too short: it has {amount(len(ids), 'token')}, and the first is not predicted; "
                 f"give more text"
             )
         return ids
+
+
+def _same_ids(a: Tokenizer, b: Tokenizer) -> bool:
+    return (a.tokens, a.begin, a.end_of_text) == (b.tokens, b.begin, b.end_of_text)
 
 
 def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
@@ -99,14 +114,17 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
 
 
 def _documents(prepared: Prepared, part: str) -> list[Piece]:
-    """Return the documents of a part, decoded from the ids on disk."""
+    """Return the documents of a part, decoded from the ids on disk; without an end of text, data=bin is one."""
     tokenizer = prepared.tokenizer
-    if part == "all" or tokenizer.name == "word" or tokenizer.end_of_text is None:
+    one = tokenizer.end_of_text is None and prepared.name == find_ids.NAME
+    if part == "all" or tokenizer.name == "word" or (tokenizer.end_of_text is None and not one):
         raise UserError(
-            f"data={prepared.name} is a stream, of which only the ids of each part are kept: with --split {part} "
-            f"and tokenizer={tokenizer.name} there is no text; give one with --data FILE"
+            f"of data={prepared.name} there are only the ids of each part: with --split {part} and "
+            f"tokenizer={tokenizer.name} there is no text; give one with --data FILE"
         )
     ids = prepared.ids(part)[:]
+    if tokenizer.end_of_text is None:
+        return [Piece(tokenizer.decode(ids.tolist()), False)]
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_text) + 1)  # each with its end-of-text token
     around = [tokenizer.end_of_text, *tokenizer.begin]
     texts = [tokenizer.decode(each[~np.isin(each, around)].tolist()) for each in documents]
@@ -198,8 +216,10 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
         where = {key: data[key] for key in ("subset", "revision", "max_documents")}
         raw_dir, cache_dir = data_folders(data)
-        corpus = corpora.load(data["name"], paths, raw_dir, cache_dir, options=TextOptions.of(data), **where)
-        split = split_of_run(data)
+        split, options = split_of_run(data), TextOptions.of(data)
+        if data["name"] == find_ids.NAME:
+            return _source_of_ids(ready_ids.open_ready_ids(paths, split, tokenizer, raw_dir, cache_dir, options), split)
+        corpus = corpora.load(data["name"], paths, raw_dir, cache_dir, options=options, **where)
         if corpus.bytes is not None:
             return readable_source(corpus, split, cache_dir)
         pretrained = tokenizer_node["name"] == "pretrained"
@@ -213,6 +233,13 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
         ) from error
     except UserError as error:
         raise UserError(f"{error}. It is the text of {name}: if it has moved, give it with --data FILE") from error
+
+
+def _source_of_ids(prepared: Prepared, split: Split) -> Source:
+    """Return the source for ids that others have written, of which there is no text."""
+    documents = prepared.tokenizer.end_of_text is not None
+    corpus = Corpus(prepared.name, lambda counts: iter(()), documents, prepared.sha256, None)
+    return Source(corpus, split, prepared.sha256, prepared=prepared)
 
 
 def _prepared_by_run(

@@ -65,7 +65,7 @@ def measure_losses(
         notes.append(f"left out, since there is no token for them: {characters}")
     results, read = [], []
     for each in candidates:
-        ids = text.source.encode(pieces, each.tokenizer)
+        ids = text.source.encode(pieces, each.tokenizer, None if lost else text.part)
         chosen = None if isinstance(each.model, NGrams) else windows(each.name, each.model.config.block_size)
         options: dict[str, Any] = {"batch_size": batch_size, "bf16": bf16}
         read.append(ids)

@@ -62,8 +62,8 @@ def open_text(settings: Settings, loaded: Loaded) -> TextLoss | None:
         if name == BASE and (base is None or not base.data):
             raise UserError("the model of init_from brings no text; name a text or a file")
         text = choose_text(None if name == BASE else name, None, [base] if base else [], {}, False, name)
-        pieces, _ = eval_data.without_unknown(text.source.pieces(text.part), [tokenizer])
-        ids = text.source.encode(pieces, tokenizer)
+        pieces, lost = eval_data.without_unknown(text.source.pieces(text.part), [tokenizer])
+        ids = text.source.encode(pieces, tokenizer, None if lost else text.part)
     except UserError as error:
         raise UserError(f"{key}: {error}. Leave it out, or null, to measure none") from error
     context = min(block_size, base.model.config.block_size) if base else block_size

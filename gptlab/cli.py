@@ -15,6 +15,7 @@ from gptlab.system.errors import UserError, command_line
 
 VERBS = {
     "train": "train one run, or a sweep of runs",
+    "prepare": "turn a text into ids, and write them for other programs",
     "generate": "let a trained model go on with a prompt",
     "rank": "say which of two answers is better, as data for training",
     "evaluate": "the exact loss of a model on a text, beside another's if you like",
@@ -23,7 +24,7 @@ VERBS = {
     "tokenize": "show what tokenizers make of a text",
     "bench": "how fast a run is, and what its time goes into",
 }
-USES_HYDRA = ("train", "bench")
+USES_HYDRA = ("train", "prepare", "bench")
 
 
 def usage() -> str:

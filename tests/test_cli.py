@@ -238,6 +238,7 @@ def test_the_console_script_has_the_same_verbs_and_completes(
 
     assert completions("gptlab tr") == [
         "train",
+        "prepare",
         "generate",
         "rank",
         "evaluate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import random
@@ -142,6 +143,18 @@ def command(
     for handler in set(root.handlers) - set(handlers):
         handler.close()
     root.handlers[:], root.level = handlers, level  # Hydra has put its own in their place
+
+
+@pytest.fixture
+def evaluate(command: Any) -> Any:
+    """evaluate(...) runs the command, which must succeed, and returns the JSON object on standard output."""
+
+    def evaluate(*arguments: Any) -> dict[str, Any]:
+        result: Result = command("evaluate", *map(str, arguments), "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        return json.loads(result.stdout)
+
+    return evaluate
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def check(words: list[str], compose: Any, bare: bool) -> None:
                 COMPOSED.add(whole)
     elif module.count(".") == 1 and module.startswith("gptlab.") and not (bare and not arguments):
         parsed = importlib.import_module(module).parser().parse_intermixed_args(arguments)
-        if module == "gptlab.bench":
+        if module in ("gptlab.bench", "gptlab.prepare"):
             compose(*completed(parsed.overrides))
 
 

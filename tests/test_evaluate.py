@@ -15,23 +15,11 @@ import torch
 from torch.nn import functional as F
 
 from gptlab.formats import checkpoint
-from tests.conftest import ROOT, Result
+from tests.conftest import ROOT
 from tests.data.test_corpora import fineweb_edu
 from tests.test_cli import assert_refused
 
 QUICK = ("trainer.max_steps=2", "trainer.val_every=2", "trainer.sample_tokens=0", "trainer.diagnose_every=0")
-
-
-@pytest.fixture
-def evaluate(command: Any) -> Any:
-    """evaluate(...) runs the command, which must succeed, and returns the JSON object on standard output."""
-
-    def evaluate(*arguments: Any) -> dict[str, Any]:
-        result: Result = command("evaluate", *map(str, arguments), "--json")
-        assert (result.returncode, result.stderr) == (0, "")
-        return json.loads(result.stdout)
-
-    return evaluate
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -49,7 +49,12 @@ def find_ids(paths: Sequence[str], options: TextOptions) -> FoundIds:
     given = [*expanded([expand_user(path) for path in paths])]
     found = {path: _files(path) for path in given}
     files = [file for of_path in found.values() for file in of_path]
-    parts = _divided(files, options)
+    names = [
+        str(file.relative_to(path if path != file else path.parent))
+        for path, inside in found.items()
+        for file in inside
+    ]
+    parts = _divided(files, names, options)
     folders = dict.fromkeys([*(path for path in given if found[path] != [path]), *(path.parent for path in files)])
     return FoundIds(parts, [*folders], len(files) - sum(map(len, parts.values())))
 
@@ -89,18 +94,22 @@ def _ids(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."]
 
 
-def _divided(found: list[Path], options: TextOptions) -> dict[str, list[Path]]:
+def _divided(found: list[Path], names: list[str], options: TextOptions) -> dict[str, list[Path]]:
     """Return the files of each part that there is; those that are not divided are for training.
+
+    Args:
+        found: the files.
+        names: their names, in the folders that were given.
 
     Raises:
         UserError: there is none for training, or see `named_parts`.
     """
     parts = named_parts(found, options)
-    names = {part_of(path.name) for path in found}
-    if not parts and options.named_parts is not False and not names & {None, "train"}:
+    named = {part_of(name) for name in names}
+    if not parts and options.named_parts is not False and not named & {None, "train"}:
         raise UserError(
-            f"data.path: {', '.join(sorted(path.name for path in found)[:3])} {'is' if len(found) == 1 else 'are'} for "
-            f"{' and '.join(sorted(map(str, names)))} by name, and there is nothing to train on: add train.bin, or "
+            f"data.path: {', '.join(names[:3])} {'is' if len(names) == 1 else 'are'} for "
+            f"{' and '.join(sorted(map(str, named)))} by name, and there is nothing to train on: add train.bin, or "
             f"{options.written('named_parts', 'false')}, which splits them by position"
         )
     if not parts:

@@ -43,7 +43,7 @@ def read_id_file(path: Path) -> IdFile:
 def _has_header(beginning: bytes) -> bool:
     """Return whether a .bin begins with a header of llm.c, one that is damaged or of another kind included.
 
-    No ids of a text stand in its place: they would begin with one above 54,911 and 308, or with 500 times 0.
+    Ids of a text are not taken for one: they would begin with an id above 54,911 and then 308, or have 506 times 0.
     """
     magic = int.from_bytes(beginning[:4], "little")
     filled = len(beginning) >= HEADER and not any(beginning[12:HEADER])

@@ -71,6 +71,9 @@ def open_prepared(name: str, folder: Path, remember: bool = True) -> Prepared | 
         return None
     try:
         index = read_json(folder / "index.json")
+        names = {shard(folder, split, i).name for split, counts in index["counts"].items() for i in range(len(counts))}
+        if index["files"].keys() != {"tokenizer.json", *names}:
+            raise UserError("index.json is damaged: it names other files than it counts")
         verify(folder, index["files"], remember)
         tokenizer = tokenizers.from_dict(read_json(folder / "tokenizer.json"))
         dtype = np.dtype(id_type(tokenizer.vocab_size)).str
@@ -78,10 +81,7 @@ def open_prepared(name: str, folder: Path, remember: bool = True) -> Prepared | 
             split: [IdFile(shard(folder, split, i), dtype, count) for i, count in enumerate(counts)]
             for split, counts in index["counts"].items()
         }
-        counted = [file for of_split in files.values() for file in of_split]
-        if index["files"].keys() != {"tokenizer.json", *(file.path.name for file in counted)}:
-            raise UserError("index.json is damaged: it names other files than it counts")
-        if any(file.path.stat().st_size != file.bytes for file in counted):
+        if any(file.path.stat().st_size != file.bytes for of_split in files.values() for file in of_split):
             raise UserError("index.json is damaged: it counts other ids than there are")
         return Prepared(name, index["sha256"], tokenizer, folder, files, index["unknown"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

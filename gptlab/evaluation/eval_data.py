@@ -116,8 +116,8 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
 def _documents(prepared: Prepared, part: str) -> list[Piece]:
     """Return the documents of a part, decoded from the ids on disk; without an end of text, data=bin is one."""
     tokenizer = prepared.tokenizer
-    one = tokenizer.end_of_text is None and prepared.name == find_ids.NAME
-    if part == "all" or tokenizer.name == "word" or (tokenizer.end_of_text is None and not one):
+    glued = tokenizer.end_of_text is None and prepared.name != find_ids.NAME
+    if part == "all" or tokenizer.name == "word" or glued:
         raise UserError(
             f"of data={prepared.name} there are only the ids of each part: with --split {part} and "
             f"tokenizer={tokenizer.name} there is no text; give one with --data FILE"

@@ -344,6 +344,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda folder: raw(folder / "ids" / "val.bin", [1, 2]).parent,
         "val.bin is for val by name, and there is nothing to train on: add train.bin, or data.named_parts=false",
     ),
+    "no folder of train": (
+        lambda folder: raw(folder / "ids" / "val" / "0.bin", [1, 2]).parent.parent,
+        "data.path: val/0.bin is for val by name, and there is nothing to train on",
+    ),
     "two kinds": (
         lambda folder: array(raw(folder / "ids" / "train.bin", [1]).with_suffix(".npy"), np.ones(1, "<u2")).parent,
         "this folder has .bin and .npy files, perhaps the same ids twice: ",

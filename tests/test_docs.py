@@ -117,6 +117,9 @@ def compositions(words: list[str]) -> list[list[str]]:
     flags = ("-m", "--help", "--hydra-help", "--cfg", "job")
     axes = [values(o) for o in OverridesParser.create().parse_overrides([w for w in words if w not in flags])]
     assert sweep or all(len(axis) == 1 for axis in axes), "several values of a key need -m or sweep="
+    if "sweep.method=one_at_a_time" in words:
+        first = [axis[0] for axis in axes]
+        return [first, *([*first[:i], each, *first[i + 1 :]] for i, axis in enumerate(axes) for each in axis[1:])]
     return [[axis[min(turn, len(axis) - 1)] for axis in axes] for turn in range(max(map(len, axes), default=1))]
 
 

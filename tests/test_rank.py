@@ -163,12 +163,16 @@ def test_another_file_is_not_written_to(rank: Any, content: str, words: str) -> 
 
 def test_rankings_of_other_models_are_not_gone_on_with(rank: Any, trained: Path, untouched: Path) -> None:
     """They would count as wins and losses of these."""
-    rank("1", "2", "quit", flags=("--also", str(untouched)))
-    before = Path("out.jsonl").read_text()
-    result = rank("1")
-    assert result.returncode == 1
-    assert f"out.jsonl: it ranks {untouched}, not {trained}: give the models by the names" in result.stderr
-    assert Path("out.jsonl").read_text() == before
+    also = ("--also", str(untouched))
+    for begun, then in ((also, ()), ((), also)):
+        Path("out.jsonl").unlink(missing_ok=True)
+        rank("1", "2", "quit", flags=begun)
+        before = Path("out.jsonl").read_text()
+        result = rank("1", flags=then)
+        assert result.returncode == 1
+        names = [" and ".join(sorted([str(trained), str(untouched)])), str(trained)]
+        assert f"out.jsonl: it ranks {names[0] if begun else names[1]}, not " in result.stderr
+        assert Path("out.jsonl").read_text() == before
 
 
 def test_prompts_are_checked_before_anyone_is_asked(rank: Any, command: Any, trained: Path, tmp_path: Path) -> None:

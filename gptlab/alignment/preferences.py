@@ -16,7 +16,8 @@ from gptlab.alignment.scoring import reply_text
 from gptlab.data.batches import as_shares, random_numbers
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import GOLD, Message, Messages, Preference
-from gptlab.generation.replies import draw_replies
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.generation.replies import Reply, draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.system.errors import UserError
@@ -24,8 +25,9 @@ from gptlab.system.files import write_atomically
 
 SAMPLES, LABELS = 9 << 32, 10 << 32  # purposes of random numbers, added to a seed, which is below 1 << 32
 TRIES = 4  # how often two answers are sampled before their pair is left out
-SAMPLED_ANEW = "sampled anew"  # counted
-LEFT_OUT = f"left out: {TRIES} times the two answers were the same, or one was empty or did not end"  # counted
+UNLIKELY = "the two answers were the same, or one was empty, did not end, or held a special token"
+SAMPLED_ANEW = f"sampled anew: {UNLIKELY}"  # counted
+LEFT_OUT = f"left out: {TRIES} times {UNLIKELY}"  # counted
 
 
 def sample_preferences(
@@ -47,9 +49,10 @@ def sample_preferences(
 
     Pair k answers prompt k, and begins with the first prompt again after the last. What is sampled is a function of the
     seed, the prompt's number and the answer's among those to it. Two answers that are the same text, of which one is
-    empty, or of which one does not end by itself, are both sampled anew, `TRIES` times at most: so a pair is of two
-    independent answers, given that both end and that they differ. Which is preferred is drawn after Bradley and Terry,
-    see `preference_probability`, by the pair's own number. An answer is text: encoded again, it may have other ids.
+    empty, does not end by itself, or has a special token in it, which is no text, are both sampled anew, `TRIES` times
+    at most: so a pair is of two independent answers, given that both are such texts and that they differ. Which is
+    preferred is drawn after Bradley and Terry, see `preference_probability`, by the pair's own number. An answer is
+    text: encoded again, it may have other ids.
 
     Args:
         model: a model in evaluation mode.
@@ -86,7 +89,7 @@ def sample_preferences(
             batch_size,
             bar=True,
         )
-        said = [reply_text(reply, chat.tokenizer) if reply.ended else "" for reply in replies]
+        said = [_text(reply, chat.tokenizer) for reply in replies]
         both = zip(missing, said[::2], said[1::2], strict=True)
         found |= {k: (one, other) for k, one, other in both if one and other and one != other}
     if len(found) < pairs:
@@ -97,6 +100,12 @@ def sample_preferences(
             f"{max_new_tokens} tokens, or first teach the model to answer by task=sft"
         )
     return _preferred([(k, prompts[k % len(prompts)], found[k]) for k in sorted(found)], reward, noise, seed, pairs)
+
+
+def _text(reply: Reply, tokenizer: Tokenizer) -> str:
+    """Return what a reply says; "" if it does not end, or is no text."""
+    *ids, _ = reply.ids or [0]
+    return reply_text(reply, tokenizer) if reply.ended and not {*ids} & {*tokenizer.special_tokens.values()} else ""
 
 
 def _uniform(seed: int, samples: Sequence[tuple[int, int]], count: int) -> torch.Tensor:

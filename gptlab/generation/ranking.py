@@ -98,9 +98,9 @@ class Rankings:
                         f"{file}: it has {row['prompt']!r:.99}, which is not prompt {row['number'] + 1} here: give the "
                         f"prompts that it was begun with, or another file"
                     )
-                if others := {row[key] for key in MODELS if key in row} - {*models}:
+                if (ranked := {row[key] for key in MODELS if key in row}) and ranked != {*models}:
                     raise UserError(
-                        f"{file}: it ranks {' and '.join(sorted(others))}, not {' and '.join(models)}: give the models "
+                        f"{file}: it ranks {' and '.join(sorted(ranked))}, not {' and '.join(models)}: give the models "
                         f"by the names that it was begun with, or another file"
                     )
                 self._count(row)

@@ -31,13 +31,16 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
             with "speaks" whether it writes text.
         resumed: whether `summary["total_seconds"]` counts only from where the run was resumed.
     """
-    run_dir = os.path.relpath(summary["run_dir"])
+    run_dir, more = os.path.relpath(summary["run_dir"]), ""
     how = {"finished": "finished", "stopped_early": "stopped early"}[summary["status"]]
     test = f"\n  test/loss   {summary['test/loss']:.4f}" if "test/loss" in summary else ""
     for part in ("val", "test"):
         if said := [words.format(summary[f"{part}/{key}"]) for key, words in MEASURES if f"{part}/{key}" in summary]:
             test += f"\n  {part:<11} {', '.join(said)}"
     since, further = "this time" if resumed else "in all", 2 * summary["steps"]
+    if summary["status"] == "finished":  # else what has stopped it would stop it again
+        more = f"\n  python -m gptlab.train {pasteable('resume', run_dir)} trainer.max_steps={further} "
+        more += f"schedule.decay_steps={further}"
     return f"""
 {how} after {summary["steps"]} steps: {run_dir}
   val/loss    {_loss(summary)}
@@ -46,8 +49,7 @@ def closing_words(summary: dict[str, Any], resumed: bool = False) -> str:
 {summary["tokens_per_sec"]:,.0f} tokens/s
 
 next:{_sample(summary, run_dir)}
-  tensorboard --logdir {shell_quoted(str(Path(run_dir).parent.parent))}
-  python -m gptlab.train {pasteable("resume", run_dir)} trainer.max_steps={further} schedule.decay_steps={further}"""
+  tensorboard --logdir {shell_quoted(str(Path(run_dir).parent.parent))}{more}"""
 
 
 def _loss(summary: dict[str, Any]) -> str:

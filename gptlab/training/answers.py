@@ -62,6 +62,8 @@ class Answers:
         self.chat, self.conversations, self.max_tokens = chat, conversations, max_tokens
         self.sampled, self.most, self.expected = sampled, most, expected
         self.measures: tuple[str, ...] = ("accuracy",) if expected else ()
+        kinds = {each.kind for some in conversations.values() for each in some} - {""}
+        self.measures += tuple(f"accuracy_{kind}" for kind in sorted(kinds) if expected)
         self.measures += ("stop_rate", "answer_tokens", *(sampled.measures if sampled else ()))
         self.last: list[Answered] = []
         """What was answered when `measure` was last called."""

@@ -29,6 +29,7 @@ from gptlab.system.errors import UserError, amount
 from gptlab.training.example_datamodule import ExampleDataModule
 from gptlab.training.tasks import RewardConfig
 
+FORM = 2  # of the pairs that are kept in the cache folder: which answers are sampled anew
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,7 @@ def sampled_pairs(config: DataConfig, name: str) -> ExampleSet:
     if chat is None:
         raise UserError(f"data=preferences: init_from={name} has not learned to answer; give a run of task=sft")
     asked = {part: [each.messages[:-1] for each in found] for part, found in prompts.items()}
-    about = [digest(model), tokenizer.to_dict(), chat.as_template(), config.problems, asked]
+    about = [FORM, digest(model), tokenizer.to_dict(), chat.as_template(), config.problems, asked]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     parts: dict[str, list[Preference]] = {}
     for part, found in prompts.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from gptlab.models.heads import has_logits
 from gptlab.runs.identity import does, flatten
 from gptlab.system import accelerator
 from gptlab.system.files import explain_write_errors
+from gptlab.system.terminal import pasteable
 from gptlab.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Enough, Lengths, Patience
 from gptlab.training.callbacks.curves import Curves
 from gptlab.training.callbacks.diagnostics import TOKENS, Diagnostics
@@ -32,6 +35,7 @@ from gptlab.training.run import Run
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "bf16_true": "bf16-true"}
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # by the disk
+log = logging.getLogger(__name__)
 
 
 def build_trainer(run: Run, run_dir: Path, start: Start | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
@@ -146,7 +150,12 @@ def train(trainer: L.Trainer, run: Run, run_dir: Path, start: Start | None) -> N
             if run.data.has_test:
                 trainer.test(run.module, datamodule=run.data, verbose=False)
         except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # before our handlers were set; Lightning exits with 1
+            if isinstance(stop.__context__, KeyboardInterrupt):  # our handlers are not set; Lightning exits with 1
+                if trainer.state.fn == "test":
+                    log.warning(
+                        "stopped before the test part was measured; go on with: python -m gptlab.train %s",
+                        pasteable("resume", os.path.relpath(run_dir)),
+                    )
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:

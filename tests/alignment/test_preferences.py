@@ -128,6 +128,14 @@ def test_a_pair_without_a_difference_is_sampled_anew_and_then_left_out_and_count
     assert {*counts} == {LEFT_OUT, SAMPLED_ANEW}
 
 
+def test_an_answer_with_a_special_token_in_it_is_no_text() -> None:
+    """Read again as text, the token would be the letters of its name."""
+    counts: Counter[str] = Counter()
+    found = sample(counts, shares={A: 0.4, B: 0.2, ANSWER: 0.2, END: 0.2}, pairs=200)
+    assert counts[SAMPLED_ANEW] > 200 * (1 - 0.5**2) / 2  # half of all answers have one
+    assert {letter for each in found for text in answers(each) for letter in text} == {"a", "b"}
+
+
 def test_which_pairs_are_left_out_does_not_change_the_labels_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [(Message("user", f"prompt {i}"),) for i in range(80)]
     options: dict[str, Any] = {"prompts": prompts, "pairs": 80, "shares": {A: 0.4, B: 0.3, END: 0.3}, "noise": 9.0}

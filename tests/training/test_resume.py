@@ -70,6 +70,26 @@ def goes_on(train: Any, folder: Path, words: Sequence[str], batch_idx: int, numb
     return whole
 
 
+class KillInTest(L.Callback):
+    """Sends this process Ctrl-C in the measuring of the test part."""
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_in_the_test_says_how_to_go_on(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("data.test_fraction=0.1", "trainer.max_steps=2", "trainer.val_every=2")
+    with monkeypatch.context() as patched:
+        interrupt(patched, KillInTest())
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", *words)
+    assert "stopped before the test part was measured; go on with: python -m gptlab.train resume=" in caplog.text
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert "test/loss" in run(tmp_path / "run", *words, resume=True)
+
+
 # Three micro-batches a step and a validation after steps 3, 6 and 7: batch 4 is mid-accumulation before a step that
 # does not validate, batch 7 before one that does, 12 the first of a step.
 @pytest.mark.parametrize(("batch_idx", "number"), [(4, signal.SIGINT), (7, signal.SIGTERM), (12, signal.SIGTERM)])

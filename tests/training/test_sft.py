@@ -19,6 +19,7 @@ from gptlab.generation.replies import Reply
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training import answers
+from gptlab.training.callbacks import samples
 from tests.conftest import Result
 from tests.training.test_fit import curve
 from tests.training.test_resume import goes_on
@@ -112,6 +113,14 @@ def test_what_is_learned_is_answered_and_ended(learned: Path) -> None:
         assert 4 <= summary[f"{part}/answer_tokens"] <= 7
     assert "> please, what is snow like\nwhite\n" in (learned / "samples.txt").read_text()
     assert "wanted" in (learned / "samples.txt").read_text()  # before the first step
+
+
+def test_the_samples_are_of_each_kind() -> None:
+    said = [answers.Answered(f"{kind} {i}", "", "", True, True, 1, None, kind) for kind in "ab" for i in range(3)]
+    shown = [
+        each.prompt for each in samples.of_each_kind([*said, answers.Answered("c 0", "", "", True, True, 1, None, "c")])
+    ]
+    assert shown == ["a 0", "b 0", "c 0", "a 1", "b 1", "a 2", "b 2"]
 
 
 def test_a_run_ends_once_enough_answers_are_right(sft: Any, learned: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from gptlab.training.module import LMModule
 
 SHOWN = {
     "val/accuracy": ", {:.1%} right",
-    "val/reward": ", reward {:.3f}",
+    "val/reward": ", reward {:.3f} (sampled)",
+    "val/judged_reward": ", {:.3f} by the reward model",
     "val/kl": ", {:.2f} nats from the reference",
     "val/win_rate": ", wins {:.1%}",
     "val/text_loss": ", {:.4f} on the text",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class AnswerSamples(L.Callback):
         assert isinstance(pl_module, LMModule)
         if not trainer.is_global_zero or pl_module.answers is None:
             return
-        shown, expected = pl_module.answers.last[:SHOWN], pl_module.answers.expected
+        shown, expected = of_each_kind(pl_module.answers.last)[:SHOWN], pl_module.answers.expected
         lines = []
         for each in shown:
             lines += [f"> {each.prompt}", each.answer if each.ended else f"{each.answer} ..."]
@@ -96,6 +97,16 @@ class AnswerSamples(L.Callback):
             lines += [] if each.right or not expected else [f"(wanted: {each.wanted})"]
         rewarded = any(each.reward is not None for each in shown)
         write_sample(trainer, self.path, "\n".join(lines), table(shown, expected) if rewarded else None)
+
+
+def of_each_kind(answers: Sequence[Answered]) -> list[Answered]:
+    """Return answers to the first prompt of each kind, then to the second, and so on."""
+    seen = Counter[str]()
+    turns = []
+    for each in answers:
+        turns.append(seen[each.kind])
+        seen[each.kind] += 1
+    return [answers[i] for i in sorted(range(len(answers)), key=turns.__getitem__)]
 
 
 def table(answers: Sequence[Answered], expected: bool) -> str:

@@ -16,8 +16,7 @@ from gptlab.alignment.scoring import reply_text
 from gptlab.data.batches import as_shares, random_numbers
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import GOLD, Message, Messages, Preference
-from gptlab.data.tokenizers import Tokenizer
-from gptlab.generation.replies import Reply, draw_replies
+from gptlab.generation.replies import draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.system.errors import UserError
@@ -72,6 +71,7 @@ def sample_preferences(
     if not temperature > 0:
         raise UserError(f"temperature={temperature}: must be above 0, or both answers would be the same")
     found: dict[int, tuple[str, str]] = {}
+    special = {*chat.tokenizer.special_tokens.values()}
     for attempt in range(TRIES):
         missing = [k for k in range(pairs) if k not in found]
         if not missing:
@@ -89,7 +89,8 @@ def sample_preferences(
             batch_size,
             bar=True,
         )
-        said = [_text(reply, chat.tokenizer) for reply in replies]
+        texts = [reply.ended and special.isdisjoint(reply.ids[:-1]) for reply in replies]
+        said = [reply_text(reply, chat.tokenizer) if text else "" for reply, text in zip(replies, texts, strict=True)]
         both = zip(missing, said[::2], said[1::2], strict=True)
         found |= {k: (one, other) for k, one, other in both if one and other and one != other}
     if len(found) < pairs:
@@ -100,12 +101,6 @@ def sample_preferences(
             f"{max_new_tokens} tokens, or first teach the model to answer by task=sft"
         )
     return _preferred([(k, prompts[k % len(prompts)], found[k]) for k in sorted(found)], reward, noise, seed, pairs)
-
-
-def _text(reply: Reply, tokenizer: Tokenizer) -> str:
-    """Return what a reply says; "" if it does not end, or is no text."""
-    *ids, _ = reply.ids or [0]
-    return reply_text(reply, tokenizer) if reply.ended and not {*ids} & {*tokenizer.special_tokens.values()} else ""
 
 
 def _uniform(seed: int, samples: Sequence[tuple[int, int]], count: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from gptlab.evaluation import eval_data
 from gptlab.evaluation.eval_data import Source
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats import adapters, open_model
+from gptlab.formats.adapters import BEGUN, Base
 from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
@@ -34,22 +35,33 @@ def open_candidate(name: str) -> OpenedModel[Model]:
 
 
 def text_base(opened: OpenedModel[Model]) -> OpenedModel[Model] | None:
-    """Open the model of texts that a run's weights go back to: that of its init_from, or of that run's, and so on.
+    """Open the model of texts that a run's weights go back to, see `text_base_of`; None: they began as random ones."""
+    origin = adapters.origin(opened.info.about) if opened.info else None
+    return text_base_of(opened.config.get("init_from"), origin, opened.config["model"])
+
+
+def text_base_of(init_from: str | None, origin: Base | None, model: dict[str, Any]) -> OpenedModel[Model] | None:
+    """Open the model of texts that a run goes back to: that of its init_from, or of that run's, and so on.
+
+    Args:
+        init_from: what the run began as.
+        origin: what its checkpoints name it by; None: they do not.
+        model: the model node of the run's config.
 
     Returns:
-        None if the run began with random weights.
+        None if there was none.
 
     Raises:
         UserError: see `open_candidate`; or one of these models is missing, or is another than it was.
     """
-    while (name := opened.config.get("init_from")) is not None:
-        base = adapters.origin(opened.info.about) if opened.info else None
-        found = open_candidate(base.found(adapters.BEGUN) if base else str(name))
-        if base:
-            base.check_began(found.model, opened.config["model"])
-        opened = found
-        if learned_texts(opened):
-            return opened
+    while init_from is not None:
+        found = open_candidate(origin.found(BEGUN) if origin else str(init_from))
+        if origin:
+            origin.check_began(found.model, model)
+        if learned_texts(found):
+            return found
+        init_from, model = found.config.get("init_from"), found.config["model"]
+        origin = adapters.origin(found.info.about) if found.info else None
     return None
 
 

@@ -19,6 +19,7 @@ TRAITS = {  # should be equal in all runs: the column, and the config groups tha
     "precisions": ("precision", {"trainer", "precision"}),
     "versions of gptlab": ("version", set()),
     "commits": ("commit", set()),
+    "models behind init_from": ("init_from_sha256", {"init_from", "model", "arch", "task"}),  # as each run changed it
 }
 
 

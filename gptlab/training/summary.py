@@ -84,6 +84,8 @@ def summarise(trainer: L.Trainer, run: Run, run_dir: Path, total_seconds: float)
         "config_hash": config_hash(run.config, data.sha256),
         "run_dir": str(run_dir),
     }
+    if module.origin is not None:
+        summary["init_from_sha256"] = module.origin.sha256
     if module.answers and module.answers.sampled and (best := module.answers.sampled.best_of_n):
         summary["best_of_n"] = best
     if isinstance(module.objective, Classes) and (counts := module.objective.confusion.get("test")):

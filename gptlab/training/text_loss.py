@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from gptlab.data.batches import Windows
-from gptlab.data.tokenizers import Tokenizer
 from gptlab.evaluation import eval_data, loss
-from gptlab.evaluation.candidates import choose_text, learned_texts, open_candidate, text_base
-from gptlab.formats.adapters import BEGUN
+from gptlab.evaluation.candidates import choose_text, text_base_of
 from gptlab.formats.open_model import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
@@ -28,10 +27,7 @@ class TextLoss(NamedTuple):
 
     ids: np.ndarray
     """(n,)."""
-    tokenizer: Tokenizer
     windows: Windows
-    part: str
-    """Which part of the text it is."""
 
     def measure(self, model: Model) -> float:
         """Return the loss in nats per token, in fp32.
@@ -41,8 +37,8 @@ class TextLoss(NamedTuple):
         """
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
-            found = loss.measure(model, self.ids, self.tokenizer, self.part, self.windows, device)
-        return found.values()["nats_per_token"]
+            nats = loss.token_nats(model, self.ids, self.windows, device)
+        return math.fsum(nats) / len(nats)
 
 
 def open_text(settings: Settings, loaded: Loaded) -> TextLoss | None:
@@ -71,7 +67,7 @@ def open_text(settings: Settings, loaded: Loaded) -> TextLoss | None:
     log.info("beside: the loss of %s, %s", text.name, windows.protocol(text.part))
     for note in text.notes:
         log.warning("%s: %s", key, note)
-    return TextLoss(ids, tokenizer, windows, text.part)
+    return TextLoss(ids, windows)
 
 
 def _base(settings: Settings, loaded: Loaded) -> OpenedModel[Model] | None:
@@ -80,11 +76,8 @@ def _base(settings: Settings, loaded: Loaded) -> OpenedModel[Model] | None:
     Raises:
         UserError: it is missing, or another than it was; of a text that has a name of its own that does not matter.
     """
-    if settings.init_from is None:
-        return None
     try:
-        base = open_candidate(loaded.origin.found(BEGUN) if loaded.origin else settings.init_from)
-        return base if learned_texts(base) else text_base(base)
+        return text_base_of(settings.init_from, loaded.origin, loaded.node)
     except UserError:
         if settings.task.text_loss == BASE:
             raise

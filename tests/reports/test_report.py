@@ -563,6 +563,16 @@ def test_runs_that_are_unlike_are_noted(tmp_path: Path) -> None:
         assert words in notes
 
 
+def test_runs_that_began_with_different_models_of_one_name_are_noted(tmp_path: Path) -> None:
+    """A sweep goes on when the run that init_from names has been made anew."""
+    for seed, sha256 in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        fake_run(tmp_path / str(seed), 1.5, seed, summary={"init_from_sha256": sha256}, init_from="base")
+    note = f"the runs have different models behind init_from: {'a' * 48} (2), {'b' * 48} (1)"
+    assert note in build_report([tmp_path]).notes
+    fake_run(tmp_path / "other", 1.5, 7, {"init_from": "other"}, summary={"init_from_sha256": "c"}, init_from="other")
+    assert not any("behind init_from" in note for note in build_report([tmp_path]).notes)
+
+
 def test_what_is_swept_on_purpose_is_not_noted(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         summary = {"precision": precision, "data": {"sha256": "a", "tokenizer": precision, "name": "x"}}

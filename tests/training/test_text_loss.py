@@ -122,3 +122,14 @@ def test_a_text_or_a_base_that_is_missing_is_named(tune: Any, base: Path, tmp_pa
     with pytest.raises(UserError, match=r"task.text_loss=base: the model that it began as is missing"):
         tune("run", begun, "task.text_loss=base", "trainer.max_steps=6", resume=True)
     tune("run", begun, "trainer.max_steps=6", resume=True)
+
+
+def test_a_base_that_is_another_by_now_is_refused(tune: Any, run: Any, base: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    begun = f"init_from={moved}"
+    tune("run", begun, "task.text_loss=base")
+    shutil.rmtree(moved)
+    run(moved, "trainer.max_steps=2", "trainer.val_every=2", "model.block_size=48")
+    with pytest.raises(UserError, match=r"task.text_loss=base: the model that it began as has changed: .*moved had"):
+        tune("run", begun, "task.text_loss=base", "trainer.max_steps=6", resume=True)

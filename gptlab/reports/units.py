@@ -30,23 +30,19 @@ ACCURACIES = {  # what a task's accuracy is the share of
     "classify": "texts in their class",
 }
 SCORE_KEYS = {"reward": REWARD, "win_rate": REWARD, "judged_reward": ("reward.model", "reward.unended")}
-HIGHER = (
-    "accuracy",
-    "bayes_accuracy",
-    "expected_accuracy",
-    "stop_rate",
-    "reward",
-    "judged_reward",
-    "win_rate",
-    "pass_at_",
-    "f1",
-)
+SHARES = ("accuracy", "bayes_accuracy", "expected_accuracy", "stop_rate", "win_rate", "pass_at_", "f1")
+HIGHER = (*SHARES, "reward", "judged_reward")
 IN_BITS = {"test/loss": "test/bpb"}  # other losses than `NATS`, and what compares in their place
 
 
 def higher_is_better(metric: str) -> bool:
     """Return whether a measure is a score, as accuracy, reward or win rate, and no loss or divergence."""
     return metric.rpartition("/")[2].startswith(HIGHER)
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a measure is from 0 to 1."""
+    return metric.rpartition("/")[2].startswith(SHARES)
 
 
 def is_loss(metric: str) -> bool:

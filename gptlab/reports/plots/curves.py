@@ -24,7 +24,7 @@ from gptlab.reports.plots.style import (
 from gptlab.reports.records import read_curves
 from gptlab.reports.report import Report, compact_number
 from gptlab.reports.statistics import half_width
-from gptlab.reports.units import NATS, axis_label, loss_is_trained, unit
+from gptlab.reports.units import NATS, axis_label, is_share, loss_is_trained, unit
 
 FEW_POINTS = 5  # curves with at most so many points show them
 
@@ -85,10 +85,10 @@ def draw_curves(report: Report, colours: Colours) -> Figure | None:
     has_end = any((each.index >= halves[name]).sum() > 1 for name, each in means.items())
     figure, (whole, *ends) = make_panels(9 if has_end else 7, 3.8, 2 if has_end else 1)
     for name, each in means.items():
-        _draw_val_loss(whole, each, singles[name], colours[name])
+        _draw_val_loss(whole, each, singles[name], colours[name], is_share(report.curve))
         for axes in ends:
             second = [part[part.index >= halves[name]] for part in (each, *singles[name])]
-            _draw_val_loss(axes, second[0], second[1:], colours[name])
+            _draw_val_loss(axes, second[0], second[1:], colours[name], is_share(report.curve))
         whole.plot(each.index, each["train"], color=colours[name], lw=0.8, ls="--", marker=_point_marker(each), ms=3)
     dashed = ", train/loss since the validation before (dashed)" if _shows_train(report) else ""
     label = _loss_label(report) if dashed else axis_label(report.curve, report.tasks)
@@ -112,11 +112,18 @@ def draw_curves(report: Report, colours: Colours) -> Figure | None:
     return figure
 
 
-def _draw_val_loss(axes: Axes, mean: pd.DataFrame, singles: list[pd.DataFrame], colour: str) -> None:
-    """Draw the mean val/loss of a group, with its 95% interval as a band, or with thin single curves for few seeds."""
+def _draw_val_loss(
+    axes: Axes, mean: pd.DataFrame, singles: list[pd.DataFrame], colour: str, share: bool = False
+) -> None:
+    """Draw the mean val/loss of a group, with its 95% interval as a band, or with thin single curves for few seeds.
+
+    Args:
+        share: it is a share, and the band ends at 0 and 1.
+    """
     axes.plot(mean.index, mean["val"], color=colour, marker=_point_marker(mean), ms=4)
     if len(singles) >= SEEDS_FOR_BAND:
-        band = mean["val"] - mean["half"], mean["val"] + mean["half"]
+        limits = (0, 1) if share else (None, None)
+        band = [each.clip(*limits) for each in (mean["val"] - mean["half"], mean["val"] + mean["half"])]
         axes.fill_between(mean.index, *band, color=colour, alpha=0.2, lw=0)
     elif len(singles) > 1:
         for single in singles:

@@ -88,6 +88,18 @@ def test_few_seeds_have_thin_curves_instead_of_a_band(tmp_path: Path, seeds: int
     assert ("band" in figure.get_suptitle()) == (seeds == 3)
 
 
+@pytest.mark.parametrize(("measure", "ends"), [("accuracy", (0, 1)), ("reward", (-0.494, 1.494))])
+def test_the_band_of_a_share_ends_where_shares_do(tmp_path: Path, measure: str, ends: tuple[float, float]) -> None:
+    for seed, share in enumerate((0.1, 0.5, 0.9)):
+        run_dir = fake_run(tmp_path / str(seed), 1.5, seed, summary={f"test/{measure}": share})
+        rows = "".join(f"{step},3.0,\n{step},,{share}\n" for step in (1, 2))
+        (run_dir / "metrics.csv").write_text(f"step,train/loss,val/{measure}\n" + rows)
+    axes = drawn([tmp_path], metric=f"test/{measure}")["curves"].axes[0]
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx(ends, abs=1e-3)
+
+
 def test_a_run_with_two_validations_shows_its_points_and_no_second_half(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", 1.5)
     (run / "metrics.csv").write_text("step,train/loss,val/loss\n0,,4.0\n5,3.0,\n10,2.0,\n10,,2.5\n")

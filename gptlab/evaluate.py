@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptlab.data.text_options import FORMATS
-from gptlab.system.arguments import some_name, some_path
+from gptlab.system.arguments import BITS, some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -88,7 +88,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=1337, metavar="S", help="of samples and bootstrap (default: 1337)")
     p.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (default: 8192 tokens' worth)")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", *BITS),
+        default="fp32",
+        help="int8 and int4: weights of so few bits, on a CPU, beside MODEL in fp32, or OTHER (default: fp32)",
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
     return p
@@ -107,13 +112,15 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.evaluation.candidates import choose_text, count_table, open_candidate
     from gptlab.evaluation.measurements import measure_copies, measure_losses
     from gptlab.evaluation.ngrams import ngram_order
+    from gptlab.formats.open_model import quantised
     from gptlab.system import accelerator, terminal
 
     def windows(name: str, block_size: int) -> Windows:
         return Windows.of(args.context, args.stride, block_size, name)
 
     check_numbers(args)
-    device = accelerator.device(args.device)
+    bits = BITS.get(args.precision)
+    device = accelerator.device("cpu" if bits else args.device)
     names = [args.model] if args.compare is None else [args.model, args.compare]
     orders = {name: n for name in names if (n := ngram_order(name)) is not None}
     refuse_flags(args, names, orders)
@@ -128,6 +135,8 @@ def run(args: argparse.Namespace) -> None:
         default = "char" if any(orders.values()) else "byte"
         tokenizer = args.tokenizer or next((each.tokenizer for each in models.values()), default)
         both = [models.get(name) or count_table(name, orders[name], text, tokenizer) for name in names]
+        if bits:  # beside what was asked for, or the model as it is
+            both = [quantised(open_candidate(args.model), bits), both[-1]]
         bf16 = args.precision == "bf16"
         content = measure_losses(both, text, device, windows, seed=args.seed, batch_size=args.batch_size, bf16=bf16)
     if args.json:
@@ -274,6 +283,12 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
         raise UserError(
             f"--memorised: {args.model} writes nothing here; give its sample, or any text, with --sample FILE"
         )
+    if args.precision in BITS and args.model in orders:
+        raise UserError(f"--precision {args.precision}: {args.model} is a table of counts; leave it out")
+    if args.precision in BITS and args.device not in ("auto", "cpu"):
+        raise UserError(f"--precision {args.precision} is for a CPU: leave --device {args.device} out, or use bf16")
+    if args.precision in BITS and args.memorised:
+        raise UserError(f"--precision {args.precision} and --memorised do not go together: leave one of them out")
     if len(orders) == len(set(names)) and (args.context or args.stride):
         raise UserError(f"--context and --stride are for models with windows, which {args.model} has not")
     if not orders and args.tokenizer:

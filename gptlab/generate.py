@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptlab.system.arguments import some_name, some_path
+from gptlab.system.arguments import BITS, some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--compile", action="store_true", help="by torch.compile, which takes a while: for long texts on a GPU"
     )
-    work.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    work.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", *BITS),
+        default="fp32",
+        help="of the weights; int8 and int4 on a CPU (default: fp32)",
+    )
     work.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     return p
 
@@ -142,6 +147,10 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--draft speeds up one model: leave --also out, or --draft")
     if args.draft and args.compile:
         raise UserError("--compile reads one token at a time, --draft several: leave one of them out")
+    if args.precision in BITS and args.compile:
+        raise UserError(f"--precision {args.precision} is computed by a library of ours: leave --compile out")
+    if args.precision in BITS and args.device not in ("auto", "cpu"):
+        raise UserError(f"--precision {args.precision} is for a CPU: leave --device {args.device} out, or use bf16")
     if args.ahead and not args.draft:
         raise UserError(f"--ahead {args.ahead} tells --draft how far to look: give --draft MODEL, or leave --ahead out")
     if "" in args.stop:
@@ -197,7 +206,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from gptlab.formats.open_model import open_model
+    from gptlab.formats.open_model import open_model, quantised
     from gptlab.generation.answers import check_prompt, check_special, default_prompt
     from gptlab.generation.conversation import converse
     from gptlab.generation.sampling import Sampling
@@ -206,11 +215,13 @@ def run(args: argparse.Namespace) -> None:
 
     check_flags(args)
     texts = read_prompts(args)
-    where, dtype = device(args.device), torch.bfloat16 if args.precision == "bf16" else torch.float32
+    bits = BITS.get(args.precision)
+    where = device("cpu" if bits else args.device)
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     sampling = Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
     seed = torch.seed() % 2**32 if args.seed is None else args.seed
-    models = [open_model(name, where, dtype) for name in (args.model, *args.also)]
-    draft = open_model(args.draft, where, dtype) if args.draft else None
+    models = [quantised(open_model(name, where, dtype), bits) for name in (args.model, *args.also)]
+    draft = quantised(open_model(args.draft, where, dtype), bits) if args.draft else None
     if draft is not None and draft.tokenizer.to_dict() != models[0].tokenizer.to_dict():
         ours, other = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (models[0], draft))
         raise UserError(

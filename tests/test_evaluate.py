@@ -393,6 +393,9 @@ def test_a_model_writes_a_sample_of_its_own(evaluate: Any, trained: Path, monkey
         (["{trained}", "--data", "fineweb_edu"], ["--data fineweb_edu: give a file", "shakespeare_char"]),
         (["{trained}", "--data", "two.txt", "--compare", "uniform"], ["too short for a comparison"]),
         (["{trained}", "--device", "cuda"], ["--device cuda: there is none here; use --device cpu"]),
+        (["{trained}", "--precision", "int8", "--device", "cuda"], ["--precision int8 is for a CPU", "or use bf16"]),
+        (["{trained}", "--precision", "int8", "--memorised"], ["int8 and --memorised do not go together"]),
+        (["ngram:2", "--precision", "int4"], ["--precision int4: ngram:2 is a table of counts; leave it out"]),
         (["{trained}", "--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
         (["{trained}", "--seed", "-1"], ["--seed -1: must be at least 0"]),
         (["{trained}", "--tokenizer", "byte"], ["--tokenizer byte is for ngram:N and uniform"]),
@@ -414,6 +417,22 @@ def test_what_evaluate_refuses(
     for name, text in {"short": "t", "unknown": "ΩΩΩ", "empty": "", "two": "the old cat"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
     assert_refused(command("evaluate", *(a.format(trained=trained) for a in arguments)), *words)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.01), ("int4", 0.3)])
+def test_what_few_bits_cost_stands_beside_the_model_itself_or_another(
+    evaluate: Any, trained: Path, byte_run: Path, precision: str, most: float
+) -> None:
+    found = evaluate(trained, "--precision", precision)
+    assert found["model"].endswith(f", {precision[3:]} bits")
+    assert (found["precision"], found["compare"]["precision"]) == (precision, "fp32")
+    assert_is_the_runs_own(found["compare"], trained)
+    assert 0 < abs(found["nats_per_token"] - found["compare"]["nats_per_token"]) < most
+    low, high = found["difference"]["low"], found["difference"]["high"]
+    assert -most < low < high < most
+    other = evaluate(trained, "--precision", precision, "--compare", str(byte_run))
+    assert other["nats_per_token"] == found["nats_per_token"]
+    assert (other["compare"]["tokenizer"], other["compare"]["precision"]) == ("byte", "fp32")
 
 
 def test_a_run_whose_text_has_gone_or_changed_names_the_way_out(

@@ -681,6 +681,20 @@ def test_bf16_says_nearly_the_same(objects: Any, model: str) -> None:
     assert rounded["bits"] != exact["bits"]
 
 
+@pytest.mark.parametrize(("precision", "rel"), [("int8", 0.2), ("int4", 0.8)])
+def test_weights_of_few_bits_say_nearly_the_same(
+    objects: Any, command: Any, model: str, precision: str, rel: float
+) -> None:
+    arguments = (model, "abc", "--show-probs", "--temperature", "0", "--max-new-tokens", "3")
+    (exact,), (rounded,) = objects(*arguments), objects(*arguments, "--precision", precision)
+    assert rounded["bits"][0] == pytest.approx(exact["bits"][0], rel=rel)
+    assert rounded["bits"] != exact["bits"]
+    line = ("generate", model, "abc", "--precision", precision, "--max-new-tokens", "40", "--temperature", "0")
+    plain = command(*line)
+    assert f"({precision[3:]} bits" in plain.stderr or f", {precision[3:]} bits" in plain.stderr
+    assert command(*line, "--draft", model).stdout == plain.stdout  # the same bits for one token and for several
+
+
 def test_a_word_model_talks(command: Any, typed: Any, tmp_path: Path) -> None:
     from gptlab.data.tokenizers import WordTokenizer
 
@@ -814,6 +828,15 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
         (["{model}", "--draft", "{model}", "--also", "{model}"], ["leave --also out, or --draft"]),
         (["{model}", "--interactive", "--compile"], ["leave --compile out, or --interactive"]),
         (["{model}", "--draft", "{model}", "--compile"], ["--compile reads one token at a time", "leave one of them"]),
+        (
+            ["{model}", "--precision", "int8", "--compile"],
+            ["--precision int8 is computed by a library of ours: leave --c"],
+        ),
+        (["{model}", "--precision", "int4", "--device", "cuda"], ["--precision int4 is for a CPU", "or use bf16"]),
+        (
+            ["bigram.ckpt", "a", "--precision", "int8"],
+            ["--precision int8: bigram.ckpt is a Bigram, and no GPT; use fp32"],
+        ),
         (["{model}", "--ahead", "3"], ["--ahead 3", "give --draft MODEL"]),
         (["{model}", "--stop", ""], ["--stop ''", "give some text"]),
         (["{model}", "a", "--prompt-file", "p"], ["a PROMPT and --prompt-file p: leave one of them out"]),
@@ -839,6 +862,7 @@ def test_what_generate_refuses(
     (tmp_path / "empty").touch()
     (tmp_path / "blank").write_text("\n\n")
     saying(tmp_path / "bytes.ckpt", ByteTokenizer(), [0, 1])
+    saved(tmp_path / "bigram.ckpt", models.build(BigramConfig(ABC.vocab_size)), ABC)
     result = command("generate", *(argument.format(model=model) for argument in arguments))
     assert_refused(result, *(word.format(model=model) for word in words))
 

@@ -72,9 +72,8 @@ def measure_losses(
         results.append(loss.measure(each.model, ids, each.tokenizer, text.part, chosen, device, **options))
     content = {
         "format": FORMAT,
-        **loss_record(candidates[0], results[0]),
+        **loss_record(candidates[0], results[0], bf16),
         "device": str(device),
-        "precision": "bf16" if bf16 else "fp32",
         "data": {**text.facts, "left_out": dict(lost)},
         "notes": notes,
     }
@@ -83,16 +82,17 @@ def measure_losses(
         same_ids = np.array_equal(read[0], read[1])  # of this text; one tokenizer may know more than the other
         same_tokens = same_ids and np.array_equal(a.sizes, b.sizes)
         difference = comparison.compare_losses(a, b, same_tokens, seed)
-        content["compare"] = loss_record(candidates[1], results[1])
+        content["compare"] = loss_record(candidates[1], results[1], bf16)
         content["difference"] = asdict(difference) | {"words": difference.words(), "method": difference.method()}
     return content
 
 
-def loss_record(each: Candidate, result: Measurement) -> dict[str, Any]:
+def loss_record(each: Candidate, result: Measurement, bf16: bool) -> dict[str, Any]:
     """Return the numbers of one candidate, as plain data for --json."""
     content = {
         "model": each.words,
         "protocol": result.protocol,
+        "precision": f"int{each.bits}" if each.bits else "bf16" if bf16 else "fp32",
         **result.values(),
         "tokens": result.tokens,
         "bytes": result.bytes,

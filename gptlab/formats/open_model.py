@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,7 @@ from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel, ModelInfo
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
+from gptlab.models.quantised import quantise
 from gptlab.system.errors import UserError, did_you_mean
 from gptlab.system.files import user_folder
 
@@ -50,11 +51,14 @@ class OpenedModel(Generic[AnyModel]):
     tokenizer: Tokenizer
     info: ModelInfo | None
     """None for an n-gram table."""
+    bits: int | None = None
+    """Of its weights, where they are quantised."""
 
     @property
     def words(self) -> str:
         """A one-line description."""
-        return self.info.words if self.info else self.name
+        words = self.info.words if self.info else self.name
+        return words if self.bits is None else f"{words}, {self.bits} bits"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,6 +106,27 @@ def open_model(
     """
     model, tokenizer, info = load_model(name, raw_dir=raw_dir)
     return OpenedModel(name, model.to(device, dtype), tokenizer, info)
+
+
+def quantised(opened: OpenedModel[Model], bits: int | None) -> OpenedModel[Model]:
+    """Return a model with weights of `bits` bits; the one of `opened` is not to be used any more.
+
+    Args:
+        bits: see `models.quantised.quantise`; None: the model stays as it is.
+
+    Raises:
+        UserError: it is no GPT, or its weights are no numbers.
+    """
+    if bits is None:
+        return opened
+    if not isinstance(opened.model, GPT):
+        raise UserError(
+            f"--precision int{bits}: {opened.name} is a {type(opened.model).__name__}, and no GPT; use fp32"
+        )
+    try:
+        return replace(opened, model=quantise(opened.model, bits), bits=bits)
+    except UserError as error:
+        raise UserError(f"--precision int{bits}: {opened.name}: {error}") from error
 
 
 def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:

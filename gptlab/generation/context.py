@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder
+from gptlab.generation.cpu_decoder import CPUDecoder
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import attention_span
+from gptlab.models.quantised import is_quantised
 
 
 class Context:
@@ -43,7 +45,7 @@ class Context:
         c = model.config
         self.model = model
         self.rows = [list(prompt[-c.block_size :]) for prompt in prompts]
-        self.device = next(model.parameters()).device
+        self.device = torch.device("cpu") if is_quantised(model) else next(model.parameters()).device
         self.cache: KVCache | None = None
         self.cpu_decoder: CPUDecoder | None = None
         self.backend = backend
@@ -53,7 +55,7 @@ class Context:
             longest = max(map(len, self.rows))
             whole = longest + room
             columns = max(longest, min(whole, attention_span(c))) + ahead if c.slides else min(whole, c.block_size)
-            dtype = model.wte.weight.dtype
+            dtype = torch.float32 if is_quantised(model) else model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
             self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)
@@ -103,6 +105,8 @@ class Context:
         while any(rest := [row[n:] for row, n in zip(self.rows, self.cache.lengths, strict=True)]):
             if (room := self.cache.room()) < 1:
                 raise ValueError(f"the context was made for {self.cache.columns} tokens, and more have been appended")
+            if self.cpu_decoder is not None and is_quantised(self.model):
+                room = min(room, self.cpu_decoder.most // sum(map(bool, rest)))
             part = [row[:room] for row in rest]
             ended = [i for i, row in enumerate(part) if row and len(row) == len(rest[i])]
             found |= zip(ended, self._read(part, ended, last), strict=True)
@@ -123,16 +127,20 @@ class Context:
         assert self.cache is not None
         if self.backend and max(self.cache.lengths) and all(len(row) == 1 for row in part):
             return self._compiled()(self._padded(part)).clone()
-        if self.cpu_decoder is None or sum(map(len, part)) > MAX_TOKENS:
+        if self.cpu_decoder is None or sum(map(len, part)) > self.cpu_decoder.most:
             x = self.model.features(self._padded(part), self.cache)  # (B, T, C)
             return self.model.head(torch.stack([x[i, len(part[i]) - last : len(part[i])] for i in ended]))
         tokens = [token for row in part for token in row]
         sequence = [i for i, row in enumerate(part) for _ in row]
         position = [self.cache.lengths[i] + j for i, row in enumerate(part) for j in range(len(row))]
         x = self.model.embed(torch.tensor(tokens), torch.tensor(position))  # (N, C)
-        logits = self.model.cap_logits(self.cpu_decoder(x, sequence, position))  # (N, V)
-        each = logits.split([len(row) for row in part])
-        return [each[i][-last:] for i in ended]
+        ends = list(itertools.accumulate(map(len, part)))
+        wanted = [token for i in ended for token in range(ends[i] - last, ends[i])]
+        if wanted == list(range(len(tokens))):
+            logits = self.cpu_decoder(x, sequence, position)
+        else:
+            logits = self.cpu_decoder(x, sequence, position, wanted)
+        return self.model.cap_logits(logits).view(len(ended), last, logits.shape[1])
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:
         """Return the compiled model: tokens (B, 1) to logits (B, 1, V), with static shapes and addresses."""

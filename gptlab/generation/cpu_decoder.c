@@ -22,10 +22,13 @@ enum { PAIR = 2 * LANES, STRIDE = 2 * PAIR, AHEAD = 512 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef uint16_t bfloat16;  // the upper half of a float
 
 enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE };
 enum { GELU, GELU_EXACT, RELU, RELU2, SILU };
+enum { FLOAT, BFLOAT16, INT8, INT4 };  // of weights
+enum { GROUP = 32, ROWS = 16, PARTS = ROWS / LANES };  // see quantised.py
 
 // cpu_decoder.py fills these; what a step does not use is 0.
 typedef struct {
@@ -212,19 +215,183 @@ static void arrange(const float *x, float *to, long in) {
             float b = s->b ? s->b[o] : 0;                                                                  \
             long r = 0;                                                                                    \
             for (; r + 2 <= rows; r += 2)                                                                  \
-                TYPE##_tile_2(x + r * s->n, w, s->y + r * s->m + o, s->n, s->m, b, s->how & 2);            \
-            if (r < rows) TYPE##_tile_1(x + r * s->n, w, s->y + r * s->m + o, s->n, s->m, b, s->how & 2);  \
+                TYPE##_tile_2(x + r * s->n, w, s->y + r * s->m + o, s->n, s->m, b, s->how);            \
+            if (r < rows) TYPE##_tile_1(x + r * s->n, w, s->y + r * s->m + o, s->n, s->m, b, s->how);  \
         }                                                                                                  \
     }
 
 LINEAR_OF(float)
 LINEAR_OF(bfloat16)
 
-// y (rows, m) = x (rows, n) w^T + b, or y + that. how: 1 if w is bf16, 2 to add.
+// A row of x, as the tiles of integers read it.
+typedef struct {
+    int8_t *numbers;  // from -127 to 127, n of them up to the next multiple of GROUP
+    float *scales;    // of each group
+    int32_t *sums;    // of each group's numbers
+} Rounded;
+
+static inline Rounded rounded_rows(float *scratch, long rows, long n) {
+    long groups = (n + GROUP - 1) / GROUP;
+    return (Rounded){(int8_t *)scratch, scratch + rows * groups * (GROUP / 4),
+                     (int32_t *)(scratch + rows * groups * (GROUP / 4 + 1))};
+}
+
+// Group g of row r. What is infinite or not a number makes the scale so.
+static void round_group(const float *x, Rounded to, long r, long g, long n) {
+    long groups = (n + GROUP - 1) / GROUP, count = n - g * GROUP < GROUP ? n - g * GROUP : GROUP;
+    float numbers[GROUP] = {0}, largest = 0, whole = 0;
+    int32_t sum = 0;
+    memcpy(numbers, x + r * n + g * GROUP, count * sizeof(float));
+    for (long j = 0; j < GROUP; j++) {
+        largest = fmaxf(largest, fabsf(numbers[j]));
+        whole += fabsf(numbers[j]);
+    }
+    float inverse = largest > 0 ? 127 / largest : 0;
+    int8_t *row = to.numbers + (r * groups + g) * GROUP;
+    for (long j = 0; j < GROUP; j += LANES) {
+        floats shifted = {0};
+        shifted += 12582912.0f;  // rounds to the nearest integer, in the last bits
+        shifted = multiply_add(load(numbers + j), (floats){0} + inverse, shifted);
+        integers whole_numbers = (integers)shifted - 0x4b400000;
+        for (long i = 0; i < LANES; i++) {
+            row[j + i] = whole_numbers[i];
+            sum += row[j + i];
+        }
+    }
+    to.scales[r * groups + g] = isfinite(whole) ? largest / 127 : NAN;
+    to.sums[r * groups + g] = sum;
+}
+
+// sum + the products of four weights of each lane, from 0 to 255, with the four numbers of x.
+static inline integers add_products(integers sum, bytes w, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+#if defined(__AVX512VNNI__)
+    return (integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
+#elif defined(__AVX512VL__) && defined(__AVX512VNNI__)
+    return (integers)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
+#elif defined(__AVXVNNI__)
+    return (integers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
+#elif defined(__AVX512BW__)
+    __m512i odd = _mm512_srai_epi16(_mm512_set1_epi32(four), 8);
+    __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(_mm512_set1_epi32(four), 8), 8);
+    __m512i low = _mm512_and_si512((__m512i)w, _mm512_set1_epi16(255)), high = _mm512_srli_epi16((__m512i)w, 8);
+    return sum + (integers)_mm512_madd_epi16(low, even) + (integers)_mm512_madd_epi16(high, odd);
+#elif defined(__AVX2__)
+    __m256i odd = _mm256_srai_epi16(_mm256_set1_epi32(four), 8);
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_set1_epi32(four), 8), 8);
+    __m256i low = _mm256_and_si256((__m256i)w, _mm256_set1_epi16(255)), high = _mm256_srli_epi16((__m256i)w, 8);
+    return sum + (integers)_mm256_madd_epi16(low, even) + (integers)_mm256_madd_epi16(high, odd);
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < 4; j++) sum[i] += w[4 * i + j] * x[j];
+    return sum;
+#endif
+}
+
+static inline floats widen_halves(const uint16_t *halves) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+#elif defined(__F16C__)
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
+#else
+    floats wide;
+    for (int i = 0; i < LANES; i++) {
+        _Float16 half;
+        memcpy(&half, halves + i, sizeof half);
+        wide[i] = half;
+    }
+    return wide;
+#endif
+}
+
+static inline bytes load_bytes(const uint8_t *p) {
+    bytes v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// LANES rows of w, from `part` of a block of ROWS, against R rows of x. Each group's sum is exact.
+#define INTEGER_TILE(R)                                                                                              \
+    static inline void integer_tile_##R(const Step *s, Rounded x, long block, int part, long r, long bits) {         \
+        long groups = (s->n + GROUP - 1) / GROUP;                                                                    \
+        const uint8_t *w = (const uint8_t *)s->w + block * groups * bits * ROWS * 4 + part * LANES * 4;              \
+        const uint16_t *halves = (const uint16_t *)s->v + block * groups * ROWS + part * LANES;                      \
+        floats totals[R];                                                                                            \
+        memset(totals, 0, sizeof totals);                                                                            \
+        for (long g = 0; g < groups; g++, w += bits * ROWS * 4) {                                                    \
+            const int8_t *numbers = x.numbers + (r * groups + g) * GROUP;                                            \
+            integers sums[R];                                                                                        \
+            for (int i = 0; i < R; i++) sums[i] = (integers){0} - x.sums[(r + i) * groups + g] * (1 << (bits - 1));      \
+            if (bits == 8)                                                                                           \
+                for (int k = 0; k < 8; k++) {                                                                        \
+                    bytes some = load_bytes(w + k * ROWS * 4);                                                       \
+                    for (int i = 0; i < R; i++)                                                                      \
+                        sums[i] = add_products(sums[i], some, numbers + i * groups * GROUP + 4 * k);                 \
+                }                                                                                                    \
+            else                                                                                                     \
+                for (int k = 0; k < 4; k++) {                                                                        \
+                    bytes some = load_bytes(w + k * ROWS * 4), low = some & 15, high = some >> 4;                    \
+                    for (int i = 0; i < R; i++) {                                                                    \
+                        sums[i] = add_products(sums[i], low, numbers + i * groups * GROUP + 4 * k);                  \
+                        sums[i] = add_products(sums[i], high, numbers + i * groups * GROUP + 16 + 4 * k);            \
+                    }                                                                                                \
+                }                                                                                                    \
+            floats scales = bits == 8 ? (floats){0} + 1.0f : widen_halves(halves + g * ROWS);                        \
+            for (int i = 0; i < R; i++)                                                                              \
+                totals[i] = multiply_add(__builtin_convertvector(sums[i], floats),                                   \
+                                         scales * x.scales[(r + i) * groups + g], totals[i]);                        \
+        }                                                                                                            \
+        long o = block * ROWS + part * LANES, count = s->m - o < LANES ? s->m - o : LANES;                           \
+        for (int i = 0; i < R; i++) {                                                                                \
+            float *y = s->y + (r + i) * s->m + o, row[LANES];                                                        \
+            store(row, bits == 8 ? totals[i] * load((const float *)s->v + o) : totals[i]);                           \
+            for (long j = 0; j < count; j++) {                                                                       \
+                float sum = row[j] + (s->b ? s->b[o + j] : 0);                                                       \
+                y[j] = s->how ? y[j] + sum : sum;                                                                    \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+
+INTEGER_TILE(1)
+INTEGER_TILE(2)
+INTEGER_TILE(4)
+INTEGER_TILE(8)
+
+static inline void integer_block(const Step *s, Rounded x, long block, long rows, long bits) {
+    for (int part = 0; part < PARTS; part++) {
+        if (block * ROWS + part * LANES >= s->m) return;
+        long r = 0;
+#ifdef __AVX512F__
+        for (; r + 8 <= rows; r += 8) integer_tile_8(s, x, block, part, r, bits);
+#endif
+        for (; r + 4 <= rows; r += 4) integer_tile_4(s, x, block, part, r, bits);
+        if (r + 2 <= rows) integer_tile_2(s, x, block, part, r, bits), r += 2;
+        if (r < rows) integer_tile_1(s, x, block, part, r, bits);
+    }
+}
+
+static void linear_integers(const Step *s, Team *team, int threads, float *scratch, long rows) {
+    Rounded x = rounded_rows(scratch, rows, s->n);
+    long groups = (s->n + GROUP - 1) / GROUP;
+#pragma omp for schedule(static) nowait
+    for (long i = 0; i < rows * groups; i++) round_group(s->x, x, i / groups, i % groups, s->n);
+    meet(team, threads);
+#pragma omp for schedule(static) nowait
+    for (long block = 0; block < (s->m + ROWS - 1) / ROWS; block++) {
+        if (s->groups == INT8)
+            integer_block(s, x, block, rows, 8);
+        else
+            integer_block(s, x, block, rows, 4);
+    }
+}
+
+// y (rows, m) = x (rows, n) w^T + b, or y + that where `how` is 1. groups: what w is; v: the scales of integers.
 static void linear(const Step *s, Team *team, int threads, float *scratch, long rows) {
-    if (!(s->how & 1)) {
-        linear_float(s, s->x, rows);
-        return;
+    switch (s->groups) {
+        case FLOAT: linear_float(s, s->x, rows); return;
+        case BFLOAT16: break;
+        default: linear_integers(s, team, threads, scratch, rows); return;
     }
 #pragma omp for schedule(static) nowait
     for (long r = 0; r < rows; r++) arrange(s->x + r * s->n, scratch + r * s->n, s->n);
@@ -272,13 +439,13 @@ static void attend(const Step *s, Team *team, int threads, const long *sequence,
         memcpy(values + column * D, s->x + r * s->stride + (H + K + g) * D, D * sizeof(float));
     }
     meet(team, threads);
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(static, 1) nowait
     for (long i = 0; i < rows * H; i++) {
         long r = i / H, h = i % H, last = position[r], first = last - s->window + 1;
         if (first < 0) first = 0;
         long begin = (sequence[r] * K + h * K / H) * S;
         const float *q = s->x + r * s->stride + h * D;
-        float *y = s->y + i * D, *weights = scratch + i * room, most = -INFINITY;
+        float *y = s->y + i * D, *weights = scratch + omp_get_thread_num() * room, most = -INFINITY;
         floats sums = {0};
         long count = last - first + 1, turn = first - first % S, j = 0;
         for (; j < count; j++) {
@@ -345,12 +512,12 @@ static void convolve(const Step *s, const long *sequence, const long *position, 
         }
 }
 
-// scratch: for each row as many floats as the widest input, and n_head * (columns + LANES).
-// together: whether all threads take part.
+// scratch: for each row as many floats as the widest input, and for each thread columns + LANES.
+// most: how many threads take part at most.
 void cpu_decoder(const Step *steps, long count, const long *sequence, const long *position, float *scratch, long rows,
-                long together) {
+                 long most) {
     Team team = {0, 0, 0};
-#pragma omp parallel if (together)
+#pragma omp parallel num_threads(most) if (most > 1)
     {
         int threads = omp_get_num_threads();
         for (const Step *s = steps; s < steps + count; s++) {

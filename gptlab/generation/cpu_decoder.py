@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from gptlab.models.gpt import GPT
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span, rotary_periods
+from gptlab.models.quantised import GROUP, QuantisedLinear, is_quantised
 from gptlab.system.files import user_folder
 from gptlab.system.machine import processor_features
 
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 16  # up to here reading the weights takes most of the time
+MAX_QUANTISED = 256  # tokens of a pass where products of integers make the rest fast, too
 SINGLE_THREAD_WEIGHTS = 1 << 21  # up to here one thread is faster than several that wait for each other
 TRIAL = 2  # passes with all threads that are compared with as many on one
 WARM_UP, FEWEST_BETWEEN, MOST_BETWEEN = 8, 128, 1024  # passes before the first trial, and between two
@@ -41,6 +43,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(7)
 ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_exact": 1, "relu": 2, "relu2": 3, "swiglu": 4}
+FLOAT, BFLOAT16, INT8, INT4 = range(4)
 LANES = 16  # floats in the widest vector register
 
 
@@ -82,9 +85,9 @@ class Teamwork:
 
 
 class CPUDecoder:
-    """Computes `model.head(model.features(...))` for up to MAX_TOKENS tokens over a KV cache, with fp32 activations.
+    """Computes `model.head(model.features(...))` for up to `most` tokens over a KV cache, with fp32 activations.
 
-    The weights may be fp32 or bf16; they must not move or be replaced while the decoder is used.
+    The weights may be fp32, bf16 or quantised; they must not move or be replaced while the decoder is used.
 
     Args:
         model: a model for which `supports` holds.
@@ -94,6 +97,7 @@ class CPUDecoder:
     def __init__(self, model: GPT, cache: KVCache) -> None:
         c = self.config = model.config
         self.cache = cache
+        self.most = max(MAX_QUANTISED, len(cache.lengths)) if is_quantised(model) else MAX_TOKENS
         self.referenced: list[Tensor] = []  # tensors that the steps point to
         self.steps: list[CStep] = []
         H, K, D = c.n_head, c.kv_heads, c.head_size
@@ -101,12 +105,13 @@ class CPUDecoder:
         self.y = self._buffer(c.attn_width)
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
-        width = max(c.n_embd, c.attn_width, c.hidden)
-        self.scratch = self._buffer(max(width, H * (cache.columns + LANES)))
+        self.widest = max(c.n_embd, c.attn_width, c.hidden, GROUP)
+        self.scratch = torch.empty(0)
         for i, block in enumerate(model.h):
             self._block(i, block)
+        self.body = len(self.steps)  # the steps before the head's
         last = self._norm(model.ln_f, self.x, self.h)
-        self._linear(model.lm_head, last, self._buffer(c.vocab_size))
+        self._linear(model.lm_head, last, self.x)  # `__call__` puts its output elsewhere
         self.weights = sum(step.n * step.m for step in self.steps if step.kind == LINEAR)
         self.program = (CStep * len(self.steps))(*self.steps)
         self.teamwork: dict[int, Teamwork] = defaultdict(Teamwork)  # by the number of tokens of a pass
@@ -115,40 +120,53 @@ class CPUDecoder:
     def supports(model: GPT, cache: KVCache) -> bool:
         """Return whether the model can run here.
 
-        It needs contiguous fp32 or bf16 weights on a CPU, no adapters, an fp32 cache, and a library.
+        It needs contiguous fp32 or bf16 weights on a CPU, or quantised ones; no adapters, an fp32 cache, and a library.
         """
-        weights = model.wte.weight
-        return (
-            model.lora is None
-            and weights.device.type == "cpu"
-            and weights.dtype in (torch.float32, torch.bfloat16)
-            and all(p.dtype == weights.dtype and p.is_contiguous() for p in model.parameters())
-            and cache.k[0].dtype == torch.float32
-            and load_library() is not None
-        )
+        if cache.device.type != "cpu" or cache.k[0].dtype != torch.float32 or model.lora is not None:
+            return False
+        if not is_quantised(model):
+            dtype = model.wte.weight.dtype
+            if dtype not in (torch.float32, torch.bfloat16):
+                return False
+            if not all(p.dtype == dtype and p.is_contiguous() for p in model.parameters()):
+                return False
+        return load_library() is not None
 
-    def __call__(self, x: Tensor, sequence: list[int], position: list[int]) -> Tensor:
-        """Return the logits of N tokens before any softcap, (N, V) fp32.
+    def __call__(self, x: Tensor, sequence: list[int], position: list[int], wanted: list[int] | None = None) -> Tensor:
+        """Return the logits of tokens before any softcap, (n, V) fp32.
 
         Args:
             x: the embedded tokens, (N, C); those of one row in their order.
             sequence: the cache row of each token.
             position: the position of each token in its row.
+            wanted: the n tokens whose logits are returned; None: all N.
         """
-        logits = torch.empty(len(x), self.config.vocab_size, dtype=torch.float32)
+        n = len(x) if wanted is None else len(wanted)
+        logits = torch.empty(n, self.config.vocab_size, dtype=torch.float32)
         self.x[: len(x)] = x
         self.program[-1].y = logits.data_ptr()
+        threads = torch.get_num_threads()
+        room = len(x) * _rounded_up(self.widest) + threads * (self.cache.columns + LANES)
+        if len(self.scratch) < room:
+            self.scratch = torch.empty(room, dtype=torch.float32)
         where = torch.tensor([sequence, position])
         places = [t.data_ptr() for t in (*where, self.scratch)]
         teamwork = self.teamwork[len(x)]
         together = self.weights > SINGLE_THREAD_WEIGHTS and teamwork.together()
+        run, count = load_library(), len(self.program)
         begin = time.perf_counter()
-        load_library()(self.program, len(self.program), *places, len(x), together)
+        if wanted is None:
+            run(self.program, count, *places, len(x), threads if together else 1)
+        else:
+            run(self.program, self.body, *places, len(x), threads if together else 1)
+            self.x[:n] = self.x[wanted]
+            head = ctypes.byref(self.program, self.body * ctypes.sizeof(CStep))
+            run(head, count - self.body, *places, n, threads if together else 1)
         teamwork.took(time.perf_counter() - begin)
         return logits
 
     def _buffer(self, width: int) -> Tensor:
-        return torch.zeros(MAX_TOKENS, width, dtype=torch.float32)
+        return torch.zeros(self.most, width, dtype=torch.float32)
 
     def _pointer(self, t: Tensor | None) -> int | None:
         if t is None:
@@ -182,12 +200,18 @@ class CPUDecoder:
 
     def _linear(self, module: nn.Module, x: Tensor, y: Tensor, add: bool = False) -> None:
         """Write a linear layer of x, or x itself where the model has no such layer, into y; with `add`, add it to y."""
-        if not isinstance(module, nn.Linear):
+        if isinstance(module, QuantisedLinear):
+            packed = module.packed
+            kind, weight, scales = INT8 if packed.bits == 8 else INT4, packed.data, packed.scales
+        elif isinstance(module, nn.Linear):
+            weight, scales = module.weight.detach(), None
+            kind = BFLOAT16 if weight.dtype == torch.bfloat16 else FLOAT
+        else:
             self._add(ADD, x, y, how=int(add), n=y.shape[1])
             return
-        how = (module.weight.dtype == torch.bfloat16) + 2 * add
-        w, b = self._pointer(module.weight.detach()), self._wide(module.bias)
-        self._add(LINEAR, x, y, how=how, n=module.in_features, m=module.out_features, w=w, b=b)
+        n, m = module.in_features, module.out_features
+        w, v, b = self._pointer(weight), self._pointer(scales), self._wide(module.bias)
+        self._add(LINEAR, x, y, how=int(add), groups=kind, n=n, m=m, w=w, v=v, b=b)
 
     def _block(self, i: int, block: Any) -> None:
         c = self.config
@@ -253,6 +277,10 @@ class CPUDecoder:
             ACTIVATE, self.fc, self.hidden, how=how, n=self.config.hidden, groups=groups, stride=self.fc.stride(0)
         )
         self._linear(mlp.c_proj, self.hidden, self.x, add)
+
+
+def _rounded_up(width: int) -> int:
+    return -(-width // GROUP) * GROUP
 
 
 @functools.cache

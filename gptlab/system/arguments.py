@@ -8,6 +8,8 @@ from pathlib import Path
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
+BITS = {"int8": 8, "int4": 4}  # of the weights, by --precision
+
 
 def some_text(given: str) -> str:
     """Return `given`.

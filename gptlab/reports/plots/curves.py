@@ -123,8 +123,8 @@ def _draw_val_loss(
     axes.plot(mean.index, mean["val"], color=colour, marker=_point_marker(mean), ms=4)
     if len(singles) >= SEEDS_FOR_BAND:
         limits = (0, 1) if share else (None, None)
-        band = [each.clip(*limits) for each in (mean["val"] - mean["half"], mean["val"] + mean["half"])]
-        axes.fill_between(mean.index, *band, color=colour, alpha=0.2, lw=0)
+        low, high = (each.clip(*limits) for each in (mean["val"] - mean["half"], mean["val"] + mean["half"]))
+        axes.fill_between(mean.index, low, high, color=colour, alpha=0.2, lw=0)
     elif len(singles) > 1:
         for single in singles:
             axes.plot(single.index, single["val"], color=colour, lw=0.6)

@@ -1,0 +1,159 @@
+"""Models of 8 and 4 bits through our own library."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import functools
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gptlab.generation import cpu_decoder
+from gptlab.generation.context import Context
+from gptlab.generation.cpu_decoder import INT4, INT8, LINEAR, CStep, load_library
+from gptlab.generation.decoding import generate
+from gptlab.generation.sampling import Sampling
+from gptlab.models.quantised import Packed, QuantisedLinear, quantise
+from gptlab.system.errors import UserError
+from tests.generation.test_cpu_decoder import needs_library, texts
+from tests.models.test_quantised import BITS, SIZES, drawn, reference
+from tests.models.test_switches import ROWS, Row, V, each, lively
+
+pytestmark = needs_library
+LEVELS = ("native", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")  # instruction sets, from what is here down
+
+
+def small(bits: int, **fields: Any) -> Any:
+    return quantise(lively(**fields).eval(), bits)
+
+
+def through(function: Any, layer: QuantisedLinear, x: Tensor, threads: int = 1) -> Tensor:
+    """x (n, N) through one layer, by the library's function."""
+    (n, N), M = x.shape, layer.out_features
+    y, bias = torch.zeros(n, M), layer.bias
+    packed, scratch, where = layer.packed, torch.zeros(n * (N + 32) + 4096), torch.zeros(2, n, dtype=torch.int64)
+    step = CStep(kind=LINEAR, n=N, m=M, groups=INT8 if packed.bits == 8 else INT4)
+    step.w, step.v, step.x, step.y = (t.data_ptr() for t in (packed.data, packed.scales, x, y))
+    step.b = None if bias is None else bias.data_ptr()
+    function(ctypes.byref(step), 1, *(t.data_ptr() for t in (*where, scratch)), n, threads)
+    return y
+
+
+@functools.cache
+def compiled(level: str) -> Any:
+    """The library's function for an instruction set; skips where this machine lacks it."""
+    if level == "native":
+        return load_library()
+    if platform.machine() != "x86_64":
+        pytest.skip("no x86")
+    flags = [flag for flag in cpu_decoder.FLAGS if not flag.startswith("-march")] + [f"-march={level}"]
+    folder = Path(cpu_decoder.build_library(shutil.which("cc") or "gcc")).parent
+    made = folder / f"test-{level}.so"
+    words = [shutil.which("cc") or "gcc", *flags, "-shared", str(cpu_decoder.SOURCE), "-o", str(made)]
+    subprocess.run([word for word in words if word], check=True, capture_output=True)
+    if level == "x86-64-v4" and "avx512bw" not in cpu_decoder.processor_features():
+        pytest.skip("no AVX-512")
+    if level == "x86-64-v3" and "avx2" not in cpu_decoder.processor_features():
+        pytest.skip("no AVX2")
+    function = ctypes.CDLL(str(made)).cpu_decoder
+    function.argtypes, function.restype = load_library().argtypes, None
+    return function
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_layer_is_the_float64_one_on_any_processor(level: str, bits: int) -> None:
+    function = compiled(level)
+    for size in (*SIZES, (40, 416)):
+        for n in (1, 2, 3, 7, 8, 13):
+            layer = QuantisedLinear(Packed(drawn(*size), bits), drawn(size[0], seed=4))
+            x = drawn(n, size[1], seed=n)
+            x[0] *= 1e-20
+            expected = reference(x, layer.packed, layer.bias)
+            torch.testing.assert_close(through(function, layer, x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(bits: int) -> None:
+    layer, x = QuantisedLinear(Packed(drawn(50, 300), bits), None), drawn(23, 300, seed=2)
+    expected = through(load_library(), layer, x)
+    for threads in (1, 2, 3):
+        for first, last in ((0, 23), (3, 4), (5, 13), (1, 16)):
+            assert torch.equal(through(load_library(), layer, x[first:last].clone(), threads), expected[first:last])
+
+
+@each([row for row in ROWS if row["attention"] != "none"])
+@pytest.mark.parametrize("bits", BITS)
+def test_logits_are_torchs_whatever_the_switches(row: Row, bits: int) -> None:
+    """But for numbers on the border between two integers, which the last bit of a layer before decides."""
+    model, prompts = small(bits, **row), texts(4, 1, 9)
+    ours, torchs = (Context(model, prompts, 9, cache=cache) for cache in (True, False))
+    assert ours.cpu_decoder is not None
+    errors = []
+    for _ in range(9):
+        logits = [context.logits() for context in (ours, torchs)]
+        errors.append((logits[0] - logits[1]).abs() / logits[1].std())
+        for context in (ours, torchs):
+            context.append(logits[1][:, -1].argmax(dim=-1))
+    found = torch.stack(errors)
+    assert found.max() < 0.1
+    assert found.median() < 0.01
+
+
+def trail(model: Any, prompts: list[list[int]], count: int) -> list[Tensor]:
+    context = Context(model, prompts, count)
+    found = []
+    for step in range(count):
+        found.append(context.logits()[:, 0])
+        context.append([(7 * step + row[0]) % V for row in context.rows])
+    return found
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside_it(
+    bits: int, pos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(bits, pos=pos, block_size=64, n_embd=60)
+    prompts = texts(40, 1, 17, 3, 3)
+    together = trail(model, prompts, 5)
+    for most in (6, 32, 256):
+        monkeypatch.setattr(cpu_decoder, "MAX_QUANTISED", most)
+        for i, prompt in enumerate(prompts):
+            for a, b in zip(together, trail(model, [prompt], 5), strict=True):
+                assert torch.equal(a[i], b[0])
+
+
+def test_many_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_decoder, "MAX_QUANTISED", 4)
+    model, prompts = small(8), texts(*[3] * 9)
+    together = Context(model, prompts, 2).logits()
+    assert together.shape == (9, 1, V)
+    for i, prompt in enumerate(prompts):
+        assert torch.equal(together[i], Context(model, [prompt], 2).logits()[0])
+
+
+def test_a_model_that_has_diverged_says_so() -> None:
+    model = small(8)
+    model.h[0].ln_1.weight[3] = float("inf")
+    context = Context(model, texts(4), 5)
+    with pytest.raises(UserError, match="the model's logits are no numbers"):
+        list(generate(context, 5, Sampling(temperature=0), [torch.Generator()]))
+
+
+def test_without_a_library_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = small(8), []
+    for library in (load_library(), None):
+        monkeypatch.setattr(cpu_decoder, "load_library", lambda library=library: library)
+        context = Context(copy.deepcopy(model), texts(4), 5)
+        assert (context.cpu_decoder is None) == (library is None)
+        steps = generate(context, 5, Sampling(temperature=0), [torch.Generator()])
+        found.append([int(step.tokens) for step in steps])
+    assert found[0] == found[1]

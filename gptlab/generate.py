@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from gptlab.generation.sampling import Sampling
     from gptlab.models import Model
 
-BATCH_SIZE = 64  # texts that are drawn at once
 AHEAD = 4  # tokens that a draft proposes at once
 
 
@@ -254,7 +254,7 @@ def answer_prompts(
 ) -> None:
     """Write the answers of each model to each prompt."""
     from gptlab.generation import terminal
-    from gptlab.generation.answers import Answer, draw_answers, empty_answers
+    from gptlab.generation.answers import draw_answers, empty_answers
 
     printer = terminal.TokenPrinter(args.show_probs and not args.json)
     all_answers = []
@@ -265,10 +265,11 @@ def answer_prompts(
             terminal.note(f"{opened.name} sees the last {seen} tokens of the prompt only")
         all_answers.append(answers)
 
-    def write(opened: OpenedModel[Model], batch: list[Answer]) -> None:
+    for opened, answers in zip(models, all_answers, strict=True):
+        started = time.perf_counter()
         drawn = draw_answers(
             opened,
-            batch,
+            answers,
             args.max_new_tokens,
             sampling,
             draft=draft,
@@ -276,19 +277,12 @@ def answer_prompts(
             backend="inductor" if args.compile else None,
             probs=args.show_probs,
         )
-        if not (args.json or args.also):
-            terminal.print_answers(batch, drawn, printer, len(texts), args.num_samples)
-            return
-        for _ in drawn:
-            pass
         if args.json:
-            terminal.print_json(opened.name, batch, args.show_probs)
-
-    for opened, answers in zip(models, all_answers, strict=True):
-        started = time.perf_counter()
-        batch_size = BATCH_SIZE if draft is None else 1
-        for first in range(0, len(answers), batch_size):
-            write(opened, answers[first : first + batch_size])
+            terminal.print_json(opened.name, answers, drawn, args.show_probs)
+        elif args.also:
+            deque(drawn, maxlen=0)  # the table follows
+        else:
+            terminal.print_answers(answers, drawn, printer, len(texts), args.num_samples)
         count, passes = sum(len(each.stream.tokens) for each in answers), sum(each.passes for each in answers)
         more = f", {count / max(passes, 1):.2f} a pass with --ahead {args.ahead or AHEAD}" if draft else ""
         more += f", --seed {seed}" if args.temperature else ""

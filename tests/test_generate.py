@@ -36,6 +36,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer
 from gptlab.generation import context, decoding, sampling
+from gptlab.generation.batch import Batch
 from gptlab.generation.text_stream import TextStream
 from gptlab.models import GPTConfig
 from gptlab.models.bigram import BigramConfig
@@ -632,13 +633,17 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_talk(shell: Any, alp
 def test_ctrl_c_ends_a_sample_with_130_on_a_line_of_its_own(
     command: Any, alphabet: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: Any) -> Iterator[Any]:
-        yield from plain(*arguments)
-        raise KeyboardInterrupt
+    appended: list[Any] = []
 
-    plain = decoding.generate
-    monkeypatch.setattr("gptlab.generation.answers.generate", interrupted)
-    result = command("generate", alphabet, "a", "--max-new-tokens", "2")
+    def interrupted(self: Batch, *tokens: Any) -> None:
+        appended.append(tokens)
+        if len(appended) == 2:
+            raise KeyboardInterrupt
+        plain(self, *tokens)
+
+    plain = Batch.append
+    monkeypatch.setattr(Batch, "append", interrupted)
+    result = command("generate", alphabet, "a", "--max-new-tokens", "5")
     assert (result.returncode, result.stdout) == (130, "abc\n")
 
 
@@ -792,6 +797,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     (folder.parents[1] / "refs").mkdir()
     (folder.parents[1] / "refs" / "main").write_text("abc")
     tokenizer = BPETokenizer.fit([f"{LESSON} größer 中文. "] * 9, 300)
+    torch.manual_seed(1)
     tiny = models.build(GPTConfig(tokenizer.vocab_size, block_size=31, n_layer=2, n_head=3, n_embd=33))
     (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(tiny.config)))
     save_file(

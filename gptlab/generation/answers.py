@@ -11,12 +11,15 @@ import torch
 
 from gptlab.data.chat.chat_format import Format
 from gptlab.formats.open_model import OpenedModel
+from gptlab.generation.batch import Batch
 from gptlab.generation.context import Context
-from gptlab.generation.decoding import Step, generate, prompt_ids, speculate
+from gptlab.generation.decoding import Step, prompt_ids, speculate
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.text_stream import Piece, TextStream
 from gptlab.models import Model
 from gptlab.system.errors import UserError, quoted
+
+WIDTH = 64  # answers that are drawn side by side
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Answer:
     seed: int
     stream: TextStream
     passes: int = 0
-    """Forward passes of the model; of several answers drawn in one batch, only the first has the number."""
+    """Forward passes of the model; of several answers drawn side by side, only the first has the number."""
 
     def record(self, model: str, probs: bool) -> dict[str, Any]:
         """Return this answer as plain data for --json.
@@ -164,33 +167,52 @@ def draw_answers(
     ahead: int = 4,
     backend: str | None = None,
     probs: bool = False,
+    width: int = WIDTH,
 ) -> Iterator[tuple[Answer, list[Piece]]]:
-    """Draw a batch of answers, and yield the pieces of each as soon as they are known.
+    """Draw answers, and yield the pieces of each as soon as they are known.
 
     Args:
         opened: the model.
-        answers: the batch; with a draft, a single answer.
+        answers: the answers; with a draft they are drawn one after the other.
         max_new_tokens: the length of an answer, in tokens.
         sampling: how a token is drawn.
         draft: a smaller model for `speculate`.
         ahead: the number of tokens that the draft proposes at a time.
         backend: the torch.compile backend, see `Context`.
         probs: compute the surprisal of each token.
+        width: the most answers that are drawn side by side.
 
     Raises:
         UserError: a logit is infinite or not a number.
     """
+    if draft is not None:
+        for answer in answers:
+            generator = torch.Generator().manual_seed(answer.seed)
+            context, proposer = (
+                Context(each.model, [answer.ids], max_new_tokens, ahead=ahead + 1) for each in (opened, draft)
+            )
+            steps = speculate(context, proposer, max_new_tokens, sampling, generator, ahead)
+            for _, pieces in stream_pieces(steps, [answer.stream], probs):
+                yield answer, pieces
+            answer.passes = context.passes
+        return
+    if not max_new_tokens:
+        yield from ((answer, answer.stream.close()) for answer in answers)
+        return
     generators = [torch.Generator().manual_seed(answer.seed) for answer in answers]
-    ids = [answer.ids for answer in answers]
-    if draft is None:
-        context = Context(opened.model, ids, max_new_tokens, backend=backend)
-        steps = generate(context, max_new_tokens, sampling, generators)
-    else:
-        context, proposer = (Context(each.model, ids, max_new_tokens, ahead=ahead + 1) for each in (opened, draft))
-        steps = speculate(context, proposer, max_new_tokens, sampling, generators[0], ahead)
-    for row, pieces in stream_pieces(steps, [answer.stream for answer in answers], probs):
-        yield answers[row], pieces
-    answers[0].passes = context.passes
+    batch = Batch(opened.model, [answer.ids for answer in answers], max_new_tokens, width, backend)
+    while numbers := batch.numbers:
+        logits = batch.logits()
+        tokens = sampling.draw(logits, [generators[number] for number in numbers], batch.rows)
+        bits = surprisal(Step(tokens, logits)) if probs else [0.0] * len(numbers)
+        streams = [answers[number].stream for number in numbers]
+        for number, stream, token, each in zip(numbers, streams, tokens.tolist(), bits, strict=True):
+            pieces = stream.add(token, each)
+            if len(stream.tokens) == max_new_tokens:
+                pieces += stream.close()
+            yield answers[number], pieces
+        batch.append(tokens.tolist(), [stream.finish is not None for stream in streams])
+    answers[0].passes = batch.passes
 
 
 def stream_pieces(steps: Iterator[Step], streams: list[TextStream], probs: bool) -> Iterator[tuple[int, list[Piece]]]:

@@ -28,6 +28,7 @@ class Context:
         prompts: the tokens of each row, at least one; only the last block_size are used.
         room: the number of tokens that will be appended to a row.
         ahead: the largest number of tokens appended before `logits` is called; `take_back` can remove them.
+        longest: the length of the longest prompt that `replace` will bring.
         cache: keep keys and values; without it every token is computed again each time, with the same result.
         backend: the torch.compile backend for single tokens, e.g. "inductor" (on a GPU with CUDA graphs).
     """
@@ -39,12 +40,15 @@ class Context:
         room: int,
         *,
         ahead: int = 1,
+        longest: int = 1,
         cache: bool = True,
         backend: str | None = None,
     ) -> None:
         c = model.config
         self.model = model
         self.rows = [list(prompt[-c.block_size :]) for prompt in prompts]
+        self.places = [*range(len(self.rows))]  # the cache's row of each row
+        self.unseen = [0] * len(self.rows)  # tokens of each row that lie before its window
         self.device = torch.device("cpu") if is_quantised(model) else next(model.parameters()).device
         self.cache: KVCache | None = None
         self.cpu_decoder: CPUDecoder | None = None
@@ -52,15 +56,43 @@ class Context:
         self.passes = 0  # forward passes so far
         self.compiled: Callable[[Tensor], Tensor] | None = None
         if cache and isinstance(model, GPT) and isinstance(c, GPTConfig) and c.has_attention:
-            longest = max(map(len, self.rows))
+            longest = max(*map(len, self.rows), min(longest, c.block_size))
             whole = longest + room
             columns = max(longest, min(whole, attention_span(c))) + ahead if c.slides else min(whole, c.block_size)
             dtype = torch.float32 if is_quantised(model) else model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
             self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)
-            if backend is None and CPUDecoder.supports(model, self.cache):
-                self.cpu_decoder = CPUDecoder(model, self.cache)
+            self._decode_here()
+
+    def _decode_here(self) -> None:
+        assert self.cache is not None
+        if self.backend is None and isinstance(self.model, GPT) and CPUDecoder.supports(self.model, self.cache):
+            self.cpu_decoder = CPUDecoder(self.model, self.cache)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a pass costs what its tokens do, however they are spread over the rows: then `replace` is cheap."""
+        return self.cpu_decoder is not None and is_quantised(self.model)
+
+    def replace(self, row: int, prompt: Sequence[int]) -> None:
+        """Begin a row anew, with another prompt."""
+        self.rows[row], self.unseen[row] = list(prompt[-self.model.config.block_size :]), 0
+        if self.cache is not None:
+            self.cache.clear([self.places[row]])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows alone."""
+        left = {*range(len(self.rows))} - {*rows}
+        gone = [self.places[i] for i in left]
+        self.rows = [self.rows[i] for i in rows]
+        self.places, self.unseen = ([each[i] for i in rows] for each in (self.places, self.unseen))
+        if self.cache is not None and self.joinable:
+            self.cache.clear(gone)
+        elif self.cache is not None:
+            self.cache.keep(rows)
+            self.places = [*range(len(rows))]
+            self._decode_here()
 
     def append(self, tokens: Tensor | Sequence[int]) -> None:
         """Append a token to each row.
@@ -76,7 +108,10 @@ class Context:
         for row in self.rows:
             del row[len(row) - count :]
         if self.cache is not None:
-            self.cache.forget([len(row) for row in self.rows])
+            lengths = [*self.cache.lengths]
+            for row, place, unseen in zip(self.rows, self.places, self.unseen, strict=True):
+                lengths[place] = len(row) - unseen
+            self.cache.forget(lengths)
 
     @torch.no_grad()
     def logits(self, last: int = 1) -> Tensor:
@@ -91,8 +126,11 @@ class Context:
         self.passes += 1
         c = self.model.config
         slides = isinstance(c, GPTConfig) and c.slides
-        if self.cache is not None and not slides and max(map(len, self.rows)) > self.cache.columns:
-            self.cache = None
+        if self.cache is not None and not slides and max(self._seen()) > self.cache.columns:
+            if self.joinable and last == 1:
+                self._read_again()
+            else:
+                self.cache = None
         if self.cache is None:
             ends = []
             for back in reversed(range(last)):
@@ -102,16 +140,44 @@ class Context:
                 ends.append(torch.stack([x[i, len(row) - 1 : len(row)] for i, row in enumerate(rows)]))
             return self.model.head(torch.cat(ends, dim=1))
         found: dict[int, Tensor] = {}
-        while any(rest := [row[n:] for row, n in zip(self.rows, self.cache.lengths, strict=True)]):
-            if (room := self.cache.room()) < 1:
+        while any(rest := self._unread()):
+            rooms = self._rooms(rest)
+            part = [row[:room] for row, room in zip(rest, rooms, strict=True)]
+            if not any(part):
                 raise ValueError(f"the context was made for {self.cache.columns} tokens, and more have been appended")
-            if self.cpu_decoder is not None and is_quantised(self.model):
-                room = min(room, self.cpu_decoder.most // sum(map(bool, rest)))
-            part = [row[:room] for row in rest]
             ended = [i for i, row in enumerate(part) if row and len(row) == len(rest[i])]
             found |= zip(ended, self._read(part, ended, last), strict=True)
-            self.cache.advance([len(row) for row in part])
+            counts = [0] * len(self.cache.lengths)
+            for place, row in zip(self.places, part, strict=True):
+                counts[place] = len(row)
+            self.cache.advance(counts)
         return torch.stack([found[i] for i in range(len(self.rows))])
+
+    def _seen(self) -> list[int]:
+        """Return how many tokens each row's window has, or would have if all of them fitted in."""
+        return [len(row) - unseen for row, unseen in zip(self.rows, self.unseen, strict=True)]
+
+    def _unread(self) -> list[list[int]]:
+        """Return the tokens of each row that the cache lacks."""
+        assert self.cache is not None
+        lengths = [self.cache.lengths[place] for place in self.places]
+        return [row[sum(before) :] for row, *before in zip(self.rows, self.unseen, lengths, strict=True)]
+
+    def _rooms(self, rest: list[list[int]]) -> list[int]:
+        """Return how many tokens of each row the next pass can have."""
+        assert self.cache is not None
+        if self.cpu_decoder is None or not self.joinable:
+            return [self.cache.room()] * len(rest)
+        share = self.cpu_decoder.most // sum(map(bool, rest))
+        return [min(share, self.cache.room(place)) for place in self.places]
+
+    def _read_again(self) -> None:
+        """Move the windows of rows that have outgrown the cache: their last block_size tokens are to be read anew."""
+        assert self.cache is not None
+        over = [i for i, seen in enumerate(self._seen()) if seen > self.cache.columns]
+        for i in over:
+            self.unseen[i] = len(self.rows[i]) - self.model.config.block_size
+        self.cache.clear([self.places[i] for i in over])
 
     def _read(self, part: list[list[int]], ended: list[int], last: int) -> Iterable[Tensor]:
         """Compute some tokens of each row into the cache.
@@ -131,8 +197,9 @@ class Context:
             x = self.model.features(self._padded(part), self.cache)  # (B, T, C)
             return self.model.head(torch.stack([x[i, len(part[i]) - last : len(part[i])] for i in ended]))
         tokens = [token for row in part for token in row]
-        sequence = [i for i, row in enumerate(part) for _ in row]
-        position = [self.cache.lengths[i] + j for i, row in enumerate(part) for j in range(len(row))]
+        placed = [*zip(self.places, part, strict=True)]
+        sequence = [place for place, row in placed for _ in row]
+        position = [self.cache.lengths[place] + j for place, row in placed for j in range(len(row))]
         x = self.model.embed(torch.tensor(tokens), torch.tensor(position))  # (N, C)
         ends = list(itertools.accumulate(map(len, part)))
         wanted = [token for i in ended for token in range(ends[i] - last, ends[i])]

@@ -108,16 +108,20 @@ def heading(answer: Answer, prompts: int, samples: int) -> str:
     return f"--- {', '.join(parts)}\n" if parts else ""
 
 
-def print_json(model: str, answers: Sequence[Answer], probs: bool) -> None:
-    """Print a line of JSON for each answer.
+def print_json(model: str, answers: Sequence[Answer], drawn: Iterator[tuple[Answer, list[Piece]]], probs: bool) -> None:
+    """Print a line of JSON for each answer, in their order, as soon as it has ended.
 
     Args:
         model: the model's name.
         answers: the answers.
+        drawn: their pieces as they are drawn, see `draw_answers`.
         probs: include the text and the surprisal of each token.
     """
-    for answer in answers:
-        print(json.dumps(answer.record(model, probs), ensure_ascii=False), flush=True)
+    printed = 0
+    for _ in drawn:
+        while printed < len(answers) and answers[printed].stream.finish is not None:
+            print(json.dumps(answers[printed].record(model, probs), ensure_ascii=False), flush=True)
+            printed += 1
 
 
 def print_answers(
@@ -127,23 +131,31 @@ def print_answers(
     prompts: int,
     samples: int,
 ) -> None:
-    """Write a batch of answers: the first as it is drawn, the others after it.
+    """Write answers in their order, each as far as it is drawn once the one before has ended.
 
     Args:
-        answers: the batch.
-        drawn: the pieces of the batch as they are drawn, see `draw_answers`.
+        answers: the answers.
+        drawn: their pieces as they are drawn, see `draw_answers`.
         printer: writes the answers.
         prompts: the number of all prompts, for the headings.
         samples: the number of samples for each prompt, for the headings.
     """
-    for answer in answers:
-        printer.write(heading(answer, prompts, samples) + answer.prompt)
-        if answer is answers[0]:
-            for each, pieces in drawn:
-                printer.show(pieces if each is answer else [])
-        else:
-            printer.show(answer.stream.pieces)
-        printer.write("\n")
+    rest = iter(answers)
+
+    def begin() -> Answer | None:
+        following = next(rest, None)
+        if following is not None:
+            printer.write(heading(following, prompts, samples) + following.prompt)
+            printer.show(following.stream.pieces)
+        return following
+
+    current = begin()
+    for each, pieces in drawn:
+        if each is current:
+            printer.show(pieces)
+        while current is not None and current.stream.finish is not None:
+            printer.write("\n")
+            current = begin()
 
 
 def comparison_table(names: list[str], answers: list[list[Answer]], printer: TokenPrinter) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -74,18 +74,28 @@ class KVCache:
             torch._dynamo.mark_static_address(static)
         return self.static_lengths
 
-    def room(self) -> int:
-        """Return how many tokens the next pass can have at most."""
-        left = self.columns - max(self.lengths)
+    def room(self, row: int | None = None) -> int:
+        """Return how many tokens the next pass can have at most; of one row, where rows need not have as many."""
+        left = self.columns - (max(self.lengths) if row is None else self.lengths[row])
         return max(left, self.columns - attention_span(self.config) + 1) if self.config.slides else left
 
-    def advance(self, counts: list[int]) -> None:
+    def advance(self, counts: Sequence[int]) -> None:
         """Make the first `counts` tokens that the last pass wrote in each row count."""
         self._set_lengths([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
-    def forget(self, lengths: list[int]) -> None:
+    def forget(self, lengths: Sequence[int]) -> None:
         """Keep the first `lengths` tokens of each row."""
-        self._set_lengths(list(map(min, self.lengths, lengths)))
+        self._set_lengths([min(pair) for pair in zip(self.lengths, lengths, strict=True)])
+
+    def clear(self, rows: Collection[int]) -> None:
+        """Forget all tokens of some rows."""
+        self._set_lengths([0 if row in rows else length for row, length in enumerate(self.lengths)])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep some rows alone; not after `fix_shapes`."""
+        self._set_lengths([self.lengths[row] for row in rows])
+        self.k, self.v = ([each[rows] for each in buffers] for buffers in (self.k, self.v))
+        self.conv_inputs = {key: each[rows] for key, each in self.conv_inputs.items()}
 
     def _set_lengths(self, lengths: list[int]) -> None:
         self.lengths = lengths

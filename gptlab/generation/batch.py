@@ -1,0 +1,90 @@
+"""Many prompts that are continued side by side: rows leave as their texts end, and others take their place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gptlab.generation.context import Context
+from gptlab.models import Model
+from gptlab.models.quantised import is_quantised
+
+
+class Batch:
+    """Continues prompts, up to `width` at a time.
+
+    Where a pass costs what its tokens do (see `Context.joinable`), the next prompt begins as soon as a text has ended.
+    Otherwise the next `width` begin when all have ended; of those that have, half or more are left out of the passes.
+
+    Args:
+        model: a model in evaluation mode.
+        prompts: the tokens of each prompt, at least one.
+        room: the most tokens of a continuation.
+        width: the most rows of a pass.
+        backend: the torch.compile backend, see `Context`; rows then stay until all have ended.
+    """
+
+    def __init__(
+        self, model: Model, prompts: Sequence[Sequence[int]], room: int, width: int, backend: str | None = None
+    ) -> None:
+        self.model, self.prompts, self.room, self.width, self.backend = model, prompts, room, width, backend
+        self.waiting = deque(range(len(prompts)))
+        self.passes = 0  # forward passes so far
+        self._begin()
+
+    def _begin(self) -> None:
+        self.all = [self.waiting.popleft() for _ in range(min(self.width, len(self.waiting)))]  # of the rows
+        self.ended: set[int] = set()
+        if self.all:
+            later = self.waiting if is_quantised(self.model) else ()
+            longest = max((len(self.prompts[i]) for i in later), default=1)
+            first = [self.prompts[i] for i in self.all]
+            self.context = Context(self.model, first, self.room, longest=longest, backend=self.backend)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which prompts are being continued; none once all have ended."""
+        return [number for number in self.all if number not in self.ended]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each of `numbers`."""
+        return [row for number, row in zip(self.all, self.context.rows, strict=True) if number not in self.ended]
+
+    def logits(self) -> Tensor:
+        """Return the logits for the next token of each of `numbers`, (b, V)."""
+        self.passes += 1
+        logits = self.context.logits()[:, -1]
+        return logits[[i for i, number in enumerate(self.all) if number not in self.ended]] if self.ended else logits
+
+    def append(self, tokens: Sequence[int], ended: Sequence[bool]) -> None:
+        """Append a token to each of `numbers`, and let those whose texts have ended go.
+
+        Args:
+            tokens, ended: one for each.
+        """
+        given = dict(zip(self.numbers, tokens, strict=True))
+        self.context.append([given.get(number, 0) for number in self.all])
+        self.ended |= {number for number, end in zip(given, ended, strict=True) if end}
+        if len(self.ended) == len(self.all):
+            self._begin()
+        elif self.ended and self.context.joinable:
+            self._join()
+        elif 2 * len(self.ended) >= len(self.all) and self.backend is None:
+            self._leave()
+
+    def _join(self) -> None:
+        for row, number in enumerate(self.all):
+            if number in self.ended and self.waiting:
+                self.all[row] = self.waiting.popleft()
+                self.context.replace(row, self.prompts[self.all[row]])
+                self.ended.remove(number)
+        if self.ended:
+            self._leave()
+
+    def _leave(self) -> None:
+        kept = [row for row, number in enumerate(self.all) if number not in self.ended]
+        self.context.keep(kept)
+        self.all, self.ended = [self.all[row] for row in kept], set()

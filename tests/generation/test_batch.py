@@ -1,0 +1,90 @@
+"""Prompts side by side: rows leave as their texts end, others take their place, and no text changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from gptlab.generation.batch import Batch
+from gptlab.generation.context import Context
+from gptlab.models import build
+from gptlab.models.bigram import BigramConfig
+from gptlab.models.quantised import quantise
+from tests.generation.test_cpu_decoder import texts
+from tests.models.test_switches import V, lively
+
+LENGTHS = (9, 1, 4, 12, 2, 7, 3, 3, 5, 1, 8)
+ROOM = 6
+MODELS = {
+    "torch": lambda **fields: lively(**fields).double().eval(),
+    "cpu_decoder": lambda **fields: lively(**fields).eval(),
+    "quantised": lambda **fields: quantise(lively(**fields).eval(), 8),
+    "bigram": lambda **fields: build(BigramConfig(V)).eval(),
+}
+
+
+def alone(model: Any, prompt: list[int], count: int) -> list[int]:
+    context = Context(model, [prompt], count)
+    for _ in range(count):
+        context.append(context.logits()[:, -1].argmax(dim=-1))
+    return context.rows[0][-count:]
+
+
+def continued(model: Any, prompts: list[list[int]], width: int, **options: Any) -> tuple[list[list[int]], list[int]]:
+    """The greedy texts of each prompt, of 1 to ROOM tokens, and how many rows each pass had."""
+    batch, found = Batch(model, prompts, ROOM, width, **options), [[] for _ in prompts]  # type: ignore[var-annotated]
+    widths = []
+    while numbers := batch.numbers:
+        widths.append(len(numbers))
+        tokens = batch.logits().argmax(dim=-1).tolist()
+        for number, token, row in zip(numbers, tokens, batch.rows, strict=True):
+            assert row[-1] == (found[number] or prompts[number])[-1]
+            found[number].append(token)
+        batch.append(tokens, [len(found[number]) > number % ROOM for number in numbers])
+    assert batch.passes == len(widths)
+    return found, widths
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("width", [1, 3, 4, 64])
+@pytest.mark.parametrize("fields", [{}, {"pos": "rope"}, {"conv": 3, "pos": "rope"}], ids=str)
+def test_each_text_is_the_one_that_it_is_alone(kind: str, width: int, fields: dict[str, Any]) -> None:
+    model, prompts = MODELS[kind](block_size=20, **fields), texts(*LENGTHS)
+    found, widths = continued(model, prompts, width)
+    assert found == [alone(model, prompt, number % ROOM + 1) for number, prompt in enumerate(prompts)]
+    assert max(widths) == min(width, len(prompts))
+
+
+def test_rows_are_always_taken_where_a_pass_costs_what_its_tokens_do() -> None:
+    prompts = texts(*LENGTHS)
+    total = sum(number % ROOM + 1 for number in range(len(prompts)))
+    _, widths = continued(MODELS["quantised"](block_size=20), prompts, 3)
+    assert widths[: total // 3 - 2] == [3] * (total // 3 - 2)
+    _, others = continued(MODELS["cpu_decoder"](block_size=20), prompts, 3)
+    assert len(others) > len(widths)
+
+
+@pytest.mark.parametrize("kind", ["torch", "quantised"])
+def test_a_window_that_is_full_goes_on_beside_others(kind: str) -> None:
+    """With learned positions the last block is read anew for every token then."""
+    model, prompts = MODELS[kind](block_size=8), texts(*LENGTHS)
+    found, _ = continued(model, prompts, 4)
+    assert found == [alone(model, prompt, number % ROOM + 1) for number, prompt in enumerate(prompts)]
+    cropped = Context(model, [prompts[3]], ROOM, cache=False)
+    for token in found[3]:
+        assert int(cropped.logits()[:, -1].argmax()) == token
+        cropped.append([token])
+
+
+def test_rows_that_are_compiled_stay_until_all_have_ended() -> None:
+    torch._dynamo.reset()
+    model, prompts = MODELS["cpu_decoder"](), texts(3, 3, 3, 3)
+    found, widths = continued(model, prompts, 2, backend="eager")
+    assert found == [alone(model, prompt, number % ROOM + 1) for number, prompt in enumerate(prompts)]
+    assert len(widths) == 2 + 4
+
+
+def test_without_prompts_there_is_nothing_to_do() -> None:
+    assert Batch(MODELS["torch"](), [], ROOM, 4).numbers == []

@@ -9,8 +9,11 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#ifdef __FMA__
+#ifdef __x86_64__
 #include <immintrin.h>
+#endif
+#ifdef __ARM_NEON
+#include <arm_neon.h>
 #endif
 
 #ifdef __AVX512F__
@@ -29,6 +32,7 @@ enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE };
 enum { GELU, GELU_EXACT, RELU, RELU2, SILU };
 enum { FLOAT, BFLOAT16, INT8, INT4 };  // of weights
 enum { GROUP = 32, ROWS = 16, PARTS = ROWS / LANES };  // see quantised.py
+enum { MOST_ROWS = LANES == 16 ? 8 : 4 };  // of x that a tile of integers has, in registers
 
 // cpu_decoder.py fills these; what a step does not use is 0.
 typedef struct {
@@ -262,11 +266,27 @@ static void round_group(const float *x, Rounded to, long r, long g, long n) {
     to.sums[r * groups + g] = sum;
 }
 
-// sum + the products of four weights of each lane, from 0 to 255, with the four numbers of x.
-static inline integers add_products(integers sum, bytes w, const int8_t *x) {
+#ifdef __ARM_FEATURE_DOTPROD
+enum { SIGNED = 1 };
+#else
+enum { SIGNED = 0 };
+#endif
+
+// sum + the products of four weights of each lane with the four numbers of x. Weights of 8 bits are from 0 to 255 or, where
+// products are SIGNED, read as 128 less; those of 4 bits are from 0 to 15.
+static inline integers add_products(integers sum, bytes w, const int8_t *x, long bits) {
     int32_t four;
     memcpy(&four, x, sizeof four);
-#if defined(__AVX512VNNI__)
+#if defined(__ARM_FEATURE_DOTPROD)
+    int8x16_t numbers = vreinterpretq_s8_s32(vdupq_n_s32(four)), weights[2];
+    int32x4_t sums[2];
+    if (bits == 8) w ^= 128;
+    memcpy(weights, &w, sizeof weights);
+    memcpy(sums, &sum, sizeof sums);
+    for (int i = 0; i < 2; i++) sums[i] = vdotq_s32(sums[i], weights[i], numbers);
+    memcpy(&sum, sums, sizeof sum);
+    return sum;
+#elif defined(__AVX512VNNI__)
     return (integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
 #elif defined(__AVX512VL__) && defined(__AVX512VNNI__)
     return (integers)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
@@ -311,63 +331,52 @@ static inline bytes load_bytes(const uint8_t *p) {
     return v;
 }
 
-// LANES rows of w, from `part` of a block of ROWS, against R rows of x. Each group's sum is exact.
-#define INTEGER_TILE(R)                                                                                              \
-    static inline void integer_tile_##R(const Step *s, Rounded x, long block, int part, long r, long bits) {         \
-        long groups = (s->n + GROUP - 1) / GROUP;                                                                    \
-        const uint8_t *w = (const uint8_t *)s->w + block * groups * bits * ROWS * 4 + part * LANES * 4;              \
-        const uint16_t *halves = (const uint16_t *)s->v + block * groups * ROWS + part * LANES;                      \
-        floats totals[R];                                                                                            \
-        memset(totals, 0, sizeof totals);                                                                            \
-        for (long g = 0; g < groups; g++, w += bits * ROWS * 4) {                                                    \
-            const int8_t *numbers = x.numbers + (r * groups + g) * GROUP;                                            \
-            integers sums[R];                                                                                        \
-            for (int i = 0; i < R; i++) sums[i] = (integers){0} - x.sums[(r + i) * groups + g] * (1 << (bits - 1));      \
-            if (bits == 8)                                                                                           \
-                for (int k = 0; k < 8; k++) {                                                                        \
-                    bytes some = load_bytes(w + k * ROWS * 4);                                                       \
-                    for (int i = 0; i < R; i++)                                                                      \
-                        sums[i] = add_products(sums[i], some, numbers + i * groups * GROUP + 4 * k);                 \
-                }                                                                                                    \
-            else                                                                                                     \
-                for (int k = 0; k < 4; k++) {                                                                        \
-                    bytes some = load_bytes(w + k * ROWS * 4), low = some & 15, high = some >> 4;                    \
-                    for (int i = 0; i < R; i++) {                                                                    \
-                        sums[i] = add_products(sums[i], low, numbers + i * groups * GROUP + 4 * k);                  \
-                        sums[i] = add_products(sums[i], high, numbers + i * groups * GROUP + 16 + 4 * k);            \
-                    }                                                                                                \
-                }                                                                                                    \
-            floats scales = bits == 8 ? (floats){0} + 1.0f : widen_halves(halves + g * ROWS);                        \
-            for (int i = 0; i < R; i++)                                                                              \
-                totals[i] = multiply_add(__builtin_convertvector(sums[i], floats),                                   \
-                                         scales * x.scales[(r + i) * groups + g], totals[i]);                        \
-        }                                                                                                            \
-        long o = block * ROWS + part * LANES, count = s->m - o < LANES ? s->m - o : LANES;                           \
-        for (int i = 0; i < R; i++) {                                                                                \
-            float *y = s->y + (r + i) * s->m + o, row[LANES];                                                        \
-            store(row, bits == 8 ? totals[i] * load((const float *)s->v + o) : totals[i]);                           \
-            for (long j = 0; j < count; j++) {                                                                       \
-                float sum = row[j] + (s->b ? s->b[o + j] : 0);                                                       \
-                y[j] = s->how ? y[j] + sum : sum;                                                                    \
-            }                                                                                                        \
-        }                                                                                                            \
+// LANES rows of w, from `part` of a block of ROWS, against R rows of x from r on. Each group's sum is exact.
+static inline __attribute__((always_inline)) void integer_tile(const Step *s, Rounded x, long block, int part, long r,
+                                                               const int R, const long bits) {
+    long groups = (s->n + GROUP - 1) / GROUP;
+    const uint8_t *w = (const uint8_t *)s->w + block * groups * bits * ROWS * 4 + part * LANES * 4;
+    const uint16_t *halves = (const uint16_t *)s->v + block * groups * ROWS + part * LANES;
+    floats totals[MOST_ROWS], scales = {0};
+    integers sums[MOST_ROWS];
+    for (int i = 0; i < R; i++) totals[i] = (floats){0};
+    for (long g = 0; g < groups; g++, w += bits * ROWS * 4) {
+        for (int i = 0; i < R; i++)
+            sums[i] = (integers){0} - (SIGNED && bits == 8 ? 0 : x.sums[(r + i) * groups + g] * (1 << (bits - 1)));
+        for (int k = 0; k < bits; k++) {
+            bytes some = load_bytes(w + k * ROWS * 4), high = some >> 4;
+            if (bits == 4) some &= 15;
+            for (int i = 0; i < R; i++) {
+                const int8_t *numbers = x.numbers + ((r + i) * groups + g) * GROUP + 4 * k;
+                sums[i] = add_products(sums[i], some, numbers, bits);
+                if (bits == 4) sums[i] = add_products(sums[i], high, numbers + GROUP / 2, bits);
+            }
+        }
+        scales = bits == 4 ? widen_halves(halves + g * ROWS) : (floats){0} + 1.0f;
+        for (int i = 0; i < R; i++) {
+            floats sum = __builtin_convertvector(sums[i], floats);
+            totals[i] = multiply_add(sum, scales * x.scales[(r + i) * groups + g], totals[i]);
+        }
     }
+    long o = block * ROWS + part * LANES, count = s->m - o < LANES ? s->m - o : LANES;
+    for (int i = 0; i < R; i++) {
+        float *y = s->y + (r + i) * s->m + o, row[LANES];
+        store(row, bits == 8 ? totals[i] * load((const float *)s->v + o) : totals[i]);
+        for (long j = 0; j < count; j++) {
+            float sum = row[j] + (s->b ? s->b[o + j] : 0);
+            y[j] = s->how ? y[j] + sum : sum;
+        }
+    }
+}
 
-INTEGER_TILE(1)
-INTEGER_TILE(2)
-INTEGER_TILE(4)
-INTEGER_TILE(8)
-
-static inline void integer_block(const Step *s, Rounded x, long block, long rows, long bits) {
-    for (int part = 0; part < PARTS; part++) {
-        if (block * ROWS + part * LANES >= s->m) return;
+static inline __attribute__((always_inline)) void integer_block(const Step *s, Rounded x, long block, long rows,
+                                                                const long bits) {
+    for (int part = 0; part < PARTS && block * ROWS + part * LANES < s->m; part++) {
         long r = 0;
-#ifdef __AVX512F__
-        for (; r + 8 <= rows; r += 8) integer_tile_8(s, x, block, part, r, bits);
-#endif
-        for (; r + 4 <= rows; r += 4) integer_tile_4(s, x, block, part, r, bits);
-        if (r + 2 <= rows) integer_tile_2(s, x, block, part, r, bits), r += 2;
-        if (r < rows) integer_tile_1(s, x, block, part, r, bits);
+        for (; r + MOST_ROWS <= rows; r += MOST_ROWS) integer_tile(s, x, block, part, r, MOST_ROWS, bits);
+        if (MOST_ROWS > 4 && r + 4 <= rows) integer_tile(s, x, block, part, r, 4, bits), r += 4;
+        if (r + 2 <= rows) integer_tile(s, x, block, part, r, 2, bits), r += 2;
+        if (r < rows) integer_tile(s, x, block, part, r, 1, bits);
     }
 }
 

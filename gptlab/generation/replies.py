@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gptlab.generation.context import Context
+from gptlab.generation.batch import Batch
 from gptlab.generation.sampling import Sampling, invert_cdf
 from gptlab.models import Model
 
@@ -54,29 +54,24 @@ def draw_replies(
         UserError: a logit is infinite or not a number.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # so that a batch has few lengths
-    replies: dict[int, Reply] = {}
-    firsts = range(0, len(order), batch_size)
-    for first in tqdm(firsts, unit="batch", disable=None if bar else True, leave=False):  # None: on a terminal only
-        some = order[first : first + batch_size]
-        context = Context(model, [prompts[i] for i in some], max_new_tokens)
-        drawn: list[list[int]] = [[] for _ in some]
-        log_probs: list[list[float]] = [[] for _ in some]
-        ended = [False] * len(some)
-        for number in range(max_new_tokens):
-            probabilities = sampling.probabilities(context.logits()[:, -1], context.rows)  # (b, V)
-            tokens = (
-                probabilities.argmax(dim=-1)
-                if uniform is None
-                else invert_cdf(probabilities, uniform[some, number].double())
-            )
-            context.append(tokens)
+    replies = [Reply([], False, []) for _ in prompts]
+    batch = Batch(model, [prompts[i] for i in order], max_new_tokens, batch_size)
+    with tqdm(total=len(prompts), unit="reply", disable=None if bar else True, leave=False) as shown:  # on a terminal
+        while max_new_tokens and (numbers := batch.numbers):
+            some = [order[number] for number in numbers]
+            probabilities = sampling.probabilities(batch.logits(), batch.rows)  # (b, V)
+            if uniform is None:
+                tokens = probabilities.argmax(dim=-1)
+            else:
+                places = [len(replies[i].ids) for i in some]
+                tokens = invert_cdf(probabilities, uniform[some, places].double())
             chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
-            for row, (token, log_prob) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
-                if not ended[row]:
-                    drawn[row].append(token)
-                    log_probs[row].append(log_prob)
-                    ended[row] = token in ends
-            if all(ended):
-                break
-        replies |= {i: Reply(*each) for i, each in zip(some, zip(drawn, ended, log_probs, strict=True), strict=True)}
-    return [replies[i] for i in range(len(prompts))]
+            drawn = tokens.tolist()
+            for i, token, log_prob in zip(some, drawn, chosen.tolist(), strict=True):
+                replies[i].ids.append(token)
+                replies[i].log_probs.append(log_prob)
+                replies[i] = replies[i]._replace(ended=token in ends)
+            over = [replies[i].ended or len(replies[i].ids) == max_new_tokens for i in some]
+            batch.append(drawn, over)
+            shown.update(sum(over))
+    return replies

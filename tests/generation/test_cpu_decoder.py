@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab.generation import cpu_decoder
+from gptlab.generation import c_build, cpu_decoder, cpu_library
 from gptlab.generation.context import Context
-from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder, load_library
+from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder
+from gptlab.generation.cpu_library import load_library, ready_library
 from gptlab.generation.decoding import generate
 from gptlab.generation.sampling import Sampling
 from tests.models.test_switches import ROWS, Row, T, V, each, lively
@@ -211,7 +212,7 @@ def test_without_a_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest
 
 
 def test_on_other_systems_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_decoder.sys, "platform", "darwin")
+    monkeypatch.setattr(cpu_library.sys, "platform", "darwin")
     assert_torch_generates()
 
 
@@ -247,6 +248,41 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(fresh: Path) -> N
 def test_another_processor_has_a_library_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = set()
     for flags in ("flags: sse2", "flags: sse2 avx2"):
-        monkeypatch.setattr(cpu_decoder, "processor_features", lambda flags=flags: flags)
-        names.add(cpu_decoder.build_library("cc" if shutil.which("cc") else "gcc").name)
+        monkeypatch.setattr(cpu_library, "processor_features", lambda flags=flags: flags)
+        names.add(cpu_library.build_library("cc" if shutil.which("cc") else "gcc").name)
     assert len(names) == 2
+
+
+AVX2 = "flags: sse2 avx2 bmi2 f16c fma"
+AVX512 = f"{AVX2} avx512bw avx512cd avx512dq avx512f avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "name"),
+    [
+        ("x86_64", "flags: sse2 avx2", "x86-64"),
+        ("x86_64", AVX2, "x86-64-v3"),
+        ("x86_64", AVX512, "x86-64-v4"),
+        ("x86_64", f"{AVX512} avx512_vnni", "x86-64-v4-vnni"),
+        ("aarch64", "Features: fp asimd", "armv8"),
+        ("aarch64", "Features: fp asimd asimddp", "armv8.2-dotprod"),
+        ("riscv64", "isa: rv64", None),
+    ],
+)
+def test_of_a_wheels_libraries_the_best_for_the_processor_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, features: str, name: str | None
+) -> None:
+    monkeypatch.setattr(cpu_library, "processor_features", lambda: features)
+    monkeypatch.setattr(cpu_library.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu_library, "READY", tmp_path)
+    assert ready_library() is None
+    for level in c_build.LEVELS.get(machine, ()):
+        (tmp_path / f"{level.name}.so").touch()
+    found = ready_library()
+    assert (found and found.stem) == name
+
+
+def test_a_library_that_does_not_load_is_done_without(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / "broken.so").touch()
+    monkeypatch.setattr(cpu_library, "ready_library", lambda: fresh / "broken.so")
+    assert_torch_generates()

@@ -6,8 +6,6 @@ import copy
 import ctypes
 import functools
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab.generation import cpu_decoder
+from gptlab.generation import c_build, cpu_decoder
 from gptlab.generation.context import Context
-from gptlab.generation.cpu_decoder import INT4, INT8, LINEAR, CStep, load_library
+from gptlab.generation.cpu_decoder import INT4, INT8, LINEAR, CStep
+from gptlab.generation.cpu_library import load_library
 from gptlab.generation.decoding import generate
 from gptlab.generation.sampling import Sampling
 from gptlab.models.quantised import Packed, QuantisedLinear, quantise
 from gptlab.system.errors import UserError
+from gptlab.system.machine import processor_features
 from tests.generation.test_cpu_decoder import needs_library, texts
 from tests.models.test_quantised import BITS, SIZES, drawn, reference
 from tests.models.test_switches import ROWS, Row, V, each, lively
 
 pytestmark = needs_library
-LEVELS = ("native", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")  # instruction sets, from what is here down
+LEVELS = [  # each takes seconds to compile
+    pytest.param(name, marks=[] if name in ("native", "x86-64-v3") else pytest.mark.slow)
+    for name in ("native", *(level.name for levels in c_build.LEVELS.values() for level in levels))
+]
 
 
 def small(bits: int, **fields: Any) -> Any:
@@ -47,30 +50,27 @@ def through(function: Any, layer: QuantisedLinear, x: Tensor, threads: int = 1) 
 
 
 @functools.cache
-def compiled(level: str) -> Any:
-    """The library's function for an instruction set; skips where this machine lacks it."""
+def compiled(level: str, folder: Path) -> Any:
+    """The library's function for a set of instructions; skips where this machine lacks it."""
     if level == "native":
         return load_library()
-    if platform.machine() != "x86_64":
-        pytest.skip("no x86")
-    flags = [flag for flag in cpu_decoder.FLAGS if not flag.startswith("-march")] + [f"-march={level}"]
-    folder = Path(cpu_decoder.build_library(shutil.which("cc") or "gcc")).parent
-    made = folder / f"test-{level}.so"
-    words = [shutil.which("cc") or "gcc", *flags, "-shared", str(cpu_decoder.SOURCE), "-o", str(made)]
-    subprocess.run([word for word in words if word], check=True, capture_output=True)
-    if level == "x86-64-v4" and "avx512bw" not in cpu_decoder.processor_features():
-        pytest.skip("no AVX-512")
-    if level == "x86-64-v3" and "avx2" not in cpu_decoder.processor_features():
-        pytest.skip("no AVX2")
-    function = ctypes.CDLL(str(made)).cpu_decoder
+    there = next((each for each in c_build.LEVELS.get(platform.machine(), ()) if each.name == level), None)
+    if there is None or not there.features <= {*processor_features().split()}:
+        pytest.skip(f"this processor has not all of {level}")
+    compiler = c_build.compiler()
+    assert compiler is not None
+    c_build.build(compiler, there.flags, folder / f"{level}.so")
+    function = ctypes.CDLL(str(folder / f"{level}.so")).cpu_decoder
     function.argtypes, function.restype = load_library().argtypes, None
     return function
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("bits", BITS)
-def test_a_layer_is_the_float64_one_on_any_processor(level: str, bits: int) -> None:
-    function = compiled(level)
+def test_a_layer_is_the_float64_one_on_any_processor(
+    level: str, bits: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    function = compiled(level, tmp_path_factory.getbasetemp())
     for size in (*SIZES, (40, 416)):
         for n in (1, 2, 3, 7, 8, 13):
             layer = QuantisedLinear(Packed(drawn(*size), bits), drawn(size[0], seed=4))

@@ -1,4 +1,4 @@
-"""The library of cpu_decoder.c: one that came with the wheel, or one that is built at the first use, for later runs too.
+"""The library of cpu_decoder.c: one that came with the wheel, or one built at the first use, for all later runs too.
 
 Where neither can be had, torch does the work.
 """

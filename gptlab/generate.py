@@ -91,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
         default="fp32",
         help="of the weights; int8 and int4 on a CPU (default: fp32)",
     )
+    work.add_argument(
+        "--kv-cache",
+        choices=("fp32", "bf16"),
+        help="of keys and values, with int8 and int4: bf16 takes half the memory (default there: bf16)",
+    )
     work.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     return p
 
@@ -151,6 +156,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--precision {args.precision} is computed by a library of ours: leave --compile out")
     if args.precision in BITS and args.device not in ("auto", "cpu"):
         raise UserError(f"--precision {args.precision} is for a CPU: leave --device {args.device} out, or use bf16")
+    if args.kv_cache and args.precision not in BITS:
+        raise UserError(f"--kv-cache {args.kv_cache} goes with --precision int8 and int4: leave it out")
     if args.ahead and not args.draft:
         raise UserError(f"--ahead {args.ahead} tells --draft how far to look: give --draft MODEL, or leave --ahead out")
     if "" in args.stop:
@@ -159,6 +166,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"a PROMPT and --prompt-file {args.prompt_file}: leave one of them out")
     if args.prompt is not None and args.lines:
         raise UserError("--lines is for the lines of --prompt-file FILE or of a pipe: leave it or PROMPT out")
+
+
+def in_bf16(args: argparse.Namespace) -> bool:
+    """Return whether keys and values are kept in bf16."""
+    return args.precision in BITS and args.kv_cache != "fp32"
 
 
 def read_prompts(args: argparse.Namespace) -> list[str] | None:
@@ -239,7 +251,8 @@ def run(args: argparse.Namespace) -> None:
         note_model(opened)
     if args.interactive:
         generator, printer = torch.Generator().manual_seed(seed), TokenPrinter(args.show_probs)
-        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, args.stop, args.special)
+        how = {"stops": args.stop, "special": args.special, "bf16_cache": in_bf16(args)}
+        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, **how)
     else:
         answer_prompts(args, models, draft, texts, sampling, seed)
 
@@ -275,6 +288,7 @@ def answer_prompts(
             draft=draft,
             ahead=args.ahead or AHEAD,
             backend="inductor" if args.compile else None,
+            bf16_cache=in_bf16(args),
             probs=args.show_probs,
         )
         if args.json:

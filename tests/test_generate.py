@@ -697,6 +697,7 @@ def test_weights_of_few_bits_say_nearly_the_same(
     line = ("generate", model, "abc", "--precision", precision, "--max-new-tokens", "40", "--temperature", "0")
     plain = command(*line)
     assert f"({precision[3:]} bits" in plain.stderr or f", {precision[3:]} bits" in plain.stderr
+    assert command(*line, "--kv-cache", "bf16").stdout == plain.stdout
     assert command(*line, "--draft", model).stdout == plain.stdout  # the same bits for one token and for several
 
 
@@ -843,6 +844,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
             ["bigram.ckpt", "a", "--precision", "int8"],
             ["--precision int8: bigram.ckpt is a Bigram, and no GPT; use fp32"],
         ),
+        (["{model}", "--kv-cache", "bf16"], ["--kv-cache bf16 goes with --precision int8 and int4: leave it out"]),
         (["{model}", "--ahead", "3"], ["--ahead 3", "give --draft MODEL"]),
         (["{model}", "--stop", ""], ["--stop ''", "give some text"]),
         (["{model}", "a", "--prompt-file", "p"], ["a PROMPT and --prompt-file p: leave one of them out"]),

@@ -166,6 +166,7 @@ def draw_answers(
     draft: OpenedModel[Model] | None = None,
     ahead: int = 4,
     backend: str | None = None,
+    bf16_cache: bool = False,
     probs: bool = False,
     width: int = WIDTH,
 ) -> Iterator[tuple[Answer, list[Piece]]]:
@@ -179,6 +180,7 @@ def draw_answers(
         draft: a smaller model for `speculate`.
         ahead: the number of tokens that the draft proposes at a time.
         backend: the torch.compile backend, see `Context`.
+        bf16_cache: keep keys and values in bf16, see `Context`.
         probs: compute the surprisal of each token.
         width: the most answers that are drawn side by side.
 
@@ -189,7 +191,8 @@ def draw_answers(
         for answer in answers:
             generator = torch.Generator().manual_seed(answer.seed)
             context, proposer = (
-                Context(each.model, [answer.ids], max_new_tokens, ahead=ahead + 1) for each in (opened, draft)
+                Context(each.model, [answer.ids], max_new_tokens, ahead=ahead + 1, bf16_cache=bf16_cache)
+                for each in (opened, draft)
             )
             steps = speculate(context, proposer, max_new_tokens, sampling, generator, ahead)
             for _, pieces in stream_pieces(steps, [answer.stream], probs):
@@ -200,7 +203,7 @@ def draw_answers(
         yield from ((answer, answer.stream.close()) for answer in answers)
         return
     generators = [torch.Generator().manual_seed(answer.seed) for answer in answers]
-    batch = Batch(opened.model, [answer.ids for answer in answers], max_new_tokens, width, backend)
+    batch = Batch(opened.model, [answer.ids for answer in answers], max_new_tokens, width, backend, bf16_cache)
     while numbers := batch.numbers:
         logits = batch.logits()
         tokens = sampling.draw(logits, [generators[number] for number in numbers], batch.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -24,12 +25,20 @@ class Batch:
         room: the most tokens of a continuation.
         width: the most rows of a pass.
         backend: the torch.compile backend, see `Context`; rows then stay until all have ended.
+        bf16_cache: see `Context`.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Sequence[int]], room: int, width: int, backend: str | None = None
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        width: int,
+        backend: str | None = None,
+        bf16_cache: bool = False,
     ) -> None:
         self.model, self.prompts, self.room, self.width, self.backend = model, prompts, room, width, backend
+        self.bf16_cache = bf16_cache
         self.waiting = deque(range(len(prompts)))
         self.passes = 0  # forward passes so far
         self._begin()
@@ -41,7 +50,8 @@ class Batch:
             later = self.waiting if is_quantised(self.model) else ()
             longest = max((len(self.prompts[i]) for i in later), default=1)
             first = [self.prompts[i] for i in self.all]
-            self.context = Context(self.model, first, self.room, longest=longest, backend=self.backend)
+            options: dict[str, Any] = {"backend": self.backend, "bf16_cache": self.bf16_cache}
+            self.context = Context(self.model, first, self.room, longest=longest, **options)
 
     @property
     def numbers(self) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptlab.generation.cpu_decoder import CPUDecoder
+from gptlab.generation.cpu_library import load_library
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
@@ -29,6 +30,7 @@ class Context:
         room: the number of tokens that will be appended to a row.
         ahead: the largest number of tokens appended before `logits` is called; `take_back` can remove them.
         longest: the length of the longest prompt that `replace` will bring.
+        bf16_cache: keep keys and values in bf16, half the memory; does something where our C computes quantised models.
         cache: keep keys and values; without it every token is computed again each time, with the same result.
         backend: the torch.compile backend for single tokens, e.g. "inductor" (on a GPU with CUDA graphs).
     """
@@ -41,6 +43,7 @@ class Context:
         *,
         ahead: int = 1,
         longest: int = 1,
+        bf16_cache: bool = False,
         cache: bool = True,
         backend: str | None = None,
     ) -> None:
@@ -62,7 +65,8 @@ class Context:
             dtype = torch.float32 if is_quantised(model) else model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
-            self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)
+            kept = torch.bfloat16 if bf16_cache and is_quantised(model) and load_library() else dtype
+            self.cache = KVCache(c, len(self.rows), columns, dtype=kept, conv_dtype=dtype, device=self.device)
             self._decode_here()
 
     def _decode_here(self) -> None:

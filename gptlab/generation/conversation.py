@@ -29,6 +29,7 @@ def converse(
     printer: TokenPrinter,
     stops: Sequence[str] = (),
     special: bool = False,
+    bf16_cache: bool = False,
 ) -> None:
     """Answer line after line until there are no more; for the model, the whole conversation is one text.
 
@@ -43,6 +44,7 @@ def converse(
         printer: writes the answers.
         stops: the stop strings, see `TextStream`.
         special: read names of special tokens as those tokens, and keep the end of an answer, as chat models have it.
+        bf16_cache: keep keys and values in bf16, see `Context`.
 
     Raises:
         UserError: a logit is infinite or not a number.
@@ -65,11 +67,11 @@ def converse(
                 note(f"error: {error}")
                 continue
             messages.append(said)
-            context, length = continued(opened.model, context, ids), len(ids)
+            context, length = continued(opened.model, context, ids, bf16_cache), len(ids)
         elif context is None:
             ids = prompt_ids(tokenizer, opening + line + end_of_line, special)
             length = len(ids)
-            context = Context(opened.model, [ids], block_size)
+            context = Context(opened.model, [ids], block_size, bf16_cache=bf16_cache)
         else:
             fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
             text = ("" if fresh else end_of_line) + line + end_of_line
@@ -99,13 +101,13 @@ def converse(
     note_speed(opened.name, tokens, seconds)
 
 
-def continued(model: Model, context: Context | None, ids: Sequence[int]) -> Context:
+def continued(model: Model, context: Context | None, ids: Sequence[int], bf16_cache: bool = False) -> Context:
     """Return a context with `ids`: `context` itself, if what it has read is the beginning of them.
 
     It is not where a chat template writes an answer otherwise than the model did, or the beginning is out of sight.
     """
     if context is None or [*ids[: len(context.rows[0])]] != context.rows[0]:
-        return Context(model, [ids], model.config.block_size)
+        return Context(model, [ids], model.config.block_size, bf16_cache=bf16_cache)
     for token in ids[len(context.rows[0]) :]:
         context.append([token])
     return context

@@ -27,6 +27,7 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef uint16_t bfloat16;  // the upper half of a float
+typedef uint16_t bfloat16s __attribute__((vector_size(2 * LANES)));
 
 enum { NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE };
 enum { GELU, GELU_EXACT, RELU, RELU2, SILU };
@@ -97,13 +98,18 @@ static inline float total(floats v) {
     return sums[0];
 }
 
-static inline float dot(const float *a, const float *b, long n) {
-    floats sum = {0};
-    float rest = 0;
-    long j = 0;
-    for (; j + LANES <= n; j += LANES) sum = multiply_add(load(a + j), load(b + j), sum);
-    for (; j < n; j++) rest += a[j] * b[j];
-    return total(sum) + rest;
+// Lane i of the result is the sum of v[i]'s lanes, as of `total`: halves are added to halves, for all vectors at once.
+static inline floats totals_of(floats *v) {
+    for (int half = LANES / 2, count = LANES / 2; half; half /= 2, count /= 2) {
+        integers low;
+        for (int i = 0; i < LANES; i++) {
+            int lane = i % (LANES / 2);
+            low[i] = i / (LANES / 2) * LANES + lane / half * 2 * half + lane % half;
+        }
+        for (int i = 0; i < count; i++)
+            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], low + half);
+    }
+    return v[0];
 }
 
 // Of x - mean, or of its squares.
@@ -435,49 +441,127 @@ static void rotate(const Step *s, const long *position, long rows) {
         }
 }
 
+// The columns of a ring, from the first on.
+typedef struct {
+    long first, columns;
+} Span;
+
+static inline long column(Span s, long j) { return s.first + j < s.columns ? s.first + j : s.first + j - s.columns; }
+
+// LANES of a cache's numbers, and one, from the i-th on.
+static inline floats cached(const void *cache, long i, const int is_bfloat16) {
+    if (!is_bfloat16) return load((const float *)cache + i);
+    bfloat16s some;
+    memcpy(&some, (const bfloat16 *)cache + i, sizeof some);
+    return (floats)(__builtin_convertvector(some, words) << 16);
+}
+
+static inline float cached_one(const void *cache, long i, const int is_bfloat16) {
+    return is_bfloat16 ? widen_bfloat16(((const bfloat16 *)cache)[i]) : ((const float *)cache)[i];
+}
+
+// n floats into a cache, from the i-th on; in bfloat16 to the nearest.
+static void keep(void *cache, long i, const float *x, long n, int is_bfloat16) {
+    if (!is_bfloat16) {
+        memcpy((float *)cache + i, x, n * sizeof(float));
+        return;
+    }
+    for (long j = 0; j < n; j++) {
+        uint32_t word;
+        memcpy(&word, x + j, sizeof word);
+        word = x[j] == x[j] ? word + 0x7fff + (word >> 16 & 1) : 0x7fc00000;
+        ((bfloat16 *)cache)[i + j] = word >> 16;
+    }
+}
+
+// e^(score - the largest) of each key, into weights, which has room for whole vectors; returns their sum.
+static inline __attribute__((always_inline)) float weigh(const Step *s, const float *q, long begin, Span span, long count,
+                                                         long h, float *weights, const int is_bfloat16) {
+    long D = s->n, vectors = D / LANES;
+    float most = -INFINITY, distances[LANES];
+    floats sums = {0}, scores, some[LANES];
+    for (int i = 0; i < LANES; i++) distances[i] = i;
+    for (long j = 0; j < count; j += LANES) {
+        int known = count - j < LANES ? count - j : LANES;
+        float rests[LANES] = {0};
+        for (int i = 0; i < LANES; i++) some[i] = (floats){0};
+        for (int i = 0; i < known; i++) {
+            long key = (begin + column(span, j + i)) * D;
+            for (long k = 0; k < vectors; k++)
+                some[i] = multiply_add(load(q + k * LANES), cached(s->w, key + k * LANES, is_bfloat16), some[i]);
+            for (long d = vectors * LANES; d < D; d++) rests[i] += q[d] * cached_one(s->w, key + d, is_bfloat16);
+        }
+        scores = (totals_of(some) + load(rests)) * (float)s->number;
+        if (s->b) scores -= s->b[h] * ((float)(count - 1 - j) - load(distances));
+        store(weights + j, scores);
+        for (int i = 0; i < known; i++) most = fmaxf(most, weights[j + i]);
+        for (int i = known; i < LANES; i++) weights[j + i] = -INFINITY;
+    }
+    for (long j = 0; j < count; j += LANES) {
+        floats e = exponential(load(weights + j) - most);
+        store(weights + j, e);
+        if (j + LANES <= count) sums += e;
+    }
+    float whole = total(sums);
+    for (long j = count - count % LANES; j < count; j++) whole += weights[j];
+    return whole;
+}
+
+// y (D) = the weighted sum of values, by `whole`.
+static inline __attribute__((always_inline)) void mix(const Step *s, const float *weights, long begin, Span span,
+                                                      long count, float whole, float *y, const int is_bfloat16) {
+    long D = s->n, d = 0;
+    float scale = 1 / whole;
+    for (; d + 4 * LANES <= D; d += 4 * LANES) {
+        floats sums[4] = {{0}, {0}, {0}, {0}};
+        for (long j = 0; j < count; j++) {
+            long value = (begin + column(span, j)) * D + d;
+            floats weight = (floats){0} + weights[j];
+            for (int k = 0; k < 4; k++)
+                sums[k] = multiply_add(weight, cached(s->v, value + k * LANES, is_bfloat16), sums[k]);
+        }
+        for (int k = 0; k < 4; k++) store(y + d + k * LANES, sums[k] * scale);
+    }
+    for (; d + LANES <= D; d += LANES) {
+        floats sum = {0};
+        for (long j = 0; j < count; j++) {
+            floats value = cached(s->v, (begin + column(span, j)) * D + d, is_bfloat16);
+            sum = multiply_add((floats){0} + weights[j], value, sum);
+        }
+        store(y + d, sum * scale);
+    }
+    for (; d < D; d++) {
+        float sum = 0;
+        for (long j = 0; j < count; j++)
+            sum += weights[j] * cached_one(s->v, (begin + column(span, j)) * D + d, is_bfloat16);
+        y[d] = sum * scale;
+    }
+}
+
 // x: rows of m query heads, `groups` key heads and as many value heads of n each; w, v: the caches, (B, groups, columns,
-// n); b: ALiBi's slopes; number: the scores' scale. Into y (rows, m n).
+// n), in bfloat16 where `how` is 1; b: ALiBi's slopes; number: the scores' scale. Into y (rows, m n).
 static void attend(const Step *s, Team *team, int threads, const long *sequence, const long *position,
                    float *scratch, long rows) {
     long D = s->n, H = s->m, K = s->groups, S = s->columns, room = (S + LANES - 1) / LANES * LANES;
-    float *keys = (float *)s->w, *values = (float *)s->v;
 #pragma omp for schedule(static) nowait
     for (long i = 0; i < rows * K; i++) {
-        long r = i / K, g = i % K, column = (sequence[r] * K + g) * S + position[r] % S;
-        memcpy(keys + column * D, s->x + r * s->stride + (H + g) * D, D * sizeof(float));
-        memcpy(values + column * D, s->x + r * s->stride + (H + K + g) * D, D * sizeof(float));
+        long r = i / K, g = i % K, to = ((sequence[r] * K + g) * S + position[r] % S) * D;
+        keep((void *)s->w, to, s->x + r * s->stride + (H + g) * D, D, s->how);
+        keep((void *)s->v, to, s->x + r * s->stride + (H + K + g) * D, D, s->how);
     }
     meet(team, threads);
 #pragma omp for schedule(static, 1) nowait
-    for (long i = 0; i < rows * H; i++) {
-        long r = i / H, h = i % H, last = position[r], first = last - s->window + 1;
+    for (long i = 0; i < H * rows; i++) {
+        long r = i % rows, h = i / rows, last = position[r], first = last - s->window + 1;
         if (first < 0) first = 0;
-        long begin = (sequence[r] * K + h * K / H) * S;
+        long begin = (sequence[r] * K + h * K / H) * S, count = last - first + 1;
+        Span span = {first % S, S};
+        float *weights = scratch + omp_get_thread_num() * room, *y = s->y + (r * H + h) * D;
         const float *q = s->x + r * s->stride + h * D;
-        float *y = s->y + i * D, *weights = scratch + omp_get_thread_num() * room, most = -INFINITY;
-        floats sums = {0};
-        long count = last - first + 1, turn = first - first % S, j = 0;
-        for (; j < count; j++) {
-            long column = first + j - turn < S ? first + j - turn : first + j - turn - S;
-            float score = (float)s->number * dot(q, keys + (begin + column) * D, D);
-            weights[j] = s->b ? score - s->b[h] * (count - 1 - j) : score;
-            most = fmaxf(most, weights[j]);
-        }
-        for (; j % LANES; j++) weights[j] = -INFINITY;
-        for (j = 0; j < count; j += LANES) {
-            floats e = exponential(load(weights + j) - most);
-            store(weights + j, e);
-            if (j + LANES <= count) sums += e;
-        }
-        float whole = total(sums);
-        for (j = count - count % LANES; j < count; j++) whole += weights[j];
-        memset(y, 0, D * sizeof(float));
-        for (j = 0; j < count; j++) {
-            long column = first + j - turn < S ? first + j - turn : first + j - turn - S;
-            const float *v = values + (begin + column) * D;
-            float weight = weights[j] / whole;
-            for (long d = 0; d < D; d++) y[d] += weight * v[d];
-        }
+        if (s->how)
+            mix(s, weights, begin, span, count, weigh(s, q, begin, span, count, h, weights, 1), y, 1);
+        else
+            mix(s, weights, begin, span, count, weigh(s, q, begin, span, count, h, weights, 0), y, 0);
     }
 }
 

@@ -75,7 +75,7 @@ class CPUDecoder:
 
     Args:
         model: a model for which `supports` holds.
-        cache: its KV cache, in fp32.
+        cache: its KV cache, in fp32; of a quantised model perhaps in bf16.
     """
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
@@ -106,11 +106,11 @@ class CPUDecoder:
 
         It needs contiguous fp32 or bf16 weights on a CPU, or quantised ones; no adapters, an fp32 cache, and a library.
         """
-        if cache.device.type != "cpu" or cache.k[0].dtype != torch.float32 or model.lora is not None:
+        if cache.device.type != "cpu" or model.lora is not None:
             return False
         if not is_quantised(model):
             dtype = model.wte.weight.dtype
-            if dtype not in (torch.float32, torch.bfloat16):
+            if dtype not in (torch.float32, torch.bfloat16) or cache.k[0].dtype != torch.float32:
                 return False
             if not all(p.dtype == dtype and p.is_contiguous() for p in model.parameters()):
                 return False
@@ -232,6 +232,7 @@ class CPUDecoder:
             ATTEND,
             self.qkv,
             self.y,
+            how=int(self.cache.k[i].dtype == torch.bfloat16),
             n=D,
             m=H,
             groups=K,

@@ -38,6 +38,7 @@ class KVCache:
     to the last block_size (or window) positions, as in a forward pass over the whole text.
 
     Args:
+        conv_dtype: of the inputs of convolutions; None: as `dtype`.
         columns: S; for texts longer than S at least `attention_span`, plus one for each token of a pass but its first.
     """
 
@@ -48,6 +49,7 @@ class KVCache:
         columns: int,
         *,
         dtype: torch.dtype = torch.float32,
+        conv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.columns, self.device = config, columns, torch.device(device)
@@ -58,7 +60,7 @@ class KVCache:
         # The inputs of the convolutions, in columns of their own.
         ring = columns + (config.conv or 1) - 1
         self.conv_inputs = {
-            (block, name): torch.zeros(batch_size, ring, config.n_embd, dtype=dtype, device=device)
+            (block, name): torch.zeros(batch_size, ring, config.n_embd, dtype=conv_dtype or dtype, device=device)
             for block in range(config.n_layer if config.conv else 0)
             for name in ("attn", "mlp")
         }

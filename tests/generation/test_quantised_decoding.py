@@ -140,6 +140,23 @@ def test_many_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(together[i], Context(model, [prompt], 2).logits()[0])
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"pos": "rope", "n_kv_head": 2}, {"conv": 3}, {"n_embd": 192, "n_head": 3}], ids=str
+)
+def test_keys_and_values_in_bf16_are_half_the_memory_and_nearly_the_same(fields: Row) -> None:
+    model = small(8, **fields)
+    contexts = [Context(model, texts(4, 9), 5, bf16_cache=bf16) for bf16 in (False, True)]
+    caches = [context.cache for context in contexts]
+    assert [cache.k[0].element_size() for cache in caches if cache] == [4, 2]
+    for _ in range(4):
+        wide, narrow = (context.logits() for context in contexts)
+        assert 0 < (wide - narrow).abs().max() < 0.1 * wide.std()
+        for context in contexts:
+            context.append(wide[:, -1].argmax(dim=-1))
+    stored = [torch.cat((cache.k[0], cache.v[0])) for cache in caches if cache]
+    assert torch.equal(stored[0].bfloat16(), stored[1])  # of the first block, whose inputs are the same
+
+
 def test_a_model_that_has_diverged_says_so() -> None:
     model = small(8)
     model.h[0].ln_1.weight[3] = float("inf")

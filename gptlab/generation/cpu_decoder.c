@@ -100,16 +100,24 @@ static inline float total(floats v) {
 
 // Lane i of the result is the sum of v[i]'s lanes, as of `total`: halves are added to halves, for all vectors at once.
 static inline floats totals_of(floats *v) {
-    for (int half = LANES / 2, count = LANES / 2; half; half /= 2, count /= 2) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
         integers low;
+#pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) {
             int lane = i % (LANES / 2);
             low[i] = i / (LANES / 2) * LANES + lane / half * 2 * half + lane % half;
         }
-        for (int i = 0; i < count; i++)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
             v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], low + half);
     }
     return v[0];
+}
+
+static inline floats larger(floats a, floats b) {
+    integers which = a > b;
+    return (floats)(((words)a & (words)which) | ((words)b & ~(words)which));
 }
 
 // Of x - mean, or of its squares.
@@ -479,24 +487,27 @@ static inline __attribute__((always_inline)) float weigh(const Step *s, const fl
                                                          long h, float *weights, const int is_bfloat16) {
     long D = s->n, vectors = D / LANES;
     float most = -INFINITY, distances[LANES];
-    floats sums = {0}, scores, some[LANES];
+    floats sums = {0}, scores, some[LANES], largest = (floats){0} - INFINITY;
     for (int i = 0; i < LANES; i++) distances[i] = i;
     for (long j = 0; j < count; j += LANES) {
         int known = count - j < LANES ? count - j : LANES;
         float rests[LANES] = {0};
-        for (int i = 0; i < LANES; i++) some[i] = (floats){0};
+        for (int i = known; i < LANES; i++) some[i] = (floats){0};
         for (int i = 0; i < known; i++) {
             long key = (begin + column(span, j + i)) * D;
+            floats sum = {0};
             for (long k = 0; k < vectors; k++)
-                some[i] = multiply_add(load(q + k * LANES), cached(s->w, key + k * LANES, is_bfloat16), some[i]);
+                sum = multiply_add(load(q + k * LANES), cached(s->w, key + k * LANES, is_bfloat16), sum);
+            some[i] = sum;
             for (long d = vectors * LANES; d < D; d++) rests[i] += q[d] * cached_one(s->w, key + d, is_bfloat16);
         }
         scores = (totals_of(some) + load(rests)) * (float)s->number;
         if (s->b) scores -= s->b[h] * ((float)(count - 1 - j) - load(distances));
         store(weights + j, scores);
-        for (int i = 0; i < known; i++) most = fmaxf(most, weights[j + i]);
         for (int i = known; i < LANES; i++) weights[j + i] = -INFINITY;
+        largest = larger(load(weights + j), largest);
     }
+    for (int i = 0; i < LANES; i++) most = fmaxf(most, largest[i]);
     for (long j = 0; j < count; j += LANES) {
         floats e = exponential(load(weights + j) - most);
         store(weights + j, e);

@@ -1,17 +1,24 @@
-"""`python -m gptlab.export MODEL DIR`: a model for the ecosystem: transformers, safetensors, ONNX."""
+"""`python -m gptlab.export MODEL DIR`: a model for the ecosystem: transformers, llama.cpp, safetensors, ONNX."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gptlab.system.arguments import some_name, some_path
-from gptlab.system.errors import command_line
+from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import refuse_taken, whole_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gptlab.data.tokenizers import Tokenizer
+    from gptlab.formats.checkpoint import ModelInfo
     from gptlab.models import Model
+
+QUANTS = ("f32", "f16", "q8_0", "q4_0")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,10 +35,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         default="hf",
-        choices=("hf", "safetensors", "onnx", "peft"),
+        choices=("hf", "safetensors", "onnx", "peft", "gguf"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
         "gptlab needs; onnx: logits of input_ids, checked with onnxruntime; peft: adapters for Hugging Face's PEFT in "
-        "DIR/adapter, and the model without them in DIR/base (default: hf)",
+        "DIR/adapter, and the model without them in DIR/base; gguf: for llama.cpp (default: hf)",
+    )
+    p.add_argument(
+        "--quant",
+        choices=QUANTS,
+        help="with --format gguf, how matrices are held: in 32, 16, 8.5 or 4.5 bits for each weight (default: f32, the "
+        "model as it is; f16 is llama.cpp's custom)",
     )
     return p
 
@@ -40,11 +53,13 @@ def run(args: argparse.Namespace) -> None:
     """Write the model, its tokenizer and its card.
 
     Raises:
-        UserError: DIR is taken, MODEL cannot be read, or the format has no such model.
+        UserError: DIR is taken, MODEL cannot be read, or the format has no such model or no --quant.
     """
     refuse_taken(args.dir)
+    if args.quant is not None and args.format != "gguf":
+        raise UserError(f"--quant {args.quant}: --format {args.format} has none; add --format gguf, or leave it out")
 
-    from gptlab.formats import onnx
+    from gptlab.formats import gguf, onnx
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
     from gptlab.formats.peft_folder import write_base_and_adapter
@@ -52,16 +67,23 @@ def run(args: argparse.Namespace) -> None:
 
     if args.format == "onnx":
         onnx.require_onnx()
+    if args.format == "gguf":
+        gguf.require_gguf()
     opened, tokenizer, info = load_with_adapters(args.model)
     if args.format == "peft":
         with whole_folder(args.dir) as folder:
             write_base_and_adapter(opened, tokenizer, info, folder, args.dir)
         print(f"{args.dir}: a PEFT adapter, and its base")
         return
-    write = {"hf": write_hf, "safetensors": write_safetensors, "onnx": onnx.write_onnx}[args.format]
+    writers: dict[str, Callable[[Model, Tokenizer, ModelInfo, Path], str]] = {
+        "hf": write_hf,
+        "safetensors": write_safetensors,
+        "onnx": onnx.write_onnx,
+        "gguf": partial(gguf.write_gguf, quant=args.quant or "f32"),
+    }
     model = merged_with_words(opened)
     with whole_folder(args.dir) as folder:
-        kind = write(model, tokenizer, info, folder)
+        kind = writers[args.format](model, tokenizer, info, folder)
         text = model_card(model, tokenizer, info, args.format, args.dir.resolve().name)
         (folder / "README.md").write_text(text, "utf-8")
         sizes = ", ".join(f"{path.name} {size_in_words(path.stat().st_size)}" for path in sorted(folder.iterdir()))

@@ -1,4 +1,4 @@
-"""`python -m gptlab.export`: exports for transformers, safetensors and ONNX equal the model."""
+"""`python -m gptlab.export`: exports for transformers, safetensors, ONNX and llama.cpp equal the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gptlab import export, models
 from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
-from gptlab.formats import checkpoint, model_card, onnx, open_model
+from gptlab.formats import checkpoint, gguf, model_card, onnx, open_model
 from gptlab.models import BigramConfig, GPTConfig
 from tests.conftest import ROOT
 from tests.test_cli import assert_refused
@@ -332,12 +332,45 @@ def test_a_full_disk_while_weights_are_written_is_one_message(
 
 
 def test_an_unknown_format_is_refused_by_name(command: Any) -> None:
-    result = command("export", "run", "out", "--format", "gguf")
+    result = command("export", "run", "out", "--format", "ggml")
     assert result.returncode == 2
-    assert "invalid choice: 'gguf'" in result.stderr
+    assert "invalid choice: 'ggml'" in result.stderr
 
 
-@pytest.mark.parametrize(("form", "library"), [("hf", "transformers"), ("safetensors", "gptlab")])
+@torch.no_grad()
+def test_gguf_is_one_file_and_says_how_exact_it_is(
+    command: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("gguf")
+    ours = a_run(tmp_path / "run", TOKENIZERS["char"](), **LLAMA | {"n_embd": 96})
+    for quant, kind, off in ((None, "f32", 1e-5), ("f16", "f16", 0.01), ("q8_0", "q8_0", 0.2)):
+        folder = tmp_path / f"out {quant}"
+        result = command("export", "run", folder.name, "--format", "gguf", *(["--quant", quant] if quant else []))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f"{folder.name}: GGUF, llama in {kind} (README.md ")
+        assert {path.name for path in folder.iterdir()} == {"README.md", "model.gguf"}
+        model, tokenizer, _ = open_model.load_model(folder)
+        assert tokenizer.to_dict() == TOKENIZERS["char"]().to_dict()
+        assert (model(some_ids(ours)) - ours(some_ids(ours))).std() < off * ours(some_ids(ours)).std()
+    assert not caplog.text
+    a_run(tmp_path / "table", TOKENIZERS["char"]())
+    command("export", "table", "out", "--format", "gguf")
+    assert f"longer than the model's {T} positions" in caplog.text
+
+
+def test_quant_belongs_to_gguf(command: Any) -> None:
+    assert (*gguf.QUANTS,) == export.QUANTS
+    words = ("--quant f16: --format onnx has none; add --format gguf, or leave it out",)
+    assert_refused(command("export", "none", "out", "--format", "onnx", "--quant", "f16"), *words)
+
+
+def test_gguf_without_its_package_names_the_extra(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    words = ("--format gguf needs gguf: pip install 'gptlab[gguf]'",)
+    assert_refused(command("export", "none", "out", "--format", "gguf"), *words)
+
+
+@pytest.mark.parametrize(("form", "library"), [("hf", "transformers"), ("safetensors", "gptlab"), ("gguf", "gguf")])
 def test_a_card_says_what_the_model_is_and_how_it_came_about(
     command: Any, tmp_path: Path, form: str, library: str
 ) -> None:
@@ -396,7 +429,7 @@ def test_a_foreign_models_card_says_what_is_known(command: Any, tmp_path: Path) 
 @torch.no_grad()
 def test_a_trained_run_goes_on_the_same_when_it_has_been_out(command: Any, trained: Path, tmp_path: Path) -> None:
     text = continued(*open_model.load_model(trained)[:2], "the old cat", 6)
-    for form in ("hf", "safetensors"):
+    for form in ("hf", "safetensors", "gguf"):
         assert command("export", str(trained), form, "--format", form).returncode == 0
         assert continued(*open_model.load_model(tmp_path / form)[:2], "the old cat", 6) == text
     sha256 = json.loads((trained / "summary.json").read_text())["data"]["sha256"]

@@ -141,29 +141,30 @@ def family_of(config: GPTConfig) -> str:
     Raises:
         UserError: there is none; the message lists the fields in which the nearest one differs.
     """
+    name = min(FAMILIES, key=lambda name: len(misfits(config, FAMILIES[name])))
+    if wrong := misfits(config, FAMILIES[name]):
+        raise UserError(
+            f"transformers has no model of this shape; what parts it from {FAMILIES[name].architecture}: "
+            f"{', '.join(wrong)}"
+        )
+    return name
+
+
+def misfits(config: GPTConfig, family: Family) -> list[str]:
+    """Return the fields of a config that a family cannot express, as the user types them, and what they must be."""
     ours = dataclasses.asdict(config) | {"qkv_bias": config.has_qkv_bias}
     ours["n_kv_head"] = None if config.kv_heads == config.n_head else config.n_kv_head
     ours["head_dim"] = None if config.attn_width == config.n_embd else config.head_dim
-
-    def wrong(family: Family) -> list[str]:
-        fields = [
-            f"model.{name}={_as_typed(ours[name])} (not {_as_typed(must)})"
-            for name, must in family.fixed.items()
-            if ours[name] != must
-        ]
-        if config.mlp not in family.activations:
-            fields.append(f"model.mlp={config.mlp} (not {' or '.join(family.activations)})")
-        if family is LLAMA and config.n_embd % config.n_head:  # which transformers refuses, whatever head_dim is
-            fields.append(f"model.n_embd={config.n_embd} (not a multiple of model.n_head={config.n_head})")
-        return fields + (["model.attention=none"] if not config.has_attention else [])
-
-    name = min(FAMILIES, key=lambda name: len(wrong(FAMILIES[name])))
-    if wrong(FAMILIES[name]):
-        raise UserError(
-            f"transformers has no model of this shape; what parts it from {FAMILIES[name].architecture}: "
-            f"{', '.join(wrong(FAMILIES[name]))}"
-        )
-    return name
+    fields = [
+        f"model.{name}={_as_typed(ours[name])} (not {_as_typed(must)})"
+        for name, must in family.fixed.items()
+        if ours[name] != must
+    ]
+    if config.mlp not in family.activations:
+        fields.append(f"model.mlp={config.mlp} (not {' or '.join(family.activations)})")
+    if family is LLAMA and config.n_embd % config.n_head:  # which transformers refuses, whatever head_dim is
+        fields.append(f"model.n_embd={config.n_embd} (not a multiple of model.n_head={config.n_head})")
+    return fields + (["model.attention=none"] if not config.has_attention else [])
 
 
 def weights_to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -180,13 +181,18 @@ def weights_to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tens
     whole = dataclasses.replace(config, norm_weight=True)
     if "bias" not in family.fixed:
         whole = dataclasses.replace(whole, bias=family is GPT2 or config.bias or config.has_qkv_bias, qkv_bias=None)
+    return split_weights(with_all_of(state, config, whole), whole, family)
+
+
+def with_all_of(state: dict[str, Tensor], config: GPTConfig, whole: GPTConfig) -> dict[str, Tensor]:
+    """Return the weights of `config` with those that only `whole` has: biases of zeros, and scales of norms of ones."""
     lacking = parameters(empty_model(whole))
     for name in parameters(empty_model(config)):
         del lacking[name]
     for name, parameter in lacking.items():
         fill = torch.zeros_like if name.endswith(".bias") else torch.ones_like
         state = state | {name: fill(parameter, device=state["wte.weight"].device)}
-    return _split_weights(state, whole)
+    return state
 
 
 def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -217,9 +223,23 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
             f'begin with random numbers there. If they are one matrix, write "tie_word_embeddings": true into '
             f"config.json; else the file lacks a part of the model"
         )
+    return join_weights(state, config, family)
+
+
+def join_weights(state: dict[str, Tensor], config: GPTConfig, family: Family) -> dict[str, Tensor]:
+    """Convert a family's weights to ours, as views where nothing is concatenated; the inverse of `split_weights`.
+
+    Args:
+        state: the weights by their full names; a bias that is missing in all blocks becomes zeros.
+        config: our config.
+        family: their family.
+
+    Raises:
+        UserError: names or shapes do not fit the config; the message lists them in their names.
+    """
     check_sound(config, state)
     ours = parameters(empty_model(config))
-    expected = _split_weights(ours, config)
+    expected = split_weights(ours, config, family)
     kinds = {re.sub(r"\d+", "{}", name) for name in state}
     for name, parameter in expected.items():
         if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds:
@@ -233,9 +253,8 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Te
     return result
 
 
-def _split_weights(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Convert our weights to theirs, where both sides have the same parameters."""
-    family = FAMILIES[family_of(config)]
+def split_weights(state: dict[str, Tensor], config: GPTConfig, family: Family) -> dict[str, Tensor]:
+    """Convert our weights to a family's, where both sides have the same parameters; contiguous."""
     result = {}
     for name in parameters(empty_model(config)):
         value = state[name].T if family is GPT2 and CONV1D.search(name) else state[name]

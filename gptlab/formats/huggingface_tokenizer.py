@@ -176,7 +176,7 @@ def _ours(spec: dict[str, Any], end_of_text: int | None) -> Tokenizer | None:
     known = candidate is not None and there.items() <= special_ids(candidate).items()
     if candidate is not None and known and json.loads(build_backend(candidate, there).to_str()) == spec:
         return candidate
-    return _bpe(spec, end_of_text) if spec["model"].get("type") == "BPE" else None
+    return our_bpe(spec, end_of_text) if spec["model"].get("type") == "BPE" else None
 
 
 def _chat_tokens(spec: dict[str, Any]) -> list[str]:
@@ -198,8 +198,8 @@ def _candidate(tokens: list[str], ended: bool, added: list[str]) -> Tokenizer | 
     return None
 
 
-def _bpe(spec: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
-    """Our BPE tokenizer for a tokenizer.json whose ids are the ranks of its merges, as in GPT-2; None for others.
+def our_bpe(spec: dict[str, Any], end_of_text: int | None) -> BPETokenizer | None:
+    """Return our BPE tokenizer for a tokenizer.json whose ids are the ranks of its merges, as GPT-2's; None for others.
 
     tiktoken merges any neighbours that form a token, `tokenizers` only the listed pairs. Both agree if each listed pair
     is what the merges of lower rank make of its token. In our exports the padding token has the place of a byte.

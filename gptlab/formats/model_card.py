@@ -21,8 +21,9 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
 
-LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx"}
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime")
+LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx", "gguf": "gguf"}
+TAGS = {"onnx": ["gptlab"], "gguf": ["gptlab", "gguf"]}
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime", "gguf")
 
 USE = {
     "hf": """\
@@ -61,6 +62,23 @@ for _ in range({new}):
 print(tokenizer.decode(ids))
 ```
 """,
+    "gguf": """\
+```
+llama-completion -m {path}/model.gguf -no-cnv -p "{prompt}" -n {new} --temp 0.8
+```
+
+or in Python, with llama-cpp-python:
+
+```python
+from llama_cpp import Llama
+
+model = Llama("{name}/model.gguf", n_ctx={block_size}, verbose=False)
+print("{prompt}" + model("{prompt}", max_tokens={new}, temperature=0.8)["choices"][0]["text"])
+```
+
+or `python -m gptlab.generate {path}/model.gguf "{prompt}"`. Prompt and text together have at most {block_size} tokens:
+llama.cpp may be asked for more, and then ends (learned positions) or writes what the model has not learned.
+""",
 }
 
 
@@ -71,12 +89,12 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         model: the model.
         tokenizer: its tokenizer.
         info: its info.
-        form: the format of the export: hf, safetensors or onnx.
+        form: the format of the export: hf, safetensors, onnx or gguf.
         name: the name of the folder.
     """
     c = model.config
     front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
-    front["tags"] = ["gptlab"] if form == "onnx" else ["gptlab", "safetensors"]
+    front["tags"] = TAGS.get(form, ["gptlab", "safetensors"])
     made = f"trained by gptlab, run `{info.config.get('name')}`" if info.config else f"from a {info.origin}"
     prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
     new = max(1, min(100, c.block_size - 8))

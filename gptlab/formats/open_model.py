@@ -17,6 +17,7 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import (
     adapters,
     checkpoint,
+    gguf,
     huggingface,
     nanogpt,
     openai_gpt2,
@@ -134,8 +135,8 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
 
     Args:
         name: a run directory, a checkpoint file, a Hugging Face folder, a PEFT adapter's, a .safetensors file of ours,
-            nanoGPT's ckpt.pt, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ...,
-            organisation/name.
+            a .gguf file, nanoGPT's ckpt.pt, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2,
+            ..., organisation/name.
         raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
@@ -190,6 +191,8 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
         return peft_folder.open_folder(path, load_base)
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
+    if _is_file(path / gguf.FILE):
+        return gguf.open_gguf(path / gguf.FILE)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
         return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
     if PLAIN_NAME.fullmatch(str(name)) and not path.exists():
@@ -206,6 +209,8 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return huggingface.open_folder(path.parent, raw_dir)
     if path.suffix == ".safetensors":
         return safetensors_file.open_export(path)
+    if path.suffix == ".gguf":
+        return gguf.open_gguf(path)
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)

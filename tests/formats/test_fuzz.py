@@ -42,6 +42,7 @@ from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.formats import (
     checkpoint,
+    gguf,
     huggingface,
     huggingface_names,
     huggingface_tokenizer,
@@ -235,6 +236,25 @@ def make_hf(folder: Path) -> None:
 
 def read_hf(folder: Path) -> Any:
     return seen(*huggingface.open_folder(folder, folder))
+
+
+def make_gguf(folder: Path) -> None:
+    """A file of numbers as they are, and of characters."""
+    gguf.write_gguf(gpt(), CharTokenizer(CHARS), checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder)
+
+
+def make_quantised(folder: Path) -> None:
+    """A file of numbers in blocks, of merges, and with scaled positions."""
+    llama = {"pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qkv_bias": True, "bias": False, "n_kv_head": 1}
+    slowed = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_size": 8}
+    tokenizer = tokenizers.BPETokenizer.fit(["to be or not to be, that is"], 264)
+    torch.manual_seed(1)
+    model = models.build(GPTConfig(tokenizer.vocab_size, 7, 1, 2, n_embd=32, n_inner=32, **llama, **slowed)).eval()
+    gguf.write_gguf(model, tokenizer, checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder, "q4_0")
+
+
+def read_gguf(folder: Path) -> Any:
+    return seen(*gguf.open_gguf(folder / gguf.FILE))
 
 
 def make_bin(folder: Path) -> None:
@@ -449,6 +469,8 @@ KINDS = {
     "nanogpt": Kind(
         make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
+    "gguf": Kind(make_gguf, read_gguf, False, 150, 850),
+    "gguf, quantised": Kind(make_quantised, read_gguf, False, 150, 850),
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
     "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),

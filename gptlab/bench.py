@@ -11,18 +11,18 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptlab.benchmarks import comparison
 from gptlab.benchmarks.alternation import Parent, busy
-from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEPS, TOKENS
+from gptlab.benchmarks.comparison import BARE, LOOP, PEERS, ROUNDS, RUN, SAMPLING, STEPS, TOKENS, Generation
 from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory, words
 from gptlab.system import threads
-from gptlab.system.arguments import some_name
+from gptlab.system.arguments import BITS, some_name
 from gptlab.system.errors import UserError, command_line
 from gptlab.system.files import write_json
 
@@ -36,11 +36,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", metavar="key=value", nargs="*", help="or group=choice, as of gptlab.train")
     p.add_argument(
         "--against",
-        choices=(LOOP, BARE),
+        choices=(LOOP, BARE, *PEERS),
         help="in turn, A B A B, with the eager PyTorch loop that a nanoGPT user has (loop; with --sampling: generation "
-        "without a cache), or with a bare loop over the same model, kernels, optimizer and batches (bare)",
+        "without a cache), with a bare loop over the same model, kernels, optimizer and batches (bare), or, with "
+        "--sampling, with another program that has the same weights",
     )
     p.add_argument("--sampling", action="store_true", help="measure generation; init_from=MODEL for a trained one")
+    p.add_argument("--weights", choices=("fp32", "bf16", *BITS), help="with --sampling (default: as precision= says)")
+    p.add_argument("--batch-sizes", type=count, nargs="+", metavar="B", help="with --sampling (default: 1 16)")
+    p.add_argument("--prompt", type=count, metavar="N", help="with --sampling: its tokens (default: 32)")
+    p.add_argument("--python", type=some_name, metavar="FILE", help="the Python that has the program of --against")
     p.add_argument(
         "--steps", type=count, metavar="N", help=f"optimizer steps of a round (default: {STEPS}); tokens ({TOKENS})"
     )
@@ -66,6 +71,17 @@ def checked(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: flags and overrides are not those of one run, or it cannot be measured so.
     """
+    for flag in ("weights", "batch_sizes", "prompt"):
+        if getattr(args, flag) is not None and not args.sampling:
+            raise UserError(f"--{flag.replace('_', '-')} is for --sampling: give that, too, or leave it out")
+    if args.against in PEERS and not args.sampling:
+        raise UserError(f"--against {args.against} generates text: give --sampling, too, or use --against loop")
+    if args.against == LOOP and args.weights in BITS:
+        raise UserError(f"--weights {args.weights}: --against loop has none; use bf16, or --against llama.cpp")
+    if args.python and args.against not in PEERS:
+        raise UserError(f"--python {args.python} is for another program: give --against {' | '.join(PEERS)}, too")
+    if args.python and not Path(args.python).is_file():
+        raise UserError(f"--python {args.python}: no such file; give the path of a Python")
     if args.sampling and args.against == BARE:
         raise UserError("--against bare is for training: use --against loop with --sampling, or leave --sampling out")
     if (here := processes.place()) is not None and here.size > 1:
@@ -127,15 +143,18 @@ def run(args: argparse.Namespace) -> None:
 
     config = checked(args)
     notes = Console(stderr=True, highlight=False, style="dim", quiet=not sys.stderr.isatty())
-    measure, steps = comparison.compare_training, STEPS
+    measure: Callable[..., dict[str, Any]] = comparison.compare_training
+    steps, more = STEPS, dict[str, Any]()
     if args.sampling:
         measure, steps = comparison.compare_generation, TOKENS
+        given = {"weights": args.weights, "batches": args.batch_sizes, "prompt": args.prompt, "python": args.python}
+        more["generation"] = Generation(**{key: each for key, each in given.items() if each is not None})
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the other processes are ended
     try:
         with tempfile.TemporaryDirectory(prefix="gptlab-bench-", ignore_cleanup_errors=True) as folder:
             how = {"steps": args.steps or steps, "rounds": args.rounds}
             with busy(args.busy):
-                found = measure(config, args.overrides, args.against, Path(folder), notes, **how)
+                found = measure(config, args.overrides, args.against, Path(folder), notes, **how, **more)
     finally:
         signal.signal(signal.SIGTERM, handler)
     machine = comparison.machine_facts(found["device"], found.get("data_sha256"))

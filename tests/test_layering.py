@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"system", "models", "data", "runs", "formats", "distributed", "generation", "evaluation", "alignment"},
     "sweeps": {"system", "runs"},
     "reports": {"system", "runs"},
-    "benchmarks": {"system", "models", "data", "runs", "generation", "training", "reports"},
+    "benchmarks": {"system", "models", "data", "runs", "formats", "generation", "training", "reports"},
 }
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
@@ -41,7 +41,7 @@ LIBRARIES: dict[str, set[str]] = {
     "safetensors": {"formats"},
     "huggingface_hub": {"formats/huggingface.py"},
     "tensorflow": {"formats/openai_gpt2.py"},
-    "transformers": {"benchmarks/generation_against_transformers.py"},
+    "transformers": {"benchmarks/generation_against_transformers.py", "benchmarks/generation_peers.py"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

@@ -46,11 +46,12 @@ class Child:
     Args:
         name: the name of the child and of its log.
         folder: where its log and its cache of compiled code go; the cache starts empty, to measure compilation.
+        env: variables that it has beside ours.
     """
 
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
+    def __init__(self, name: str, command: list[str], folder: Path, env: dict[str, str] | None = None) -> None:
         self.name, self.log = name, folder / f"{name}.log"
-        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"{name}.cache")}
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"{name}.cache")} | (env or {})
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gptlab
 from gptlab.benchmarks.alternation import Child
 from gptlab.runs import environment
+from gptlab.system.errors import UserError
 from gptlab.system.machine import processor_name
 from gptlab.system.threads import cores
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+class Peer(NamedTuple):
+    """Another program that generates text, see generation_peers.py."""
+
+    format: str
+    """What it reads."""
+    weights: tuple[str, ...]
+    """The precisions that it has on a CPU."""
+
+
+class Generation(NamedTuple):
+    """What is generated, and by what."""
+
+    weights: str | None = None
+    """fp32, bf16, int8 or int4; None: as the run's precision."""
+    batches: tuple[int, ...] = (1, 16)
+    prompt: int = 32
+    """The tokens of a prompt, at most half of the block."""
+    python: str | None = None
+    """The Python of a peer; None: our own."""
+
+
+PEERS = {
+    "transformers": Peer("hf", ("fp32", "bf16")),
+    "ctranslate2": Peer("hf", ("fp32", "bf16", "int8")),
+    "llama.cpp": Peer("gguf", ("fp32", "bf16", "int8", "int4")),
+}
 FORMAT = 1
 WARMUP = 10  # at most so many steps before the first round
-BATCHES, PROMPT = (1, 16), 32  # for --sampling: batch sizes, and tokens of a prompt
 STEPS, TOKENS, ROUNDS = 20, 32, 5
 RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
 
@@ -156,57 +185,98 @@ def compare_generation(
     *,
     steps: int = TOKENS,
     rounds: int = ROUNDS,
+    generation: Generation,
 ) -> dict[str, Any]:
     """Measure how fast a run's model generates; returns the dict that --json prints.
 
     Args:
-        against: the other side, `LOOP`; None: measure the run alone.
+        against: the other side, `LOOP` or a peer; None: measure the run alone.
         steps: tokens generated in a round; the other arguments are those of `compare_training`.
 
     Raises:
         UserError: a side refuses the run, or dies.
     """
+    peer = against if against in PEERS else None
     with ExitStack() as stack:
         ours = stack.enter_context(our_child(SAMPLING, overrides, folder))
         notes.print("preparing")
         about = ours.receive()
         sides, said = {RUN: ours}, {RUN: about}
+        prompt = max(1, min(generation.prompt, about["block_size"] // 2))
+        weights = generation.weights or ("fp32" if about["precision"] == "fp32" else "bf16")
+        if peer and weights not in PEERS[peer].weights:
+            known = ", ".join(PEERS[peer].weights)
+            raise UserError(f"--against {peer} has no weights of {weights} here: use --weights with one of {known}")
+        if peer and prompt + steps > about["block_size"]:
+            most = about["block_size"] - prompt
+            raise UserError(
+                f"--steps {steps}: a text of {peer} ends at the block_size, {about['block_size']}; use {most}"
+            )
+        written = str(folder / "model") if peer else None
+        ours.request(weights=weights, folder=written, format=PEERS[peer].format if peer else None)
         if against == LOOP:
             sides[LOOP] = stack.enter_context(plain_child(folder))
             sides[LOOP].send(**about["plain"])
             said[LOOP] = sides[LOOP].receive()
-        prompt = max(1, min(PROMPT, about["block_size"] // 2))
+        elif peer:
+            sides[peer] = stack.enter_context(peer_child(peer, generation.python, folder))
+            said[peer] = sides[peer].request(folder=written, weights=weights, threads=about["threads"])
         found: dict[str, Any] = {
             "what": "sampling",
             **run_names(config),
             **{key: about[key] for key in ("device", "precision", "parameters")},
-            **{"prompt_tokens": prompt, "new_tokens": steps, "rounds": rounds},
+            **{"weights": weights, "prompt_tokens": prompt, "new_tokens": steps, "rounds": rounds},
         }
+        order = {"prompt": prompt, "room": steps, "greedy": peer is not None, "vocabulary": about["vocabulary"]}
         answers: dict[int, dict[str, list[Any]]] = {}
-        for batch in BATCHES:
-            answers[batch] = {name: [] for name in sides}
+        firsts: dict[int, dict[str, list[float]]] = {}
+        for batch in generation.batches:
+            answers[batch], firsts[batch] = {name: [] for name in sides}, {name: [] for name in sides}
             for number in range(rounds + 1):  # the first to warm up
                 notes.print(f"batch {batch}, round {number} of {rounds}")
                 for name, each in sides.items():
-                    answers[batch][name].append(each.request(batch=batch, prompt=prompt, steps=steps))
-    found["sides"] = {name: process_figures(said[name], answers[BATCHES[-1]][name][-1]["memory"]) for name in sides}
+                    answers[batch][name].append(each.request(batch=batch, steps=steps, **order))
+                    if peer:  # some say only when all of a text is there
+                        firsts[batch][name].append(each.request(batch=batch, steps=1, **order)["total"])
+    last = answers[generation.batches[-1]]
+    found["sides"] = {name: process_figures(said[name], last[name][-1]["memory"]) for name in sides}
+    for name in sides:
+        found["sides"][name]["resident_bytes"] = last[name][-1].get("resident")
     found["batches"] = {
-        str(batch): batch_figures(batch, {name: its[1:] for name, its in each.items()})
+        str(batch): batch_figures(batch, {name: its[1:] for name, its in each.items()}, firsts[batch])
         for batch, each in answers.items()
     }
     return found
 
 
-def batch_figures(batch: int, rounds: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the tokens per second of the whole batch, from the start of the prompt to the last token."""
+def peer_child(name: str, python: str | None, folder: Path) -> Child:
+    """Start a process in which another program generates, perhaps by a Python of its own that lacks gptlab."""
+    places = [str(Path(gptlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    command = [python or sys.executable, "-m", "gptlab.benchmarks.generation_peers", name]
+    return Child(name, command, folder, {"PYTHONPATH": os.pathsep.join(filter(None, places))})
+
+
+def batch_figures(batch: int, rounds: dict[str, list[Any]], firsts: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the tokens per second of the whole batch, from the start of the prompt to the last token.
+
+    Args:
+        firsts: by side, the seconds to the first token of each round, the first of which is to warm up; of peers.
+    """
+    sides = list(rounds)
     seconds = {name: [answer["total"] for answer in answers] for name, answers in rounds.items()}
     found: dict[str, Any] = {}
     for name, answers in rounds.items():
         speeds = [batch * answer["tokens"] / answer["total"] for answer in answers]
         found[name] = {"tokens_per_sec": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
-    found[RUN]["prefill_seconds"] = statistics.median(answer["seconds"][0] for answer in rounds[RUN])
-    if LOOP in rounds:
-        found["time_ratio"] = ratio(seconds[RUN], seconds[LOOP])
+        if firsts[name]:
+            found[name]["prefill_seconds"] = statistics.median(firsts[name][1:])
+    found[RUN].setdefault("prefill_seconds", statistics.median(answer["seconds"][0] for answer in rounds[RUN]))
+    if len(sides) > 1:
+        found["time_ratio"] = ratio(*(seconds[name] for name in sides))
+    if len(sides) > 1 and firsts[RUN]:
+        found["prefill_ratio"] = ratio(*(firsts[name][1:] for name in sides))
+        after = {name: [a - b for a, b in zip(seconds[name], firsts[name][1:], strict=True)] for name in sides}
+        found["decoding_ratio"] = ratio(*(after[name] for name in sides))
     return found
 
 

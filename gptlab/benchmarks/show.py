@@ -31,10 +31,13 @@ def print_results(found: dict[str, Any], console: Console) -> None:
     for heading, cells in (rows_of_training if found["what"] == "training" else rows_of_sampling)(found):
         table.add_row(heading, *cells)
     console.print(table)
-    ratios = {"": found} if found["what"] == "training" else {f"batch {b}: ": r for b, r in found["batches"].items()}
-    for what, each in ratios.items():
-        if "time_ratio" in each:
-            r = each["time_ratio"]
+    ratios = {"": found.get("time_ratio")}
+    for batch, each in found.get("batches", {}).items():
+        ratios[f"batch {batch}: "] = each.get("time_ratio")
+        ratios[f"batch {batch}, to the first token: "] = each.get("prefill_ratio")
+        ratios[f"batch {batch}, after it: "] = each.get("decoding_ratio")
+    for what, r in ratios.items():
+        if r is not None:
             interval = "95% interval {:.3f} to {:.3f}; ".format(*r["interval"]) if r["interval"] else ""
             console.print(
                 f"{what}time of {names[0]} / {names[1]}: {r['median']:.3f} ({interval}rounds: {found['rounds']}, from "
@@ -46,7 +49,8 @@ def describe_run(found: dict[str, Any]) -> str:
     """Return the measured run in one line."""
     tokens = f", {found['tokens_per_step']:,} tokens a step" if "tokens_per_step" in found else ""
     text = f" of {found['data']}" if "data" in found else ""
-    how = f"precision={found['precision']} compile={found['compile']}"
+    weights = f", weights of {found['weights']}" if "weights" in found else ""
+    how = f"precision={found['precision']} compile={found['compile']}{weights}"
     return f"{found['name']}, {found['parameters']:,} parameters{tokens}{text}; {how}"
 
 
@@ -87,9 +91,12 @@ def rows_of_sampling(found: dict[str, Any]) -> Rows:
         speeds = [f"{each[n]['tokens_per_sec']:,.1f} ({each[n]['min']:,.1f} to {each[n]['max']:,.1f})" for n in names]
         rows.append((f"batch {batch}, tokens/s", speeds))
         first = f"prefill of {found['prompt_tokens']} tokens"
-        rows.append((first, [milliseconds(each[RUN]["prefill_seconds"]), *[""] * (len(names) - 1)]))
+        known = [each[name].get("prefill_seconds") for name in names]
+        rows.append((first, ["" if seconds is None else milliseconds(seconds) for seconds in known]))
     sides = found["sides"].values()
     rows.append(("memory, peak", [megabytes(each["memory_bytes"]) for each in sides]))
+    resident = [each.get("resident_bytes") for each in sides]
+    rows.append(("memory, at the end", ["" if count is None else megabytes(count) for count in resident]))
     return [*rows, ("threads", [str(each["threads"]) for each in sides])]
 
 

@@ -109,8 +109,9 @@ class Context:
 
     def take_back(self, count: int) -> None:
         """Remove the last `count` tokens of each row."""
-        for row in self.rows:
+        for i, row in enumerate(self.rows):
             del row[len(row) - count :]
+            self.unseen[i] = min(self.unseen[i], len(row))
         if self.cache is not None:
             lengths = [*self.cache.lengths]
             for row, place, unseen in zip(self.rows, self.places, self.unseen, strict=True):

@@ -11,11 +11,22 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process; None if the system is not Linux."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int | None:
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+    return None
+
+
 def peak_memory_bytes() -> int | None:
     """Return the largest resident memory that this process has had; None if the system does not report it."""
-    with suppress(OSError, StopIteration):  # Linux's ru_maxrss includes the peak of the parent process
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    if (peak := _status_bytes("VmHWM")) is not None:  # Linux's ru_maxrss includes the peak of the parent process
+        return peak
     try:
         import resource
     except ImportError:  # Windows

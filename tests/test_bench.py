@@ -139,8 +139,67 @@ def test_generation_beside_a_loop_without_a_cache(command: Any, overrides: tuple
 
 
 @pytest.mark.parametrize(
+    ("peer", "weights", "package"),
+    [
+        ("transformers", "fp32", "transformers"),
+        ("ctranslate2", "int8", "ctranslate2"),
+        ("llama.cpp", "int4", "llama_cpp"),
+    ],
+)
+def test_generation_beside_another_program(
+    command: Any, overrides: tuple[str, ...], peer: str, weights: str, package: str
+) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed: it is only measured against")
+    shape = ("arch=gpt2", "model.n_head=2", "model.n_embd=64", "tokenizer=byte")
+    flags = ("--steps", "4", "--rounds", "2", "--batch-sizes", "1", "3", "--prompt", "6", "--weights", weights)
+    result = command("bench", "--sampling", "--json", *overrides, *shape, "--against", peer, *flags)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert finite(found)
+    assert (found["prompt_tokens"], found["new_tokens"], found["weights"]) == (6, 4, weights)
+    assert list(found["batches"]) == ["1", "3"]
+    assert found["sides"]["gptlab"]["threads"] == found["sides"][peer]["threads"]
+    assert found["sides"][peer]["resident_bytes"] > 10e6
+    for each in found["batches"].values():
+        assert {"time_ratio", "prefill_ratio", "decoding_ratio"} <= {*each}
+        for name in ("gptlab", peer):
+            assert 0 < each[name]["min"] <= each[name]["tokens_per_sec"] <= each[name]["max"]
+            assert each[name]["prefill_seconds"] > 0
+
+
+def test_weights_of_few_bits_are_measured_alone_too(command: Any, overrides: tuple[str, ...]) -> None:
+    flags = ("--steps", "3", "--rounds", "1", "--weights", "int8", "--batch-sizes", "2")
+    result = command("bench", "--sampling", "--json", *overrides, *flags)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (list(found["sides"]), list(found["batches"]), found["weights"]) == (["gptlab"], ["2"], "int8")
+
+
+def test_a_program_that_is_not_there_is_one_message(
+    command: Any, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "ctranslate2.py").write_text("raise ImportError('no ctranslate2')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    shape = ("arch=gpt2", "tokenizer=byte", "--prompt", "6", "--steps", "2")
+    result = command("bench", "--sampling", *overrides, *shape, "--against", "ctranslate2")
+    assert_refused(result, "--against ctranslate2: no ctranslate2; install it, or name the Python that has it")
+    result = command("bench", "--sampling", *overrides, *shape, "--against", "transformers", "--weights", "int8")
+    assert_refused(result, "--against transformers has no weights of int8 here: use --weights with one of fp32, bf16")
+    result = command("bench", "--sampling", *overrides, *shape[:-1], "900", "--against", "transformers")
+    assert_refused(result, "--steps 900: a text of transformers ends at the block_size, 17; use 11")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--weights", "int8"], ["--weights is for --sampling: give that, too"]),
+        (["--prompt", "3"], ["--prompt is for --sampling"]),
+        (["--batch-sizes", "3"], ["--batch-sizes is for --sampling"]),
+        (["--against", "llama.cpp"], ["--against llama.cpp generates text: give --sampling, too"]),
+        (["--sampling", "--against", "loop", "--weights", "int8"], ["--weights int8: --against loop has none"]),
+        (["--sampling", "--python", "x"], ["--python x is for another program: give --against transformers | "]),
+        (["--sampling", "--against", "llama.cpp", "--python", "x"], ["--python x: no such file"]),
         (["model=gpt99"], ["model=gpt99: there is no such choice", "gpt10m"]),
         (["model.n_layr=3"], ["model.n_layr: there is no such key here; did you mean model.n_layer?"]),
         (["resume=outputs/x"], ["resume: bench measures one run, which is not kept: leave it out"]),

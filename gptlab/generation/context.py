@@ -109,14 +109,14 @@ class Context:
 
     def take_back(self, count: int) -> None:
         """Remove the last `count` tokens of each row."""
-        for i, row in enumerate(self.rows):
+        for row in self.rows:
             del row[len(row) - count :]
-            self.unseen[i] = min(self.unseen[i], len(row))
         if self.cache is not None:
             lengths = [*self.cache.lengths]
             for row, place, unseen in zip(self.rows, self.places, self.unseen, strict=True):
-                lengths[place] = len(row) - unseen
+                lengths[place] = 0 if unseen else len(row)  # a window that has moved begins further left then
             self.cache.forget(lengths)
+            self.unseen = [0] * len(self.rows)
 
     @torch.no_grad()
     def logits(self, last: int = 1) -> Tensor:

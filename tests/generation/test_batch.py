@@ -78,6 +78,19 @@ def test_a_window_that_is_full_goes_on_beside_others(kind: str) -> None:
         cropped.append([token])
 
 
+def test_tokens_can_be_taken_back_from_a_window_that_has_moved() -> None:
+    model = MODELS["quantised"](block_size=8)
+    context = Context(model, texts(7), 6)
+    for token in (3, 1, 4, 1):
+        context.logits()
+        context.append([token])
+    context.logits()
+    context.take_back(2)
+    context.append([5])
+    fresh = Context(model, [[*texts(7)[0], 3, 1, 5][-8:]], 1)
+    assert torch.equal(context.logits(), fresh.logits())
+
+
 def test_rows_that_are_compiled_stay_until_all_have_ended() -> None:
     torch._dynamo.reset()
     model, prompts = MODELS["cpu_decoder"](), texts(3, 3, 3, 3)

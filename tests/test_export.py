@@ -40,6 +40,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel, no bias, untied": {"bias": False, "tied": False, "mlp": "relu", "n_inner": 37},
     "LlamaForCausalLM": LLAMA | {"tied": False},
     "LlamaForCausalLM, one key head, tied": LLAMA | {"n_kv_head": 1, "rope_base": 97.0, "norm_eps": 1e-3},
+    "LlamaForCausalLM, yarn": LLAMA | {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 7},
+    "GPTNeoXForCausalLM": {
+        "pos": "rope",
+        "rope_fraction": 0.4,
+        "parallel": True,
+        "parallel_norms": True,
+        "tied": False,
+    },
+    "NanoChatForCausalLM": LLAMA
+    | {"norm_weight": False, "embed_norm": True, "qk_norm": True, "mlp": "relu2", "tied": False, "logit_softcap": 15.0},
 }
 
 

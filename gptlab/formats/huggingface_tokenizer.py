@@ -138,7 +138,14 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
     backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
     if END_OF_TEXT in vocab:
         backend.add_special_tokens([END_OF_TEXT])
-    return backend.to_str()
+    bos = named_token(about, "bos") or END_OF_TEXT
+    if not about.get("add_bos_token") or bos not in vocab:
+        return backend.to_str()
+    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokens = {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}}
+    pair = [first, text, {"Sequence": {"id": "B", "type_id": 1}}]
+    post = {"type": "TemplateProcessing", "single": [first, text], "pair": pair, "special_tokens": tokens}
+    return json.dumps(json.loads(backend.to_str()) | {"post_processor": post})
 
 
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:

@@ -43,6 +43,7 @@ from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.formats import (
     checkpoint,
     huggingface,
+    huggingface_families,
     huggingface_names,
     huggingface_tokenizer,
     nanogpt,
@@ -550,7 +551,15 @@ def strange_dicts(seeds: range, folder: Path) -> None:
     foreign(folder)
     model, content = gpt(), content_of_a_checkpoint()
     about, state = content[checkpoint.KEY], parameters(model)
-    theirs = huggingface_names.config_to_hf(GPT2)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": True}
+    beside = {
+        "rope_parameters": yarn,
+        "attention_types": [[["global", "local"], 12]],
+        "layer_types": ["full_attention"],
+    }
+    theirs = [
+        {"model_type": name, **family.defaults, **beside} for name, family in huggingface_families.FAMILIES.items()
+    ]
     llama = GPTConfig(9, n_layer=1, n_head=1, n_embd=4, pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
     described = [
         CharTokenizer(CHARS),
@@ -575,7 +584,7 @@ def strange_dicts(seeds: range, folder: Path) -> None:
             models.from_dict(plain)
 
     def foreign_config(draw: random.Random) -> None:
-        config = with_junk(draw.choice((theirs, huggingface_names.config_to_hf(llama))), draw)
+        config = with_junk(draw.choice((*theirs, *map(huggingface_names.config_to_hf, (GPT2, llama)))), draw)
         if isinstance(config, dict):
             huggingface_names.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
 

@@ -25,7 +25,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import added_tokens
-from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids
+from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids, with_begin
 from gptlab.system.errors import UserError, quoted
 
 GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
@@ -141,11 +141,7 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
     bos = named_token(about, "bos") or END_OF_TEXT
     if not about.get("add_bos_token") or bos not in vocab:
         return backend.to_str()
-    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    tokens = {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}}
-    pair = [first, text, {"Sequence": {"id": "B", "type_id": 1}}]
-    post = {"type": "TemplateProcessing", "single": [first, text], "pair": pair, "special_tokens": tokens}
-    return json.dumps(json.loads(backend.to_str()) | {"post_processor": post})
+    return with_begin(backend.to_str(), bos, vocab[bos])
 
 
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:

@@ -18,6 +18,7 @@ from gptlab.formats import (
     adapters,
     checkpoint,
     huggingface,
+    nanochat,
     nanogpt,
     openai_gpt2,
     peft,
@@ -109,8 +110,8 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
 
     Args:
         name: a run directory, a checkpoint file, a Hugging Face folder, a PEFT adapter's, a .safetensors file of ours,
-            nanoGPT's ckpt.pt, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ...,
-            organisation/name.
+            nanoGPT's ckpt.pt, nanochat's folder or a model_<step>.pt in it, OpenAI's TensorFlow folder, or else a name
+            on the Hugging Face hub: gpt2, ..., organisation/name.
         raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
@@ -165,6 +166,8 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
         return peft_folder.open_folder(path, load_base)
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
+    if (checkpoint_of_nanochat := nanochat.newest(path)) is not None:
+        return nanochat.open_checkpoint(checkpoint_of_nanochat, raw_dir)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
         return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
     if PLAIN_NAME.fullmatch(str(name)) and not path.exists():
@@ -181,6 +184,8 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return huggingface.open_folder(path.parent, raw_dir)
     if path.suffix == ".safetensors":
         return safetensors_file.open_export(path)
+    if nanochat.is_checkpoint(path):
+        return nanochat.open_checkpoint(path, raw_dir)
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)

@@ -31,6 +31,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import safetensors.torch
+import tiktoken
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,10 +47,12 @@ from gptlab.formats import (
     huggingface_families,
     huggingface_names,
     huggingface_tokenizer,
+    nanochat,
     nanogpt,
     safetensors_file,
     writing,
 )
+from gptlab.formats.huggingface_backend import NANOCHAT_PATTERN
 from gptlab.formats.model_card import model_card
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
@@ -257,6 +260,28 @@ def read_nanogpt(folder: Path) -> Any:
     return seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder))
 
 
+def make_nanochat(folder: Path) -> None:
+    torch.manual_seed(1)
+    sizes = {"sequence_len": 7, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "n_embd": 4}
+    state = {"transformer.wte.weight": torch.randn(320, 4), "lm_head.weight": torch.randn(320, 4)}
+    shapes = {"attn.c_q": (4, 4), "attn.c_k": (2, 4), "attn.c_v": (2, 4), "attn.c_proj": (4, 4)}
+    shapes |= {"mlp.c_fc": (16, 4), "mlp.c_proj": (4, 16)}
+    state |= {
+        f"transformer.h.{i}.{name}.weight": torch.randn(shape) for i in range(2) for name, shape in shapes.items()
+    }
+    torch.save(state | {"x0_lambdas": torch.zeros(2)}, folder / "model_000003.pt")
+    about = {"model_config": sizes | {"vocab_size": 271, "window_pattern": "L"}}
+    (folder / "meta_000003.json").write_text(json.dumps(about))
+    ranks = {token: i for i, token in enumerate(bpe().merges)}
+    special = {"<|bos|>": len(ranks), "<|user_start|>": len(ranks) + 1}
+    encoding = tiktoken.Encoding("a", pat_str=NANOCHAT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+
+
+def read_nanochat(folder: Path) -> Any:
+    return seen(*nanochat.open_checkpoint(folder / "model_000003.pt", folder))
+
+
 def make_prepared(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT)
     os.utime(folder / "text.txt", (7, 7))
@@ -450,6 +475,7 @@ KINDS = {
     "nanogpt": Kind(
         make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
+    "nanochat": Kind(make_nanochat, read_nanochat, False, 200, 1800),
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
     "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),

@@ -1,4 +1,4 @@
-"""`python -m gptlab.export MODEL DIR`: a model for the ecosystem: transformers, safetensors, ONNX."""
+"""`python -m gptlab.export MODEL DIR`: a model for the ecosystem: transformers, safetensors, ONNX, llama2.c."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         default="hf",
-        choices=("hf", "safetensors", "onnx", "peft"),
+        choices=("hf", "safetensors", "onnx", "peft", "llama2c"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
         "gptlab needs; onnx: logits of input_ids, checked with onnxruntime; peft: adapters for Hugging Face's PEFT in "
-        "DIR/adapter, and the model without them in DIR/base (default: hf)",
+        "DIR/adapter, and the model without them in DIR/base; llama2c: for run.c of llama2.c (default: hf)",
     )
     return p
 
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_taken(args.dir)
 
     from gptlab.formats import onnx
+    from gptlab.formats.llama2c import write_llama2c
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
     from gptlab.formats.peft_folder import write_base_and_adapter
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
             write_base_and_adapter(opened, tokenizer, info, folder, args.dir)
         print(f"{args.dir}: a PEFT adapter, and its base")
         return
-    write = {"hf": write_hf, "safetensors": write_safetensors, "onnx": onnx.write_onnx}[args.format]
+    writers = {"hf": write_hf, "safetensors": write_safetensors, "onnx": onnx.write_onnx, "llama2c": write_llama2c}
+    write = writers[args.format]
     model = merged_with_words(opened)
     with whole_folder(args.dir) as folder:
         kind = write(model, tokenizer, info, folder)

@@ -104,16 +104,9 @@ def family_of(config: GPTConfig) -> str:
     Raises:
         UserError: there is none; the message lists the fields in which the nearest one differs.
     """
-    ours = dataclasses.asdict(config) | {"qkv_bias": config.has_qkv_bias}
-    ours["n_kv_head"] = None if config.kv_heads == config.n_head else config.n_kv_head
-    ours["head_dim"] = None if config.attn_width == config.n_embd else config.head_dim
 
     def wrong(family: Family) -> list[str]:
-        fields = [
-            f"model.{name}={_as_typed(ours[name])} (not {_as_typed(must)})"
-            for name, must in family.fixed.items()
-            if ours[name] != must
-        ]
+        fields = differences(config, family.fixed)
         if config.mlp not in family.activations:
             fields.append(f"model.mlp={config.mlp} (not {' or '.join(family.activations)})")
         if family is LLAMA and config.n_embd % config.n_head:  # which transformers refuses, whatever head_dim is
@@ -129,6 +122,18 @@ def family_of(config: GPTConfig) -> str:
             f"{', '.join(wrong(FAMILIES[name]))}"
         )
     return name
+
+
+def differences(config: GPTConfig, fixed: dict[str, Any]) -> list[str]:
+    """Return in words in which fields a config differs from the values that another program has."""
+    ours = dataclasses.asdict(config) | {"qkv_bias": config.has_qkv_bias}
+    ours["n_kv_head"] = None if config.kv_heads == config.n_head else config.n_kv_head
+    ours["head_dim"] = None if config.attn_width == config.n_embd else config.head_dim
+    return [
+        f"model.{name}={_as_typed(ours[name])} (not {_as_typed(must)})"
+        for name, must in fixed.items()
+        if ours[name] != must
+    ]
 
 
 def weights_to_hf(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
 
-LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx"}
+LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx", "llama2c": "llama2.c"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime")
 
 USE = {
@@ -45,6 +45,14 @@ python -m gptlab.generate {path}/model.safetensors "{prompt}"
 
 The file's metadata has the model's config, the tokenizer and the run's config. Weights have the names of OpenAI's
 GPT-2; those of linear layers are (out, in).
+""",
+    "llama2c": """\
+```
+./run {path}/model.bin -z {path}/tokenizer.bin -t 0.8 -i "{prompt}"
+```
+
+with `run`, which `make run` makes of https://github.com/karpathy/llama2.c, or
+`python -m gptlab.generate {path} "{prompt}"`.
 """,
     "onnx": """\
 ```python
@@ -71,12 +79,12 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         model: the model.
         tokenizer: its tokenizer.
         info: its info.
-        form: the format of the export: hf, safetensors or onnx.
+        form: the format of the export: hf, safetensors, onnx or llama2c.
         name: the name of the folder.
     """
     c = model.config
     front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
-    front["tags"] = ["gptlab"] if form == "onnx" else ["gptlab", "safetensors"]
+    front["tags"] = ["gptlab"] if form in ("onnx", "llama2c") else ["gptlab", "safetensors"]
     made = f"trained by gptlab, run `{info.config.get('name')}`" if info.config else f"from a {info.origin}"
     prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
     new = max(1, min(100, c.block_size - 8))

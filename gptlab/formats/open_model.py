@@ -18,6 +18,7 @@ from gptlab.formats import (
     adapters,
     checkpoint,
     huggingface,
+    llama2c,
     nanochat,
     nanogpt,
     openai_gpt2,
@@ -110,8 +111,8 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
 
     Args:
         name: a run directory, a checkpoint file, a Hugging Face folder, a PEFT adapter's, a .safetensors file of ours,
-            nanoGPT's ckpt.pt, nanochat's folder or a model_<step>.pt in it, OpenAI's TensorFlow folder, or else a name
-            on the Hugging Face hub: gpt2, ..., organisation/name.
+            nanoGPT's ckpt.pt, nanochat's folder or a model_<step>.pt in it, llama2.c's .bin or our export as one,
+            OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ..., organisation/name.
         raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
@@ -166,6 +167,8 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
         return peft_folder.open_folder(path, load_base)
     if _is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
+    if _is_file(path / llama2c.FILE) and (header := llama2c.read_header(path / llama2c.FILE)) is not None:
+        return llama2c.open_model(path / llama2c.FILE, header)
     if (checkpoint_of_nanochat := nanochat.newest(path)) is not None:
         return nanochat.open_checkpoint(checkpoint_of_nanochat, raw_dir)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
@@ -186,6 +189,8 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return safetensors_file.open_export(path)
     if nanochat.is_checkpoint(path):
         return nanochat.open_checkpoint(path, raw_dir)
+    if path.suffix == ".bin" and (header := llama2c.read_header(path)) is not None:
+        return llama2c.open_model(path, header)
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)

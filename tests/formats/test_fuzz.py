@@ -47,8 +47,10 @@ from gptlab.formats import (
     huggingface_families,
     huggingface_names,
     huggingface_tokenizer,
+    llama2c,
     nanochat,
     nanogpt,
+    open_model,
     safetensors_file,
     writing,
 )
@@ -59,6 +61,7 @@ from gptlab.models.weights import parameters
 from gptlab.reports import records
 from gptlab.system import files
 from gptlab.system.errors import UserError
+from tests.formats.test_llama2c import LLAMA, of_version
 from tests.reports.test_report import fake_run
 
 LONGEST = 5  # seconds for a case
@@ -282,6 +285,24 @@ def read_nanochat(folder: Path) -> Any:
     return seen(*nanochat.open_checkpoint(folder / "model_000003.pt", folder))
 
 
+def make_llama2c(version: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        torch.manual_seed(1)
+        config = GPTConfig(256, 7, n_layer=2, n_head=2, n_kv_head=1, n_embd=4, n_inner=8, **LLAMA)
+        info = checkpoint.ModelInfo(folder, None, {}, {}, None, "x")
+        llama2c.write_llama2c(models.build(config).eval(), tokenizers.ByteTokenizer(), info, folder)
+        if version:
+            of_version(version, folder / "model.bin", folder / "other", group=4)
+            (folder / "other" / "model.bin").replace(folder / "model.bin")
+            (folder / "other").rmdir()
+
+    return make
+
+
+def read_llama2c(folder: Path) -> Any:
+    return seen(*open_model.load_model(folder / "model.bin"))
+
+
 def make_prepared(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT)
     os.utime(folder / "text.txt", (7, 7))
@@ -476,6 +497,7 @@ KINDS = {
         make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
     "nanochat": Kind(make_nanochat, read_nanochat, False, 200, 1800),
+    **{f"llama2c {version}": Kind(make_llama2c(version), read_llama2c, False, 200, 1800) for version in range(3)},
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
     "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),

@@ -34,6 +34,7 @@ __all__ = [
     "TokenizerConfig",
     "WordTokenizer",
     "build",
+    "errors_as_one_message",
     "from_dict",
 ]
 

@@ -496,8 +496,8 @@ KINDS = {
     "nanogpt": Kind(
         make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
-    "nanochat": Kind(make_nanochat, read_nanochat, False, 200, 1800),
-    **{f"llama2c {version}": Kind(make_llama2c(version), read_llama2c, False, 200, 1800) for version in range(3)},
+    "nanochat": Kind(make_nanochat, read_nanochat, False, 100, 1900),
+    **{f"llama2c {version}": Kind(make_llama2c(version), read_llama2c, False, 100, 1900) for version in range(3)},
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
     "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),

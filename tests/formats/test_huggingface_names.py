@@ -260,6 +260,27 @@ OLD_LLAMA = {  # of transformers 4
 }
 
 
+SMOLLM2 = {  # of 135M parameters
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "vocab_size": 49152,
+}
 UNFINISHED = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
 QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7}
 
@@ -285,6 +306,14 @@ def test_configs_of_older_versions_are_read() -> None:
     mistral = OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": None}
     assert huggingface_names.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
     assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
+
+
+def test_smollm2_is_a_llama() -> None:
+    sizes = {"vocab_size": 49152, "block_size": 8192, "n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576}
+    expected = GPTConfig(**(ROTARY | sizes | {"n_inner": 1536, "rope_base": 100_000.0, "tied": True}))
+    assert huggingface_names.config_from_hf(SMOLLM2) == expected
+    assert parameters(empty_model(expected))["h.29.mlp.c_fc.weight"].shape == (3072, 576)
+    assert sum(weight.numel() for weight in parameters(empty_model(expected)).values()) == 134_515_008
 
 
 @pytest.mark.parametrize("name", huggingface_names.FAMILIES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,14 @@ VOCABULARIES = {
     "added, after a gap": (31, 34, 35),
 }
 PLACES = ("tokenizer.json", "added_tokens_decoder", "added_tokens.json", "special_tokens_map.json")
+
+
+def some_of(many: Iterable[str], few: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Each family with every pair of two columns; those after the first five with each value of both once or more."""
+    many, few = [*many], [*few]
+    every = [(a, b) for a in many for b in few]
+    each = [(a, few[i % len(few)]) for i, a in enumerate(many)]
+    return [(family, *pair) for i, family in enumerate(FAMILIES) for pair in (every if i < 5 else each)]
 
 
 @cache
@@ -156,9 +165,7 @@ def assert_same(ours: Model, model: Any, tokens: int) -> None:
     torch.testing.assert_close(ours(idx), model(idx).logits[..., :tokens], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head", "prefix"), some_of(HEADS, PREFIXES))
 def test_heads_and_prefixes(
     family: str, head: str, prefix: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,9 +247,7 @@ def test_prefixes_inside_names_and_an_averages_count(family: str, tmp: Path, tmp
         assert_same(huggingface.open_folder(folder, folder)[0], reference(family, "tied, embedding alone", tmp), ROWS)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("vocabulary", VOCABULARIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "vocabulary", "place"), some_of(VOCABULARIES, PLACES))
 def test_vocabularies(
     family: str, vocabulary: str, place: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,7 +38,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm_place": ("pre", "post"),
     "norm_weight": (True, False),
     "embed_norm": (False, True),
-    "pos": ("learned", "sinusoidal", "rope", "rope linear", "rope llama3", "rope yarn, part", "alibi", "none"),
+    "pos": ("learned", "sinusoidal", "rope", "rope llama3", "rope yarn, part", "alibi", "none"),
     "mlp": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu", "none"),
     "mlp_proj": (True, False),
     "n_inner": (None, 53),

@@ -1,4 +1,4 @@
-"""`python -m gptlab.export MODEL DIR`: a model for the ecosystem: transformers, llama.cpp, safetensors, ONNX."""
+"""`python -m gptlab.export MODEL DIR`: a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--format",
         default="hf",
-        choices=("hf", "safetensors", "onnx", "peft", "gguf"),
+        choices=("hf", "safetensors", "onnx", "peft", "gguf", "llama2c"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
         "gptlab needs; onnx: logits of input_ids, checked with onnxruntime; peft: adapters for Hugging Face's PEFT in "
-        "DIR/adapter, and the model without them in DIR/base; gguf: for llama.cpp (default: hf)",
+        "DIR/adapter, and the model without them in DIR/base; gguf: for llama.cpp; llama2c: for run.c of llama2.c "
+        "(default: hf)",
     )
     p.add_argument(
         "--quant",
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--quant {args.quant}: --format {args.format} has none; add --format gguf, or leave it out")
 
     from gptlab.formats import gguf, onnx
+    from gptlab.formats.llama2c import write_llama2c
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
     from gptlab.formats.peft_folder import write_base_and_adapter
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
         "safetensors": write_safetensors,
         "onnx": onnx.write_onnx,
         "gguf": partial(gguf.write_gguf, quant=args.quant or "f32"),
+        "llama2c": write_llama2c,
     }
     model = merged_with_words(opened)
     with whole_folder(args.dir) as folder:

@@ -21,6 +21,7 @@ from gptlab.data.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, T
 from gptlab.formats import checkpoint, gguf, model_card, onnx, open_model
 from gptlab.models import BigramConfig, GPTConfig
 from tests.conftest import ROOT
+from tests.formats import llama2c_by_hand as by_hand
 from tests.test_cli import assert_refused
 
 T = 23
@@ -40,6 +41,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel, no bias, untied": {"bias": False, "tied": False, "mlp": "relu", "n_inner": 37},
     "LlamaForCausalLM": LLAMA | {"tied": False},
     "LlamaForCausalLM, one key head, tied": LLAMA | {"n_kv_head": 1, "rope_base": 97.0, "norm_eps": 1e-3},
+    "LlamaForCausalLM, yarn": LLAMA | {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 7},
+    "GPTNeoXForCausalLM": {
+        "pos": "rope",
+        "rope_fraction": 0.4,
+        "parallel": True,
+        "parallel_norms": True,
+        "tied": False,
+    },
+    "NanoChatForCausalLM": LLAMA
+    | {"norm_weight": False, "embed_norm": True, "qk_norm": True, "mlp": "relu2", "tied": False, "logit_softcap": 15.0},
 }
 
 
@@ -205,6 +216,35 @@ def test_onnx_has_our_logits_for_any_number_of_rows_and_tokens(
         (logits,) = session.run(["logits"], {"input_ids": idx.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), ours(idx), atol=1e-5, rtol=1e-5)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@torch.no_grad()
+def test_llama2c_has_our_greedy_text(command: Any, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["byte, ended"]()
+    ours = a_run(tmp_path / "run", tokenizer, **LLAMA)
+    result = command("export", "run", "out", "--format", "llama2c")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("out: llama2.c, version 0, for run.c (README.md ")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "model.bin", "tokenizer.bin"}
+    assert './run out/model.bin -z out/tokenizer.bin -t 0.8 -i "To be"' in (tmp_path / "out" / "README.md").read_text()
+    theirs, its_tokenizer = (
+        by_hand.Model(tmp_path / "out" / "model.bin"),
+        by_hand.Tokenizer(tmp_path / "out" / "tokenizer.bin"),
+    )
+    ids = its_tokenizer.encode(PROMPT)
+    for _ in range(13):
+        ids.append(int(theirs.logits(ids)[-1, [1, *range(3, 259)]].argmax()))
+        ids[-1] = ids[-1] + 2 if ids[-1] else 1
+    first = [tokenizer.end_of_text, *tokenizer.encode(f" {PROMPT}").tolist()]
+    idx = torch.tensor([first])
+    for _ in range(13):
+        idx = torch.cat((idx, ours(idx)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert its_tokenizer.decode(ids[1:]).decode("utf-8", "replace") == tokenizer.decode(idx[0, 1:].tolist())[1:]
+    assert command("generate", "out", PROMPT, "--max-new-tokens", "3", "--device", "cpu").returncode == 0
+    a_run(tmp_path / "unlike", tokenizer)
+    refused = command("export", "unlike", "other", "--format", "llama2c")
+    assert_refused(refused, "no model of this shape; what parts it from Llama: model.norm=layernorm (not rmsnorm)")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("off", [0.5, float("nan")])

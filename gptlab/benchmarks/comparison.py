@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gptlab
 from gptlab.benchmarks.alternation import Child
 from gptlab.runs import environment
 from gptlab.system.errors import UserError
@@ -251,7 +250,7 @@ def compare_generation(
 
 def peer_child(name: str, python: str | None, folder: Path) -> Child:
     """Start a process in which another program generates, perhaps by a Python of its own that lacks gptlab."""
-    places = [str(Path(gptlab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     command = [python or sys.executable, "-m", "gptlab.benchmarks.generation_peers", name]
     return Child(name, command, folder, {"PYTHONPATH": os.pathsep.join(filter(None, places))})
 

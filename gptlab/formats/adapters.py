@@ -27,6 +27,11 @@ KEY = checkpoint.ADAPTERS
 ORIGIN = checkpoint.ORIGIN
 UNDERNEATH, COMPARED = "the model that its adapters belong on", "the model that its policy is compared to"
 BEGUN = "the model that it began as"
+LATER_FIELDS = {
+    **{"rope_fraction": 1.0, "rope_beta_slow": 1.0, "rope_beta_fast": 32.0, "rope_attention_factor": None},
+    "parallel_norms": False,
+}
+"""Fields of a model's config that came after the first checkpoints with adapters, with what was done before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +116,10 @@ def origin(about: dict[str, Any]) -> Base | None:
 
 
 def digest(model: Model) -> str:
-    """Return the sha256 (hex) of a model's weights and of its config."""
-    return weights.digest(weights.parameters(model), json.dumps(models.to_dict(model.config), sort_keys=True))
+    """Return the sha256 (hex) of a model's weights and of its config, as it was before there were `LATER_FIELDS`."""
+    config = models.to_dict(model.config)
+    known = {name: value for name, value in config.items() if (name, value) not in LATER_FIELDS.items()}
+    return weights.digest(weights.parameters(model), json.dumps(known, sort_keys=True))
 
 
 def describe(config: LoRAConfig, base: Base) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class ModelInfo:
     """Returns `chat`."""
     about: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The description in the file, see `describe`; empty for a model that is not gptlab's."""
+    family: str | None = field(default=None, compare=False)
+    """The `model_type` of the Hugging Face folder that it comes from; None: it comes from none."""
 
     @property
     def words(self) -> str:

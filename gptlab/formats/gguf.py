@@ -18,7 +18,7 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import gguf_archs, gguf_file, gguf_tokenizer, reshaping
 from gptlab.formats.checkpoint import LoadedModel, ModelInfo
 from gptlab.formats.gguf_vocabulary import CHAT_TEMPLATE, NEVER_DRAWN, SPECIAL, UNUSED, Vocabulary, read_vocabulary
-from gptlab.formats.huggingface_families import Family
+from gptlab.formats.huggingface_family import Family
 from gptlab.formats.reading import crop_to_tokenizer, naming_path
 from gptlab.formats.writing import chat_format
 from gptlab.models import Model, weights

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from gptlab import models
-from gptlab.formats.huggingface_families import GPT2, LLAMA, QWEN2, QWEN3, Family
+from gptlab.formats.huggingface_family import Family, unchanged
+from gptlab.formats.huggingface_gpt import GPT2
+from gptlab.formats.huggingface_llama import LLAMA, QWEN2, QWEN3
 from gptlab.formats.huggingface_names import join_weights, misfits, split_weights, with_all_of
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.layers import geometric_periods, rotary_periods
+from gptlab.models.layers import geometric_periods, rotary_frequencies
 from gptlab.system.errors import UserError
 
 BLOCK = "blk.{}."
@@ -58,6 +60,8 @@ _GPT2 = dataclasses.replace(
     fields=FIELDS | {"attention.layer_norm_epsilon": "norm_eps"},
     defaults={"attention.head_count_kv": None},
     activations={"gelu": ("gelu",)},
+    to_ours=unchanged,
+    to_theirs=unchanged,
     fixed={name: value for name, value in GPT2.fixed.items() if name != "n_kv_head"} | {"attn_scale": True},
 )
 _LLAMA = dataclasses.replace(
@@ -102,6 +106,8 @@ def arch_of(config: GPTConfig) -> Family:
         found = misfits(config, family)
         if config.rope_scaling == "llama3" and family is not _LLAMA and family.fixed["pos"] == "rope":
             found.append("model.rope_scaling=llama3 (not null or linear)")
+        if config.rope_scaling == "yarn" and family.fixed["pos"] == "rope":
+            found.append("model.rope_scaling=yarn (not null or linear)")
         return found
 
     family = min(ARCHS.values(), key=lambda family: len(wrong(family)))
@@ -141,7 +147,7 @@ def tensors_of(state: dict[str, Tensor], config: GPTConfig, family: Family) -> d
     whole = dataclasses.replace(config, norm_weight=True)
     if family is _GPT2:
         whole = dataclasses.replace(whole, bias=True, qkv_bias=None)
-    found = split_weights(with_all_of(state, config, whole), whole, family)
+    found = split_weights(with_all_of(state, whole), whole, family)
     if family is _LLAMA:
         heads = {"q": config.n_head, "k": config.kv_heads}
         found = {name: _turned(value, name, heads) for name, value in found.items()}
@@ -165,7 +171,7 @@ def _turned(value: Tensor, name: str, heads: dict[str, int], back: bool = False)
 
 def slowed(config: GPTConfig) -> Tensor:
     """Return by how much each pair of a head is slowed down, (D/2,)."""
-    return rotary_periods(config) / geometric_periods(config.head_size, config.rope_base)
+    return (1.0 / geometric_periods(config.head_size, config.rope_base)) / rotary_frequencies(config)
 
 
 def config_from_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> tuple[GPTConfig, Family]:

@@ -93,11 +93,11 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
         model = crop_to_tokenizer(
-            weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config)), tokenizer
+            weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config, about)), tokenizer
         )
     origin = f"Hugging Face {about['model_type']}"
     read_chat = partial(chat_template.read_chat_format, folder, tokenizer)
-    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, read_chat)
+    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, read_chat, family=about["model_type"])
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

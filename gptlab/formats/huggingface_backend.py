@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from functools import cache
-from itertools import groupby, pairwise
+from heapq import heapify, heappop, heappush
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from gptlab.data.tokenizers import (
@@ -29,8 +31,15 @@ PAD = "<|pad|>"
 EOS = "<|eos|>"  # the end of a text for other tools, where ours has none: "<|endoftext|>" stays text there
 LETTERS = {byte: letter for letter, byte in BYTES.items()}
 NEVER_IN_UTF8 = (0xFF, 0xFE, 0xFD, 0xFC, 0xFB, 0xFA, 0xF9, 0xF8, 0xF7, 0xF6, 0xF5, 0xC1, 0xC0)
+NANOCHAT_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|"""
+    r"""\s*[\r\n]|\s+(?!\S)|\s+"""
+)
 # In the dialect of Oniguruma, which `tokenizers` uses: there $ matches at any line's end, and {1,3}+ is not possessive.
-CL100K_ONIGURUMA = CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")
+ONIGURUMA = {
+    CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}"),
+    NANOCHAT_PATTERN: NANOCHAT_PATTERN,
+}
 
 
 def special_ids(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, int]:
@@ -108,13 +117,28 @@ def byte_level(vocab: dict[str, int], merges: list[Any], pattern: str | None) ->
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2_PATTERN)
     if pattern in (None, GPT2_PATTERN):
         backend.pre_tokenizer = letters
-    elif pattern == CL100K_PATTERN:
-        cut = pre_tokenizers.Split(Regex(CL100K_ONIGURUMA), "isolated")
+    elif pattern in ONIGURUMA:
+        cut = pre_tokenizers.Split(Regex(ONIGURUMA[pattern]), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
     else:
         raise UserError(f"its pattern is neither GPT-2's nor GPT-4's: {pattern}")
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def with_begin(content: str, token: str, i: int) -> str:
+    """Return the content of a tokenizer.json that puts a token before each text.
+
+    Args:
+        content: the content of one that puts nothing around it.
+        token: the token's name.
+        i: its id.
+    """
+    first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    pair = [first, text, {"Sequence": {"id": "B", "type_id": 1}}]
+    tokens = {token: {"id": token, "ids": [i], "tokens": [token]}}
+    step = {"type": "TemplateProcessing", "single": [first, text], "pair": pair, "special_tokens": tokens}
+    return json.dumps(json.loads(content) | {"post_processor": step}, ensure_ascii=False)
 
 
 def _words(tokenizer: WordTokenizer, special: dict[str, int]) -> Backend:
@@ -165,17 +189,33 @@ def merges_of(ranks: list[bytes]) -> list[tuple[str, str]]:
     remain has no pair: it is only produced where it is a whole piece of text.
     """
     rank = {token: i for i, token in enumerate(ranks)}
-    merges = []
-    for token in ranks:
-        parts, own = [bytes([b]) for b in token], rank[token]
-        while len(parts) > 2:
-            lowest, i = min((rank.get(a + b, own), i) for i, (a, b) in enumerate(pairwise(parts)))
-            if lowest >= own:
-                break
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            merges.append((letters_of(parts[0]), letters_of(parts[1])))
-    return merges
+    pairs = (_last_pair(token, rank) for token in ranks)
+    return [(letters_of(pair[0]), letters_of(pair[1])) for pair in pairs if pair is not None]
+
+
+def _last_pair(token: bytes, rank: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """Return the two parts of a token that remain after all merges of lower rank; None: there are more, or one."""
+    own, size = rank[token], len(token)
+    ends, before = (
+        list(range(1, size + 1)),
+        list(range(-1, size)),
+    )  # of the part that begins at a byte; 0: there is none
+    candidates = [(r, i, i + 2) for i in range(size - 1) if (r := rank.get(token[i : i + 2], own)) < own]
+    heapify(candidates)
+    left = size
+    while left > 2 and candidates:
+        _, start, end = heappop(candidates)
+        middle = ends[start]
+        if not middle or middle == size or ends[middle] != end:
+            continue  # another merge has come before
+        ends[start], ends[middle] = end, 0
+        before[end] = start
+        left -= 1
+        neighbours = ([(before[start], end)] if start else []) + ([(start, ends[end])] if end < size else [])
+        for first, last in neighbours:
+            if (r := rank.get(token[first:last], own)) < own:
+                heappush(candidates, (r, first, last))
+    return (token[: ends[0]], token[ends[0] :]) if left == 2 else None
 
 
 def letters_of(token: bytes) -> str:

@@ -25,7 +25,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import added_tokens
-from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids
+from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids, with_begin
 from gptlab.system.errors import UserError, quoted
 
 GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
@@ -138,7 +138,10 @@ def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
     backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
     if END_OF_TEXT in vocab:
         backend.add_special_tokens([END_OF_TEXT])
-    return backend.to_str()
+    bos = named_token(about, "bos") or END_OF_TEXT
+    if not about.get("add_bos_token") or bos not in vocab:
+        return backend.to_str()
+    return with_begin(backend.to_str(), bos, vocab[bos])
 
 
 def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:

@@ -21,8 +21,8 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
 
-LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx", "gguf": "gguf"}
-TAGS = {"onnx": ["gptlab"], "gguf": ["gptlab", "gguf"]}
+LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx", "gguf": "gguf", "llama2c": "llama2.c"}
+TAGS = {"onnx": ["gptlab"], "llama2c": ["gptlab"], "gguf": ["gptlab", "gguf"]}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime", "gguf")
 
 USE = {
@@ -46,6 +46,14 @@ python -m gptlab.generate {path}/model.safetensors "{prompt}"
 
 The file's metadata has the model's config, the tokenizer and the run's config. Weights have the names of OpenAI's
 GPT-2; those of linear layers are (out, in).
+""",
+    "llama2c": """\
+```
+./run {path}/model.bin -z {path}/tokenizer.bin -t 0.8 -i "{prompt}"
+```
+
+with `run`, which `make run` makes of https://github.com/karpathy/llama2.c, or
+`python -m gptlab.generate {path} "{prompt}"`.
 """,
     "onnx": """\
 ```python
@@ -89,7 +97,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         model: the model.
         tokenizer: its tokenizer.
         info: its info.
-        form: the format of the export: hf, safetensors, onnx or gguf.
+        form: the format of the export: hf, safetensors, onnx, gguf or llama2c.
         name: the name of the folder.
     """
     c = model.config

@@ -19,6 +19,8 @@ from gptlab.formats import (
     checkpoint,
     gguf,
     huggingface,
+    llama2c,
+    nanochat,
     nanogpt,
     openai_gpt2,
     peft,
@@ -135,8 +137,8 @@ def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:
 
     Args:
         name: a run directory, a checkpoint file, a Hugging Face folder, a PEFT adapter's, a .safetensors file of ours,
-            a .gguf file, nanoGPT's ckpt.pt, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2,
-            ..., organisation/name.
+            a .gguf file, nanoGPT's ckpt.pt, nanochat's folder or a model_<step>.pt in it, llama2.c's .bin or our export
+            as one, OpenAI's TensorFlow folder, or else a name on the Hugging Face hub: gpt2, ..., organisation/name.
         raw_dir: where GPT-2's vocabulary is looked for if it is not beside the model; None: GPTLAB_DATA.
 
     Raises:
@@ -193,6 +195,10 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
         return safetensors_file.open_export(path / EXPORT_FILE)
     if _is_file(path / gguf.FILE):
         return gguf.open_gguf(path / gguf.FILE)
+    if _is_file(path / llama2c.FILE) and (header := llama2c.read_header(path / llama2c.FILE)) is not None:
+        return llama2c.open_model(path / llama2c.FILE, header)
+    if (checkpoint_of_nanochat := nanochat.newest(path)) is not None:
+        return nanochat.open_checkpoint(checkpoint_of_nanochat, raw_dir)
     if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
         return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
     if PLAIN_NAME.fullmatch(str(name)) and not path.exists():
@@ -211,6 +217,10 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return safetensors_file.open_export(path)
     if path.suffix == ".gguf":
         return gguf.open_gguf(path)
+    if nanochat.is_checkpoint(path):
+        return nanochat.open_checkpoint(path, raw_dir)
+    if path.suffix == ".bin" and (header := llama2c.read_header(path)) is not None:
+        return llama2c.open_model(path, header)
     content = reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gptlab.formats.huggingface_families import FAMILIES, GPT2, Family
+from gptlab.formats.huggingface_families import FAMILIES
+from gptlab.formats.huggingface_family import Family
+from gptlab.formats.huggingface_gpt import GPT2
 from gptlab.formats.huggingface_names import family_of, their_names
 from gptlab.formats.reading import naming_path, read_json_object, read_weights_bin
 from gptlab.formats.safetensors_file import read_safetensors
@@ -76,6 +78,12 @@ def piece_rows(model: GPT, name: str, family: Family) -> dict[str, tuple[int, in
     return dict(zip(modules, pairwise((0, *accumulate(sizes))), strict=True))
 
 
+def _piece_order(name: str, family: Family, model: GPT, start: int, stop: int) -> Tensor | None:
+    """Return for each row of a piece of our layer which row of their module it is; None: they are in one order."""
+    order = family.row_order(name, model.config)
+    return None if order is None else order[start:stop] - start
+
+
 def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size: int | None = None) -> None:
     """Write a model's adapters; they belong on the export of `lora.without_adapters(model)`.
 
@@ -100,6 +108,8 @@ def write_adapter(model: GPT, folder: Path, base: str | None = None, vocab_size:
             if found is None:
                 continue
             a, b = found
+            order = _piece_order(name, family, model, *rows)
+            b = b if order is None else b[order.argsort()]
             missing = 0 if vocab_size is None else vocab_size - model.config.vocab_size
             if name == "wte":
                 a = nn.functional.pad(a, (0, missing))
@@ -174,7 +184,7 @@ def _divisor(rank: int, rslora: bool) -> float:
     return math.sqrt(rank) if rslora else rank
 
 
-def read_adapter(folder: Path, model: GPT) -> None:
+def read_adapter(folder: Path, model: GPT, kind: str | None = None) -> None:
     """Put the adapters of a folder that PEFT or gptlab wrote into a model, and freeze everything else.
 
     Rows of single tokens (`trainable_token_indices`) take the place of the model's own.
@@ -184,6 +194,7 @@ def read_adapter(folder: Path, model: GPT) -> None:
     Args:
         folder: the folder.
         model: the adapters' base, see `lora.add_adapters`; a tied one is untied where the adapter needs it.
+        kind: the base's `model_type` in `transformers`; None: that of its export.
 
     Raises:
         UserError: a file is missing or broken, or the adapter has what gptlab's have not, or belongs on another model.
@@ -196,9 +207,10 @@ def read_adapter(folder: Path, model: GPT) -> None:
         raise UserError(f"{folder} has no {' or '.join(WEIGHT_FILES)}; is the download complete?")
     state = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_weights_bin(file)
     with naming_path(folder):
+        family = FAMILIES[kind or family_of(model.config)]
         check_sound(model.config, state)
-        _put_rows_in(state, about, model)
-        products = _products(state, about, model)
+        _put_rows_in(state, about, model, family)
+        products = _products(state, about, model, family)
         config = _our_config(about, products, model.config.tied)
         with torch.random.fork_rng(devices=[]):  # for the rows of A that the file does not have
             torch.manual_seed(0)
@@ -209,23 +221,32 @@ def read_adapter(folder: Path, model: GPT) -> None:
 
 
 @torch.no_grad()
-def _put_rows_in(state: dict[str, Tensor], about: dict[str, Any], model: GPT) -> None:
+def _put_rows_in(state: dict[str, Tensor], about: dict[str, Any], model: GPT, family: Family) -> None:
     """Move whole rows from a file into the tables of a model.
 
     Raises:
         UserError: they do not fit.
     """
-    family = FAMILIES[family_of(model.config)]
     given = about.get("trainable_token_indices") or []
     modules = {PREFIX + their_modules(name, family)[0]: name for name in ("wte", "lm_head")}
     for name in [name for name in state if name.endswith(ROWS)]:
         rows, module = state.pop(name), name.removesuffix(ROWS)
+        _check_table(modules.get(module), family)
         ids: Any = given.get(module.split(".")[-1]) if isinstance(given, dict) else given
         table: Any = model.get_parameter(f"{modules[module]}.weight") if module in modules else None
         fits = table is not None and isinstance(ids, list) and rows.shape == (len(ids), table.shape[1])
         if not fits or not all(type(i) is int and 0 <= i < len(table) for i in ids):
             raise UserError(f"its rows {name:.199} do not fit trainable_token_indices and this model")
         table[ids] = rows.to(table.dtype)
+
+
+def _check_table(layer: str | None, family: Family) -> None:
+    """Check that what an adapter adds to a table of tokens is that to ours."""
+    if layer in OUTSIDE and family.embedding_is_scaled:
+        raise UserError(
+            f"it changes the embedding or the head of a {family.architecture}, whose embedding gptlab keeps multiplied "
+            f"by sqrt(n_embd): merge it first (PEFT's merge_and_unload, then save_pretrained)"
+        )
 
 
 def _check_settings(about: dict[str, Any]) -> None:
@@ -282,13 +303,12 @@ def _copy(product: Product, addition: LowRank) -> None:
     addition.B[:, :rank] = product.B * (product.scale / addition.scale)
 
 
-def _products(state: Mapping[str, Tensor], about: dict[str, Any], model: GPT) -> Products:
+def _products(state: Mapping[str, Tensor], about: dict[str, Any], model: GPT, family: Family) -> Products:
     """Return the products in a file, checked.
 
     Raises:
         UserError: names or shapes do not fit the model.
     """
-    family = FAMILIES[family_of(model.config)]
     ours = [name for name, each in model.named_modules() if isinstance(each, nn.Linear) or name == "wte"]
     layers = {module: name for name in ours for module in their_modules(name, family)}
     pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -296,6 +316,7 @@ def _products(state: Mapping[str, Tensor], about: dict[str, Any], model: GPT) ->
         module, matrix = _module_and_matrix(name, family)
         if module not in layers or (matrix is None and layers[module] not in OUTSIDE):
             raise UserError(f"it has {name:.199}, and this model has no such layer: it belongs on another one")
+        _check_table(layers[module], family)
         if matrix is not None:
             pairs[module][matrix] = tensor
         elif not _same_rows(tensor, model.get_parameter(f"{layers[module]}.weight")):
@@ -310,7 +331,8 @@ def _products(state: Mapping[str, Tensor], about: dict[str, Any], model: GPT) ->
         target = next(target for target, each in TARGETS.items() if each == place)
         start, stop = piece_rows(model, layer, family)[module]
         a, b = _checked(module, layer, pair, stop - start, model)
-        found[layer, target] = Product(a, b, _scale(module, len(a), about))
+        order = _piece_order(layer, family, model, start, stop)
+        found[layer, target] = Product(a, b if order is None else b[order], _scale(module, len(a), about))
     return found
 
 

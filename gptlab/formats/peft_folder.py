@@ -61,5 +61,5 @@ def open_folder(folder: Path, load_base: Callable[[str], LoadedModel]) -> Loaded
     model, tokenizer, info = load_base(base if Path(base).exists() or not beside.exists() else str(beside))
     if not isinstance(model, GPT):
         raise UserError(f"{folder}: adapters are for a GPT, and {base:.199} is a {type(model).__name__}")
-    read_adapter(folder, model)
+    read_adapter(folder, model, info.family)
     return model.eval(), tokenizer, replace(info, path=folder, origin=f"PEFT adapter on {base:.199}", metrics={})

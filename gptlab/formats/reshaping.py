@@ -40,6 +40,28 @@ def add_rows(model: GPT, count: int) -> GPT:
     return _filled(dataclasses.replace(config, vocab_size=config.vocab_size + count), state)
 
 
+def place_rows(model: GPT, sources: list[int | None], inputs: dict[int, int], untie: bool) -> GPT:
+    """Return the same model with its ids in other places, and with new ones that it never draws.
+
+    Args:
+        model: the model.
+        sources: for each id of the result the one that it was; None: it is new.
+        inputs: for some new ids the old ones whose input they have; that of the others is the mean.
+        untie: give a tied model a head of its own, since otherwise new ids are noise as inputs.
+    """
+    config, state = model.config, weights.parameters(model)
+    embedding, head = state["wte.weight"], state["wte.weight" if config.tied else "lm_head.weight"]
+    new = [i for i, source in enumerate(sources) if source is None]
+    unused, tied = (_unused_row(model) if new else head[0]), config.tied and not untie
+    places = torch.tensor([len(embedding) if source is None else source for source in sources])
+    head_rows = torch.cat((head, unused[None]))[places]
+    input_rows = torch.cat((embedding, embedding.mean(dim=0, keepdim=True)))[places]
+    for i, source in inputs.items():
+        input_rows[i] = embedding[source]
+    state |= {"wte.weight": head_rows} if tied else {"wte.weight": input_rows, "lm_head.weight": head_rows}
+    return _filled(dataclasses.replace(config, vocab_size=len(sources), tied=tied), state)
+
+
 def _filled(config: GPTConfig, state: dict[str, Tensor]) -> GPT:
     model = weights.fill(config, state)
     assert isinstance(model, GPT)

@@ -435,16 +435,16 @@ static void norm(const Step *s, long rows) {
     }
 }
 
-// The pairs (i, i + n/2) of `groups` heads of a row, by position / b[i].
+// The pairs (i, i + m/2) of the first m columns of `groups` heads of a row, by position * b[i], and times `number`.
 static void rotate(const Step *s, const long *position, long rows) {
 #pragma omp for schedule(static) nowait
     for (long r = 0; r < rows; r++)
-        for (long i = 0; i < s->n / 2; i++) {
-            float angle = position[r] / s->b[i], c = cosf(angle), d = sinf(angle);
+        for (long i = 0; i < s->m / 2; i++) {
+            float angle = position[r] * s->b[i], c = (float)s->number * cosf(angle), d = (float)s->number * sinf(angle);
             for (long h = 0; h < s->groups; h++) {
-                float *x = s->x + r * s->stride + h * s->n + i, a = x[0], b = x[s->n / 2];
+                float *x = s->x + r * s->stride + h * s->n + i, a = x[0], b = x[s->m / 2];
                 x[0] = a * c - b * d;
-                x[s->n / 2] = b * c + a * d;
+                x[s->m / 2] = b * c + a * d;
             }
         }
 }

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from gptlab.generation.cpu_library import load_library
 from gptlab.models.gpt import GPT
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import GATED, CausalConv, CausalSelfAttention, attention_span, rotary_periods
+from gptlab.models.layers import (
+    GATED,
+    CausalConv,
+    CausalSelfAttention,
+    attention_span,
+    rotary_frequencies,
+    rotary_scale,
+)
 from gptlab.models.quantised import GROUP, QuantisedLinear, is_quantised
 
 MAX_TOKENS = 16  # up to here reading the weights takes most of the time
@@ -85,7 +92,7 @@ class CPUDecoder:
         self.referenced: list[Tensor] = []  # tensors that the steps point to
         self.steps: list[CStep] = []
         H, K, D = c.n_head, c.kv_heads, c.head_size
-        self.x, self.h, self.mixed = (self._buffer(c.n_embd) for _ in range(3))
+        self.x, self.h, self.h2, self.mixed = (self._buffer(c.n_embd) for _ in range(4))
         self.y = self._buffer(c.attn_width)
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
@@ -204,8 +211,10 @@ class CPUDecoder:
             source = self._norm(block.ln_1, self.x, self.h) if pre else self.x
             if source is self.x:  # attention changes x before the MLP reads it
                 self._add(ADD, self.x, self.h, n=c.n_embd)
+            has_norm = c.parallel_norms and c.norm != "none"
+            read_by_mlp = self._norm(block.ln_2, self.x, self.h2) if has_norm else self.h
             self._attend(i, block.attn, self.h, c.residual)
-            self._mlp(i, block.mlp, self.h, add=True)
+            self._mlp(i, block.mlp, read_by_mlp, add=True)
             if not pre:
                 self._norm(block.ln_1, self.x, self.x)
             return
@@ -226,8 +235,9 @@ class CPUDecoder:
         self._norm(attn.q_norm, self.qkv, self.qkv, groups=H)
         self._norm(attn.k_norm, keys, keys, groups=K)
         if c.pos == "rope":
-            b = self._wide(rotary_periods(c))
-            self._add(ROTATE, self.qkv, self.qkv, n=D, groups=H + K, stride=self.qkv.stride(0), b=b)
+            b, number = self._wide(rotary_frequencies(c)), rotary_scale(c)
+            sizes = {"n": D, "m": c.rotary_size, "groups": H + K, "stride": self.qkv.stride(0)}
+            self._add(ROTATE, self.qkv, self.qkv, **sizes, number=number, b=b)
         self._add(
             ATTEND,
             self.qkv,

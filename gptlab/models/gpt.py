@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class GPT(nn.Module):
     """Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", and its successors.
 
-    Logits and gradients are checked against `transformers`' GPT-2, GPT-1, Llama, Qwen3, Mistral, Phi and MPT; linear
-    weights are (out, in), the transpose of OpenAI's Conv1D.
+    Logits and gradients are checked against `transformers`' GPT-2, GPT-1, GPT-NeoX, Llama, Qwen3, Mistral, Phi, MPT and
+    NanoChat; linear weights are (out, in), the transpose of OpenAI's Conv1D.
     """
 
     def __init__(self, config: GPTConfig) -> None:

@@ -21,7 +21,20 @@ AT_LEAST_ONE = (
     *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "n_kv_head", "n_inner", "window"),
     "rope_original_size",
 )
-ABOVE_ZERO = ("norm_eps", "logit_softcap", "rope_base", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor")
+ABOVE_ZERO = (
+    *("norm_eps", "logit_softcap", "rope_base", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"),
+    *("rope_beta_slow", "rope_beta_fast", "rope_attention_factor"),
+)
+OF_SCALINGS: dict[str, tuple[float | None, tuple[str, ...]]] = {
+    "rope_factor": (1.0, ("linear", "llama3", "yarn")),
+    "rope_original_size": (None, ("llama3", "yarn")),
+    "rope_low_freq_factor": (1.0, ("llama3",)),
+    "rope_high_freq_factor": (4.0, ("llama3",)),
+    "rope_beta_slow": (1.0, ("yarn",)),
+    "rope_beta_fast": (32.0, ("yarn",)),
+    "rope_attention_factor": (None, ("yarn",)),
+}
+"""The default of each field that scales rotary positions, and the values of rope_scaling that read it."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +74,26 @@ class GPTConfig:
     pos: str = "learned"
     """learned, sinusoidal (tokens scaled by sqrt(n_embd), as in Vaswani et al. 2017), rope, alibi or none."""
     rope_base: float = 10_000.0
+    rope_fraction: float = 1.0
+    """The part of each head that turns, its first columns; the others know no positions, as in GPT-NeoX."""
     rope_scaling: str | None = None
     """How rotary positions are slowed down, so that a longer text stays within what was learned.
 
-    None, linear (all by rope_factor: https://arxiv.org/abs/2306.15595), or llama3 (Llama 3.1's: pairs that turn fewer
+    None, linear (all by rope_factor: https://arxiv.org/abs/2306.15595), llama3 (Llama 3.1's: pairs that turn fewer
     than rope_low_freq_factor times in rope_original_size positions by rope_factor, those that turn more than
-    rope_high_freq_factor times not at all, and those between by something between).
+    rope_high_freq_factor times not at all, and those between by something between), or yarn (Peng et al. 2023,
+    https://arxiv.org/abs/2309.00071: the same between rope_beta_slow and rope_beta_fast, in other steps, and scores
+    that are larger).
     """
     rope_factor: float = 1.0
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
     rope_original_size: int | None = None
-    """The longest sequence before the scaling, of llama3: original_max_position_embeddings in a config.json."""
+    """The longest sequence before llama3 or yarn: original_max_position_embeddings in a config.json."""
+    rope_beta_slow: float = 1.0
+    rope_beta_fast: float = 32.0
+    rope_attention_factor: float | None = None
+    """By what yarn multiplies rotated queries and keys; None: 0.1 ln(rope_factor) + 1, and 1 for a factor below 1."""
     mlp: str = "gelu"
     """gelu (the tanh approximation, as GPT-2), gelu_exact (as nanoGPT), relu, relu2, swiglu, geglu, none (no mlp)."""
     mlp_proj: bool = True
@@ -92,6 +113,8 @@ class GPTConfig:
     residual: bool = True
     parallel: bool = False
     """Attention and mlp read the same norm, and their outputs are added."""
+    parallel_norms: bool = False
+    """Side by side, attention and mlp have a norm each, as in GPT-NeoX."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap), as in Gemma 2."""
     init: str = "gpt2"
@@ -129,6 +152,8 @@ class GPTConfig:
             raise UserError("model.attention=none and model.mlp=none leave nothing of the blocks: see model=bigram")
         if self.parallel and not (self.has_attention and self.has_mlp):
             raise UserError("model.parallel=true needs both attention and mlp, and one of them is none")
+        if self.parallel_norms and not (self.parallel and self.norm_place == "pre"):
+            raise UserError("model.parallel_norms=true needs model.parallel=true and model.norm_place=pre")
         if self.zero_init and not self.residual:
             raise UserError("model.zero_init=true without model.residual never learns: nothing but zeros goes through")
         if not self.mlp_proj and self.n_inner not in (None, self.n_embd):
@@ -148,11 +173,19 @@ class GPTConfig:
                 f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}: "
                 f"choose n_kv_head among {[k for k in range(1, self.n_head + 1) if self.n_head % k == 0]}"
             )
-        if self.pos == "rope" and self.head_size % 2:
-            source = "n_embd / n_head" if self.head_dim is None else "head_dim"
+        if not 0 < self.rope_fraction <= 1:
+            raise UserError(f"model.rope_fraction={self.rope_fraction}: must be above 0 and at most 1")
+        if self.rope_fraction < 1 and self.pos != "rope":
             raise UserError(
-                f"model.pos=rope turns pairs, and {source} = {self.head_size} is odd: choose another n_head, n_embd or "
-                f"head_dim"
+                f"model.rope_fraction={self.rope_fraction}: the part of a head that turns, and this is "
+                f"model.pos={self.pos}; add model.pos=rope"
+            )
+        if self.pos == "rope" and (self.rotary_size % 2 or not self.rotary_size):
+            source = "n_embd / n_head" if self.head_dim is None else "head_dim"
+            part = "" if self.rope_fraction == 1 else f" times rope_fraction={self.rope_fraction}"
+            raise UserError(
+                f"model.pos=rope turns pairs, and {source}{part} = {self.rotary_size} is "
+                f"{'odd' if self.rotary_size else 'nothing'}: choose another n_head, n_embd or head_dim"
             )
         if self.has_attention and not self.attn_proj and self.attn_width != self.n_embd:
             raise UserError(
@@ -166,28 +199,35 @@ class GPTConfig:
                 f"model.rope_scaling={self.rope_scaling}: scales rotary positions, and this is model.pos={self.pos}; "
                 f"add model.pos=rope"
             )
-        defaults = {"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
-        idle = {None: {*defaults, "rope_original_size"}, "linear": {*defaults, "rope_original_size"} - {"rope_factor"}}
-        for field in sorted(idle.get(self.rope_scaling, ())):
-            if getattr(self, field) != defaults.get(field):
-                which = "linear or llama3" if field == "rope_factor" else "llama3"
-                raise UserError(f"model.{field}={getattr(self, field)}: needs model.rope_scaling={which}")
-        if self.rope_scaling != "llama3":
+        for field, (default, scalings) in OF_SCALINGS.items():
+            if self.rope_scaling not in scalings and getattr(self, field) != default:
+                raise UserError(
+                    f"model.{field}={getattr(self, field)}: needs model.rope_scaling={' or '.join(scalings)}"
+                )
+        if self.rope_scaling not in ("llama3", "yarn"):
             return
         if self.rope_original_size is None:
             raise UserError(
-                "model.rope_scaling=llama3 needs model.rope_original_size, the longest sequence before the scaling, "
-                "e.g. 8192"
+                f"model.rope_scaling={self.rope_scaling} needs model.rope_original_size, the longest sequence before "
+                f"the scaling, e.g. 8192"
             )
-        if self.rope_high_freq_factor <= self.rope_low_freq_factor:
-            raise UserError(
-                f"model.rope_high_freq_factor={self.rope_high_freq_factor}: must be above "
-                f"model.rope_low_freq_factor={self.rope_low_freq_factor}"
-            )
+        low, high = {
+            "llama3": ("rope_low_freq_factor", "rope_high_freq_factor"),
+            "yarn": ("rope_beta_slow", "rope_beta_fast"),
+        }[self.rope_scaling]
+        if getattr(self, high) <= getattr(self, low):
+            raise UserError(f"model.{high}={getattr(self, high)}: must be above model.{low}={getattr(self, low)}")
+        if self.rope_scaling == "yarn" and self.rope_base <= 1:
+            raise UserError(f"model.rope_base={self.rope_base}: must be above 1 for model.rope_scaling=yarn")
 
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def rotary_size(self) -> int:
+        """How many columns of a head turn."""
+        return int(self.head_size * self.rope_fraction)
 
     @property
     def attn_width(self) -> int:

@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = ("swiglu", "geglu")
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
-ROPE_SCALINGS = ("linear", "llama3")
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
 LINEAR_LAYERS = 4  # of a block: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
 
 
@@ -50,7 +50,7 @@ class PassContext(NamedTuple):
     """What every block must know of a forward pass of T tokens over S keys: positions, KV cache, dropout."""
 
     rotation: Tensor | None
-    """(2, T, D) or (2, B, 1, T, D): the cosines and sines that rotate queries and keys; None: no rotation."""
+    """(2, T, R) or (2, B, 1, T, R): the cosines and sines that rotate R columns of queries and keys; None: none do."""
     bias: Tensor | None
     """(1 or B, 1 or H, T, S), added to the scores, -inf where a position may not attend; None: a causal mask alone."""
     append_kv: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -99,33 +99,66 @@ def attention_span(config: GPTConfig) -> int:
 
 def rotation_at(config: GPTConfig, t: Tensor) -> Tensor | None:
     """Return `rotary_table` at positions t, or None if the model does not use rotary embeddings."""
-    return rotary_table(t, rotary_periods(config, t.device)) if config.pos == "rope" else None
+    if config.pos != "rope":
+        return None
+    return rotary_table(t, rotary_frequencies(config, t.device)) * rotary_scale(config)
 
 
-def rotary_table(t: Tensor, periods: Tensor) -> Tensor:
-    """Return the cosines and sines of t / periods, (2, ..., T, D), the same for both halves of a head.
+def rotary_table(t: Tensor, frequencies: Tensor) -> Tensor:
+    """Return the cosines and sines of t times frequencies, (2, ..., T, R), the same for both halves of R columns.
 
     Args:
         t: positions, (..., T).
-        periods: of `rotary_periods`, (D/2,).
+        frequencies: of `rotary_frequencies`, (R/2,).
     """
-    turns = t[..., None] / periods
-    turns = torch.cat((turns, turns), dim=-1)  # (..., T, D)
+    turns = t[..., None] * frequencies
+    turns = torch.cat((turns, turns), dim=-1)  # (..., T, R)
     return torch.stack((turns.cos(), turns.sin()))
 
 
-def rotary_periods(config: GPTConfig, device: torch.device | None = None) -> Tensor:
-    """Return in how many positions each pair of a head turns by one radian, (D/2,); see `GPTConfig.rope_scaling`."""
-    periods = geometric_periods(config.head_size, config.rope_base, device)
-    if config.rope_scaling is None:
-        return periods
-    share_unscaled: Tensor | float = 0.0
+def rotary_frequencies(config: GPTConfig, device: torch.device | None = None) -> Tensor:
+    """Return by how many radians each pair of a head turns in a position, (R/2,); see `GPTConfig.rope_scaling`.
+
+    Each number is rounded as in `transformers`: what is lost here is multiplied by the position.
+    """
+    periods = geometric_periods(config.rotary_size, config.rope_base, device)
+    frequencies, factor = 1.0 / periods, config.rope_factor
+    if config.rope_scaling == "linear":
+        return frequencies / factor
     if config.rope_scaling == "llama3":
         assert config.rope_original_size is not None
         low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
-        turns = config.rope_original_size / (2 * math.pi * periods)
-        share_unscaled = ((turns - low) / (high - low)).clamp(0, 1)
-    return periods / ((1 - share_unscaled) / config.rope_factor + share_unscaled)
+        turns = config.rope_original_size / (2 * math.pi / frequencies)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return (1 - kept) * frequencies / factor + kept * frequencies
+    if config.rope_scaling == "yarn":
+        kept = 1 - yarn_ramp(config, device)
+        return 1.0 / (factor * periods) * (1 - kept) + frequencies * kept
+    return frequencies
+
+
+def yarn_ramp(config: GPTConfig, device: torch.device | None = None) -> Tensor:
+    """Return YaRN's share of the slowing down for each pair, (R/2,): from none at the fast ones to all at the slow."""
+    R, original = config.rotary_size, config.rope_original_size
+    assert original is not None
+
+    def pair_that_turns(times: float) -> float:
+        """Return which pair turns so many times in the original size; a fraction, perhaps outside of the head."""
+        return R * (math.log(original / (2 * math.pi)) - math.log(times)) / (2 * math.log(config.rope_base))
+
+    first = max(math.floor(pair_that_turns(config.rope_beta_fast)), 0)
+    last = min(math.ceil(pair_that_turns(config.rope_beta_slow)), R - 1)
+    width = last - first or 0.001
+    return ((torch.arange(R // 2, dtype=torch.float32, device=device) - first) / width).clamp(0, 1)
+
+
+def rotary_scale(config: GPTConfig) -> float:
+    """Return by what rotated queries and keys are multiplied: 1, but for yarn (its paper's equation 22)."""
+    if config.rope_scaling != "yarn":
+        return 1.0
+    if config.rope_attention_factor is not None:
+        return config.rope_attention_factor
+    return 0.1 * math.log(max(config.rope_factor, 1.0)) + 1.0
 
 
 def geometric_periods(D: int, base: float, device: torch.device | None = None) -> Tensor:
@@ -140,13 +173,16 @@ def sinusoids(t: Tensor, C: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x (B, H, T, D) by the angle of their position.
+    """Rotate the pairs (i, i + R/2) of the first R columns of x (B, H, T, D) by the angle of their position.
 
     RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864), with the pairing of `transformers`' Llama.
     """
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+    R = cos.shape[-1]
+    turned, still = (x, None) if x.shape[-1] == R else (x[..., :R], x[..., R:])
+    first, second = turned.chunk(2, dim=-1)
+    turned = (turned * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
+    return turned if still is None else torch.cat((turned, still), dim=-1)
 
 
 def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
@@ -291,7 +327,7 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): GPT-2's order, unless the switches change it.
 
     Post-norm is norm(x + branch(x)), as in GPT-1; parallel is x + attention(norm(x)) + mlp(norm(x)) with one norm, as
-    in GPT-J and PaLM (https://arxiv.org/abs/2204.02311).
+    in GPT-J and PaLM (https://arxiv.org/abs/2204.02311), or with one for each branch, as in GPT-NeoX.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -299,13 +335,16 @@ class Block(nn.Module):
         self.config = config
         if config.has_attention:
             self.ln_1, self.attn = make_norm(config), CausalSelfAttention(config)
-        if config.has_mlp and not config.parallel:
+        if config.has_mlp and (not config.parallel or config.parallel_norms):
             self.ln_2 = make_norm(config)
         if config.has_mlp:
             self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: PassContext) -> Tensor:
         _, attn, mlp = context.dropouts
+        if self.config.parallel_norms:
+            y = attn(self.attn(self.ln_1(x), context)) + mlp(self.mlp(self.ln_2(x), context))
+            return x + y if self.config.residual else y  # (B, T, C)
         if self.config.parallel:
             return self.add(
                 x, self.ln_1, lambda h: attn(self.attn(h, context)) + mlp(self.mlp(h, context))

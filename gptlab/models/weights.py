@@ -155,7 +155,7 @@ def settle_head(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
         return config
     if EMBEDDING not in state:
         state[EMBEDDING] = state.pop(HEAD)
-    elif _equal(state[HEAD], state[EMBEDDING]):
+    elif same_numbers(state[HEAD], state[EMBEDDING]):
         del state[HEAD]
     else:
         log.warning("the head is not the embedding, though the config says so: it is kept, as with model.tied=false")
@@ -163,7 +163,8 @@ def settle_head(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
     return config
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal, of whatever types."""
     if a.shape != b.shape:
         return False
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype == b.dtype:

@@ -87,6 +87,7 @@ NUMBERS: dict[str, type] = {
     **dict.fromkeys(("trainer.patience",), int),
     **dict.fromkeys(("task.clip", "task.clip_high", "task.value_clip", "reward.unended", "task.enough"), float),
     **dict.fromkeys(("model.attn_dropout", "model.logit_softcap", "trainer.ema", "trainer.checkpoint_minutes"), float),
+    "model.rope_attention_factor": float,
 }
 """Keys of numbers whose defaults do not show their type: null, or a whole number where others are allowed."""
 

@@ -14,6 +14,8 @@ NEW: dict[str, dict[str, Any]] = {
     "model": {
         **{"conv": None, "attn_dropout": None, "embed_norm": False, "head_dim": None, "rope_scaling": None},
         **{"rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_size": None},
+        **{"rope_fraction": 1.0, "rope_beta_slow": 1.0, "rope_beta_fast": 32.0, "rope_attention_factor": None},
+        "parallel_norms": False,
     },
     "task": {
         "name": "pretrain",

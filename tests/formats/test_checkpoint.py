@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -20,8 +21,8 @@ from gptlab.data.batches import EvalBatches, Share
 from gptlab.data.prepare import prepare
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import TokenizerConfig
-from gptlab.formats import checkpoint
-from gptlab.models import GPTConfig
+from gptlab.formats import adapters, checkpoint
+from gptlab.models import GPT, GPTConfig
 from gptlab.system.errors import UserError
 
 BEST = Path("checkpoints") / "best.ckpt"
@@ -285,3 +286,27 @@ def test_what_cannot_be_saved_leaves_the_old_checkpoint_and_no_other_file(tmp_pa
         checkpoint.save_checkpoint({"weights": torch.zeros(7), "code": lambda: None}, path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sha256"),
+    [
+        ({}, "23275f3cf35e88b34d4f302d1ca34266eef72d72a10c4b071b0eb8c16909becd"),
+        (
+            {"pos": "rope", "norm": "rmsnorm", "rope_scaling": "linear", "rope_factor": 2.0},
+            "ec629efab7d54459f61ecc2665a0af7bbbdcfc2df5c126d8ef9cadab01e35e52",
+        ),
+    ],
+)
+def test_the_base_of_older_adapters_is_still_known(fields: dict[str, Any], sha256: str) -> None:
+    """The hashes that models had when the first checkpoints with adapters were written."""
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 1, "n_head": 2, "n_embd": 4}
+    model = GPT(GPTConfig(**(sizes | fields)))
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.fill_(i / 8)
+    assert adapters.digest(model) == sha256
+    if fields:
+        changed = GPT(dataclasses.replace(model.config, rope_beta_fast=3.0, rope_scaling="yarn", rope_original_size=3))
+        changed.load_state_dict(model.state_dict())
+        assert adapters.digest(changed) != sha256

@@ -31,6 +31,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import safetensors.torch
+import tiktoken
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,18 +45,24 @@ from gptlab.formats import (
     checkpoint,
     gguf,
     huggingface,
+    huggingface_families,
     huggingface_names,
     huggingface_tokenizer,
+    llama2c,
+    nanochat,
     nanogpt,
+    open_model,
     safetensors_file,
     writing,
 )
+from gptlab.formats.huggingface_backend import NANOCHAT_PATTERN
 from gptlab.formats.model_card import model_card
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.reports import records
 from gptlab.system import files
 from gptlab.system.errors import UserError
+from tests.formats.test_llama2c import LLAMA, of_version
 from tests.reports.test_report import fake_run
 
 LONGEST = 5  # seconds for a case
@@ -276,6 +283,46 @@ def read_nanogpt(folder: Path) -> Any:
     return seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder))
 
 
+def make_nanochat(folder: Path) -> None:
+    torch.manual_seed(1)
+    sizes = {"sequence_len": 7, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "n_embd": 4}
+    state = {"transformer.wte.weight": torch.randn(320, 4), "lm_head.weight": torch.randn(320, 4)}
+    shapes = {"attn.c_q": (4, 4), "attn.c_k": (2, 4), "attn.c_v": (2, 4), "attn.c_proj": (4, 4)}
+    shapes |= {"mlp.c_fc": (16, 4), "mlp.c_proj": (4, 16)}
+    state |= {
+        f"transformer.h.{i}.{name}.weight": torch.randn(shape) for i in range(2) for name, shape in shapes.items()
+    }
+    torch.save(state | {"x0_lambdas": torch.zeros(2)}, folder / "model_000003.pt")
+    about = {"model_config": sizes | {"vocab_size": 271, "window_pattern": "L"}}
+    (folder / "meta_000003.json").write_text(json.dumps(about))
+    ranks = {token: i for i, token in enumerate(bpe().merges)}
+    special = {"<|bos|>": len(ranks), "<|user_start|>": len(ranks) + 1}
+    encoding = tiktoken.Encoding("a", pat_str=NANOCHAT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+
+
+def read_nanochat(folder: Path) -> Any:
+    return seen(*nanochat.open_checkpoint(folder / "model_000003.pt", folder))
+
+
+def make_llama2c(version: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        torch.manual_seed(1)
+        config = GPTConfig(256, 7, n_layer=2, n_head=2, n_kv_head=1, n_embd=4, n_inner=8, **LLAMA)
+        info = checkpoint.ModelInfo(folder, None, {}, {}, None, "x")
+        llama2c.write_llama2c(models.build(config).eval(), tokenizers.ByteTokenizer(), info, folder)
+        if version:
+            of_version(version, folder / "model.bin", folder / "other", group=4)
+            (folder / "other" / "model.bin").replace(folder / "model.bin")
+            (folder / "other").rmdir()
+
+    return make
+
+
+def read_llama2c(folder: Path) -> Any:
+    return seen(*open_model.load_model(folder / "model.bin"))
+
+
 def make_prepared(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT)
     os.utime(folder / "text.txt", (7, 7))
@@ -471,6 +518,8 @@ KINDS = {
     ),
     "gguf": Kind(make_gguf, read_gguf, False, 150, 850),
     "gguf, quantised": Kind(make_quantised, read_gguf, False, 150, 850),
+    "nanochat": Kind(make_nanochat, read_nanochat, False, 100, 1900),
+    **{f"llama2c {version}": Kind(make_llama2c(version), read_llama2c, False, 100, 1900) for version in range(3)},
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
     "jsonl": Kind(make_text("a.jsonl", JSONL.encode()), read_text, False, 60, 200),
     "gz": Kind(make_text("a.txt.gz", gz(TEXT)), read_text, True, 60, 300),
@@ -572,7 +621,15 @@ def strange_dicts(seeds: range, folder: Path) -> None:
     foreign(folder)
     model, content = gpt(), content_of_a_checkpoint()
     about, state = content[checkpoint.KEY], parameters(model)
-    theirs = huggingface_names.config_to_hf(GPT2)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": True}
+    beside = {
+        "rope_parameters": yarn,
+        "attention_types": [[["global", "local"], 12]],
+        "layer_types": ["full_attention"],
+    }
+    theirs = [
+        {"model_type": name, **family.defaults, **beside} for name, family in huggingface_families.FAMILIES.items()
+    ]
     llama = GPTConfig(9, n_layer=1, n_head=1, n_embd=4, pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
     described = [
         CharTokenizer(CHARS),
@@ -597,7 +654,7 @@ def strange_dicts(seeds: range, folder: Path) -> None:
             models.from_dict(plain)
 
     def foreign_config(draw: random.Random) -> None:
-        config = with_junk(draw.choice((theirs, huggingface_names.config_to_hf(llama))), draw)
+        config = with_junk(draw.choice((*theirs, *map(huggingface_names.config_to_hf, (GPT2, llama)))), draw)
         if isinstance(config, dict):
             huggingface_names.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
 

@@ -16,13 +16,18 @@ from gptlab.formats import huggingface_names
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import check_shapes, crop, empty_model, fill, parameters
 from gptlab.system.errors import UserError
-from tests.models.test_parity import GPT2, LLAMA, D, T, V
+from tests.models.test_parity import GPT2, LLAMA, NEOX, YARN, D, T, V
 
 transformers = pytest.importorskip("transformers")
 
 # Each begins with the name of its class.
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 97.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3["original_max_position_embeddings"] = 13
+OPT = {"max_position_embeddings": T, "hidden_size": 60, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_dim": 53}
+OPT["pad_token_id"] = None
+NEO = {"max_position_embeddings": T, "hidden_size": 60, "num_layers": 3, "num_heads": 6}
+NEO["attention_types"] = [[["global", "local"], 1], [["global"], 1]]
+GEMMA = LLAMA | {"head_dim": D + 4, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 THEIRS = {
     "GPT2LMHeadModel": GPT2,
     "GPT2LMHeadModel n_inner, relu": GPT2 | {"n_inner": 47, "activation_function": "relu"},
@@ -44,9 +49,34 @@ THEIRS = {
     "LlamaForCausalLM narrow heads, biases": LLAMA | {"head_dim": D - 4, "attention_bias": True},
     "LlamaForCausalLM llama3": LLAMA | {"rope_parameters": LLAMA3},
     "LlamaForCausalLM linear": LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 97.0}},
+    "LlamaForCausalLM yarn": LLAMA | {"rope_parameters": YARN},
+    "Qwen3ForCausalLM yarn of DeepSeek": LLAMA
+    | {"head_dim": D, "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.3, "beta_slow": None}},
+    "GPTNeoXForCausalLM": NEOX | {"max_position_embeddings": T},
+    "GPTNeoXForCausalLM in turns, tied, of older versions": {k: v for k, v in NEOX.items() if k != "rope_parameters"}
+    | {"use_parallel_residual": False, "tie_word_embeddings": True, "rotary_pct": 0.6, "rotary_emb_base": 31},
+    "GPTNeoXForCausalLM yarn": NEOX
+    | {"rope_parameters": YARN | {"partial_rotary_factor": 0.6}, "attention_bias": False, "hidden_act": "relu"},
+    "OPTForCausalLM": OPT,
+    "OPTForCausalLM post": OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False},
+    "OPTForCausalLM of Galactica": OPT
+    | {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    "OPTForCausalLM without biases": OPT | {"enable_bias": False},
+    "GPTNeoForCausalLM": NEO,
+    "GPTNeoForCausalLM in a window": NEO | {"attention_types": [[["local"], 3]], "window_size": 7},
+    "GPTNeoForCausalLM in a window for all": NEO | {"window_size": T, "tie_word_embeddings": False},
+    "GemmaForCausalLM": GEMMA,
+    "GemmaForCausalLM untied": GEMMA | {"tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu"},
+    "GemmaForCausalLM of the first release": GEMMA | {"hidden_act": "gelu", "num_key_value_heads": 1},
+    "NanoChatForCausalLM": LLAMA | {"final_logit_softcapping": 2.0},
+    "NanoChatForCausalLM wide heads, without a cap": LLAMA
+    | {"head_dim": D + 4, "final_logit_softcapping": None, "hidden_act": "gelu", "tie_word_embeddings": True},
 }
+LEAVE_AS_OTHERS = ("GPTNeoForCausalLM", "GemmaForCausalLM", "OPTForCausalLM")
 SIZES = {"vocab_size": V, "block_size": T, "n_layer": 3, "n_head": 6, "n_embd": 6 * D}
 ROTARY = {"norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "bias": False, "tied": False}
+NEOX_LIKE = {"pos": "rope", "mlp": "gelu_exact"}
+MODERN = ROTARY | {"norm_weight": False, "embed_norm": True, "qk_norm": True, "mlp": "relu2"}
 OURS = {
     "GPT2LMHeadModel": {},
     "GPT2LMHeadModel without biases": {"bias": False, "mlp": "gelu_exact"},
@@ -64,6 +94,19 @@ OURS = {
     "MistralForCausalLM for a width that Llama refuses": ROTARY | {"n_embd": 67, "head_dim": D},
     "Qwen2ForCausalLM": ROTARY | {"qkv_bias": True, "n_kv_head": 3},
     "Qwen3ForCausalLM": ROTARY | {"qk_norm": True},
+    "Qwen3ForCausalLM yarn": ROTARY
+    | {"qk_norm": True, "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 13}
+    | {"rope_beta_slow": 0.1, "rope_beta_fast": 1.5, "rope_attention_factor": 1.2},
+    "GPTNeoXForCausalLM": NEOX_LIKE,
+    "GPTNeoXForCausalLM with one norm": NEOX_LIKE | {"parallel": True, "mlp": "relu2", "tied": False},
+    "GPTNeoXForCausalLM with two norms": NEOX_LIKE | {"parallel": True, "parallel_norms": True, "rope_fraction": 0.4},
+    "GPTNeoXForCausalLM linear": NEOX_LIKE
+    | {"rope_fraction": 0.4, "norm_weight": False, "parallel": True, "bias": False}
+    | {"rope_scaling": "linear", "rope_factor": 2.5},
+    "OPTForCausalLM": {"norm_place": "post", "mlp": "relu", "n_inner": 53},
+    "OPTForCausalLM without scales": {"norm_place": "post", "norm_weight": False, "tied": False, "bias": False},
+    "NanoChatForCausalLM": MODERN | {"logit_softcap": 15.0},
+    "NanoChatForCausalLM grouped": MODERN | {"n_kv_head": 2, "head_dim": D + 4, "tied": True, "rope_base": 97.0},
 }
 
 
@@ -87,17 +130,19 @@ def ours(name: str) -> GPT:
 
 
 def imported(model: Any) -> GPT:
-    config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
-    return fill(config, huggingface_names.weights_from_hf(model.state_dict(), config))
+    hf = json.loads(model.config.to_json_string())
+    config = huggingface_names.config_from_hf(hf)
+    return fill(config, huggingface_names.weights_from_hf(model.state_dict(), config, hf))
 
 
 def exported(model: GPT) -> Any:
     config = huggingface_names.config_to_hf(model.config)
     model_class = getattr(transformers, config["architectures"][0])
     copy = model_class(model_class.config_class(**json.loads(json.dumps(config)), bos_token_id=0, eos_token_id=None))
-    missing, unexpected = copy.load_state_dict(
-        huggingface_names.weights_to_hf(model.state_dict(), model.config), strict=False
-    )
+    state = huggingface_names.weights_to_hf(model.state_dict(), model.config)
+    if "embed_out.weight" in state:  # as transformers itself writes GPT-NeoX's head
+        state["lm_head.weight"] = state.pop("embed_out.weight")
+    missing, unexpected = copy.load_state_dict(state, strict=False)
     assert unexpected == []
     assert missing == (["lm_head.weight"] if model.config.tied else [])
     return copy.eval()
@@ -122,6 +167,19 @@ def test_a_model_of_transformers_is_the_same_here(name: str) -> None:
     assert_same(imported(model), model)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in THEIRS if name.startswith(LEAVE_AS_OTHERS) and name[-6:] != "window"]
+)
+def test_a_family_that_is_read_leaves_as_another_with_the_same_logits(name: str) -> None:
+    model = theirs(name)
+    other = exported(imported(model))
+    kind = {"GPTN": "GPT2LMHeadModel", "Gemm": "LlamaForCausalLM", "OPTF": "GPT2LMHeadModel"}[name[:4]]
+    assert type(other).__name__ == (kind if "post" not in name else "OPTForCausalLM")
+    idx = torch.randint(V, (5, T), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(other(idx).logits, model(idx).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_model_of_ours_is_the_same_in_transformers(name: str) -> None:
     gpt = ours(name)
@@ -131,20 +189,37 @@ def test_a_model_of_ours_is_the_same_in_transformers(name: str) -> None:
     assert_same(imported(model), model)
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", [name for name in THEIRS if not name.startswith(LEAVE_AS_OTHERS) or "post" in name])
 def test_names_go_there_and_back(name: str) -> None:
     model = theirs(name)
     state = model.state_dict()
-    config = huggingface_names.config_from_hf(json.loads(model.config.to_json_string()))
+    if name.startswith("OPT"):
+        state["model.decoder.embed_positions.weight"][:2] = 0  # which stand for no position
+    hf = json.loads(model.config.to_json_string())
+    config = huggingface_names.config_from_hf(hf)
     if config.tied:
         del state["lm_head.weight"]
-    here = huggingface_names.weights_from_hf(state, config)
+    if name.startswith("GPTNeoX") and not config.tied:
+        state["embed_out.weight"] = state.pop("lm_head.weight")
+    here = huggingface_names.weights_from_hf(state, config, hf)
     check_shapes(here, parameters(empty_model(config)))
     back = huggingface_names.weights_to_hf(here, config)
     for key in back.keys() - state.keys():  # Llama's biases come all or none
         assert not back.pop(key).any()
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) and back[key].is_contiguous() for key in state)
+
+
+@pytest.mark.parametrize("name", ["GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
+def test_buffers_are_no_weights(name: str) -> None:
+    model = theirs(name)
+    state, hf = model.state_dict(), model.config.to_dict()
+    config = huggingface_names.config_from_hf(hf)
+    for i in range(3):
+        layer = f"transformer.h.{i}.attn.attention" if "X" not in name else f"gpt_neox.layers.{i}.attention"
+        state |= {f"{layer}.bias": torch.ones(1, 1, T, T).bool(), f"{layer}.masked_bias": torch.tensor(-1e9)}
+        state |= {f"{layer}.rotary_emb.inv_freq": torch.ones(2)}
+    assert_same(fill(config, huggingface_names.weights_from_hf(state, config, hf)), model)
 
 
 def test_weights_of_openai_have_no_prefix_and_no_head_but_buffers() -> None:
@@ -185,9 +260,37 @@ OLD_LLAMA = {  # of transformers 4
 }
 
 
+SMOLLM2 = {  # of 135M parameters
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "vocab_size": 49152,
+}
 UNFINISHED = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 QWEN = OLD_LLAMA | {"model_type": "qwen2", "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7}
+
+
+NEOX_CONFIG = NEOX | {"model_type": "gpt_neox", "rope_parameters": None}
+OPT_CONFIG, NEO_CONFIG = OPT | {"model_type": "opt"}, NEO | {"model_type": "gpt_neo"}
+GEMMA_CONFIG, NANOCHAT_CONFIG = (
+    GEMMA | {"model_type": "gemma"},
+    LLAMA | {"model_type": "nanochat", "hidden_act": "relu2"},
+)
 
 
 def test_configs_of_older_versions_are_read() -> None:
@@ -205,10 +308,19 @@ def test_configs_of_older_versions_are_read() -> None:
     assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
 
 
+def test_smollm2_is_a_llama() -> None:
+    sizes = {"vocab_size": 49152, "block_size": 8192, "n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576}
+    expected = GPTConfig(**(ROTARY | sizes | {"n_inner": 1536, "rope_base": 100_000.0, "tied": True}))
+    assert huggingface_names.config_from_hf(SMOLLM2) == expected
+    assert parameters(empty_model(expected))["h.29.mlp.c_fc.weight"].shape == (3072, 576)
+    assert sum(weight.numel() for weight in parameters(empty_model(expected)).values()) == 134_515_008
+
+
 @pytest.mark.parametrize("name", huggingface_names.FAMILIES)
 def test_what_a_config_lacks_is_the_default_of_transformers(name: str) -> None:
     default = huggingface_names.config_from_hf({"model_type": name})
-    default = dataclasses.replace(default, n_kv_head=None if name == "gpt2" else default.kv_heads)
+    grouped = "n_kv_head" in huggingface_names.FAMILIES[name].fields.values()
+    default = dataclasses.replace(default, n_kv_head=default.kv_heads if grouped else None)
     assert default == huggingface_names.config_from_hf(transformers.AutoConfig.for_model(name).to_dict())
 
 
@@ -237,6 +349,18 @@ def test_what_a_config_lacks_is_the_default_of_transformers(name: str) -> None:
             OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": 6, "layer_types": ["full_attention"] * 3},
             OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": 6, "sliding_window": None},
         ),
+        (
+            OLD_LLAMA | {"rope_parameters": YARN | {"beta_slow": 0, "beta_fast": None, "mscale": 0.7}},
+            OLD_LLAMA | {"rope_parameters": YARN | {"beta_slow": 1.0, "beta_fast": 32.0}},
+        ),
+        (
+            OLD_LLAMA | {"rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 0.5}},
+            OLD_LLAMA | {"rope_parameters": YARN | {"attention_factor": 1.0}},
+        ),
+        (NEO_CONFIG | {"num_hidden_layers": 3, "num_layers": 7}, NEO_CONFIG),
+        (NEOX_CONFIG, NEOX_CONFIG | {"rotary_pct": 0.25, "rotary_emb_base": 10_000}),
+        (NEOX_CONFIG | {"rope_parameters": {"rope_theta": 7.0}}, NEOX_CONFIG | {"rotary_emb_base": 7.0}),
+        (NEOX_CONFIG | {"rotary_pct": 1.0, "rope_theta": 7.0}, NEOX_CONFIG | {"rotary_pct": 1.0}),
     ],
 )
 def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dict[str, Any]) -> None:
@@ -246,7 +370,7 @@ def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dic
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt_neox"}, r"model_type=gpt_neox: gptlab has no such model; it reads gpt2, .*llama"),
+        ({"model_type": "bloom"}, r"model_type=bloom: gptlab has no such model; it reads gpt2, .*llama, .*gpt_neox"),
         ({}, r"model_type=None: gptlab has no such model"),
         (
             OPENAI | {"activation_function": "silu"},
@@ -266,7 +390,13 @@ def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dic
         (OLD_LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_type=linear without factor$"),
         (OLD_LLAMA | {"rope_scaling": {"type": "linear", "factor": 0}}, r"model.rope_factor=0.0: must be above 0"),
         (OLD_LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_type=dynamic \(gptlab has default"),
-        (OLD_LLAMA | {"rope_parameters": YARN}, r"rope_type=yarn \(gptlab has default, linear, llama3\)"),
+        (
+            OLD_LLAMA | {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}},
+            r"rope_type=longrope \(gptlab has default, linear, llama3, yarn\)",
+        ),
+        (OLD_LLAMA | {"rope_parameters": YARN | {"truncate": False}}, r"models: truncate=False \(it must be True\)$"),
+        (OLD_LLAMA | {"rope_parameters": YARN | {"truncate": None}}, r"models: truncate=None \(it must be True\)$"),
+        (OLD_LLAMA | {"rope_parameters": {"rope_type": "yarn", "mscale": 1}}, r"rope_type=yarn without factor$"),
         (OLD_LLAMA | {"rope_parameters": {"full_attention": YARN}}, r"of their own in full_attention \(all layers"),
         (OLD_LLAMA | {"head_dim": 15}, r"model.pos=rope turns pairs, and head_dim = 15 is odd"),
         (OLD_LLAMA | {"head_dim": "16"}, r"model.head_dim='16': must be of type int|a damaged config of a llama"),
@@ -281,6 +411,27 @@ def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dic
             r"layers of sliding_attention \(all",
         ),
         (OLD_LLAMA | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, r"partial_rotary"),
+        (NEOX_CONFIG | {"rotary_pct": 0.3}, r"n_embd / n_head times rope_fraction=0.3 = 3 is odd"),
+        (NEOX_CONFIG | {"rotary_pct": 0.0}, r"model.rope_fraction=0.0: must be above 0 and at most 1"),
+        (NEOX_CONFIG | {"use_parallel_residual": "no"}, r"model.parallel='no': must be of type bool"),
+        (
+            OPT_CONFIG | {"word_embed_proj_dim": 30, "_remove_final_layer_norm": True, "do_layer_norm_before": "no"},
+            r"final_layer_norm=True \(it .* False\); do_layer_norm_before=no \(.*; word_embed_proj_dim=30 \(it m",
+        ),
+        (
+            NEO_CONFIG | {"attention_types": [[["global"], 2]]},
+            r"attention_types=.* say global or local of each of 3 la",
+        ),
+        (NEO_CONFIG | {"attention_types": [[["dense"], 3]]}, r"attention_types=.*dense.* must say global or local"),
+        (
+            NEO_CONFIG | {"attention_types": [[["local"], 9], [["global"], -6]]},
+            r"attention_types=.* must say global or",
+        ),
+        (NEO_CONFIG | {"attention_types": [["local"]]}, r"a damaged config of a gpt_neo: "),
+        (GEMMA_CONFIG | {"use_bidirectional_attention": True}, r"use_bidirectional_attention=True \(it must be False"),
+        (GEMMA_CONFIG | {"hidden_act": "relu"}, r"activation relu \(gptlab has silu, swish, gelu_pytorch_tanh, gelu_"),
+        (NANOCHAT_CONFIG | {"attention_bias": True}, r"attention_bias=True \(it must be False\)"),
+        (NANOCHAT_CONFIG | {"final_logit_softcapping": 0.0}, r"model.logit_softcap=0.0: must be above 0"),
         (
             {"model_type": "llama", "hidden_act": "relu", "rope_parameters": UNFINISHED, "attention_multiplier": 2}
             | dict.fromkeys(("vocab_size", "num_hidden_layers")),
@@ -296,15 +447,21 @@ def test_what_a_config_has_that_we_lack_is_named_all_at_once(config: dict[str, A
 # What changes neither logits nor weights of a language model, or only in training, or only by rounding.
 HARMLESS = {"initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp"}
 HARMLESS |= {"reorder_and_upcast_attn", "embd_pdrop", "attn_pdrop", "attention_dropout", "max_window_layers"}
+HARMLESS |= {"classifier_dropout", "attention_layers", "embed_dropout", "init_std", "layerdrop", "is_decoder"}
 HARMLESS |= {f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")}
 READ = {"rope_parameters", "attention_bias", "mlp_bias", "layer_types", "use_sliding_window"}
+BY_AMEND = {
+    "gpt_neo": {"attention_types", "window_size"},
+    "opt": {"do_layer_norm_before", "word_embed_proj_dim", "enable_bias"},  # a missing bias is zero
+}
 
 
 @pytest.mark.parametrize("name", huggingface_names.FAMILIES)
 def test_every_field_of_their_configs_has_been_thought_of(name: str) -> None:
     general = transformers.PretrainedConfig().to_dict()
     fields = transformers.AutoConfig.for_model(name).to_dict().keys() - general.keys()
-    known = READ | HARMLESS | huggingface_names.REQUIRED_VALUES.keys() | huggingface_names.FAMILIES[name].fields.keys()
+    family = huggingface_names.FAMILIES[name]
+    known = READ | HARMLESS | BY_AMEND.get(name, set()) | family.required.keys() | family.fields.keys()
     assert fields - known - {"sliding_window"} == set()  # which Qwen has only with use_sliding_window
 
 
@@ -312,13 +469,18 @@ def test_every_field_of_their_configs_has_been_thought_of(name: str) -> None:
     ("changes", "message"),
     [
         ({"pos": "alibi"}, r"what parts it from GPT2LMHeadModel: model.pos=alibi \(not learned\)$"),
-        ({"pos": "rope"}, r"GPT2LMHeadModel: model.pos=rope \(not learned\)$"),
+        ({"pos": "rope", "head_bias": True}, r"GPTNeoXForCausalLM: model.head_bias=true \(not false\)$"),
+        ({"parallel": True}, r"GPT2LMHeadModel: model.parallel=true \(not false\)$"),
         ({"head_bias": True, "mlp": "swiglu"}, r"model.head_bias=true \(not false\), model.mlp=swiglu \(not gelu or"),
         ({"n_kv_head": 2}, r"model.n_kv_head=2 \(not null\)"),
         ({"attention": "none"}, r"model.attention=none"),
         ({"mlp": "none"}, r"model.mlp=none \(not gelu or gelu_exact or relu or relu2\)"),
         (ROTARY | {"logit_softcap": 30.0}, r"LlamaForCausalLM: model.logit_softcap=30.0 \(not null\)$"),
-        (ROTARY | {"mlp": "relu2", "parallel": True}, r"LlamaForCausalLM: model.parallel=true .*, model.mlp=relu2"),
+        (ROTARY | {"mlp": "relu2", "parallel": True}, r"GPTNeoXForCausalLM: model.norm=rmsnorm \(not layernorm\)$"),
+        (ROTARY | {"parallel": True}, r"LlamaForCausalLM: model.parallel=true \(not false\)$"),
+        (ROTARY | {"rope_fraction": 0.4}, r"LlamaForCausalLM: model.rope_fraction=0.4 \(not 1.0\)$"),
+        (MODERN | {"embed_norm": False}, r"NanoChatForCausalLM: model.embed_norm=false \(not true\)$"),
+        (MODERN | {"norm_weight": True}, r"NanoChatForCausalLM: model.norm_weight=true \(not false\)$"),
         (ROTARY | {"window": 7, "qk_norm": True}, r"MistralForCausalLM: model.qk_norm=true|Qwen3.*: model.window=7"),
         (ROTARY | {"norm_place": "post"}, r"model.norm_place=post \(not pre\)"),
         ({"residual": False, "norm": "none"}, r"model.residual=false \(not true\), model.norm=none"),
@@ -335,6 +497,23 @@ def test_an_architecture_that_transformers_lacks_is_refused_with_every_reason(
     ):
         with pytest.raises(UserError, match=message):
             attempt(config)
+
+
+def test_a_window_in_every_other_layer_cuts_the_model_to_where_it_hides_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = theirs("GPTNeoForCausalLM")
+    hf = model.config.to_dict() | {"window_size": 7}
+    config = huggingface_names.config_from_hf(hf)
+    assert (config.block_size, config.window) == (7, None)
+    assert "others the last 7, which gptlab has not: it is cut to model.block_size=7" in caplog.text
+    gpt = fill(config, huggingface_names.weights_from_hf(model.state_dict(), config, hf))
+    windowed = transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**hf)).eval()
+    windowed.load_state_dict(model.state_dict())
+    idx = torch.randint(V, (5, T), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(idx[:, :7]), windowed(idx).logits[:, :7], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(windowed(idx).logits, model(idx).logits, atol=1e-3)
 
 
 def test_weights_that_do_not_fit_are_listed_in_their_names_with_what_and_why() -> None:

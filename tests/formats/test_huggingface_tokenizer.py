@@ -146,14 +146,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MistralForCausalLM": ROTARY | {"window": 5},
     "Qwen3ForCausalLM": ROTARY | {"qk_norm": True},
 }
+LATER: dict[str, dict[str, Any]] = {
+    "GPTNeoXForCausalLM": {"pos": "rope", "rope_fraction": 0.5},
+    "OPTForCausalLM": {"norm_place": "post", "mlp": "relu"},
+    "NanoChatForCausalLM": ROTARY | {"norm_weight": False, "embed_norm": True, "qk_norm": True, "mlp": "relu2"},
+}
+FAMILIES |= LATER
 ALL = OURS | {
     "json, like Llama's": lambda: JsonTokenizer(llama().to_str(), 2),
     "json, byte-level": lambda: JsonTokenizer(with_tokens("na\u00efve", "<|user|>", special=True).to_str(), None),
 }
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (family, name)
+        for family in FAMILIES
+        for name in ALL
+        if family not in LATER or name in ("bpe", *ALL.keys() - OURS)
+    ],
+)
 @torch.no_grad()
 def test_every_tokenizer_leaves_with_every_family(tmp_path: Path, family: str, name: str) -> None:
     tokenizer = ALL[name]()
@@ -221,6 +234,23 @@ def test_gpt2_is_known_by_its_merges(data_dir: Path, tmp_path: Path, names: tupl
     for ours, theirs in zip(names, ("encoder.json", "vocab.bpe"), strict=True):
         (tmp_path / ours).write_bytes((data_dir / "gpt2" / theirs).read_bytes())
     assert huggingface_tokenizer.read_folder(tmp_path).to_dict() == BPETokenizer.gpt2(data_dir).to_dict()
+
+
+@pytest.mark.parametrize("bos", ["</s>", None])
+def test_opts_two_files_begin_each_text_with_a_token(tmp_path: Path, bos: str | None) -> None:
+    tokens = [*BYTES, *(a + b for a, b in MERGES), "</s>", END_OF_TEXT]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    merges = "\n".join(" ".join(merge) for merge in MERGES)
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    about = {"add_bos_token": True, "eos_token": "</s>", "bos_token": bos, "tokenizer_class": "GPT2Tokenizer"}
+    about = {name: value for name, value in about.items() if value is not None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt"}))
+    ours, theirs = huggingface_tokenizer.read_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.begin == (tokens.index(bos or END_OF_TEXT),)
+    assert ours.end_of_text == tokens.index("</s>")
+    for text in ("ab abcc", "a</s>b", ""):
+        assert theirs(text)["input_ids"] == [*ours.begin, *ours.encode_special(text).tolist()]
 
 
 def byte_level(merges: list[tuple[str, str]], order: int = 1, **pre: Any) -> hf.Tokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,22 @@ PAD = "<pad>"
 KIN = {"vocab_size": ROWS, "max_position_embeddings": T, "num_hidden_layers": 2, "num_attention_heads": 6}
 KIN |= {"num_key_value_heads": 2, "hidden_size": 42, "head_dim": 10, "intermediate_size": 53}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 13}
+NEOX = {"vocab_size": ROWS, "num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 30}
+NEOX |= {"intermediate_size": 53}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": ROWS, "n_positions": T, "n_layer": 2, "n_head": 3, "n_embd": 33},
     "llama": KIN | {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 13}},
     "mistral": KIN | {"sliding_window": 7},
     "qwen2": KIN | {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1000.0}},
-    "qwen3": KIN,
+    "qwen3": KIN | {"rope_parameters": YARN},
+    "gpt_neox": NEOX | {"max_position_embeddings": T, "rotary_pct": 0.6},
+    "opt": {"vocab_size": ROWS, "max_position_embeddings": T, "num_hidden_layers": 2, "num_attention_heads": 3}
+    | {"hidden_size": 33, "ffn_dim": 53, "pad_token_id": None},
+    "gpt_neo": {"vocab_size": ROWS, "max_position_embeddings": T, "num_layers": 2, "num_heads": 3, "hidden_size": 33}
+    | {"attention_types": [[["global", "local"], 1]], "window_size": T},
+    "gemma": KIN | {"pad_token_id": None},
+    "nanochat": KIN | {"final_logit_softcapping": 3.0, "pad_token_id": None},
 }
 # What config.json says, and what the file holds: the embedding, the head.
 HEADS = {
@@ -68,6 +79,14 @@ VOCABULARIES = {
 PLACES = ("tokenizer.json", "added_tokens_decoder", "added_tokens.json", "special_tokens_map.json")
 
 
+def some_of(many: Iterable[str], few: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Each family with every pair of two columns; those after the first five with each value of both once or more."""
+    many, few = [*many], [*few]
+    every = [(a, b) for a in many for b in few]
+    each = [(a, few[i % len(few)]) for i, a in enumerate(many)]
+    return [(family, *pair) for i, family in enumerate(FAMILIES) for pair in (every if i < 5 else each)]
+
+
 @cache
 def theirs(family: str) -> Any:
     torch.manual_seed(7)
@@ -78,7 +97,7 @@ def theirs(family: str) -> Any:
 def weights(family: str, holds: str) -> dict[str, Tensor]:
     """The weights of `theirs`, with an embedding, a head or both, equal or different."""
     state = dict(theirs(family).state_dict())
-    embedding = next(name for name in state if name.endswith(("wte.weight", "embed_tokens.weight")))
+    embedding = next(name for name in state if name.endswith(("wte.weight", "embed_tokens.weight", "embed_in.weight")))
     if holds == "equal":
         state["lm_head.weight"] = state[embedding]
     if holds in ("embedding", "head"):
@@ -91,7 +110,7 @@ def weights(family: str, holds: str) -> dict[str, Tensor]:
 def renamed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     if prefix != "base":
         return {prefix + name: tensor for name, tensor in state.items()}
-    return {name.removeprefix("transformer.").removeprefix("model."): tensor for name, tensor in state.items()}
+    return {re.sub(r"^(transformer|model|gpt_neox)\.", "", name): tensor for name, tensor in state.items()}
 
 
 def write(folder: Path, family: str, tied: bool, state: dict[str, Tensor], pickled: bool = False) -> Path:
@@ -146,9 +165,7 @@ def assert_same(ours: Model, model: Any, tokens: int) -> None:
     torch.testing.assert_close(ours(idx), model(idx).logits[..., :tokens], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head", "prefix"), some_of(HEADS, PREFIXES))
 def test_heads_and_prefixes(
     family: str, head: str, prefix: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,9 +247,7 @@ def test_prefixes_inside_names_and_an_averages_count(family: str, tmp: Path, tmp
         assert_same(huggingface.open_folder(folder, folder)[0], reference(family, "tied, embedding alone", tmp), ROWS)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("vocabulary", VOCABULARIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "vocabulary", "place"), some_of(VOCABULARIES, PLACES))
 def test_vocabularies(
     family: str, vocabulary: str, place: str, tmp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

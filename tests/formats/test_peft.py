@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.formats import writing
+from gptlab.formats import open_model, writing
 from gptlab.formats.checkpoint import ModelInfo
 from gptlab.formats.huggingface import open_folder
 from gptlab.formats.huggingface_families import FAMILIES
@@ -47,7 +47,10 @@ GPT2: dict[str, Any] = {"n_head": 3, "n_embd": 24}
 # Grouped heads that are wider together than n_embd: q_proj, k_proj and v_proj have rows of their own numbers.
 LLAMA: dict[str, Any] = {"n_head": 4, "n_kv_head": 2, "n_embd": 24, "head_dim": 8, "norm": "rmsnorm", "pos": "rope"}
 LLAMA |= {"mlp": "swiglu", "bias": False, "tied": False}
+NEOX = GPT2 | {"pos": "rope", "rope_fraction": 0.5, "parallel": True, "parallel_norms": True, "tied": False}
+NANOCHAT = LLAMA | {"norm_weight": False, "embed_norm": True, "qk_norm": True, "mlp": "relu2"}
 BASES = {"gpt2": GPT2, "gpt2 untied": GPT2 | {"tied": False}, "llama": LLAMA, "llama tied": LLAMA | {"tied": True}}
+BASES |= {"neox": NEOX, "nanochat": NANOCHAT}
 BLOCKS = ("attn.c_proj", "mlp.c_proj")
 
 
@@ -103,6 +106,8 @@ CASES = {
     "llama c_attn, c_fc": ("llama", LoRAConfig(3, 5.0, ("c_attn", "c_fc", *BLOCKS), rslora=True)),
     "llama all": ("llama", LoRAConfig(4, 8.0, ("q", "k", "v", *BLOCKS, "gate", "up", "lm_head", "wte"))),
     "llama tied": ("llama tied", LoRAConfig(4, 8.0, ("k", "up"))),
+    "neox": ("neox", LoRAConfig(3, 5.0, ("c_attn", *BLOCKS, "c_fc", "lm_head", "wte"))),
+    "nanochat": ("nanochat", LoRAConfig(3, 5.0, ("c_attn", *BLOCKS, "c_fc", "lm_head"))),
 }
 
 
@@ -139,6 +144,8 @@ def check_gradients(model: GPT, theirs: Any) -> None:
                 if low >= high:
                     continue
                 a, b = their_gradients(theirs.get_submodule(f"base_model.model.{module}"))
+                order = family.row_order(name, model.config)
+                b = b if order is None else b[order[start:stop] - start]
                 rank = len(addition.A)
                 before = [
                     each for each in layer.additions() if layer.rows[each][1] <= first and layer.rows[each][1] > start
@@ -189,6 +196,8 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"rank_pattern": {"v_proj": 6, "layers.1.mlp.up_proj": 1}, "alpha_pattern": {"q_proj": 2, "lm_head": 9}},
     ),
     "llama tied": ("llama tied", {"r": 4, "target_modules": ["k_proj", "down_proj"], "use_rslora": True}),
+    "neox": ("neox", {"r": 4, "target_modules": "all-linear"}),
+    "nanochat": ("nanochat", {"r": 4, "target_modules": ["q_proj", "v_proj", "fc2", "lm_head"]}),
 }
 
 
@@ -212,6 +221,50 @@ def test_an_adapter_of_peft_is_read(case: str, tmp_path: Path) -> None:
     has_head = "lm_head" in model.lora.targets
     assert model.lora.dropout == (0.0 if has_head else settings.get("lora_dropout", 0.0))
     assert not (model.config.tied and {"lm_head", "wte"} & set(model.lora.targets))
+
+
+LEAVE_AS_OTHERS = {  # families that are read only, or leave as another
+    "opt": {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "ffn_dim": 40, "pad_token_id": None},
+    "gpt_neo": {"hidden_size": 24, "num_heads": 3, "num_layers": 2, "attention_types": [[["global"], 2]]},
+    "gemma": {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    | {"num_hidden_layers": 2, "intermediate_size": 40, "pad_token_id": None},
+}
+
+
+def their_base(kind: str, folder: Path) -> Any:
+    torch.manual_seed(4)
+    sizes = {"vocab_size": V, "max_position_embeddings": T} | LEAVE_AS_OTHERS[kind]
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **sizes)).eval()
+    theirs.save_pretrained(folder)
+    writing.write_tokenizer(CharTokenizer(LETTERS), T, folder, V)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", LEAVE_AS_OTHERS)
+def test_an_adapter_on_a_model_that_leaves_as_another_family_is_read(kind: str, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapter = peft.get_peft_model(their_base(kind, tmp_path / "base"), config).eval()
+    with torch.no_grad():
+        for name, each in adapter.named_parameters():
+            each.add_(torch.randn(each.shape), alpha=0.2 * ("lora_" in name))
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapter.save_pretrained(tmp_path / "adapter")
+    model, _, info = open_model.load_model(tmp_path / "adapter")
+    assert info.family == kind
+    torch.testing.assert_close(model(tokens()), adapter(input_ids=tokens()).logits, rtol=1e-5, atol=1e-5)
+    assert (model(tokens()) - open_folder(tmp_path / "base", tmp_path)[0](tokens())).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "settings", [{"target_modules": ["embed_tokens"]}, {"target_modules": ["q_proj"], "trainable_token_indices": [3]}]
+)
+def test_an_adapter_on_gemmas_embedding_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, task_type="CAUSAL_LM", **settings)
+    adapter = peft.get_peft_model(their_base("gemma", tmp_path / "base"), config)
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapter.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"embedding or the head of a GemmaForCausalLM, .*: merge it first \(PEFT's"):
+        open_model.load_model(tmp_path / "adapter")
 
 
 def test_ours_comes_back(tmp_path: Path) -> None:

@@ -280,6 +280,7 @@ def test_too_long_a_sequence_is_refused() -> None:
 
 
 LINEAR = {"pos": "rope", "head_dim": 12, "rope_scaling": "linear", "rope_factor": 2.0}
+YARN = LINEAR | {"rope_scaling": "yarn", "rope_original_size": 7}
 
 
 @pytest.mark.parametrize(
@@ -311,17 +312,30 @@ LINEAR = {"pos": "rope", "head_dim": 12, "rope_scaling": "linear", "rope_factor"
             r"model.pos=rope turns pairs, and head_dim = 13 is odd: choose another n_head",
         ),
         ({"attn_proj": False, "head_dim": 12}, r"model.head_dim=12: 3 heads are 36 wide, and without model.attn_proj"),
-        ({"rope_scaling": "yarn"}, r"model.rope_scaling=yarn: must be one of null, linear, llama3$"),
+        ({"rope_scaling": "dynamic"}, r"model.rope_scaling=dynamic: must be one of null, linear, llama3, yarn$"),
         ({"rope_scaling": "linear"}, r"model.rope_scaling=linear: .* this is model.pos=learned; add model.pos=rope"),
-        ({"rope_factor": 2.0}, r"model.rope_factor=2.0: needs model.rope_scaling=linear or llama3"),
+        ({"rope_factor": 2.0}, r"model.rope_factor=2.0: needs model.rope_scaling=linear or llama3 or yarn$"),
         (LINEAR | {"rope_low_freq_factor": 2.0}, r"model.rope_low_freq_factor=2.0: needs model.rope_scaling=llama3"),
-        (LINEAR | {"rope_original_size": 7}, r"model.rope_original_size=7: needs model.rope_scaling=llama3"),
+        (LINEAR | {"rope_original_size": 7}, r"model.rope_original_size=7: needs model.rope_scaling=llama3 or yarn$"),
         (LINEAR | {"rope_factor": 0.0}, r"model.rope_factor=0.0: must be above 0"),
         (LINEAR | {"rope_scaling": "llama3"}, r"model.rope_scaling=llama3 needs model.rope_original_size"),
         (
             LINEAR | {"rope_scaling": "llama3", "rope_original_size": 7, "rope_high_freq_factor": 1.0},
             r"model.rope_high_freq_factor=1.0: must be above model.rope_low_freq_factor=1.0",
         ),
+        (LINEAR | {"rope_beta_fast": 2.0}, r"model.rope_beta_fast=2.0: needs model.rope_scaling=yarn$"),
+        (LINEAR | {"rope_attention_factor": 2.0}, r"model.rope_attention_factor=2.0: needs model.rope_scaling=yarn$"),
+        (LINEAR | {"rope_scaling": "yarn"}, r"model.rope_scaling=yarn needs model.rope_original_size"),
+        (YARN | {"rope_beta_slow": 32.0}, r"model.rope_beta_fast=32.0: must be above model.rope_beta_slow=32.0"),
+        (YARN | {"rope_base": 1.0}, r"model.rope_base=1.0: must be above 1 for model.rope_scaling=yarn"),
+        (YARN | {"rope_attention_factor": 0.0}, r"model.rope_attention_factor=0.0: must be above 0"),
+        ({"rope_fraction": 0.5}, r"model.rope_fraction=0.5: .* this is model.pos=learned; add model.pos=rope"),
+        (LINEAR | {"rope_fraction": 0.0}, r"model.rope_fraction=0.0: must be above 0 and at most 1"),
+        (LINEAR | {"rope_fraction": 1.5}, r"model.rope_fraction=1.5: must be above 0 and at most 1"),
+        (LINEAR | {"rope_fraction": 0.25}, r"pairs, and head_dim times rope_fraction=0.25 = 3 is odd: choose"),
+        (LINEAR | {"rope_fraction": 0.05}, r"pairs, and head_dim times rope_fraction=0.05 = 0 is nothing: choose"),
+        ({"parallel_norms": True}, r"model.parallel_norms=true needs model.parallel=true and model.norm_place=pre"),
+        ({"parallel_norms": True, "parallel": True, "norm_place": "post"}, r"and model.norm_place=pre"),
         ({"logit_softcap": 0.0}, r"model.logit_softcap=0.0: must be above 0"),
         ({"logit_softcap": math.nan}, r"model.logit_softcap=nan: must be above 0"),
         (

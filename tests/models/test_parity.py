@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptlab.models import GPT, GPTConfig
+from gptlab.models.layers import rotation_at
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,6 +53,11 @@ def normed_embeddings(theirs: Any, ours: GPT) -> None:
     ours.wte.register_forward_hook(lambda module, inputs, x: F.rms_norm(x, x.shape[-1:], eps=ours.config.norm_eps))
 
 
+def by_kind(name: str, value: Tensor) -> Tensor:
+    """GPT-NeoX has each head's query, key and value side by side; we have all queries, all keys, all values."""
+    return value.unflatten(0, (6, 3, D)).transpose(0, 1).flatten(0, 2) if "query_key_value" in name else value
+
+
 GPT1_NAMES = {
     "wte": "transformer.tokens_embed",
     "wpe": "transformer.positions_embed",
@@ -80,6 +86,18 @@ LLAMA_NAMES = {
 }
 UNGATED_NAMES = LLAMA_NAMES | {"h.{}.mlp.c_fc": LAYER + "mlp.fc1", "h.{}.mlp.c_proj": LAYER + "mlp.fc2"}
 PHI_NAMES = UNGATED_NAMES | {"h.{}.attn.c_proj": LAYER + "self_attn.dense", "ln_f": "model.final_layernorm"}
+NEOX_LAYER = "gpt_neox.layers.{}."
+NEOX_NAMES = {
+    "wte": "gpt_neox.embed_in",
+    "h.{}.ln_1": NEOX_LAYER + "input_layernorm",
+    "h.{}.attn.c_attn": NEOX_LAYER + "attention.query_key_value",
+    "h.{}.attn.c_proj": NEOX_LAYER + "attention.dense",
+    "h.{}.ln_2": NEOX_LAYER + "post_attention_layernorm",
+    "h.{}.mlp.c_fc": NEOX_LAYER + "mlp.dense_h_to_4h",
+    "h.{}.mlp.c_proj": NEOX_LAYER + "mlp.dense_4h_to_h",
+    "ln_f": "gpt_neox.final_layer_norm",
+    "lm_head": "lm_head",
+}
 MPT_NAMES = {
     "wte": "transformer.wte",
     "h.{}.ln_1": "transformer.blocks.{}.norm_1",
@@ -122,10 +140,21 @@ LLAMA3["original_max_position_embeddings"] = 19
 OUR_LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_low_freq_factor": 0.5, "rope_high_freq_factor": 3.0}
 OUR_LLAMA3["rope_original_size"] = 19
 LINEAR = {"rope_type": "linear", "rope_theta": 97.0, "factor": 3.0}
+YARN = {"rope_type": "yarn", "rope_theta": 97.0, "factor": 5.0, "original_max_position_embeddings": 19}
+YARN |= {"beta_fast": 3.0, "beta_slow": 0.5}
+OUR_YARN = {"rope_scaling": "yarn", "rope_factor": 5.0, "rope_original_size": 19}
+OUR_YARN |= {"rope_beta_fast": 3.0, "rope_beta_slow": 0.5}
 NANOCHAT = LLAMA | {"final_logit_softcapping": 2.0}
 OUR_NANOCHAT = OUR_LLAMA | {"norm_weight": False, "qk_norm": True, "mlp": "relu2", "logit_softcap": 2.0}
-PHI = LLAMA | {"partial_rotary_factor": 1.0, "layer_norm_eps": 1e-3}
+PHI = LLAMA | {"partial_rotary_factor": 0.6, "layer_norm_eps": 1e-3}
+PHI["rope_parameters"] = YARN | {"partial_rotary_factor": 0.6, "attention_factor": 1.7}
 OUR_PHI = OUR_LLAMA | {"norm": "layernorm", "mlp": "gelu", "parallel": True, "bias": True, "head_bias": True}
+OUR_PHI |= OUR_YARN | {"rope_fraction": 0.6, "rope_attention_factor": 1.7}
+NEOX = {"hidden_size": 6 * D, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 53}
+NEOX |= {"rope_parameters": {"rope_type": "default", "rope_theta": 97.0, "partial_rotary_factor": 0.4}}
+OUR_NEOX = {"n_embd": 6 * D, "n_head": 6, "n_inner": 53, "pos": "rope", "rope_base": 97.0, "rope_fraction": 0.4}
+OUR_NEOX |= {"mlp": "gelu_exact", "tied": False}
+OUR_NEOX_PARALLEL = OUR_NEOX | {"parallel": True, "parallel_norms": True}
 OUR_MPT = {"pos": "alibi", "mlp": "gelu_exact", "bias": False}
 
 # Each begins with the name of its class in `transformers`.
@@ -139,6 +168,7 @@ FAMILIES = {
     "LlamaForCausalLM tied": Family(LLAMA | {"tie_word_embeddings": True}, OUR_LLAMA | {"tied": True}, LLAMA_NAMES),
     "LlamaForCausalLM geglu": Family(LLAMA | {"hidden_act": "gelu_new"}, OUR_LLAMA | {"mlp": "geglu"}, LLAMA_NAMES),
     "LlamaForCausalLM scaled": Family(LLAMA | {"rope_parameters": LLAMA3}, OUR_LLAMA | OUR_LLAMA3, LLAMA_NAMES),
+    "LlamaForCausalLM yarn": Family(LLAMA | {"rope_parameters": YARN}, OUR_LLAMA | OUR_YARN, LLAMA_NAMES),
     "Qwen3ForCausalLM": Family(LLAMA | {"head_dim": D}, OUR_LLAMA | {"qk_norm": True}, LLAMA_NAMES),
     "Qwen3ForCausalLM wide heads": Family(
         LLAMA | {"head_dim": D + 4}, OUR_LLAMA | {"qk_norm": True, "head_dim": D + 4}, LLAMA_NAMES
@@ -150,6 +180,8 @@ FAMILIES = {
     ),
     "MistralForCausalLM": Family(LLAMA | {"sliding_window": WINDOW}, OUR_LLAMA | {"window": WINDOW}, LLAMA_NAMES),
     "PhiForCausalLM": Family(PHI, OUR_PHI, PHI_NAMES),
+    "GPTNeoXForCausalLM": Family(NEOX, OUR_NEOX_PARALLEL, NEOX_NAMES, by_kind),
+    "GPTNeoXForCausalLM in turns": Family(NEOX | {"use_parallel_residual": False}, OUR_NEOX, NEOX_NAMES, by_kind),
     "NanoChatForCausalLM": Family(NANOCHAT, OUR_NANOCHAT, UNGATED_NAMES, mirrored, normed_embeddings),
     **{
         f"MptForCausalLM {heads} heads": Family(
@@ -220,6 +252,40 @@ def test_logits_and_gradients_are_those_of_transformers(name: str, attention: st
     assert their_logits.std() > 0.5  # or the comparison would show little
     torch.testing.assert_close(logits, their_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients, in_our_names(name, gpt, their_gradients), atol=1e-5, rtol=1e-5)
+
+
+FAR = {  # their fields, and ours
+    "default": ({}, {}),
+    "linear": ({"factor": 3.0}, {"rope_factor": 3.0}),
+    "llama3": (
+        {"factor": 32.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0, "original_max_position_embeddings": 8192},
+        OUR_LLAMA3 | {"rope_factor": 32.0, "rope_original_size": 8192},
+    ),
+    "yarn": (
+        {"factor": 5.0, "attention_factor": 0.9, "original_max_position_embeddings": 8192},
+        {"rope_factor": 5.0, "rope_attention_factor": 0.9, "rope_original_size": 8192},
+    ),
+    "yarn, as its paper": (
+        {"factor": 16.0, "beta_fast": 20.0, "beta_slow": 2.0, "original_max_position_embeddings": 4096},
+        {"rope_factor": 16.0, "rope_beta_fast": 20.0, "rope_beta_slow": 2.0, "rope_original_size": 4096},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_positions_far_away_turn_as_in_transformers(name: str, fraction: float) -> None:
+    kind, (theirs, ours) = name.partition(",")[0], FAR[name]
+    rope = {"rope_type": kind, "rope_theta": 500_000.0, "partial_rotary_factor": fraction} | theirs
+    sizes = {"hidden_size": 240, "num_attention_heads": 3, "max_position_embeddings": 131_072}
+    config = transformers.GPTNeoXConfig(**sizes, rope_parameters=rope)
+    t = torch.tensor([0, 1, 13, 4095, 8191, 32_767, 131_071])
+    table = transformers.models.gpt_neox.modeling_gpt_neox.GPTNeoXRotaryEmbedding(config)(torch.zeros(1), t[None])
+    fields = {"n_embd": 240, "n_head": 3, "pos": "rope", "rope_base": 500_000.0, "rope_fraction": fraction}
+    fields |= ours | {"rope_scaling": None if kind == "default" else kind}
+    rotation = rotation_at(GPTConfig(V, **fields), t)
+    assert rotation is not None
+    torch.testing.assert_close(rotation, torch.cat(table), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "manual"])

@@ -38,7 +38,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "norm_place": ("pre", "post"),
     "norm_weight": (True, False),
     "embed_norm": (False, True),
-    "pos": ("learned", "sinusoidal", "rope", "rope linear", "rope llama3", "alibi", "none"),
+    "pos": ("learned", "sinusoidal", "rope", "rope llama3", "rope yarn, part", "alibi", "none"),
     "mlp": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu", "none"),
     "mlp_proj": (True, False),
     "n_inner": (None, 53),
@@ -51,7 +51,7 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "window": (None, 5),
     "residual": (True, False),
     "conv": (None, 4),
-    "parallel": (False, True),
+    "parallel": (False, True, "with two norms"),
     "logit_softcap": (None, 3.0),
     "init": ("gpt2", "torch"),
     "zero_init": (False, True),
@@ -71,15 +71,19 @@ Row = dict[str, Any]
 Pair = frozenset[tuple[str, Any]]
 
 
-SCALED: dict[str, Row] = {  # positions that take more than one key
+COMPOUND: dict[Any, Row] = {  # values that take more than one key
     "rope linear": {"pos": "rope", "rope_scaling": "linear", "rope_factor": 4.0},
     "rope llama3": {"pos": "rope", "rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_size": 31}
     | {"rope_low_freq_factor": 0.5, "rope_high_freq_factor": 3.0},
+    "rope yarn, part": {"pos": "rope", "rope_fraction": 0.6, "rope_scaling": "yarn", "rope_factor": 4.0}
+    | {"rope_original_size": 31, "rope_beta_slow": 0.5, "rope_beta_fast": 3.0, "rope_attention_factor": 1.5},
+    "with two norms": {"parallel": True, "parallel_norms": True},
 }
 
 
 def config(**fields: Any) -> GPTConfig:
-    return GPTConfig(**(SIZES | fields | SCALED.get(fields.get("pos", ""), {})))
+    compound = [COMPOUND.get(fields.get(name), {}) for name in ("pos", "parallel")]
+    return GPTConfig(**(SIZES | fields | compound[0] | compound[1]))
 
 
 def possible(row: Row) -> bool:
@@ -158,10 +162,13 @@ def test_all_pairs_of_values_are_tested_but_those_refused() -> None:
     assert set().union(*(pairs(start) for start in wanted)) == set().union(*map(pairs, ROWS))
     refused = [start for start in all_pairs() if not possible(start)]
     assert refused == [
+        {"norm_place": "post", "parallel": "with two norms"},
         {"mlp": "none", "attention": "none"},
         {"mlp": "none", "parallel": True},
+        {"mlp": "none", "parallel": "with two norms"},
         {"mlp_proj": False, "n_inner": 53},
         {"attention": "none", "parallel": True},
+        {"attention": "none", "parallel": "with two norms"},
         {"attn_proj": False, "head_dim": 14},
         {"residual": False, "zero_init": True},
     ]
@@ -171,7 +178,7 @@ def test_all_pairs_of_values_are_tested_but_those_refused() -> None:
 def test_every_switch_is_tested() -> None:
     rates = {"dropout", "attn_dropout"}
     others = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "norm_eps", "rope_base"}
-    others |= SCALED["rope llama3"].keys() - {"pos"}
+    others |= set().union(*COMPOUND.values()) - {"pos", "parallel"}
     assert set(SWITCHES) | others | rates == {field.name for field in dataclasses.fields(GPTConfig)}
 
 
@@ -244,7 +251,7 @@ def parameters(
     head_dim: int | None,
     qk_norm: bool,
     conv: int | None,
-    parallel: bool,
+    parallel: bool | str,
     tied: bool,
     head_bias: bool,
     bias: bool,
@@ -260,7 +267,8 @@ def parameters(
     gated = mlp in ("swiglu", "geglu")
     hidden = n_inner or (C if not mlp_proj else 160 if gated else 4 * C)
     feed = (1 + gated) * (C * hidden + bias * hidden) + mlp_proj * (hidden * C + bias * C) + C * (conv or 0)
-    block = (attention != "none") * (one_norm + attend) + (mlp != "none") * ((not parallel) * one_norm + feed)
+    two = parallel in (False, "with two norms")
+    block = (attention != "none") * (one_norm + attend) + (mlp != "none") * (two * one_norm + feed)
     ends = (pos == "learned") * T * C + ((norm_place == "pre") + embed_norm) * one_norm + head_bias * V
     return V * C * (1 if tied else 2) + L * block + ends
 
@@ -395,7 +403,7 @@ def test_other_positions_leave_the_embeddings_alone(pos: str) -> None:
 def test_rotation_is_that_of_complex_numbers(base: float) -> None:
     """RoFormer, Su et al. 2021, equation 14."""
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), geometric_periods(D, base)))
+    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, base)))
     for t, i in product(range(T), range(D // 2)):
         angle = t / base ** (2 * i / D)
         expected = torch.complex(x[:, :, t, i], x[:, :, t, i + D // 2]) * complex(math.cos(angle), math.sin(angle))
@@ -405,15 +413,22 @@ def test_rotation_is_that_of_complex_numbers(base: float) -> None:
 
 def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), geometric_periods(D, 10_000.0)))
+    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0)))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     assert not torch.isclose(turned[:, :, 1], x[:, :, 1]).all(dim=-1).any()
 
 
+def test_what_does_not_turn_stays_as_it_is() -> None:
+    x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
+    table = rotary_table(torch.arange(T), 1 / geometric_periods(4, 100.0))
+    assert torch.equal(rotate(x, table)[..., 4:], x[..., 4:])
+    torch.testing.assert_close(rotate(x, table)[..., :4], rotate(x[..., :4], table))
+
+
 def test_rotated_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
-    table = rotary_table(torch.arange(T), geometric_periods(D, 10_000.0))
+    table = rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0))
     products = rotate(q.expand(1, 1, T, D), table)[0, 0] @ rotate(k.expand(1, 1, T, D), table)[0, 0].T  # (T, T)
     for distance in range(-T + 1, T):
         same = products.diagonal(distance)
@@ -486,7 +501,7 @@ def by_hand(model: GPT, idx: Tensor) -> Tensor:
             return attn(x, first_pass(c, x.shape[1], CPU))
 
         if c.parallel:
-            x = x + attend(ln_1(x)) + mlp(ln_1(x))
+            x = x + attend(ln_1(x)) + mlp((ln_2 if c.parallel_norms else ln_1)(x))
         elif c.norm_place == "post":
             x = ln_1(x + attend(x))
             x = ln_2(x + mlp(x))
@@ -508,6 +523,7 @@ def by_hand(model: GPT, idx: Tensor) -> Tensor:
         {},
         {"norm_place": "post"},
         {"parallel": True},
+        {"parallel": "with two norms"},
         {"residual": False},
         {"attention": "none"},
         {"mlp": "none"},

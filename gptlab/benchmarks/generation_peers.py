@@ -18,6 +18,7 @@ from typing import Any
 from gptlab.benchmarks.alternation import Parent
 from gptlab.system import machine
 
+MOST = 2048  # tokens of a batch of llama.cpp, its default
 Prompts = list[list[int]]
 Draw = Callable[[Prompts, int], None]
 """Draws so many tokens after each prompt; all prompts have one length."""
@@ -77,8 +78,10 @@ def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
     def context(rows: int, length: int) -> Any:
         if (rows, length) not in contexts:
             c = lib.llama_context_default_params()
-            c.n_ctx, c.n_seq_max, c.n_batch = rows * max(256, length), rows, max(2048, rows)
+            c.n_ctx, c.n_seq_max, c.n_batch = rows * max(256, length), rows, MOST
             c.n_threads = c.n_threads_batch = threads
+            for old in contexts.values():
+                lib.llama_free(old)
             contexts.clear()
             contexts[rows, length] = lib.llama_init_from_model(model, c)
         return contexts[rows, length]
@@ -100,10 +103,11 @@ def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
         length, rows = len(prompts[0]), range(len(prompts))
         ctx = context(len(prompts), length + count)
         lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
-        drawn = []
-        for row in rows:
-            decode(ctx, [(token, i, row, i == length - 1) for i, token in enumerate(prompts[row])])
-            drawn.append(best(ctx, length - 1))
+        drawn, together = [], MOST // length  # as many prompts as a batch of its holds
+        for first in range(0, len(prompts), together):
+            some = [*enumerate(prompts)][first : first + together]
+            decode(ctx, [(token, i, row, i == length - 1) for row, prompt in some for i, token in enumerate(prompt)])
+            drawn += [best(ctx, (i + 1) * length - 1) for i in range(len(some))]
         for step in range(count - 1):
             decode(ctx, [(drawn[row], length + step, row, True) for row in rows])
             drawn = [best(ctx, row) for row in rows]

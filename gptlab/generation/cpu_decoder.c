@@ -21,7 +21,7 @@ enum { LANES = 16 };
 #else
 enum { LANES = 8 };
 #endif
-enum { PAIR = 2 * LANES, STRIDE = 2 * PAIR, AHEAD = 512 };
+enum { PAIR = 2 * LANES, STRIDE = 2 * PAIR, AHEAD = 2048 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));

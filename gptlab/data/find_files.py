@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab.data.file_kinds import PACKED, ROWS, SUFFIXES, kind_of, suffix
+from gptlab.data.saved import is_saved, saved_files
 from gptlab.data.text_files import has_text
 from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError, amount
@@ -100,7 +101,7 @@ def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> li
     """Return the text files below a folder by their paths; count the others."""
     here: Counter[str] = Counter()
     texts, keyless, others = [], [], []
-    for path in sorted(_walk(folder, here)):
+    for path in sorted(_walk(folder, here, options)):
         ending = suffix(path) or path.suffix.lower()
         if ending not in SUFFIXES:
             here[ending or "without an ending"] += 1
@@ -150,8 +151,11 @@ def _no_text(folder: Path, others: list[Path], counts: Counter[str], options: Te
     return UserError(message)
 
 
-def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back."""
+def _walk(folder: Path, left_out: Counter[str], options: TextOptions) -> Iterator[Path]:
+    """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back.
+
+    Of a data set that is saved in a folder these are its own files, unless it is said what all files are.
+    """
     root = os.path.realpath(folder)
     seen = {root}
 
@@ -159,6 +163,10 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
         left_out["folder that cannot be read"] += 1
 
     for place, names, files in os.walk(folder, onerror=closed, followlinks=True):
+        if options.format == AUTO and is_saved(Path(place)):
+            yield from saved_files(Path(place), options, left_out)
+            names.clear()
+            continue
         for name in sorted(names):
             real = os.path.realpath(Path(place, name))
             back = real in seen or root.startswith(f"{real.rstrip(os.sep)}{os.sep}")

@@ -39,6 +39,7 @@ def load(
     subset: str | None = None,
     revision: str | None = None,
     max_documents: int | None = None,
+    last_file: bool = False,
 ) -> Corpus:
     """Return the data set `name`; for "auto", the one that was chosen.
 
@@ -50,6 +51,7 @@ def load(
         subset: configuration of a data set of the hub.
         revision: commit, tag or branch on the hub.
         max_documents: take at most so many; None: all.
+        last_file: the last of several files is the validation part, if none is by its name.
 
     Raises:
         UserError: there is no such set, or its text is not available; the message says what to do.
@@ -76,7 +78,8 @@ def load(
         corpus = from_hub(name, paths[0], subset, revision, options)
     else:
         how = options if name in FILES else replace(AS_IT_IS, written=options.written)
-        corpus = from_files(name, find_texts(files, how), how)
+        found = find_texts(files, how)
+        corpus = from_files(name, found.with_last_held_out() if last_file else found, how)
     return corpus if max_documents is None else first_documents(corpus, max_documents)
 
 

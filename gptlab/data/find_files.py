@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptlab.data.file_kinds import PACKED, ROWS, SUFFIXES, kind_of, suffix
@@ -49,6 +49,16 @@ class FoundFiles:
     def parts(self) -> list[str]:
         """The parts that there are files of; empty if they are not divided."""
         return [part for part in PARTS if any(file.part == part for file in self.files)]
+
+    def with_last_held_out(self) -> FoundFiles:
+        """Return the files with the last of those to train on as the validation part, if there are several of them and
+        none is that part by its name."""
+        train = [file for file in self.files if file.part in (None, "train")]
+        if "val" in self.parts or len(train) < 2:
+            return self
+        parts = {file.path: "train" for file in train} | {train[-1].path: "val"}
+        divided = (replace(file, part=parts.get(file.path, file.part)) for file in self.files)
+        return replace(self, files=tuple(divided))
 
 
 def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:

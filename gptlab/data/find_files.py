@@ -7,10 +7,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptlab.data.file_kinds import PACKED, ROWS, SUFFIXES, kind_of, suffix
+from gptlab.data.saved import is_saved, saved_files
 from gptlab.data.text_files import has_text
 from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError, amount
@@ -48,6 +49,16 @@ class FoundFiles:
     def parts(self) -> list[str]:
         """The parts that there are files of; empty if they are not divided."""
         return [part for part in PARTS if any(file.part == part for file in self.files)]
+
+    def with_last_held_out(self) -> FoundFiles:
+        """Return the files with the last of those to train on as the validation part, if there are several of them and
+        none is that part by its name."""
+        train = [file for file in self.files if file.part in (None, "train")]
+        if "val" in self.parts or len(train) < 2:
+            return self
+        parts = {file.path: "train" for file in train} | {train[-1].path: "val"}
+        divided = (replace(file, part=parts.get(file.path, file.part)) for file in self.files)
+        return replace(self, files=tuple(divided))
 
 
 def find_texts(paths: list[Path], options: TextOptions) -> FoundFiles:
@@ -100,7 +111,7 @@ def _in_folder(folder: Path, not_read: Counter[str], options: TextOptions) -> li
     """Return the text files below a folder by their paths; count the others."""
     here: Counter[str] = Counter()
     texts, keyless, others = [], [], []
-    for path in sorted(_walk(folder, here)):
+    for path in sorted(_walk(folder, here, options)):
         ending = suffix(path) or path.suffix.lower()
         if ending not in SUFFIXES:
             here[ending or "without an ending"] += 1
@@ -150,8 +161,11 @@ def _no_text(folder: Path, others: list[Path], counts: Counter[str], options: Te
     return UserError(message)
 
 
-def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back."""
+def _walk(folder: Path, left_out: Counter[str], options: TextOptions) -> Iterator[Path]:
+    """Yield the files below a folder, except hidden ones; follow links, and count those that lead nowhere or back.
+
+    Of a data set that is saved in a folder these are its own files, unless it is said what all files are.
+    """
     root = os.path.realpath(folder)
     seen = {root}
 
@@ -159,6 +173,10 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
         left_out["folder that cannot be read"] += 1
 
     for place, names, files in os.walk(folder, onerror=closed, followlinks=True):
+        if options.format == AUTO and is_saved(Path(place)):
+            yield from saved_files(Path(place), options, left_out)
+            names.clear()
+            continue
         for name in sorted(names):
             real = os.path.realpath(Path(place, name))
             back = real in seen or root.startswith(f"{real.rstrip(os.sep)}{os.sep}")

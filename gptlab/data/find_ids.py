@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptlab.data.find_files import PARTS, expanded, in_words, named_parts, part_of
+from gptlab.data.split import LAST_FILE
 from gptlab.data.text_options import TextOptions
 from gptlab.system.errors import UserError, amount
 from gptlab.system.files import expand_user
@@ -28,6 +29,22 @@ class FoundIds:
     """Where what describes them may lie."""
     not_read: int
     """Files that are no part, beside others that are."""
+
+    def with_last_held_out(self) -> FoundIds:
+        """Return the files with the last of those to train on as the validation part, if none is by its name.
+
+        Raises:
+            UserError: there is one file only.
+        """
+        if "val" in self.parts:
+            return self
+        *train, last = self.parts["train"]
+        if not train:
+            raise UserError(
+                f"data.split={LAST_FILE}: holds out the last of several files, and {last} is the only one to learn "
+                f"from; use data.split=position"
+            )
+        return replace(self, parts=self.parts | {"train": train, "val": [last]})
 
     def in_words(self) -> str:
         """Return what is read."""

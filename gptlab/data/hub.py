@@ -11,10 +11,13 @@ from pathlib import Path
 from gptlab.data.corpus import Corpus, document_pieces, stamps
 from gptlab.data.file_kinds import import_extra
 from gptlab.data.pieces import Piece, unescaped
+from gptlab.data.saved import NAME as SAVED
+from gptlab.data.saved import is_saved
 from gptlab.data.text_files import WITHOUT_TEXT, text_of
 from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
+from gptlab.system.terminal import pasteable
 
 WRONG_CONTENT = (ValueError, TypeError, KeyError, AttributeError)  # what a row that cannot be read raises
 
@@ -27,8 +30,16 @@ def from_hub(name: str, path: str, subset: str | None, revision: str | None, opt
         subset: name of a configuration; ignored if a folder does not have it.
         revision: commit, tag or branch on the hub; ignored for a folder.
         options: of them text_key and a separator that is given.
+
+    Raises:
+        UserError: the folder is one of data=saved.
     """
     local = expand_user(path).is_dir()
+    if local and is_saved(expand_user(path)):
+        raise UserError(
+            f"data={name}: save_to_disk has written {path}, which is read by data={SAVED} "
+            f"{pasteable('data.path', path)}"
+        )
     path = str(expand_user(path)) if local else path
     key = options.text_key
     separator = None if options.separator in (None, AUTO) else unescaped(str(options.separator))

@@ -25,7 +25,7 @@ from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import PIECE
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
 from gptlab.data.shards import ShardWriter, id_type
-from gptlab.data.split import Part, Split, split_pieces
+from gptlab.data.split import LAST_FILE, Part, Split, split_pieces
 from gptlab.data.survey import LARGE, caveats, describe, hash_pieces, spelled_end, survey
 from gptlab.data.text_files import WITHOUT_TEXT
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
@@ -60,6 +60,12 @@ def prepare(
         raise UserError(f"data.split=document: data={corpus.name} is one text; use data.split=position")
     if split.by == "position" and corpus.bytes is None:
         raise UserError(f"data.split=position: data={corpus.name} has no known length; use data.split=document")
+    if split.by == LAST_FILE and "val" not in corpus.parts:
+        what, other = ("has one to learn from", "position") if corpus.found else ("is a stream", "document")
+        raise UserError(
+            f"data.split={LAST_FILE}: holds out the last of several files, and data={corpus.name} {what}; use "
+            f"data.split={other}"
+        )
     about = None if corpus.bytes is None else survey(corpus, cache_dir)
     if about is not None:
         log.info("text: %s", describe(corpus, about))

@@ -18,7 +18,7 @@ from gptlab.data.id_files import Content, first_outside, read_content, read_id_f
 from gptlab.data.prepare import locked
 from gptlab.data.prepared import Prepared
 from gptlab.data.shards import ALWAYS, THREADS, IdFile, cut
-from gptlab.data.split import SPLITS, Split
+from gptlab.data.split import LAST_FILE, SPLITS, Split
 from gptlab.data.text_options import DEFAULT, TextOptions
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.system.errors import UserError, amount
@@ -57,6 +57,8 @@ def open_ready_ids(
     """
     _refuse_options_of_texts(split, options, max_documents)
     found = find_ids(paths, options)
+    if split.by == LAST_FILE:
+        found = found.with_last_held_out()
     files = {part: [read_id_file(path) for path in of_part] for part, of_part in found.parts.items()}
     beside = _tokenizer_beside(found.folders)
     tokenizer = _tokenizer(config, beside, raw_dir)

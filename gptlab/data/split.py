@@ -10,6 +10,8 @@ from gptlab.data.pieces import Piece
 from gptlab.system.errors import UserError
 
 SPLITS = ("train", "val", "test")
+LAST_FILE = "last_file"
+RULES = ("position", "document", LAST_FILE)
 
 
 @dataclass(frozen=True)
@@ -17,19 +19,26 @@ class Split:
     """How much of a text is held out for validation and test, and by which rule."""
 
     by: str
-    """position (the last parts of the text) or document (the hash of each document decides)."""
+    """position (the last parts of the text), document (the hash of each document decides), or last_file (the last of
+    several files is the validation part, as of nanochat's shards)."""
     val_fraction: float
     test_fraction: float
 
     def __post_init__(self) -> None:
-        if self.by not in ("position", "document"):
-            raise UserError(f"data.split={self.by}: must be one of position, document")
+        if self.by not in RULES:
+            raise UserError(f"data.split={self.by}: must be one of {', '.join(RULES)}")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction}: must be above 0 and below 1")
         if not 0 <= self.test_fraction < 1 - self.val_fraction:
             raise UserError(
                 f"data.test_fraction={self.test_fraction}: must be at least 0, and leave something to train on beside "
                 f"data.val_fraction={self.val_fraction}"
+            )
+
+        if self.by == LAST_FILE and self.test_fraction:
+            raise UserError(
+                f"data.test_fraction={self.test_fraction}: data.split={LAST_FILE} holds out one whole file, for "
+                f"validation; leave it 0"
             )
 
     @property

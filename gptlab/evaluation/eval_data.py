@@ -17,7 +17,7 @@ from gptlab.data.chat import sources
 from gptlab.data.corpus import Corpus
 from gptlab.data.pieces import Piece
 from gptlab.data.prepared import Prepared, open_prepared, prepared_folder
-from gptlab.data.split import Split, split_pieces
+from gptlab.data.split import LAST_FILE, Split, split_pieces
 from gptlab.data.survey import caveats, describe, survey
 from gptlab.data.text_options import AUTO, TextOptions, of_evaluate
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
@@ -100,14 +100,15 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
 
     Args:
         corpus: the text.
-        split: how it is split; a text without documents is always split by position.
+        split: how it is split; a text without documents, or one file, is always split by position.
         cache_dir: the folder for what is computed once for each text.
 
     Raises:
         UserError: the corpus has no text.
     """
     about = survey(corpus, cache_dir)
-    by = split.by if corpus.documents else "position"
+    undivided = split.by == LAST_FILE and "val" not in corpus.parts
+    by = split.by if corpus.documents and not undivided else "position"
     test_fraction = 0.0 if corpus.parts else split.test_fraction
     how = Split(by, split.val_fraction, test_fraction)
     return Source(corpus, how, about.sha256, about.to_split, describe(corpus, about), caveats(corpus, about))
@@ -190,8 +191,9 @@ def named_source(name: str, data: dict[str, Any], flags: dict[str, Any]) -> Sour
         given[key] = MEANT.get(flags[key], flags[key])
     options = TextOptions.of(data, **given) if data else TextOptions(**given)
     kind, paths = (name, []) if name in NAMED_TEXTS else ("text", [name])
-    corpus = corpora.load(kind, paths, raw_dir, cache_dir, options=options)
-    return readable_source(corpus, split_of_run(data), cache_dir)
+    split = split_of_run(data)
+    corpus = corpora.load(kind, paths, raw_dir, cache_dir, options=options, last_file=split.by == LAST_FILE)
+    return readable_source(corpus, split, cache_dir)
 
 
 def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> Source:
@@ -215,6 +217,7 @@ def source_of_run(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> So
         data, tokenizer_node = config["data"], config["tokenizer"]
         paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"] or ())
         where = {key: data[key] for key in ("subset", "revision", "max_documents")}
+        where["last_file"] = data.get("split") == LAST_FILE
         raw_dir, cache_dir = data_folders(data)
         split, options = split_of_run(data), TextOptions.of(data)
         if data["name"] == find_ids.NAME:

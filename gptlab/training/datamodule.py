@@ -15,7 +15,7 @@ from gptlab.data.batches import Batch, EvalBatches, Share, TrainBatches, eval_ba
 from gptlab.data.config import DataConfig
 from gptlab.data.prepare import prepare
 from gptlab.data.prepared import Prepared
-from gptlab.data.split import Split
+from gptlab.data.split import LAST_FILE, Split
 from gptlab.data.tokenizers import Tokenizer, TokenizerConfig
 from gptlab.data.tokenizers.base import UNKNOWN
 from gptlab.system.errors import UserError, quoted
@@ -125,6 +125,7 @@ class LMDataModule(RunData):
             subset=c.subset,
             revision=c.revision,
             max_documents=c.max_documents,
+            last_file=c.split == LAST_FILE,
         )
         self.config = replace(c, name=corpus.name)
         prepared = prepare(corpus, split, self.tokenizer, raw_dir, cache_dir)

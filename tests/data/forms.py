@@ -1,4 +1,4 @@
-"""`python -m tests.data.forms`: 200 sentences in every form of file, and what is read; docs/data.md has the table."""
+"""`python -m tests.data.forms`: 200 sentences in every form of file, and what is read, as docs/data-formats.md says."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
+import datasets
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
@@ -77,6 +78,12 @@ def parts(path: Path) -> None:
         (path / "data" / f"{name}-00000.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+def saved(path: Path) -> None:
+    datasets.disable_progress_bars()
+    of_part = {"train": ROWS[:160], "validation": ROWS[160:180], "test": ROWS[180:]}
+    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in of_part.items()}).save_to_disk(path)
+
+
 def written(content: str | bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -131,6 +138,7 @@ FORMS: list[Form] = [  # what it is called, its file, how that is made, and the 
     ("folders in folders", "texts", lambda path: folder(path, 3), {}),
     ("a link to a folder", "texts", linked, {}),
     ("a data set, as published", "set", parts, {}),
+    ("the same, saved by `save_to_disk`", "set", saved, {}),
     ("HTML", "my.html", written(f"<html><p>{JOINED}</p></html>"), {}),
     ("a zip archive", "my.zip", written(b"PK\x03\x04..."), {}),
 ]  # fmt: skip

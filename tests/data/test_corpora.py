@@ -178,20 +178,6 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # The Hugging Face hub.
 
 
-@pytest.fixture
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, with a cache of its own and no network."""
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": tmp_path / "hf",
-        "HF_DATASETS_CACHE": tmp_path / "hf",
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    library = importlib.import_module("datasets")
-    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hf")  # where it was imported before
-    return library
-
-
 def openwebtext(folder: Path) -> list[str]:
     """A folder of its form: a column of texts in several tables."""
     found = [f"Page {i} of the web.\n\nIt says z\u00fc\u4e2d." for i in range(7)]

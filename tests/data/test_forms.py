@@ -23,5 +23,5 @@ def test_every_form_gives_the_same_ids_or_a_message(rows: list[str]) -> None:
 
 
 def test_the_page_has_the_table(rows: list[str]) -> None:
-    page = (ROOT / "docs" / "data.md").read_text()
+    page = (ROOT / "docs" / "data-formats.md").read_text()
     assert "\n".join(rows) in page, "put there what python -m tests.data.forms prints"

@@ -18,7 +18,7 @@ from gptlab.data.chat.labels import Labels
 from gptlab.data.chat.splitting import HELD_OUT, TRAIN
 from gptlab.data.config import DataConfig
 from gptlab.data.find_files import find_texts
-from gptlab.data.split import SPLITS, Split
+from gptlab.data.split import LAST_FILE, SPLITS, Split
 from gptlab.system.errors import UserError, amount, did_you_mean
 from gptlab.system.files import expand_user
 
@@ -45,6 +45,13 @@ def load(config: DataConfig, form: str = CONVERSATIONS) -> ExampleSet:
         raise UserError("data=chat needs a file: add data.path=my.jsonl")
     found = find_texts([expand_user(path) for path in config.paths], config.reading)
     split = Split(config.split, config.val_fraction, config.test_fraction)
+    if split.by == LAST_FILE:
+        found = found.with_last_held_out()
+        if "val" not in found.parts:
+            raise UserError(
+                f"data.split={LAST_FILE}: holds out the last of several files, and there is one to learn from; use "
+                f"data.split=position"
+            )
     names = split.names(found.parts)
     if not found.parts:
         parts = _divide(_rows([file.path for file in found.files], config, form), split)

@@ -26,6 +26,7 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
+typedef int8_t small __attribute__((vector_size(LANES)));
 typedef uint16_t bfloat16;  // the upper half of a float
 typedef uint16_t bfloat16s __attribute__((vector_size(2 * LANES)));
 
@@ -254,29 +255,33 @@ static inline Rounded rounded_rows(float *scratch, long rows, long n) {
                      (int32_t *)(scratch + rows * groups * (GROUP / 4 + 1))};
 }
 
-// Group g of row r. What is infinite or not a number makes the scale so.
-static void round_group(const float *x, Rounded to, long r, long g, long n) {
+// Group g of row r. What is infinite or not a number makes the scale so: its bits are beyond those of all others.
+static inline void round_group(const float *x, Rounded to, long r, long g, long n) {
     long groups = (n + GROUP - 1) / GROUP, count = n - g * GROUP < GROUP ? n - g * GROUP : GROUP;
-    float numbers[GROUP] = {0}, largest = 0, whole = 0;
-    int32_t sum = 0;
+    float numbers[GROUP] = {0}, most;
+    int32_t bits = 0, sum = 0;
+    integers sizes = {0}, sums = {0};
     memcpy(numbers, x + r * n + g * GROUP, count * sizeof(float));
-    for (long j = 0; j < GROUP; j++) {
-        largest = fmaxf(largest, fabsf(numbers[j]));
-        whole += fabsf(numbers[j]);
+    for (long j = 0; j < GROUP; j += LANES) {
+        integers size = (integers)load(numbers + j) & 0x7fffffff;
+        integers more = size > sizes;
+        sizes = (size & more) | (sizes & ~more);
     }
-    float inverse = largest > 0 ? 127 / largest : 0;
+    for (int i = 0; i < LANES; i++) bits = sizes[i] > bits ? sizes[i] : bits;
+    memcpy(&most, &bits, sizeof most);
+    float inverse = most > 0 ? 127 / most : 0;
     int8_t *row = to.numbers + (r * groups + g) * GROUP;
     for (long j = 0; j < GROUP; j += LANES) {
         floats shifted = {0};
         shifted += 12582912.0f;  // rounds to the nearest integer, in the last bits
         shifted = multiply_add(load(numbers + j), (floats){0} + inverse, shifted);
-        integers whole_numbers = (integers)shifted - 0x4b400000;
-        for (long i = 0; i < LANES; i++) {
-            row[j + i] = whole_numbers[i];
-            sum += row[j + i];
-        }
+        integers whole = (integers)shifted - 0x4b400000;
+        small narrow = __builtin_convertvector(whole, small);
+        memcpy(row + j, &narrow, sizeof narrow);
+        sums += whole;
     }
-    to.scales[r * groups + g] = isfinite(whole) ? largest / 127 : NAN;
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    to.scales[r * groups + g] = bits < 0x7f800000 ? most / 127 : NAN;
     to.sums[r * groups + g] = sum;
 }
 

@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
         help="with --format gguf, how matrices are held: in 32, 16, 8.5 or 4.5 bits for each weight (default: f32, the "
         "model as it is; f16 is llama.cpp's custom)",
     )
+    p.add_argument(
+        "--kv-cache",
+        action="store_true",
+        help="with --format onnx: keys and values come in and go out, so that a token costs the work of one; with what "
+        "transformers.js and onnxruntime-genai read beside it",
+    )
     return p
 
 
@@ -54,13 +60,15 @@ def run(args: argparse.Namespace) -> None:
     """Write the model, its tokenizer and its card.
 
     Raises:
-        UserError: DIR is taken, MODEL cannot be read, or the format has no such model or no --quant.
+        UserError: DIR is taken, MODEL cannot be read, or the format has no such model, --quant or --kv-cache.
     """
     refuse_taken(args.dir)
     if args.quant is not None and args.format != "gguf":
         raise UserError(f"--quant {args.quant}: --format {args.format} has none; add --format gguf, or leave it out")
+    if args.kv_cache and args.format != "onnx":
+        raise UserError(f"--kv-cache: --format {args.format} has none of its own; add --format onnx, or leave it out")
 
-    from gptlab.formats import gguf, onnx
+    from gptlab.formats import gguf, onnx, onnx_cached
     from gptlab.formats.llama2c import write_llama2c
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
@@ -80,16 +88,17 @@ def run(args: argparse.Namespace) -> None:
     writers: dict[str, Callable[[Model, Tokenizer, ModelInfo, Path], str]] = {
         "hf": write_hf,
         "safetensors": write_safetensors,
-        "onnx": onnx.write_onnx,
+        "onnx": onnx_cached.write_cached_onnx if args.kv_cache else onnx.write_onnx,
         "gguf": partial(gguf.write_gguf, quant=args.quant or "f32"),
         "llama2c": write_llama2c,
     }
-    model = merged_with_words(opened)
+    model, form = merged_with_words(opened), "onnx_cached" if args.kv_cache else args.format
     with whole_folder(args.dir) as folder:
         kind = writers[args.format](model, tokenizer, info, folder)
-        text = model_card(model, tokenizer, info, args.format, args.dir.resolve().name)
+        text = model_card(model, tokenizer, info, form, args.dir.resolve().name)
         (folder / "README.md").write_text(text, "utf-8")
-        sizes = ", ".join(f"{path.name} {size_in_words(path.stat().st_size)}" for path in sorted(folder.iterdir()))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sizes = ", ".join(f"{path.relative_to(folder)} {size_in_words(path.stat().st_size)}" for path in files)
     print(f"{args.dir}: {kind} ({sizes})")
 
 

@@ -70,7 +70,7 @@ def vocabulary_of(tokenizer: JsonTokenizer) -> Vocabulary:
         add_space, why_not = _spaces(spec)
         wrong += why_not
     else:
-        pre = next((name for name, steps in CUTS.items() if steps == _steps(spec)), "")
+        pre = cut_of(spec)
         wrong += _why_not_byte_level(spec, pre)
     if wrong:
         raise UserError(f"llama.cpp cannot express this tokenizer: {'; '.join(wrong)}")
@@ -119,6 +119,11 @@ def _tokens(spec: dict[str, Any], by_scores: bool) -> tuple[list[str], list[int]
             elif token == spec["model"].get("unk_token"):
                 types[i] = UNKNOWN
     return tokens, types
+
+
+def cut_of(spec: dict[str, Any]) -> str:
+    """Return llama.cpp's name for how a tokenizer.json cuts a text; empty if it has none."""
+    return next((name for name, steps in CUTS.items() if steps == _steps(spec)), "")
 
 
 def _steps(spec: dict[str, Any]) -> Steps:

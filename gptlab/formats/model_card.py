@@ -15,14 +15,27 @@ from gptlab import __version__, models
 from gptlab.data.batches import Windows
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.checkpoint import ModelInfo
-from gptlab.models import Model
+from gptlab.models import Model, ModelConfig
+from gptlab.models.gpt_config import GPTConfig
 from gptlab.runs.identity import does, flatten
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.terminal import duration
 
-LIBRARIES = {"hf": "transformers", "safetensors": "gptlab", "onnx": "onnx", "gguf": "gguf", "llama2c": "llama2.c"}
-TAGS = {"onnx": ["gptlab"], "llama2c": ["gptlab"], "gguf": ["gptlab", "gguf"]}
+LIBRARIES = {
+    "hf": "transformers",
+    "safetensors": "gptlab",
+    "onnx": "onnx",
+    "onnx_cached": "transformers.js",
+    "gguf": "gguf",
+    "llama2c": "llama2.c",
+}
+TAGS = {
+    "onnx": ["gptlab"],
+    "onnx_cached": ["gptlab", "onnx"],
+    "gguf": ["gptlab", "gguf"],
+    "llama2c": ["gptlab"],
+}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime", "gguf")
 
 USE = {
@@ -70,6 +83,39 @@ for _ in range({new}):
 print(tokenizer.decode(ids))
 ```
 """,
+    "onnx_cached": """\
+```js
+import {{ env, pipeline }} from "@huggingface/transformers";
+
+env.localModelPath = "./"; // the folder in which this one lies
+const generate = await pipeline("text-generation", "{name}");
+const [first] = await generate("{prompt}", {{ max_new_tokens: {new}, do_sample: true, temperature: 0.8 }});
+console.log(first.generated_text);
+```
+
+or in Python, with the keys and values in hand:
+
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("{name}/tokenizer.json")
+session = onnxruntime.InferenceSession("{name}/onnx/model.onnx")
+past = [each.name for each in session.get_inputs() if each.name.startswith("past_key_values")]
+cache = [np.zeros((1, {kv_heads}, 0, {head_size}), np.float32)] * len(past)
+ids = unread = tokenizer.encode("{prompt}").ids
+for _ in range({new}):
+    feed = {{"input_ids": np.array([unread]), "attention_mask": np.ones((1, len(ids)), np.int64)}}
+    feed["position_ids"] = np.arange(len(ids) - len(unread), len(ids))[None]
+    logits, *cache = session.run(None, feed | dict(zip(past, cache)))  # (1, T, {vocab_size}), and all tokens
+    unread = [int(logits[0, -1].argmax())]
+    ids = ids + unread
+print(tokenizer.decode(ids))
+```
+
+With a genai_config.json here, `onnxruntime_genai.Model("{name}")` reads this folder, too.
+""",
     "gguf": """\
 ```
 llama-completion -m {path}/model.gguf -no-cnv -p "{prompt}" -n {new} --temp 0.8
@@ -97,7 +143,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         model: the model.
         tokenizer: its tokenizer.
         info: its info.
-        form: the format of the export: hf, safetensors, onnx, gguf or llama2c.
+        form: the format of the export: hf, safetensors, onnx, onnx_cached, gguf or llama2c.
         name: the name of the folder.
     """
     c = model.config
@@ -106,7 +152,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
     made = f"trained by gptlab, run `{info.config.get('name')}`" if info.config else f"from a {info.origin}"
     prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
     new = max(1, min(100, c.block_size - 8))
-    use = USE[form].format(name=name, path=quote(name), prompt=prompt, new=new, **vars(c))
+    use = USE[form].format(name=name, path=quote(name), prompt=prompt, new=new, **_sizes(c))
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n",
         f"A language model of {model.num_parameters():,} parameters, {made}. It sees at most {c.block_size} tokens.\n",
@@ -124,6 +170,12 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         parts.append(f"<details><summary>The run's config</summary>\n\n```yaml\n{text}```\n\n</details>\n")
     return "\n".join(parts)
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of a config, and of a GPT the sizes that follow from them."""
+    kept = {"kv_heads": config.kv_heads, "head_size": config.head_size} if isinstance(config, GPTConfig) else {}
+    return vars(config) | kept
 
 
 def _training(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.checkpoint import ModelInfo
@@ -19,6 +20,7 @@ from gptlab.formats.writing import write_tokenizer
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 
+IN_ONE_FILE = 2**30  # bytes of weights; one file holds 2 GB at most
 TOLERANCE = 1e-3  # the largest difference of a logit between onnxruntime and torch
 
 
@@ -62,24 +64,43 @@ def export_graph(model: Model, path: Path) -> None:
     Raises:
         UserError: torch cannot export the model.
     """
-    from torch.onnx.errors import OnnxExporterError
-
     block_size = model.config.block_size
     idx = torch.zeros(2, block_size, dtype=torch.int64)  # full length, so that an attention window takes effect
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if block_size > 1:
         axes[1] = torch.export.Dim("time", max=block_size)
+    export(model, (idx,), path, ["input_ids"], ["logits"], (axes,))
+
+
+def export(
+    module: nn.Module, arguments: tuple[Any, ...], path: Path, inputs: list[str], outputs: list[str], axes: Any
+) -> None:
+    """Export a module as an ONNX graph.
+
+    Args:
+        module: what is exported.
+        arguments: what it is called with, of any sizes along the axes that are free.
+        path: the file; weights of more than `IN_ONE_FILE` bytes lie in another one beside it, named .onnx.data.
+        inputs: the names of the arguments.
+        outputs: the names of the results.
+        axes: for each argument the names of its free axes.
+
+    Raises:
+        UserError: torch cannot export the module.
+    """
+    from torch.onnx.errors import OnnxExporterError
+
     try:
         torch.onnx.export(
-            model,
-            (idx,),
+            module,
+            arguments,
             path,
-            input_names=["input_ids"],
-            output_names=["logits"],
-            dynamic_shapes=(axes,),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
             dynamo=True,
             verbose=False,
-            external_data=model.num_parameters() * 4 > 2**30,  # one file holds 2 GB at most
+            external_data=sum(each.numel() for each in module.parameters()) * 4 > IN_ONE_FILE,
         )
     except OnnxExporterError as error:
         raise UserError(

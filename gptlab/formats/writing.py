@@ -98,22 +98,40 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
             "its tokenizer has no padding token: to train in batches, other tools need one "
             "(tokenizer.add_special_tokens, then model.resize_token_embeddings)"
         )
-    ids = {f"{kind}_token_id": special.get(kind) for kind in ("bos", "eos", "pad")}
+    ids = token_ids(named)
     if family == "qwen2" and info.origin != ORIGIN_QWEN2 and not huggingface_tokenizer.is_qwen2(tokenizer):
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
     config = huggingface_names.config_to_hf(model.config)
     chat = chat_format(info)
     write_tokenizer(tokenizer, model.config.block_size, folder, chat=chat)
-    never_drawn = [i for name, i in named.values() if name == PAD]  # a token of ours; those of others may be drawn
-    ends: dict[str, Any] = {} if chat is None else {"eos_token_id": sorted(chat.ends)}
-    generation = ids | ends | ({"suppress_tokens": never_drawn} if never_drawn else {})
-    for name, content in (("config.json", config | ids), ("generation_config.json", generation)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json_files(folder, {"config.json": config | ids, "generation_config.json": generation_config(named, chat)})
     write_weights(
         folder / "model.safetensors", huggingface_names.weights_to_hf(weights.parameters(model), model.config)
     )
     return config["architectures"][0]
+
+
+def token_ids(named: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    """Return the ids of the special tokens as a config.json names them; None for one that there is not.
+
+    Args:
+        named: of `huggingface_tokenizer.named_tokens`.
+    """
+    return {f"{kind}_token_id": named[kind][1] if kind in named else None for kind in ("bos", "eos", "pad")}
+
+
+def generation_config(named: dict[str, tuple[str, int]], chat: Format | None) -> dict[str, Any]:
+    """Return the content of generation_config.json: what ends a text, and what is never drawn."""
+    never_drawn = [i for name, i in named.values() if name == PAD]  # a token of ours; those of others may be drawn
+    ends: dict[str, Any] = {} if chat is None else {"eos_token_id": sorted(chat.ends)}
+    return token_ids(named) | ends | ({"suppress_tokens": never_drawn} if never_drawn else {})
+
+
+def write_json_files(folder: Path, contents: dict[str, dict[str, Any]]) -> None:
+    """Write JSON into the files of a folder, by their names."""
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def write_safetensors(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) -> str:

@@ -56,7 +56,8 @@ def test_a_run_of_another_shape_is_the_same_whatever_computes_attention(run: Any
         run(tmp_path / attention, *SHAPED, "optim=muon", f"model.attention={attention}")
     curves = [curve(tmp_path / attention) for attention in ("sdpa", "manual", "per_head")]
     assert len(curves[0]) == 2
-    assert curves[1] == curves[2] == pytest.approx(curves[0], abs=1e-5)
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], abs=1e-5)
     model, _, _ = checkpoint.load_checkpoint(tmp_path / "sdpa")
     assert model.h[1].attn.c_proj.weight.shape == (33, 3 * 14)  # type: ignore[union-attr]
 

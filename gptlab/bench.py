@@ -17,7 +17,8 @@ from typing import Any
 
 from gptlab.benchmarks import comparison
 from gptlab.benchmarks.alternation import Parent, busy
-from gptlab.benchmarks.comparison import BARE, LOOP, PEERS, ROUNDS, RUN, SAMPLING, STEPS, TOKENS, Generation
+from gptlab.benchmarks.comparison import BARE, LOOP, ROUNDS, RUN, SAMPLING, STEPS, TOKENS, Generation
+from gptlab.benchmarks.generation_peers import PEERS
 from gptlab.benchmarks.show import print_results
 from gptlab.distributed import processes
 from gptlab.runs import compose, directory, words

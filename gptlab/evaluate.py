@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptlab.data.text_options import FORMATS
-from gptlab.system.arguments import BITS, some_name, some_path
+from gptlab.system.arguments import BITS, check_bits, some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -285,8 +285,7 @@ def refuse_flags(args: argparse.Namespace, names: list[str], orders: dict[str, i
         )
     if args.precision in BITS and args.model in orders:
         raise UserError(f"--precision {args.precision}: {args.model} is a table of counts; leave it out")
-    if args.precision in BITS and args.device not in ("auto", "cpu"):
-        raise UserError(f"--precision {args.precision} is for a CPU: leave --device {args.device} out, or use bf16")
+    check_bits(args.precision, args.device)
     if args.precision in BITS and args.memorised:
         raise UserError(f"--precision {args.precision} and --memorised do not go together: leave one of them out")
     if len(orders) == len(set(names)) and (args.context or args.stride):

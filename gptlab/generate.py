@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptlab.system.arguments import BITS, some_name, some_path
+from gptlab.system.arguments import BITS, check_bits, some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--compile reads one token at a time, --draft several: leave one of them out")
     if args.precision in BITS and args.compile:
         raise UserError(f"--precision {args.precision} is computed by a library of ours: leave --compile out")
-    if args.precision in BITS and args.device not in ("auto", "cpu"):
-        raise UserError(f"--precision {args.precision} is for a CPU: leave --device {args.device} out, or use bf16")
+    check_bits(args.precision, args.device)
     if args.kv_cache and args.precision not in BITS:
         raise UserError(f"--kv-cache {args.kv_cache} goes with --precision int8 and int4: leave it out")
     if args.ahead and not args.draft:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptlab.benchmarks.alternation import Child
+from gptlab.benchmarks.generation_peers import PEERS
 from gptlab.runs import environment
 from gptlab.system.errors import UserError
 from gptlab.system.machine import processor_name
@@ -18,14 +19,10 @@ from gptlab.system.threads import cores
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-class Peer(NamedTuple):
-    """Another program that generates text, see generation_peers.py."""
-
-    format: str
-    """What it reads."""
-    weights: tuple[str, ...]
-    """The precisions that it has on a CPU."""
+FORMAT = 1
+WARMUP = 10  # at most so many steps before the first round
+STEPS, TOKENS, ROUNDS = 20, 32, 5
+RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
 
 
 class Generation(NamedTuple):
@@ -38,17 +35,6 @@ class Generation(NamedTuple):
     """The tokens of a prompt, at most half of the block."""
     python: str | None = None
     """The Python of a peer; None: our own."""
-
-
-PEERS = {
-    "transformers": Peer("hf", ("fp32", "bf16")),
-    "ctranslate2": Peer("hf", ("fp32", "bf16", "int8")),
-    "llama.cpp": Peer("gguf", ("fp32", "bf16", "int8", "int4")),
-}
-FORMAT = 1
-WARMUP = 10  # at most so many steps before the first round
-STEPS, TOKENS, ROUNDS = 20, 32, 5
-RUN, BARE, LOOP, SAMPLING = "gptlab", "bare", "loop", "sampling"
 
 
 def compare_training(
@@ -272,7 +258,7 @@ def batch_figures(batch: int, rounds: dict[str, list[Any]], firsts: dict[str, li
     found[RUN].setdefault("prefill_seconds", statistics.median(answer["seconds"][0] for answer in rounds[RUN]))
     if len(sides) > 1:
         found["time_ratio"] = ratio(*(seconds[name] for name in sides))
-    if len(sides) > 1 and firsts[RUN]:
+    if firsts[RUN]:
         found["prefill_ratio"] = ratio(*(firsts[name][1:] for name in sides))
         after = {name: [a - b for a, b in zip(seconds[name], firsts[name][1:], strict=True)] for name in sides}
         found["decoding_ratio"] = ratio(*(after[name] for name in sides))

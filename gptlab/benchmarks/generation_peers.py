@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptlab.benchmarks.alternation import Parent
 from gptlab.system import machine
@@ -116,10 +116,21 @@ def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
     return draw
 
 
-PEERS: dict[str, Callable[[Path, str, int], Draw]] = {
-    "transformers": transformers,
-    "ctranslate2": ctranslate2,
-    "llama.cpp": llama_cpp,
+class Peer(NamedTuple):
+    """Another program that generates text."""
+
+    load: Callable[[Path, str, int], Draw]
+    """By a folder, the precision of the weights and the number of threads."""
+    format: str
+    """What it reads."""
+    weights: tuple[str, ...]
+    """The precisions that it has on a CPU."""
+
+
+PEERS = {
+    "transformers": Peer(transformers, "hf", ("fp32", "bf16")),
+    "ctranslate2": Peer(ctranslate2, "hf", ("fp32", "bf16", "int8")),
+    "llama.cpp": Peer(llama_cpp, "gguf", ("fp32", "bf16", "int8", "int4")),
 }
 
 
@@ -132,7 +143,7 @@ def main(name: str) -> None:
     order = parent.receive()
     assert order is not None
     try:
-        draw = PEERS[name](Path(order["folder"]), order["weights"], order["threads"])
+        draw = PEERS[name].load(Path(order["folder"]), order["weights"], order["threads"])
     except ImportError as error:
         parent.send(error=f"--against {name}: {error}; install it, or name the Python that has it with --python")
         return

@@ -87,12 +87,11 @@ class Context:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows alone."""
-        left = {*range(len(self.rows))} - {*rows}
-        gone = [self.places[i] for i in left]
+        before = {*self.places}
         self.rows = [self.rows[i] for i in rows]
         self.places, self.unseen = ([each[i] for i in rows] for each in (self.places, self.unseen))
         if self.cache is not None and self.joinable:
-            self.cache.clear(gone)
+            self.cache.clear(before - {*self.places})
         elif self.cache is not None:
             self.cache.keep(rows)
             self.places = [*range(len(rows))]
@@ -208,10 +207,7 @@ class Context:
         x = self.model.embed(torch.tensor(tokens), torch.tensor(position))  # (N, C)
         ends = list(itertools.accumulate(map(len, part)))
         wanted = [token for i in ended for token in range(ends[i] - last, ends[i])]
-        if wanted == list(range(len(tokens))):
-            logits = self.cpu_decoder(x, sequence, position)
-        else:
-            logits = self.cpu_decoder(x, sequence, position, wanted)
+        logits = self.cpu_decoder(x, sequence, position, wanted)
         return self.model.cap_logits(logits).view(len(ended), last, logits.shape[1])
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:

@@ -96,7 +96,7 @@ class CPUDecoder:
         self.y = self._buffer(c.attn_width)
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
-        self.widest = max(c.n_embd, c.attn_width, c.hidden, GROUP)
+        self.widest = -(-max(c.n_embd, c.attn_width, c.hidden) // GROUP) * GROUP
         self.scratch = torch.empty(0)
         for i, block in enumerate(model.h):
             self._block(i, block)
@@ -123,21 +123,21 @@ class CPUDecoder:
                 return False
         return load_library() is not None
 
-    def __call__(self, x: Tensor, sequence: list[int], position: list[int], wanted: list[int] | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sequence: list[int], position: list[int], wanted: list[int]) -> Tensor:
         """Return the logits of tokens before any softcap, (n, V) fp32.
 
         Args:
             x: the embedded tokens, (N, C); those of one row in their order.
             sequence: the cache row of each token.
             position: the position of each token in its row.
-            wanted: the n tokens whose logits are returned; None: all N.
+            wanted: the n tokens whose logits are returned, in ascending order.
         """
-        n = len(x) if wanted is None else len(wanted)
+        n = len(wanted)
         logits = torch.empty(n, self.config.vocab_size, dtype=torch.float32)
         self.x[: len(x)] = x
         self.program[-1].y = logits.data_ptr()
         threads = torch.get_num_threads()
-        room = len(x) * _rounded_up(self.widest) + threads * (self.cache.columns + LANES)
+        room = len(x) * self.widest + threads * (self.cache.columns + LANES)
         if len(self.scratch) < room:
             self.scratch = torch.empty(room, dtype=torch.float32)
         where = torch.tensor([sequence, position])
@@ -146,7 +146,7 @@ class CPUDecoder:
         together = self.weights > SINGLE_THREAD_WEIGHTS and teamwork.together()
         run, count = load_library(), len(self.program)
         begin = time.perf_counter()
-        if wanted is None:
+        if n == len(x):
             run(self.program, count, *places, len(x), threads if together else 1)
         else:
             run(self.program, self.body, *places, len(x), threads if together else 1)
@@ -272,7 +272,3 @@ class CPUDecoder:
             ACTIVATE, self.fc, self.hidden, how=how, n=self.config.hidden, groups=groups, stride=self.fc.stride(0)
         )
         self._linear(mlp.c_proj, self.hidden, self.x, add)
-
-
-def _rounded_up(width: int) -> int:
-    return -(-width // GROUP) * GROUP

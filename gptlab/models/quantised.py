@@ -142,7 +142,7 @@ class QuantisedLinear(nn.Module):
     def __init__(self, packed: Packed, bias: Tensor | None) -> None:
         super().__init__()
         self.packed = packed
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", None if bias is None else bias.detach())
         self.out_features, self.in_features = packed.shape
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,13 +182,12 @@ def quantise(model: GPT, bits: int) -> GPT:
     tied = head.weight is model.wte.weight
     embedding = Packed(model.wte.weight, bits)
     model.wte = QuantisedEmbedding(embedding)  # type: ignore[assignment]
-    bias = None if head.bias is None else head.bias.detach().float()
-    model.lm_head = QuantisedLinear(embedding if tied else Packed(head.weight, bits), bias)  # type: ignore[assignment]
+    packed = embedding if tied else Packed(head.weight, bits)
+    model.lm_head = QuantisedLinear(packed, head.bias)  # type: ignore[assignment]
     for parent in [*model.h.modules()]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.Linear):
-                bias = None if child.bias is None else child.bias.detach().float()
-                setattr(parent, name, QuantisedLinear(Packed(child.weight, bits), bias))
+                setattr(parent, name, QuantisedLinear(Packed(child.weight, bits), child.bias))
     return model
 
 

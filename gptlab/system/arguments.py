@@ -11,6 +11,16 @@ from gptlab.system.files import expand_user
 BITS = {"int8": 8, "int4": 4}  # of the weights, by --precision
 
 
+def check_bits(precision: str, device: str) -> None:
+    """Check that --precision has its device.
+
+    Raises:
+        UserError: weights of few bits are asked for on another than a CPU.
+    """
+    if precision in BITS and device not in ("auto", "cpu"):
+        raise UserError(f"--precision {precision} is for a CPU: leave --device {device} out, or use bf16")
+
+
 def some_text(given: str) -> str:
     """Return `given`.
 

@@ -161,10 +161,18 @@ def test_generation_beside_another_program(
     assert found["sides"]["gptlab"]["threads"] == found["sides"][peer]["threads"]
     assert found["sides"][peer]["resident_bytes"] > 10e6
     for each in found["batches"].values():
-        assert {"time_ratio", "prefill_ratio", "decoding_ratio"} <= {*each}
+        assert {"time_ratio", "prefill_ratio"} <= {*each}
         for name in ("gptlab", peer):
             assert 0 < each[name]["min"] <= each[name]["tokens_per_sec"] <= each[name]["max"]
             assert each[name]["prefill_seconds"] > 0
+
+
+@pytest.mark.parametrize(("first", "known"), [(0.5, True), (1.0, False), (1.5, False)])
+def test_the_rest_of_a_text_is_compared_where_it_took_time(first: float, known: bool) -> None:
+    rounds = {name: [{"total": 1.0, "tokens": 4, "seconds": [0.5]}] * 2 for name in ("gptlab", "llama.cpp")}
+    found = comparison.batch_figures(1, rounds, {"gptlab": [9.0, 0.5, 0.5], "llama.cpp": [9.0, 0.5, first]})
+    assert ("decoding_ratio" in found) == known
+    assert found["time_ratio"]["median"] == 1
 
 
 def test_weights_of_few_bits_are_measured_alone_too(command: Any, overrides: tuple[str, ...]) -> None:

@@ -261,7 +261,8 @@ def batch_figures(batch: int, rounds: dict[str, list[Any]], firsts: dict[str, li
     if firsts[RUN]:
         found["prefill_ratio"] = ratio(*(firsts[name][1:] for name in sides))
         after = {name: [a - b for a, b in zip(seconds[name], firsts[name][1:], strict=True)] for name in sides}
-        found["decoding_ratio"] = ratio(*(after[name] for name in sides))
+        if min(map(min, after.values())) > 0:  # else the rounds differ by more than the tokens after the first take
+            found["decoding_ratio"] = ratio(*(after[name] for name in sides))
     return found
 
 

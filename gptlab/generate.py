@@ -220,6 +220,7 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.formats.open_model import open_model, quantised
     from gptlab.generation.answers import check_prompt, check_special, default_prompt
     from gptlab.generation.conversation import converse
+    from gptlab.generation.random_numbers import RandomNumbers
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.terminal import TokenPrinter, note_model
     from gptlab.system.accelerator import device
@@ -249,9 +250,9 @@ def run(args: argparse.Namespace) -> None:
     for opened in models if draft is None else (*models, draft):
         note_model(opened)
     if args.interactive:
-        generator, printer = torch.Generator().manual_seed(seed), TokenPrinter(args.show_probs)
+        numbers, printer = RandomNumbers(seed), TokenPrinter(args.show_probs)
         how = {"stops": args.stop, "special": args.special, "bf16_cache": in_bf16(args)}
-        converse(models[0], texts[0], args.max_new_tokens, sampling, generator, printer, **how)
+        converse(models[0], texts[0], args.max_new_tokens, sampling, numbers, printer, **how)
     else:
         answer_prompts(args, models, draft, texts, sampling, seed)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gptlab.alignment.rewards import Answer, Reward, preference_probability
 from gptlab.alignment.scoring import reply_text
@@ -103,10 +102,10 @@ def sample_preferences(
     return _preferred([(k, prompts[k % len(prompts)], found[k]) for k in sorted(found)], reward, noise, seed, pairs)
 
 
-def _uniform(seed: int, samples: Sequence[tuple[int, int]], count: int) -> torch.Tensor:
+def _uniform(seed: int, samples: Sequence[tuple[int, int]], count: int) -> np.ndarray:
     """Return `count` numbers in [0, 1) for each prompt and sample, (n, count) fp64."""
     raw = [random_numbers(seed + SAMPLES, (prompt << 32) + sample, count) for prompt, sample in samples]
-    return torch.from_numpy(as_shares(np.array(raw).reshape(-1, count)))
+    return as_shares(np.array(raw).reshape(-1, count))
 
 
 def _preferred(

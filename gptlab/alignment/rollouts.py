@@ -47,15 +47,15 @@ class Rollouts(NamedTuple):
         return (self.counted * place).amax(-1) + 2
 
 
-def uniform_numbers(seed: int, step: int, rows: int, tokens: int) -> Tensor:
+def uniform_numbers(seed: int, step: int, rows: int, tokens: int) -> np.ndarray:
     """Return the numbers that decide what is drawn in a step, (rows, tokens) float64 in [0, 1)."""
-    return torch.from_numpy(as_shares(random_numbers(seed, step, rows * tokens))).view(rows, tokens)
+    return as_shares(random_numbers(seed, step, rows * tokens)).reshape(rows, tokens)
 
 
 def roll_out(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    uniform: Tensor,
+    uniform: np.ndarray,
     ends: Collection[int],
     temperature: float = 1.0,
 ) -> Rollouts:

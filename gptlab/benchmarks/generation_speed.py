@@ -11,8 +11,9 @@ from gptlab.benchmarks.alternation import Parent, Stopwatch, about_here, memory
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import gguf, writing
 from gptlab.formats.checkpoint import ModelInfo
-from gptlab.generation.context import Context
+from gptlab.generation.context import Context, open_context
 from gptlab.generation.decoding import generate
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
@@ -61,19 +62,19 @@ def generate_in_turn(settings: Settings, parent: Parent) -> None:
         B, count = order["batch"], order["steps"]
         prompts = torch.randint(tokenizer.vocab_size, (B, order["prompt"])).tolist()
         context = contexts.get(B)
-        if context is None or context.cache is None:  # kept, since the compiled pass belongs to it
+        if context is None:  # kept, since the compiled pass belongs to it
             contexts.clear()
             backend, bf16_cache = settings.compile.backend, first["weights"] in BITS
-            context = Context(model, prompts, order["room"], backend=backend, bf16_cache=bf16_cache)
+            context = open_context(model, prompts, order["room"], backend=backend, bf16_cache=bf16_cache)
             contexts[B] = context
         else:
             context.take_back(len(context.rows[0]))
             for row, prompt in zip(context.rows, prompts, strict=True):
                 row.extend(prompt)
-        generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(B)]
+        numbers = [RandomNumbers(settings.seed + row) for row in range(B)]
         sampling = Sampling(temperature=0) if order["greedy"] else Sampling(temperature=0.8, top_k=200)
         watch = Stopwatch(torch.device("cpu"))  # tokens are drawn on the CPU, which waits for the device
-        for _ in generate(context, count, sampling, generators):
+        for _ in generate(context, count, sampling, numbers):
             watch.mark()
         parent.send(**watch.read(), tokens=count, memory=memory(device), resident=machine.resident_bytes())
 

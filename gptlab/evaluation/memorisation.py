@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.generation.context import Context
+from gptlab.generation.context import open_context
 from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 
@@ -154,8 +155,8 @@ def draw_sample(model: Model, tokenizer: Tokenizer, tokens: int, seed: int) -> s
     """
     count, generators = (
         -(-tokens // SAMPLE_ROWS),
-        [torch.Generator().manual_seed(seed + row) for row in range(SAMPLE_ROWS)],
+        [RandomNumbers(seed + row) for row in range(SAMPLE_ROWS)],
     )
-    context = Context(model, [prompt_ids(tokenizer, "\n")] * SAMPLE_ROWS, count)
+    context = open_context(model, [prompt_ids(tokenizer, "\n")] * SAMPLE_ROWS, count)
     columns = [step.tokens for step in generate(context, count, Sampling(), generators)]
-    return SEAM.join(tokenizer.decode(row) for row in torch.stack(columns, dim=1).tolist())
+    return SEAM.join(tokenizer.decode(row) for row in np.stack(columns, axis=1).tolist())

@@ -20,7 +20,8 @@ from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.reading import load_plain
 from gptlab.models import Model, ModelConfig, weights
-from gptlab.models.heads import KINDS, HeadedConfig, HeadedGPT
+from gptlab.models.heads import HeadedGPT
+from gptlab.models.other_configs import KINDS, HeadedConfig
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, write_atomically

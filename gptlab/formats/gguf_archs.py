@@ -19,7 +19,8 @@ from gptlab.formats.huggingface_gpt import GPT2
 from gptlab.formats.huggingface_llama import LLAMA, QWEN2, QWEN3
 from gptlab.formats.huggingface_names import join_weights, misfits, split_weights, with_all_of
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.layers import geometric_periods, rotary_frequencies
+from gptlab.models.layers import arange_on
+from gptlab.models.positions import geometric_periods, rotary_frequencies
 from gptlab.system.errors import UserError
 
 BLOCK = "blk.{}."
@@ -171,7 +172,8 @@ def _turned(value: Tensor, name: str, heads: dict[str, int], back: bool = False)
 
 def slowed(config: GPTConfig) -> Tensor:
     """Return by how much each pair of a head is slowed down, (D/2,)."""
-    return (1.0 / geometric_periods(config.head_size, config.rope_base)) / rotary_frequencies(config)
+    numbers = arange_on(None)
+    return (1.0 / geometric_periods(config.head_size, config.rope_base, numbers)) / rotary_frequencies(config, numbers)
 
 
 def config_from_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> tuple[GPTConfig, Family]:

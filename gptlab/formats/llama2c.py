@@ -26,7 +26,8 @@ from gptlab.formats.reading import crop_to_tokenizer, naming_path
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.layers import rotary_frequencies, rotary_table
+from gptlab.models.layers import arange_on, rotary_table
+from gptlab.models.positions import rotary_frequencies
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -263,7 +264,9 @@ def _contents(model: GPT) -> Iterator[Tensor | bytes]:
     ones = torch.ones(c.n_embd)
     for name in ORDERS[0]:
         if name == TABLES:
-            table = rotary_table(torch.arange(c.block_size), rotary_frequencies(c))  # (2, T, D), each half twice
+            table = rotary_table(
+                torch.arange(c.block_size), rotary_frequencies(c, arange_on(None))
+            )  # (2, T, D), each half twice
             yield table[..., : c.head_size // 2]
         elif name in ("embedding", "ln_f", "head"):
             ours = {"embedding": "wte.weight", "ln_f": "ln_f.weight", "head": "lm_head.weight"}[name]

@@ -24,7 +24,8 @@ from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import PassContext, alibi_slopes, attention_span, rotation_at
+from gptlab.models.layers import PassContext, arange_on, rotation_at
+from gptlab.models.positions import alibi_slopes, attention_span
 from gptlab.system.errors import UserError, amount
 
 STEPS = 64  # tokens that are read one by one, to compare
@@ -90,7 +91,7 @@ class CachedGPT(nn.Module):
         seen = (distance >= 0) & (mask[:, None] > 0)
         if c.slides or c.window:
             seen = seen & (distance < attention_span(c))
-        slopes = alibi_slopes(c.n_head)[:, None, None] if c.pos == "alibi" else torch.zeros(1, 1, 1)
+        slopes = alibi_slopes(c.n_head, arange_on(None))[:, None, None] if c.pos == "alibi" else torch.zeros(1, 1, 1)
         bias = torch.where(seen[:, None], -slopes * distance[:, None], torch.finfo(torch.float32).min)  # -inf gives nan
         rotation = rotation_at(c, t)
         context = PassContext(None if rotation is None else rotation[:, :, None], bias)

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from gptlab.data.chat.chat_format import Format
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.batch import Batch
-from gptlab.generation.context import Context
+from gptlab.generation.context import open_context
 from gptlab.generation.decoding import Step, prompt_ids, speculate
-from gptlab.generation.sampling import Sampling
+from gptlab.generation.random_numbers import RandomNumbers
+from gptlab.generation.sampling import Sampling, as_array
 from gptlab.generation.text_stream import Piece, TextStream
 from gptlab.models import Model
 from gptlab.system.errors import UserError, quoted
@@ -179,8 +180,8 @@ def draw_answers(
         sampling: how a token is drawn.
         draft: a smaller model for `speculate`.
         ahead: the number of tokens that the draft proposes at a time.
-        backend: the torch.compile backend, see `Context`.
-        bf16_cache: keep keys and values in bf16, see `Context`.
+        backend: the torch.compile backend, see `open_context`.
+        bf16_cache: keep keys and values in bf16, see `open_context`.
         probs: compute the surprisal of each token.
         width: the most answers that are drawn side by side.
 
@@ -189,12 +190,12 @@ def draw_answers(
     """
     if draft is not None:
         for answer in answers:
-            generator = torch.Generator().manual_seed(answer.seed)
+            random_numbers = RandomNumbers(answer.seed)
             context, proposer = (
-                Context(each.model, [answer.ids], max_new_tokens, ahead=ahead + 1, bf16_cache=bf16_cache)
+                open_context(each.model, [answer.ids], max_new_tokens, ahead=ahead + 1, bf16_cache=bf16_cache)
                 for each in (opened, draft)
             )
-            steps = speculate(context, proposer, max_new_tokens, sampling, generator, ahead)
+            steps = speculate(context, proposer, max_new_tokens, sampling, random_numbers, ahead)
             for _, pieces in stream_pieces(steps, [answer.stream], probs):
                 yield answer, pieces
             answer.passes = context.passes
@@ -202,11 +203,11 @@ def draw_answers(
     if not max_new_tokens:
         yield from ((answer, answer.stream.close()) for answer in answers)
         return
-    generators = [torch.Generator().manual_seed(answer.seed) for answer in answers]
+    numbers_of = [RandomNumbers(answer.seed) for answer in answers]
     batch = Batch(opened.model, [answer.ids for answer in answers], max_new_tokens, width, backend, bf16_cache)
     while numbers := batch.numbers:
         logits = batch.logits()
-        tokens = sampling.draw(logits, [generators[number] for number in numbers], batch.rows)
+        tokens = sampling.draw(logits, [numbers_of[number] for number in numbers], batch.rows)
         bits = surprisal(Step(tokens, logits)) if probs else [0.0] * len(numbers)
         streams = [answers[number].stream for number in numbers]
         for number, stream, token, each in zip(numbers, streams, tokens.tolist(), bits, strict=True):
@@ -238,6 +239,8 @@ def stream_pieces(steps: Iterator[Step], streams: list[TextStream], probs: bool)
 
 def surprisal(step: Step) -> list[float]:
     """-log2 of the model's own probability of each row's token, before any filter: bits, a number for each row."""
-    chosen = step.tokens[:, None].to(step.logits.device)
-    nats = 0 - step.logits.detach().float().log_softmax(dim=-1).gather(1, chosen)[:, 0]  # (B,)
-    return (nats / math.log(2)).tolist()
+    logits = as_array(step.logits)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    nats = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(shifted)), step.tokens]
+    found: list[float] = (nats / math.log(2)).tolist()
+    return found

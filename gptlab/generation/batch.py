@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from gptlab.generation.context import Logits, open_context
 
-from gptlab.generation.context import Context
-from gptlab.models import Model
-from gptlab.models.quantised import is_quantised
+if TYPE_CHECKING:
+    from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 
 class Batch:
@@ -24,13 +24,13 @@ class Batch:
         prompts: the tokens of each prompt, at least one.
         room: the most tokens of a continuation.
         width: the most rows of a pass.
-        backend: the torch.compile backend, see `Context`; rows then stay until all have ended.
-        bf16_cache: see `Context`.
+        backend: the torch.compile backend, see `open_context`; rows then stay until all have ended.
+        bf16_cache: see `open_context`.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | ArrayGPT,
         prompts: Sequence[Sequence[int]],
         room: int,
         width: int,
@@ -47,11 +47,10 @@ class Batch:
         self.all = [self.waiting.popleft() for _ in range(min(self.width, len(self.waiting)))]  # of the rows
         self.ended: set[int] = set()
         if self.all:
-            later = self.waiting if is_quantised(self.model) else ()
-            longest = max((len(self.prompts[i]) for i in later), default=1)
+            longest = max((len(self.prompts[i]) for i in self.waiting), default=1)
             first = [self.prompts[i] for i in self.all]
             options: dict[str, Any] = {"backend": self.backend, "bf16_cache": self.bf16_cache}
-            self.context = Context(self.model, first, self.room, longest=longest, **options)
+            self.context = open_context(self.model, first, self.room, longest=longest, **options)
 
     @property
     def numbers(self) -> list[int]:
@@ -63,7 +62,7 @@ class Batch:
         """The tokens of each of `numbers`."""
         return [row for number, row in zip(self.all, self.context.rows, strict=True) if number not in self.ended]
 
-    def logits(self) -> Tensor:
+    def logits(self) -> Logits:
         """Return the logits for the next token of each of `numbers`, (b, V)."""
         self.passes += 1
         logits = self.context.logits()[:, -1]

@@ -1,4 +1,4 @@
-"""Build a library from cpu_decoder.c. The building of a wheel runs this file alone: it imports nothing of gptlab."""
+"""Build a library from the files in c. The building of a wheel runs this file alone: it imports nothing of gptlab."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).with_name("cpu_decoder.c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+FOLDER = Path(__file__).with_name("c")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
 COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -39,6 +39,11 @@ LEVELS = {  # by the machine's name, the best first
 NATIVE = ("-march=native",)
 
 
+def source() -> str:
+    """Return the text of all files of the library."""
+    return "\n".join(file.read_text() for file in sorted(FOLDER.iterdir()))
+
+
 def compiler() -> str | None:
     """Return the path of the machine's C compiler; None: it has none."""
     return next((path for name in COMPILERS if (path := shutil.which(name))), None)
@@ -50,14 +55,11 @@ def build(command: str, flags: tuple[str, ...], target: Path) -> None:
     Args:
         command: the compiler.
         flags: the instructions to use: those of a level, or `NATIVE`.
-        target: the file to write; its folder is used for the work.
+        target: the file to write.
 
     Raises:
         OSError: the compiler cannot be started.
         subprocess.SubprocessError: it fails, or takes longer than a minute.
     """
-    made = target.with_suffix(".o")
-    steps = ([*FLAGS, *flags, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(target)])
-    for arguments in steps:  # linked without an OpenMP library, so that torch's threads are used
-        subprocess.run([command, *arguments], check=True, capture_output=True, timeout=60)
-    made.unlink()
+    arguments = (*FLAGS, *flags, "-shared", str(FOLDER / "decoder.c"), "-o", str(target), "-lm")
+    subprocess.run([command, *arguments], check=True, capture_output=True, timeout=60)

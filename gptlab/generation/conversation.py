@@ -7,13 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-import torch
-
 from gptlab.data.chat.conversations import Message
 from gptlab.formats.open_model import OpenedModel
 from gptlab.generation.answers import chat_of, check_prompt, stream_of, stream_pieces
-from gptlab.generation.context import Context
+from gptlab.generation.context import Context, open_context
 from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.terminal import TokenPrinter, note, note_speed
 from gptlab.models import Model
@@ -25,7 +24,7 @@ def converse(
     opening: str,
     max_new_tokens: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    numbers: RandomNumbers,
     printer: TokenPrinter,
     stops: Sequence[str] = (),
     special: bool = False,
@@ -40,11 +39,11 @@ def converse(
         opening: text before the first line.
         max_new_tokens: the length of one answer, in tokens.
         sampling: how a token is drawn.
-        generator: the generator of the draws, on the CPU.
+        numbers: decide the draws.
         printer: writes the answers.
         stops: the stop strings, see `TextStream`.
         special: read names of special tokens as those tokens, and keep the end of an answer, as chat models have it.
-        bf16_cache: keep keys and values in bf16, see `Context`.
+        bf16_cache: keep keys and values in bf16, see `open_context`.
 
     Raises:
         UserError: a logit is infinite or not a number.
@@ -71,7 +70,7 @@ def converse(
         elif context is None:
             ids = prompt_ids(tokenizer, opening + line + end_of_line, special)
             length = len(ids)
-            context = Context(opened.model, [ids], block_size, bf16_cache=bf16_cache)
+            context = open_context(opened.model, [ids], block_size, bf16_cache=bf16_cache)
         else:
             fresh = tokenizer.tokens[context.rows[0][-1]].endswith(b"\n")
             text = ("" if fresh else end_of_line) + line + end_of_line
@@ -86,7 +85,7 @@ def converse(
             cropped = True
         stream, started = stream_of(opened, stops, chat), time.perf_counter()
         with suppress(KeyboardInterrupt):
-            steps = generate(context, max_new_tokens, sampling, [generator])
+            steps = generate(context, max_new_tokens, sampling, [numbers])
             for _, pieces in stream_pieces(steps, [stream], printer.probs):
                 printer.show(pieces)
         printer.show(stream.close())  # the rest of an interrupted answer
@@ -107,7 +106,7 @@ def continued(model: Model, context: Context | None, ids: Sequence[int], bf16_ca
     It is not where a chat template writes an answer otherwise than the model did, or the beginning is out of sight.
     """
     if context is None or [*ids[: len(context.rows[0])]] != context.rows[0]:
-        return Context(model, [ids], model.config.block_size, bf16_cache=bf16_cache)
+        return open_context(model, [ids], model.config.block_size, bf16_cache=bf16_cache)
     for token in ids[len(context.rows[0]) :]:
         context.append([token])
     return context

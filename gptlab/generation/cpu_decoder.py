@@ -1,7 +1,7 @@
-"""A forward pass of a few tokens on a CPU, where nearly all the time goes into reading the weights.
+"""Forward passes of a GPT on a CPU, by our own library: see c/decoder.c, cpu_library.py.
 
-torch multiplies one row by a matrix at half the memory's speed, and the many small operations around it take as long
-again. cpu_decoder.c does all of them in one call, see cpu_library.py; where there is no library, torch does the work.
+Of one token, nearly all the time goes into reading the weights: torch multiplies one row by a matrix at half the
+memory's speed, and the many small operations around it take as long again. The library does all of them in one call.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import time
 from collections import defaultdict
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from gptlab.generation.cpu_library import load_library
-from gptlab.models.gpt import GPT
-from gptlab.models.kv_cache import KVCache
-from gptlab.models.layers import (
-    GATED,
-    CausalConv,
-    CausalSelfAttention,
+from gptlab.models.arrays import EMBEDDING, POSITIONS, ArrayGPT, as_floats
+from gptlab.models.gpt_config import GATED, GPTConfig
+from gptlab.models.packed import GROUP, Array, Packed
+from gptlab.models.positions import (
+    alibi_slopes,
     attention_span,
+    geometric_periods,
+    numpy_arange,
     rotary_frequencies,
     rotary_scale,
 )
-from gptlab.models.quantised import GROUP, QuantisedLinear, is_quantised
+from gptlab.system import threads
 
-MAX_TOKENS = 16  # up to here reading the weights takes most of the time
-MAX_QUANTISED = 256  # tokens of a pass where products of integers make the rest fast, too
+MOST = 256  # tokens of a pass, unless there are more rows
 SINGLE_THREAD_WEIGHTS = 1 << 21  # up to here one thread is faster than several that wait for each other
 TRIAL = 2  # passes with all threads that are compared with as many on one
 WARM_UP, FEWEST_BETWEEN, MOST_BETWEEN = 8, 128, 1024  # passes before the first trial, and between two
-NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(7)
+EMBED, NORM, LINEAR, ROTATE, ATTEND, ACTIVATE, ADD, CONVOLVE = range(8)
 ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_exact": 1, "relu": 2, "relu2": 3, "swiglu": 4}
+CAP = 5
 FLOAT, BFLOAT16, INT8, INT4 = range(4)
-LANES = 16  # floats in the widest vector register
+KEYS, QUERIES = 16, 8  # of attention.h, the latter at most
 
 
 class CStep(ctypes.Structure):
-    """The struct `Step` of cpu_decoder.c."""
+    """The struct `Step` of c/step.h."""
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("kind", "how", "n", "m", "groups", "stride", "columns", "window")),
@@ -75,21 +75,39 @@ class Teamwork:
             self.left, self.next_left, self.trial = self.next_left, min(2 * self.next_left, MOST_BETWEEN), []
 
 
-class CPUDecoder:
-    """Computes `model.head(model.features(...))` for up to `most` tokens over a KV cache, with fp32 activations.
-
-    The weights may be fp32, bf16 or quantised; they must not move or be replaced while the decoder is used.
+class Cache:
+    """What the library keeps of the tokens that it has read: position p of a row lies in column p modulo `columns`.
 
     Args:
-        model: a model for which `supports` holds.
-        cache: its KV cache, in fp32; of a quantised model perhaps in bf16.
+        rows: how many texts there are.
+        columns: for texts that are longer, at least `attention_span`, plus one for each token of a pass but its first.
+        is_bf16: keep keys and values in bf16.
     """
 
-    def __init__(self, model: GPT, cache: KVCache) -> None:
-        c = self.config = model.config
-        self.cache = cache
-        self.most = max(MAX_QUANTISED, len(cache.lengths)) if is_quantised(model) else MAX_TOKENS
-        self.referenced: list[Tensor] = []  # tensors that the steps point to
+    def __init__(self, config: GPTConfig, rows: int, columns: int, is_bf16: bool = False) -> None:
+        c = config
+        self.columns = -(-columns // KEYS) * KEYS
+        shape = (rows, c.kv_heads, self.columns, c.head_size)
+        kind = np.uint16 if is_bf16 else np.float32
+        self.keys, self.values = ([np.zeros(shape, kind) for _ in range(c.n_layer)] for _ in range(2))
+        ring = self.columns + (c.conv or 1) - 1
+        self.conv_inputs = {
+            (block, name): np.zeros((rows, ring, c.n_embd), np.float32)
+            for block in range(c.n_layer if c.conv else 0)
+            for name in ("attn", "mlp")
+        }
+
+
+class CPUDecoder:
+    """Computes the logits of up to `most` tokens, with fp32 activations, and keeps what later ones need of them.
+
+    The weights must not move or be replaced while the decoder is used.
+    """
+
+    def __init__(self, model: ArrayGPT, cache: Cache, rows: int) -> None:
+        c, self.config, self.weights_of = model.config, model.config, model.weights
+        self.cache, self.most = cache, max(MOST, rows)
+        self.referenced: list[Array] = []  # arrays that the steps point to
         self.steps: list[CStep] = []
         H, K, D = c.n_head, c.kv_heads, c.head_size
         self.x, self.h, self.h2, self.mixed = (self._buffer(c.n_embd) for _ in range(4))
@@ -97,178 +115,181 @@ class CPUDecoder:
         self.qkv, self.fc = self._buffer((H + 2 * K) * D), self._buffer(c.hidden * (2 if c.mlp in GATED else 1))
         self.hidden = self._buffer(c.hidden)
         self.widest = -(-max(c.n_embd, c.attn_width, c.hidden) // GROUP) * GROUP
-        self.scratch = torch.empty(0)
-        for i, block in enumerate(model.h):
-            self._block(i, block)
+        self.scratch = np.empty(0, np.float32)
+        self._embed()
+        for i in range(c.n_layer):
+            self._block(i)
         self.body = len(self.steps)  # the steps before the head's
-        last = self._norm(model.ln_f, self.x, self.h)
-        self._linear(model.lm_head, last, self.x)  # `__call__` puts its output elsewhere
+        last = self._norm("ln_f", self.x, self.h) if c.norm_place == "pre" else self.x
+        self._linear("lm_head", last, self.x)  # `__call__` puts its output elsewhere
+        self.outputs = [(len(self.steps) - 1, "y")]
+        if c.logit_softcap is not None:
+            self.outputs += [(len(self.steps), "x"), (len(self.steps), "y")]
+            sizes = {"n": c.vocab_size, "groups": 1, "stride": c.vocab_size}
+            self._add(ACTIVATE, self.x, self.x, how=CAP, number=c.logit_softcap, **sizes)
         self.weights = sum(step.n * step.m for step in self.steps if step.kind == LINEAR)
         self.program = (CStep * len(self.steps))(*self.steps)
         self.teamwork: dict[int, Teamwork] = defaultdict(Teamwork)  # by the number of tokens of a pass
 
-    @staticmethod
-    def supports(model: GPT, cache: KVCache) -> bool:
-        """Return whether the model can run here.
-
-        It needs contiguous fp32 or bf16 weights on a CPU, or quantised ones; no adapters, an fp32 cache, and a library.
-        """
-        if cache.device.type != "cpu" or model.lora is not None:
-            return False
-        if not is_quantised(model):
-            dtype = model.wte.weight.dtype
-            if dtype not in (torch.float32, torch.bfloat16) or cache.k[0].dtype != torch.float32:
-                return False
-            if not all(p.dtype == dtype and p.is_contiguous() for p in model.parameters()):
-                return False
-        return load_library() is not None
-
-    def __call__(self, x: Tensor, sequence: list[int], position: list[int], wanted: list[int]) -> Tensor:
-        """Return the logits of tokens before any softcap, (n, V) fp32.
+    def __call__(self, tokens: list[int], sequence: list[int], position: list[int], wanted: list[int]) -> Array:
+        """Return the logits of tokens, (n, V) fp32.
 
         Args:
-            x: the embedded tokens, (N, C); those of one row in their order.
+            tokens: at most `most`; those of one row in their order.
             sequence: the cache row of each token.
             position: the position of each token in its row.
             wanted: the n tokens whose logits are returned, in ascending order.
         """
-        n = len(wanted)
-        logits = torch.empty(n, self.config.vocab_size, dtype=torch.float32)
-        self.x[: len(x)] = x
-        self.program[-1].y = logits.data_ptr()
-        threads = torch.get_num_threads()
-        room = len(x) * self.widest + threads * (self.cache.columns + LANES)
+        N, n = len(tokens), len(wanted)
+        logits = np.empty((n, self.config.vocab_size), np.float32)
+        for step, name in self.outputs:
+            setattr(self.program[step], name, logits.ctypes.data)
+        most = threads.in_use()
+        room = max(N * self.widest, most * QUERIES * (self.cache.columns + 2 * KEYS))
         if len(self.scratch) < room:
-            self.scratch = torch.empty(room, dtype=torch.float32)
-        where = torch.tensor([sequence, position])
-        places = [t.data_ptr() for t in (*where, self.scratch)]
-        teamwork = self.teamwork[len(x)]
-        together = self.weights > SINGLE_THREAD_WEIGHTS and teamwork.together()
+            self.scratch = np.empty(room, np.float32)
+        where = np.array([tokens, sequence, position], np.int64)
+        first = where.ctypes.data
+        places = [first, first + where.strides[0], first + 2 * where.strides[0], self.scratch.ctypes.data]
+        teamwork = self.teamwork[N]
+        together = most if self.weights > SINGLE_THREAD_WEIGHTS and teamwork.together() else 1
         run, count = load_library(), len(self.program)
         begin = time.perf_counter()
-        if n == len(x):
-            run(self.program, count, *places, len(x), threads if together else 1)
+        if n == N:
+            run(self.program, count, *places, N, together)
         else:
-            run(self.program, self.body, *places, len(x), threads if together else 1)
+            run(self.program, self.body, *places, N, together)
             self.x[:n] = self.x[wanted]
             head = ctypes.byref(self.program, self.body * ctypes.sizeof(CStep))
-            run(head, count - self.body, *places, n, threads if together else 1)
+            run(head, count - self.body, *places, n, together)
         teamwork.took(time.perf_counter() - begin)
         return logits
 
-    def _buffer(self, width: int) -> Tensor:
-        return torch.zeros(self.most, width, dtype=torch.float32)
+    def _buffer(self, width: int) -> Array:
+        return np.zeros((self.most, width), np.float32)
 
-    def _pointer(self, t: Tensor | None) -> int | None:
-        if t is None:
+    def _pointer(self, array: Array | None) -> int | None:
+        if array is None:
             return None
-        self.referenced.append(t)
-        return t.data_ptr()
+        self.referenced.append(array)
+        return array.ctypes.data
 
-    def _wide(self, t: Tensor | None) -> int | None:
-        return self._pointer(None if t is None else t.detach().float().contiguous())
+    def _wide(self, name: str) -> int | None:
+        """Point to weights in fp32; to nothing where the model has none of this name."""
+        weights = self.weights_of.get(name)
+        assert not isinstance(weights, Packed)
+        return self._pointer(None if weights is None else as_floats(weights))
 
-    def _add(self, kind: int, x: Tensor, y: Tensor, **fields: Any) -> None:
+    def _add(self, kind: int, x: Array, y: Array, **fields: Any) -> None:
         self.steps.append(CStep(kind=kind, x=self._pointer(x), y=self._pointer(y), **fields))
 
-    def _norm(self, module: nn.Module, x: Tensor, y: Tensor, groups: int = 1) -> Tensor:
-        """Add a norm of x into y; returns y, or x itself where the model has no norm."""
-        if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+    def _matrix(self, name: str) -> dict[str, Any]:
+        """Return the fields of a step that say what a matrix is, and where."""
+        weight = self.weights_of[name]
+        if isinstance(weight, Packed):
+            kind, scales = INT8 if weight.bits == 8 else INT4, self._pointer(weight.scales)
+            return {"groups": kind, "w": self._pointer(weight.data), "v": scales}
+        return {"groups": FLOAT if weight.dtype == np.float32 else BFLOAT16, "w": self._pointer(weight)}
+
+    def _embed(self) -> None:
+        c, number, b = self.config, 1.0, self._wide(POSITIONS)
+        if c.pos == "sinusoidal":
+            number, b = float(np.sqrt(c.n_embd)), self._pointer(sinusoids(c.block_size, c.n_embd))
+        self._add(EMBED, self.x, self.x, n=c.n_embd, number=number, b=b, **self._matrix(EMBEDDING))
+        if c.embed_norm:
+            self._norm("ln_e", self.x, self.x)
+
+    def _norm(self, name: str, x: Array, y: Array, groups: int = 1, rms: bool = False) -> Array:
+        """Add a norm of x into y; returns y, or x itself where the model has no norm.
+
+        Args:
+            groups: vectors of a row, each of which has a norm of its own: heads.
+            rms: of root mean squares, whatever the model's other norms are.
+        """
+        c = self.config
+        if c.norm == "none" and not rms:
             return x
-        self._add(
-            NORM,
-            x,
-            y,
-            how=int(isinstance(module, nn.RMSNorm)),
-            n=module.normalized_shape[0],
-            groups=groups,
-            stride=x.stride(0),
-            number=module.eps,
-            w=self._wide(module.weight),
-            b=self._wide(getattr(module, "bias", None)),
-        )
+        n, how = c.head_size if groups > 1 or rms else c.n_embd, int(rms or c.norm == "rmsnorm")
+        w, b = self._wide(f"{name}.weight"), self._wide(f"{name}.bias")
+        strides = {"stride": x.strides[0] // x.itemsize, "groups": groups}
+        self._add(NORM, x, y, how=how, n=n, number=c.norm_eps, w=w, b=b, **strides)
         return y
 
-    def _linear(self, module: nn.Module, x: Tensor, y: Tensor, add: bool = False) -> None:
+    def _linear(self, name: str, x: Array, y: Array, add: bool = False) -> None:
         """Write a linear layer of x, or x itself where the model has no such layer, into y; with `add`, add it to y."""
-        if isinstance(module, QuantisedLinear):
-            packed = module.packed
-            kind, weight, scales = INT8 if packed.bits == 8 else INT4, packed.data, packed.scales
-        elif isinstance(module, nn.Linear):
-            weight, scales = module.weight.detach(), None
-            kind = BFLOAT16 if weight.dtype == torch.bfloat16 else FLOAT
-        else:
+        weight = self.weights_of.get(f"{name}.weight")
+        if name == "lm_head" and weight is None:
+            weight, matrix = self.weights_of[EMBEDDING], self._matrix(EMBEDDING)
+        elif weight is None:
             self._add(ADD, x, y, how=int(add), n=y.shape[1])
             return
-        n, m = module.in_features, module.out_features
-        w, v, b = self._pointer(weight), self._pointer(scales), self._wide(module.bias)
-        self._add(LINEAR, x, y, how=int(add), groups=kind, n=n, m=m, w=w, v=v, b=b)
+        else:
+            matrix = self._matrix(f"{name}.weight")
+        m, n = weight.shape
+        self._add(LINEAR, x, y, how=int(add), n=n, m=m, b=self._wide(f"{name}.bias"), **matrix)
 
-    def _block(self, i: int, block: Any) -> None:
-        c = self.config
+    def _block(self, i: int) -> None:
+        c, name = self.config, f"h.{i}"
         pre = c.norm_place == "pre"
         if c.parallel:
-            source = self._norm(block.ln_1, self.x, self.h) if pre else self.x
+            source = self._norm(f"{name}.ln_1", self.x, self.h) if pre else self.x
             if source is self.x:  # attention changes x before the MLP reads it
                 self._add(ADD, self.x, self.h, n=c.n_embd)
             has_norm = c.parallel_norms and c.norm != "none"
-            read_by_mlp = self._norm(block.ln_2, self.x, self.h2) if has_norm else self.h
-            self._attend(i, block.attn, self.h, c.residual)
-            self._mlp(i, block.mlp, read_by_mlp, add=True)
+            read_by_mlp = self._norm(f"{name}.ln_2", self.x, self.h2) if has_norm else self.h
+            self._attend(i, self.h, c.residual)
+            self._mlp(i, read_by_mlp, add=True)
             if not pre:
-                self._norm(block.ln_1, self.x, self.x)
+                self._norm(f"{name}.ln_1", self.x, self.x)
             return
         if c.has_attention:
-            self._attend(i, block.attn, self._norm(block.ln_1, self.x, self.h) if pre else self.x, c.residual)
+            self._attend(i, self._norm(f"{name}.ln_1", self.x, self.h) if pre else self.x, c.residual)
             if not pre:
-                self._norm(block.ln_1, self.x, self.x)
+                self._norm(f"{name}.ln_1", self.x, self.x)
         if c.has_mlp:
-            self._mlp(i, block.mlp, self._norm(block.ln_2, self.x, self.h) if pre else self.x, c.residual)
+            self._mlp(i, self._norm(f"{name}.ln_2", self.x, self.h) if pre else self.x, c.residual)
             if not pre:
-                self._norm(block.ln_2, self.x, self.x)
+                self._norm(f"{name}.ln_2", self.x, self.x)
 
-    def _attend(self, i: int, attn: CausalSelfAttention, x: Tensor, add: bool) -> None:
-        c = self.config
+    def _attend(self, i: int, x: Array, add: bool) -> None:
+        c, name = self.config, f"h.{i}.attn"
         H, K, D = c.n_head, c.kv_heads, c.head_size
-        self._linear(attn.c_attn, self._conv(i, attn.conv, x), self.qkv)
-        keys = self.qkv[:, H * D :]
-        self._norm(attn.q_norm, self.qkv, self.qkv, groups=H)
-        self._norm(attn.k_norm, keys, keys, groups=K)
+        self._linear(f"{name}.c_attn", self._conv(i, "attn", x), self.qkv)
+        keys, stride = self.qkv[:, H * D :], self.qkv.shape[1]
+        if c.qk_norm:
+            self._norm(f"{name}.q_norm", self.qkv, self.qkv, groups=H, rms=True)
+            self._norm(f"{name}.k_norm", keys, keys, groups=K, rms=True)
         if c.pos == "rope":
-            b, number = self._wide(rotary_frequencies(c)), rotary_scale(c)
-            sizes = {"n": D, "m": c.rotary_size, "groups": H + K, "stride": self.qkv.stride(0)}
-            self._add(ROTATE, self.qkv, self.qkv, **sizes, number=number, b=b)
-        self._add(
-            ATTEND,
-            self.qkv,
-            self.y,
-            how=int(self.cache.k[i].dtype == torch.bfloat16),
-            n=D,
-            m=H,
-            groups=K,
-            stride=self.qkv.stride(0),
-            columns=self.cache.columns,
-            window=attention_span(c),
-            number=attn.scale,
-            w=self._pointer(self.cache.k[i]),
-            v=self._pointer(self.cache.v[i]),
-            b=self._wide(self.cache.slopes),
-        )
-        self._linear(attn.c_proj, self.y, self.x, add)
+            b = self._pointer(rotary_frequencies(c))
+            sizes = {"n": D, "m": c.rotary_size, "groups": H + K, "stride": stride}
+            self._add(ROTATE, self.qkv, self.qkv, **sizes, number=rotary_scale(c), b=b)
+        kept = self.cache.keys[i], self.cache.values[i]
+        sizes = {"n": D, "m": H, "groups": K, "stride": stride, "columns": self.cache.columns}
+        sizes |= {"how": int(kept[0].dtype == np.uint16), "window": attention_span(c)}
+        number = D**-0.5 if c.attn_scale else 1.0
+        w, v = map(self._pointer, kept)
+        b = self._pointer(np.float32(alibi_slopes(H))) if c.pos == "alibi" else None
+        self._add(ATTEND, self.qkv, self.y, number=number, w=w, v=v, b=b, **sizes)
+        self._linear(f"{name}.c_proj", self.y, self.x, add)
 
-    def _conv(self, i: int, conv: CausalConv | None, x: Tensor) -> Tensor:
+    def _conv(self, i: int, name: str, x: Array) -> Array:
         """Add a causal convolution of x; returns its output, or x itself where the model has no convolution."""
-        if conv is None:
+        if not self.config.conv:
             return x
-        read, weight = self.cache.conv_inputs[i, conv.name], conv.weight[:, 0]
-        w, v = self._wide(weight), self._pointer(read)
-        self._add(CONVOLVE, x, self.mixed, n=read.shape[2], m=len(weight), columns=read.shape[1], w=w, v=v)
+        read, w = self.cache.conv_inputs[i, name], self._wide(f"h.{i}.{name}.conv.weight")
+        sizes = {"n": read.shape[2], "m": self.config.conv, "columns": read.shape[1]}
+        self._add(CONVOLVE, x, self.mixed, w=w, v=self._pointer(read), **sizes)
         return self.mixed
 
-    def _mlp(self, i: int, mlp: Any, x: Tensor, add: bool) -> None:
-        self._linear(mlp.c_fc, self._conv(i, mlp.conv, x), self.fc)
-        how, groups = ACTIVATIONS[self.config.mlp], 2 if mlp.gated else 1
-        self._add(
-            ACTIVATE, self.fc, self.hidden, how=how, n=self.config.hidden, groups=groups, stride=self.fc.stride(0)
-        )
-        self._linear(mlp.c_proj, self.hidden, self.x, add)
+    def _mlp(self, i: int, x: Array, add: bool) -> None:
+        c, name = self.config, f"h.{i}.mlp"
+        self._linear(f"{name}.c_fc", self._conv(i, "mlp", x), self.fc)
+        sizes = {"n": c.hidden, "groups": 2 if c.mlp in GATED else 1, "stride": self.fc.shape[1]}
+        self._add(ACTIVATE, self.fc, self.hidden, how=ACTIVATIONS[c.mlp], **sizes)
+        self._linear(f"{name}.c_proj", self.hidden, self.x, add)
+
+
+def sinusoids(T: int, C: int) -> Array:
+    """Return what `layers.sinusoids` does of positions 0 to T - 1, (T, C)."""
+    turns = numpy_arange(T)[:, None] / geometric_periods(C, 10_000.0)
+    return np.stack((np.sin(turns), np.cos(turns)), axis=-1).reshape(T, -1)[:, :C].copy()

@@ -5,40 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.conversations import Message
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.generation.context import Context
-from gptlab.generation.sampling import Sampling, invert_cdf, uniform_numbers
+from gptlab.generation.context import Context, Logits
+from gptlab.generation.random_numbers import RandomNumbers
+from gptlab.generation.sampling import Array, Sampling, invert_cdf
 
 
 class Step(NamedTuple):
     """A new token for each row."""
 
-    tokens: Tensor
-    """The tokens, (B,) int64 on the CPU."""
-    logits: Tensor
+    tokens: Array
+    """The tokens, (B,) int64."""
+    logits: Logits
     """The model's logits for them before any filter, (B, V)."""
 
 
 def generate(
-    context: Context, max_new_tokens: int, sampling: Sampling, generators: Sequence[torch.Generator]
+    context: Context, max_new_tokens: int, sampling: Sampling, numbers: Sequence[RandomNumbers]
 ) -> Iterator[Step]:
     """Append up to `max_new_tokens` tokens to each row, and yield them as soon as they are drawn.
 
     Args:
-        generators: one for each row, on the CPU, so that a seed gives the same draws on every device and in any batch.
+        numbers: for each row, so that a seed gives the same draws on every device and in any batch.
 
     Raises:
         UserError: a logit is infinite or not a number.
     """
     for _ in range(max_new_tokens):
         logits = context.logits()[:, -1]
-        tokens = sampling.draw(logits, generators, context.rows)
-        context.append(tokens)
+        tokens = sampling.draw(logits, numbers, context.rows)
+        context.append(tokens.tolist())
         yield Step(tokens, logits)
 
 
@@ -47,7 +47,7 @@ def speculate(
     draft: Context,
     max_new_tokens: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    numbers: RandomNumbers,
     ahead: int = 4,
 ) -> Iterator[Step]:
     """Speculative decoding of one row: the draft proposes `ahead` tokens, and the model checks them in one pass.
@@ -69,7 +69,7 @@ def speculate(
         proposed, q = [], []
         for _ in range(count):
             q.append(sampling.probabilities(draft.logits()[:, -1], draft.rows)[0])
-            proposed.append(int(invert_cdf(q[-1][None], uniform_numbers([generator]))))
+            proposed.append(_draw(q[-1], numbers))
             draft.append(proposed[-1:])
         before = len(context.rows[0])
         for token in proposed:
@@ -77,17 +77,21 @@ def speculate(
         logits = context.logits(count + 1)[0]  # (count + 1, V)
         for i in range(count + 1):
             p = sampling.probabilities(logits[i, None], [context.rows[0][: before + i]])[0]
-            accepted = i < count and bool(uniform_numbers([generator]) * q[i][proposed[i]] < p[proposed[i]])
-            rest = (p - q[i]).clamp(min=0) if i < count else p
-            token = proposed[i] if accepted else int(invert_cdf(rest[None], uniform_numbers([generator])))
+            accepted = i < count and bool(numbers.draw() * q[i][proposed[i]] < p[proposed[i]])
+            rest = (p - q[i]).clip(0) if i < count else p
+            token = proposed[i] if accepted else _draw(rest, numbers)
             if not accepted:
                 for each in (context, draft):
                     each.take_back(count - i)
                     each.append([token])
             done += 1
-            yield Step(torch.tensor([token]), logits[i, None])
+            yield Step(np.array([token]), logits[i, None])
             if not accepted:
                 break
+
+
+def _draw(probabilities: Array, numbers: RandomNumbers) -> int:
+    return int(invert_cdf(probabilities[None], np.array([numbers.draw()]))[0])
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, special: bool = False, chat: Format | None = None) -> list[int]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 from tqdm import tqdm
 
 from gptlab.generation.batch import Batch
-from gptlab.generation.sampling import Sampling, invert_cdf
+from gptlab.generation.sampling import Array, Sampling, invert_cdf
 from gptlab.models import Model
 
 GREEDY = Sampling(temperature=0)
@@ -27,14 +26,13 @@ class Reply(NamedTuple):
     """The log-probability of each token in the distribution that it was drawn from, filters and all."""
 
 
-@torch.no_grad()
 def draw_replies(
     model: Model,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     ends: Collection[int],
     sampling: Sampling = GREEDY,
-    uniform: Tensor | None = None,
+    uniform: Array | None = None,
     batch_size: int = 256,
     bar: bool = False,
 ) -> list[Reply]:
@@ -61,11 +59,11 @@ def draw_replies(
             some = [order[number] for number in numbers]
             probabilities = sampling.probabilities(batch.logits(), batch.rows)  # (b, V)
             if uniform is None:
-                tokens = probabilities.argmax(dim=-1)
+                tokens = probabilities.argmax(axis=-1)
             else:
                 places = [len(replies[i].ids) for i in some]
-                tokens = invert_cdf(probabilities, uniform[some, places].double())
-            chosen = probabilities.gather(1, tokens[:, None])[:, 0].log()
+                tokens = invert_cdf(probabilities, uniform[some, places])
+            chosen = np.log(probabilities[np.arange(len(tokens)), tokens])
             drawn = tokens.tolist()
             for i, token, log_prob in zip(some, drawn, chosen.tolist(), strict=True):
                 replies[i].ids.append(token)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.system.errors import UserError
 
+Array = np.ndarray[Any, Any]
 
-def _check_finite(best: Tensor) -> None:
-    if not best.isfinite().all():
+
+def as_array(logits: Any) -> Array:
+    """Return logits of torch or of numpy as an array, (B, V) fp64."""
+    if not isinstance(logits, np.ndarray):
+        logits = logits.detach().cpu().double().numpy()
+    found: Array = logits.astype(np.float64, copy=False)
+    return found
+
+
+def _check_finite(best: Array) -> None:
+    if not np.isfinite(best).all():
         raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")
 
 
@@ -50,72 +61,73 @@ class Sampling:
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p}: must be at least 0 and at most 1")
 
-    def probabilities(self, logits: Tensor, rows: Sequence[Sequence[int]] = ()) -> Tensor:
-        """Return the distribution that the next token of each row is drawn from, (B, V) fp64 on the CPU.
+    def probabilities(self, logits: Any, rows: Sequence[Sequence[int]] = ()) -> Array:
+        """Return the distribution that the next token of each row is drawn from, (B, V) fp64.
 
         Args:
-            logits: the model's logits, (B, V).
+            logits: the model's logits, (B, V), of torch or of numpy.
             rows: the tokens of each row so far, for the repetition penalty.
 
         Raises:
             UserError: a logit is infinite or not a number.
         """
-        logits = logits.detach().cpu().double()
+        logits = as_array(logits)
         if self.repetition_penalty != 1.0:
-            logits = logits.clone()
+            logits = logits.copy()
             for row, tokens in zip(logits, rows, strict=True):
-                seen = torch.tensor(sorted(set(tokens)))
-                row[seen] = torch.where(
-                    row[seen] > 0, row[seen] / self.repetition_penalty, row[seen] * self.repetition_penalty
-                )
-        best = logits.max(dim=-1, keepdim=True)
-        _check_finite(best.values)
+                seen = sorted(set(tokens))
+                some = row[seen]
+                row[seen] = np.where(some > 0, some / self.repetition_penalty, some * self.repetition_penalty)
+        best = logits.max(axis=-1, keepdims=True)
+        _check_finite(best)
         if self.temperature == 0:
-            return torch.zeros_like(logits).scatter(-1, best.indices, 1.0)
-        logits = (logits - best.values) / self.temperature  # no overflow, however low the temperature
+            chosen = np.zeros_like(logits)
+            np.put_along_axis(chosen, logits.argmax(axis=-1)[:, None], 1.0, axis=-1)
+            return chosen
+        with np.errstate(over="ignore"):  # to minus infinity, however low the temperature
+            logits = (logits - best) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            kept = logits.topk(self.top_k)
-            logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
-        probabilities = logits.softmax(dim=-1)
+            rest = np.argpartition(-logits, self.top_k - 1, axis=-1)[:, self.top_k :]
+            np.put_along_axis(logits, rest, -np.inf, axis=-1)
+        probabilities = np.exp(logits)
+        probabilities /= probabilities.sum(axis=-1, keepdims=True)
         if self.top_p is not None and self.top_p < 1:
-            ordered, order = probabilities.sort(dim=-1, descending=True)
-            before = ordered.cumsum(dim=-1) - ordered  # the sum over all more probable tokens
-            probabilities = probabilities.scatter(-1, order, ordered.masked_fill(before >= self.top_p, 0.0))
+            order = np.argsort(-probabilities, axis=-1)
+            ordered = np.take_along_axis(probabilities, order, axis=-1)
+            before = ordered.cumsum(axis=-1) - ordered  # the sum over all more probable tokens
+            ordered[before >= self.top_p] = 0.0
+            np.put_along_axis(probabilities, order, ordered, axis=-1)
         if self.min_p is not None:
-            least = self.min_p * probabilities.max(dim=-1, keepdim=True).values
-            probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-        return probabilities / probabilities.sum(dim=-1, keepdim=True)
+            least = self.min_p * probabilities.max(axis=-1, keepdims=True)
+            probabilities[probabilities < least] = 0.0
+        return probabilities / probabilities.sum(axis=-1, keepdims=True)
 
-    def draw(self, logits: Tensor, generators: Sequence[torch.Generator], rows: Sequence[Sequence[int]] = ()) -> Tensor:
-        """Draw a token for each row, (B,) int64, with the row's own generator: other rows do not change its tokens.
+    def draw(self, logits: Any, numbers: Sequence[RandomNumbers], rows: Sequence[Sequence[int]] = ()) -> Array:
+        """Draw a token for each row, (B,) int64, by the row's own numbers: other rows do not change its tokens.
 
         Args:
-            logits: the model's logits, (B, V).
-            generators: one for each row, on the CPU.
+            logits: the model's logits, (B, V), of torch or of numpy.
+            numbers: for each row.
             rows: the tokens of each row so far, for the repetition penalty.
 
         Raises:
             UserError: a logit is infinite or not a number.
         """
         if self.temperature == 0 and self.repetition_penalty == 1.0:
-            best = logits.max(dim=-1)
-            _check_finite(best.values)
-            return best.indices.cpu()
-        return invert_cdf(self.probabilities(logits, rows), uniform_numbers(generators))
+            tokens = logits.argmax(-1)  # on the device
+            tokens = tokens if isinstance(tokens, np.ndarray) else tokens.cpu().numpy()
+            _check_finite(as_array(logits[np.arange(len(tokens)), tokens]))
+            return tokens
+        return invert_cdf(self.probabilities(logits, rows), np.array([each.draw() for each in numbers]))
 
 
-def uniform_numbers(generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw a number from each generator, (B,) fp64 in [0, 1)."""
-    return torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
-
-
-def invert_cdf(probabilities: Tensor, u: Tensor) -> Tensor:
+def invert_cdf(probabilities: Array, u: Array) -> Array:
     """Return each row's first token whose cumulative probability exceeds a share of the row's sum, (B,) int64.
 
     Args:
         probabilities: (B, V), not necessarily normalised.
         u: the shares, (B,) in [0, 1).
     """
-    sums = probabilities.cumsum(dim=-1)
-    whole = sums[:, -1:]
-    return torch.searchsorted(sums, (u[:, None] * whole).minimum(whole.nextafter(torch.zeros(()))), right=True)[:, 0]
+    sums = probabilities.cumsum(axis=-1)
+    shares = np.minimum(u * sums[:, -1], np.nextafter(sums[:, -1], 0))
+    return np.array([each.searchsorted(share, side="right") for each, share in zip(sums, shares, strict=True)])

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from gptlab.models.bigram import Bigram, BigramConfig
-from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT, language_model
+from gptlab.models.other_configs import BigramConfig, HeadConfig, HeadedConfig
 from gptlab.system.errors import UserError, did_you_mean
 
-Model = GPT | Bigram
-Network = Model | HeadedGPT
-"""What a run may train."""
+if TYPE_CHECKING:
+    from gptlab.models.bigram import Bigram as Bigram
+    from gptlab.models.gpt import GPT as GPT
+    from gptlab.models.heads import HeadedGPT as HeadedGPT
+    from gptlab.models.networks import Model as Model
+    from gptlab.models.networks import Network as Network
+    from gptlab.models.networks import build as build
+    from gptlab.models.networks import matrices as matrices
+
+NETWORKS = ("GPT", "Bigram", "HeadedGPT", "Model", "Network", "build", "matrices")  # see `__getattr__`
 ModelConfig = GPTConfig | BigramConfig
 
 LARGEST_NUMBER = 1 << 24  # in a config: no model has more tokens, positions or anything else
@@ -33,21 +36,13 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float)
 CONFIGS: dict[str, type[GPTConfig] | type[BigramConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
 
 
-def build(config: ModelConfig) -> Model:
-    """Return a freshly initialised model; its random numbers come from torch's generator."""
-    return GPT(config) if isinstance(config, GPTConfig) else Bigram(config)
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is used: torch takes longer to import than all else that generating needs."""
+    if name not in NETWORKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gptlab.models import networks
 
-
-def matrices(model: Model | HeadedGPT) -> dict[nn.Parameter, tuple[int, ...]]:
-    """Map each trained matrix of the model's blocks to the row counts of the projections stacked in it."""
-    gpt = language_model(model)
-    if not isinstance(gpt, GPT):
-        return {}
-    return {
-        each.weight: gpt.config.stacked.get(name.split(".")[-1], (each.out_features,))  # type: ignore[misc]
-        for name, each in gpt.h.named_modules()
-        if isinstance(each, nn.Linear) and each.weight.requires_grad
-    }
+    return getattr(networks, name)
 
 
 def config_class(name: object) -> type[GPTConfig] | type[BigramConfig]:

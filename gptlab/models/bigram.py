@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-from gptlab.system.errors import UserError
-
-
-@dataclass(frozen=True)
-class BigramConfig:
-    vocab_size: int
-    block_size: int = 8
-    """Positions per training example; the model itself looks back at one token only."""
-
-    def __post_init__(self) -> None:
-        for field in ("vocab_size", "block_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"model.{field}={getattr(self, field)}: must be at least 1")
+from gptlab.models.other_configs import BigramConfig
 
 
 class Bigram(nn.Module):

@@ -16,12 +16,12 @@ from gptlab.models.kv_cache import KVCache
 from gptlab.models.layers import (
     LINEAR_LAYERS,
     Block,
-    attention_span,
     first_pass,
     make_norm,
     packed_pass,
     sinusoids,
 )
+from gptlab.models.positions import attention_span
 
 if TYPE_CHECKING:
     from gptlab.models.lora import LoRAConfig

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptlab.models.attention import ATTENTIONS
-from gptlab.models.layers import ACTIVATIONS, GATED, NORMS, POSITIONS, ROPE_SCALINGS
 from gptlab.system.errors import UserError
 
+GATED = ("swiglu", "geglu")
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "norm": NORMS,
+    "norm": ("layernorm", "rmsnorm", "none"),
     "norm_place": ("pre", "post"),
-    "pos": POSITIONS,
-    "mlp": (*ACTIVATIONS, "none"),
-    "attention": (*ATTENTIONS, "none"),
+    "pos": ("learned", "rope", "alibi", "sinusoidal", "none"),
+    "mlp": ("gelu", "gelu_exact", "relu", "relu2", *GATED, "none"),
+    "attention": ("sdpa", "manual", "per_head", "none"),
     "init": ("gpt2", "torch"),
-    "rope_scaling": (None, *ROPE_SCALINGS),
+    "rope_scaling": (None, "linear", "llama3", "yarn"),
 }
 AT_LEAST_ONE = (
     *("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "n_kv_head", "n_inner", "window"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gptlab.models.layers import PassContext, alibi_slopes, attention_bias, attention_span, rotation_at
+from gptlab.models.layers import PassContext, arange_on, attention_bias, rotation_at
+from gptlab.models.positions import alibi_slopes, attention_span
 
 if TYPE_CHECKING:
     from gptlab.models.gpt_config import GPTConfig
@@ -64,7 +65,7 @@ class KVCache:
             for block in range(config.n_layer if config.conv else 0)
             for name in ("attn", "mlp")
         }
-        self.slopes = alibi_slopes(config.n_head, self.device) if config.pos == "alibi" else None
+        self.slopes = alibi_slopes(config.n_head, arange_on(self.device)) if config.pos == "alibi" else None
 
     def fix_shapes(self) -> Tensor:
         """Return the rows' lengths as a tensor, (B,) int64, which passes read from now on.

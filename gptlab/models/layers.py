@@ -5,9 +5,10 @@ B T C: batch, positions, n_embd. H, K: query heads, key and value heads. D: head
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,16 @@ from torch.nn import functional as F
 
 from gptlab.models.attention import ATTENTIONS
 from gptlab.models.dropout import NO_DROPOUT, Drop
+from gptlab.models.gpt_config import GATED, GPTConfig
 from gptlab.models.low_rank import AdaptedLinear
-
-if TYPE_CHECKING:
-    from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.positions import (
+    Arange,
+    alibi_slopes,
+    attention_span,
+    geometric_periods,
+    rotary_frequencies,
+    rotary_scale,
+)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -39,11 +46,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": gelu,
 }
-GATED = ("swiglu", "geglu")
-NORMS = ("layernorm", "rmsnorm", "none")
-POSITIONS = ("learned", "rope", "alibi", "sinusoidal", "none")
-ROPE_SCALINGS = ("linear", "llama3", "yarn")
 LINEAR_LAYERS = 4  # of a block: attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
+
+
+def arange_on(device: torch.device | None) -> Arange:
+    """Return the `arange` that the functions of positions.py take: its tensors are on `device`."""
+    return functools.partial(torch.arange, dtype=torch.float32, device=device)
 
 
 class PassContext(NamedTuple):
@@ -72,7 +80,7 @@ def first_pass(config: GPTConfig, T: int, device: torch.device) -> PassContext:
     """Return the context of a pass without a cache, over the first T tokens of a text."""
     t = torch.arange(T, device=device)
     window = None if attention_span(config) >= T else attention_span(config)
-    slopes = alibi_slopes(config.n_head, device) if config.pos == "alibi" else None
+    slopes = alibi_slopes(config.n_head, arange_on(device)) if config.pos == "alibi" else None
     plain = window is None and slopes is None
     return PassContext(rotation_at(config, t), None if plain else attention_bias(t, t, window or T, slopes)[None])
 
@@ -85,23 +93,18 @@ def packed_pass(config: GPTConfig, places: Tensor) -> PassContext:
     """
     texts = (places == 0).cumsum(1)
     t = torch.arange(places.shape[1], device=places.device)
-    slopes = alibi_slopes(config.n_head, places.device) if config.pos == "alibi" else None
+    slopes = alibi_slopes(config.n_head, arange_on(places.device)) if config.pos == "alibi" else None
     bias = attention_bias(t, t, attention_span(config), slopes)  # distances are the same in a row and in a text
     bias = bias.masked_fill((texts[:, :, None] != texts[:, None])[:, None], float("-inf"))  # (B, 1 or H, T, T)
     rotation = rotation_at(config, places)  # (2, B, T, D)
     return PassContext(None if rotation is None else rotation[:, :, None], bias, places=places)
 
 
-def attention_span(config: GPTConfig) -> int:
-    """Return how many positions a token attends to at most, itself included."""
-    return min(config.window or config.block_size, config.block_size)
-
-
 def rotation_at(config: GPTConfig, t: Tensor) -> Tensor | None:
     """Return `rotary_table` at positions t, or None if the model does not use rotary embeddings."""
     if config.pos != "rope":
         return None
-    return rotary_table(t, rotary_frequencies(config, t.device)) * rotary_scale(config)
+    return rotary_table(t, rotary_frequencies(config, arange_on(t.device))) * rotary_scale(config)
 
 
 def rotary_table(t: Tensor, frequencies: Tensor) -> Tensor:
@@ -116,59 +119,9 @@ def rotary_table(t: Tensor, frequencies: Tensor) -> Tensor:
     return torch.stack((turns.cos(), turns.sin()))
 
 
-def rotary_frequencies(config: GPTConfig, device: torch.device | None = None) -> Tensor:
-    """Return by how many radians each pair of a head turns in a position, (R/2,); see `GPTConfig.rope_scaling`.
-
-    Each number is rounded as in `transformers`: what is lost here is multiplied by the position.
-    """
-    periods = geometric_periods(config.rotary_size, config.rope_base, device)
-    frequencies, factor = 1.0 / periods, config.rope_factor
-    if config.rope_scaling == "linear":
-        return frequencies / factor
-    if config.rope_scaling == "llama3":
-        assert config.rope_original_size is not None
-        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
-        turns = config.rope_original_size / (2 * math.pi / frequencies)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return (1 - kept) * frequencies / factor + kept * frequencies
-    if config.rope_scaling == "yarn":
-        kept = 1 - yarn_ramp(config, device)
-        return 1.0 / (factor * periods) * (1 - kept) + frequencies * kept
-    return frequencies
-
-
-def yarn_ramp(config: GPTConfig, device: torch.device | None = None) -> Tensor:
-    """Return YaRN's share of the slowing down for each pair, (R/2,): from none at the fast ones to all at the slow."""
-    R, original = config.rotary_size, config.rope_original_size
-    assert original is not None
-
-    def pair_that_turns(times: float) -> float:
-        """Return which pair turns so many times in the original size; a fraction, perhaps outside of the head."""
-        return R * (math.log(original / (2 * math.pi)) - math.log(times)) / (2 * math.log(config.rope_base))
-
-    first = max(math.floor(pair_that_turns(config.rope_beta_fast)), 0)
-    last = min(math.ceil(pair_that_turns(config.rope_beta_slow)), R - 1)
-    width = last - first or 0.001
-    return ((torch.arange(R // 2, dtype=torch.float32, device=device) - first) / width).clamp(0, 1)
-
-
-def rotary_scale(config: GPTConfig) -> float:
-    """Return by what rotated queries and keys are multiplied: 1, but for yarn (its paper's equation 22)."""
-    if config.rope_scaling != "yarn":
-        return 1.0
-    if config.rope_attention_factor is not None:
-        return config.rope_attention_factor
-    return 0.1 * math.log(max(config.rope_factor, 1.0)) + 1.0
-
-
-def geometric_periods(D: int, base: float, device: torch.device | None = None) -> Tensor:
-    """Return base^(2i/D) for pairs i, (ceil(D/2),), as in Vaswani et al. 2017, 3.5."""
-    return base ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
-
-
 def sinusoids(t: Tensor, C: int) -> Tensor:
     """Return the sines (even columns) and cosines (odd columns) of t / `geometric_periods`, (..., T, C)."""
-    turns = t[..., None] / geometric_periods(C, 10_000.0, t.device)
+    turns = t[..., None] / geometric_periods(C, 10_000.0, arange_on(t.device))
     return torch.stack((turns.sin(), turns.cos()), dim=-1).flatten(-2)[..., :C]
 
 
@@ -183,18 +136,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     turned = (turned * cos + torch.cat((-second, first), dim=-1) * sin).type_as(x)
     return turned if still is None else torch.cat((turned, still), dim=-1)
-
-
-def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
-    """Return ALiBi's slopes, (H,): 2^(-8/H), 2^(-16/H), ..., 2^-8 if H is a power of two.
-
-    Otherwise the slopes of the next smaller power of two n, then the first, third, ... of 2 n, as in the code of
-    Press et al. 2022 (https://arxiv.org/abs/2108.12409).
-    """
-    n = 2 ** int(math.log2(n_head))
-    regular = torch.arange(1, n + 1, dtype=torch.float32, device=device) * (8 / n)
-    between = (torch.arange(n_head - n, dtype=torch.float32, device=device) * 2 + 1) * (4 / n)
-    return 2.0 ** -torch.cat((regular, between))
 
 
 def attention_bias(t: Tensor, keys: Tensor, window: int, slopes: Tensor | None) -> Tensor:

@@ -17,8 +17,9 @@ from gptlab import models
 from gptlab.models import Model, ModelConfig
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
-from gptlab.models.heads import HeadConfig, HeadedConfig, HeadedGPT
+from gptlab.models.heads import HeadedGPT
 from gptlab.models.low_rank import Adapted
+from gptlab.models.other_configs import HeadConfig, HeadedConfig
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)

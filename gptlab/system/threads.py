@@ -9,6 +9,7 @@ read the environment when torch is imported. Nothing in this module imports torc
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -72,3 +73,11 @@ def _quota(folder: Path) -> tuple[int, int] | None:
         quota_, period_ = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return (quota_, period_) if quota_ > 0 else None
     return None
+
+
+def in_use() -> int:
+    """Return how many threads torch computes with; where it is not imported, as many as it would."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return int(torch.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(wanted) if wanted.isdecimal() and int(wanted) else cores()

@@ -15,8 +15,9 @@ from gptlab.distributed import sharding
 from gptlab.models import Model, Network
 from gptlab.models.freezing import train_only
 from gptlab.models.gpt import GPT
-from gptlab.models.heads import HeadConfig, HeadedGPT, has_logits
+from gptlab.models.heads import HeadedGPT, has_logits
 from gptlab.models.lora import add_adapters, train_new_rows
+from gptlab.models.other_configs import HeadConfig
 from gptlab.system.errors import UserError
 from gptlab.training.datamodule import RunData
 from gptlab.training.example_datamodule import ExampleDataModule

@@ -12,7 +12,7 @@ from gptlab.alignment.losses import DPO_VARIANTS, NORMALISATIONS, RATIOS
 from gptlab.alignment.rewards import open_reward
 from gptlab.data.chat.encoding import TOO_LONG
 from gptlab.models.freezing import PARTS
-from gptlab.models.heads import POSITIONS
+from gptlab.models.other_configs import POSITIONS
 from gptlab.system.errors import UserError, did_you_mean
 
 LOSS_ON = ("answers", "all")

@@ -65,7 +65,8 @@ def test_bf16_logits_become_fp32_before_anything_is_computed(targets: Tensor) ->
 def test_they_are_those_that_the_sampler_draws_from(targets: Tensor, temperature: float) -> None:
     """Fault 12: at temperature 1, those of a sample drawn at 0.8 are another policy's."""
     x = logits()
-    drawn_from = Sampling(temperature=temperature).probabilities(x.flatten(0, 1)).view(B, T, V).log()
+    probabilities = Sampling(temperature=temperature).probabilities(x.flatten(0, 1))
+    drawn_from = torch.from_numpy(probabilities).view(B, T, V).log()
     torch.testing.assert_close(log_probabilities(x, temperature).double(), drawn_from, atol=5e-6, rtol=1e-6)
     counted = targets != IGNORED
     expected = drawn_from.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(~counted, 0)

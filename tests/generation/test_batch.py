@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gptlab.generation.batch import Batch
-from gptlab.generation.context import Context
 from gptlab.models import build
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.quantised import quantise
+from tests.generation.contexts import context_for, logits_of
 from tests.generation.test_cpu_decoder import texts
 from tests.models.test_switches import V, lively
 
@@ -26,9 +26,9 @@ MODELS = {
 
 
 def alone(model: Any, prompt: list[int], count: int) -> list[int]:
-    context = Context(model, [prompt], count)
+    context = context_for(model, [prompt], count)
     for _ in range(count):
-        context.append(context.logits()[:, -1].argmax(dim=-1))
+        context.append(logits_of(context)[:, -1].argmax(dim=-1).tolist())
     return context.rows[0][-count:]
 
 
@@ -38,7 +38,7 @@ def continued(model: Any, prompts: list[list[int]], width: int, **options: Any) 
     widths = []
     while numbers := batch.numbers:
         widths.append(len(numbers))
-        tokens = batch.logits().argmax(dim=-1).tolist()
+        tokens = batch.logits().argmax(-1).tolist()
         for number, token, row in zip(numbers, tokens, batch.rows, strict=True):
             assert row[-1] == (found[number] or prompts[number])[-1]
             found[number].append(token)
@@ -62,7 +62,7 @@ def test_rows_are_always_taken_where_a_pass_costs_what_its_tokens_do() -> None:
     total = sum(number % ROOM + 1 for number in range(len(prompts)))
     _, widths = continued(MODELS["quantised"](block_size=20), prompts, 3)
     assert widths[: total // 3 - 2] == [3] * (total // 3 - 2)
-    _, others = continued(MODELS["cpu_decoder"](block_size=20), prompts, 3)
+    _, others = continued(MODELS["torch"](block_size=20), prompts, 3)
     assert len(others) > len(widths)
 
 
@@ -72,23 +72,23 @@ def test_a_window_that_is_full_goes_on_beside_others(kind: str) -> None:
     model, prompts = MODELS[kind](block_size=8), texts(*LENGTHS)
     found, _ = continued(model, prompts, 4)
     assert found == [alone(model, prompt, number % ROOM + 1) for number, prompt in enumerate(prompts)]
-    cropped = Context(model, [prompts[3]], ROOM, cache=False)
+    cropped = context_for(model, [prompts[3]], ROOM, cache=False)
     for token in found[3]:
-        assert int(cropped.logits()[:, -1].argmax()) == token
+        assert int(logits_of(cropped)[:, -1].argmax()) == token
         cropped.append([token])
 
 
 def test_tokens_can_be_taken_back_from_a_window_that_has_moved() -> None:
     model = MODELS["quantised"](block_size=8)
-    context = Context(model, texts(7), 6)
+    context = context_for(model, texts(7), 6)
     for token in (3, 1, 4, 1):
-        context.logits()
+        logits_of(context)
         context.append([token])
-    context.logits()
+    logits_of(context)
     context.take_back(2)
     context.append([5])
-    fresh = Context(model, [[*texts(7)[0], 3, 1, 5][-8:]], 1)
-    assert torch.equal(context.logits(), fresh.logits())
+    fresh = context_for(model, [[*texts(7)[0], 3, 1, 5][-8:]], 1)
+    assert torch.equal(logits_of(context), logits_of(fresh))
 
 
 def test_rows_that_are_compiled_stay_until_all_have_ended() -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from gptlab.generation import c_build, cpu_decoder, cpu_library
-from gptlab.generation.context import Context
-from gptlab.generation.cpu_decoder import MAX_TOKENS, CPUDecoder
+from gptlab.generation.cpu_decoder import CPUDecoder
 from gptlab.generation.cpu_library import load_library, ready_library
 from gptlab.generation.decoding import generate
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
+from tests.generation.contexts import context_for, is_ours, logits_of
 from tests.models.test_switches import ROWS, Row, T, V, each, lively
 
 needs_library = pytest.mark.skipif(load_library() is None, reason="no C compiler here")
@@ -34,13 +35,13 @@ def texts(*lengths: int, seed: int = 3) -> list[list[int]]:
 def assert_same(model: Any, prompts: list[list[int]], count: int, dtype: torch.dtype) -> None:
     """Check that the logits are about as close to fp64's as torch's are, within a block and beyond."""
     model = model.to(dtype).eval()
-    ours, torchs = (Context(model, prompts, count, cache=cache) for cache in (True, False))
-    assert ours.cpu_decoder is not None
-    exact = Context(copy.deepcopy(model).double(), prompts, count, cache=False)
+    ours, torchs = (context_for(model, prompts, count, cache=cache) for cache in (True, False))
+    assert is_ours(ours)
+    exact = context_for(copy.deepcopy(model).double(), prompts, count, cache=False)
     errors = torch.zeros(2)
     for _ in range(count):
-        logits = exact.logits()
-        errors += torch.tensor([(context.logits().double() - logits).abs().max() for context in (ours, torchs)])
+        logits = logits_of(exact)
+        errors += torch.tensor([(logits_of(context).double() - logits).abs().max() for context in (ours, torchs)])
         for context in (ours, torchs, exact):
             context.append(logits[:, -1].argmax(dim=-1))
     assert errors[0] < 2 * errors[1] + count * (1e-5 if dtype == torch.float32 else 5e-3)
@@ -75,10 +76,10 @@ def test_logits_are_torchs_whatever_the_sizes(sizes: Row, dtype: torch.dtype) ->
 def trail(prompts: list[list[int]], count: int = T + 5, **fields: Any) -> list[Tensor]:
     """The logits of each step, (B, V), on random tokens that differ between rows."""
     model = lively(n_embd=192, n_head=3, vocab_size=257, **fields).eval()
-    context = Context(model, prompts, count)
+    context = context_for(model, prompts, count)
     found = []
     for step in range(count):
-        found.append(context.logits()[:, 0])
+        found.append(logits_of(context)[:, 0])
         context.append([(7 * step + row[0]) % V for row in context.rows])
     return found
 
@@ -89,7 +90,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
     pos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_decoder, "SINGLE_THREAD_WEIGHTS", 0)
-    prompts = texts(3, 1, 1, 4, 2)  # 11 tokens: the library reads the prompts, too
+    prompts = texts(3, 1, 1, 4, 2)
     together = trail(prompts, T - 4, pos=pos)
     threads = torch.get_num_threads()
     try:
@@ -140,26 +141,27 @@ def test_text_is_the_same_whichever_way_is_faster(slower: bool, monkeypatch: pyt
 
 
 @needs_library
-def test_more_tokens_than_a_few_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_read_in_as_few_passes_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     call = CPUDecoder.__call__
-    monkeypatch.setattr(CPUDecoder, "__call__", lambda self, x, *where: read.append(len(x)) or call(self, x, *where))
-    model = lively(block_size=64).eval()
-    for length in (MAX_TOKENS, MAX_TOKENS + 1):
-        context = Context(model, texts(length), 2)
-        context.logits()
-        context.append([1])
-        context.logits()
-    assert read == [MAX_TOKENS, 1, 1]
+    monkeypatch.setattr(
+        CPUDecoder, "__call__", lambda self, ids, *where: read.append(len(ids)) or call(self, ids, *where)
+    )
+    monkeypatch.setattr(cpu_decoder, "MOST", 16)
+    context = context_for(lively(block_size=64).eval(), texts(16 + 16 + 3), 2)
+    logits_of(context)
+    context.append([1])
+    logits_of(context)
+    assert read == [16, 16, 3, 1]
 
 
 @needs_library
 def test_no_gradient_goes_through_and_autocast_makes_nothing_less_exact() -> None:
     model = lively().eval()
-    context = Context(model, texts(5), 1)
+    context = context_for(model, texts(5), 1)
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = context.logits()
-    assert context.cpu_decoder is not None
+        logits = logits_of(context)
+    assert is_ours(context)
     assert not logits.requires_grad
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits[0, 0], model(torch.tensor(context.rows))[0, -1], rtol=1e-5, atol=1e-5)
@@ -169,21 +171,20 @@ def test_no_gradient_goes_through_and_autocast_makes_nothing_less_exact() -> Non
 def test_another_default_type_changes_no_number() -> None:
     """As in training with precision=bf16_true. The sizes are small: where it goes wrong, no memory is overwritten."""
     model, prompts = lively(vocab_size=13).eval(), [[3]]
-    expected = Context(model, prompts, 1).logits()
+    expected = logits_of(context_for(model, prompts, 1))
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)
-        found = Context(model, prompts, 1).logits()
+        found = logits_of(context_for(model, prompts, 1))
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(found, expected)
 
 
 def test_other_types_and_devices_are_torchs() -> None:
-    context = Context(lively().double().eval(), texts(5), 1)
-    assert context.cpu_decoder is None
-    assert context.logits().dtype == torch.float64
-    assert Context(lively().eval(), texts(5), 1, cache=False).cpu_decoder is None
+    context = context_for(lively().double().eval(), texts(5), 1)
+    assert not is_ours(context)
+    assert logits_of(context).dtype == torch.float64
 
 
 # Where the library comes from
@@ -200,9 +201,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def assert_torch_generates() -> None:
-    context = Context(lively().eval(), texts(4), 5)
-    assert context.cpu_decoder is None
-    assert len(list(generate(context, 5, Sampling(), [torch.Generator()]))) == 5
+    context = context_for(lively().eval(), texts(4), 5)
+    assert not is_ours(context)
+    assert len(list(generate(context, 5, Sampling(), [RandomNumbers(0)]))) == 5
 
 
 def test_without_a_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,24 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from gptlab.generation import c_build, cpu_decoder
-from gptlab.generation.context import Context
+from gptlab.generation import c_build, cpu_context, cpu_decoder
+from gptlab.generation.cpu_context import CPUContext
 from gptlab.generation.cpu_decoder import INT4, INT8, LINEAR, CStep
 from gptlab.generation.cpu_library import load_library
 from gptlab.generation.decoding import generate
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
-from gptlab.models.quantised import Packed, QuantisedLinear, quantise
+from gptlab.models.arrays import as_bf16
+from gptlab.models.packed import Packed
+from gptlab.models.quantised import QuantisedLinear, quantise
 from gptlab.system.errors import UserError
 from gptlab.system.machine import processor_features
+from tests.generation.contexts import context_for, is_ours, logits_of
 from tests.generation.test_cpu_decoder import needs_library, texts
 from tests.models.test_quantised import BITS, SIZES, drawn, reference
 from tests.models.test_switches import ROWS, Row, V, each, lively
@@ -41,9 +46,10 @@ def through(function: Any, layer: QuantisedLinear, x: Tensor, threads: int = 1) 
     """x (n, N) through one layer, by the library's function."""
     (n, N), M = x.shape, layer.out_features
     y, bias = torch.zeros(n, M), layer.bias
-    packed, scratch, where = layer.packed, torch.zeros(n * (N + 32) + 4096), torch.zeros(2, n, dtype=torch.int64)
+    packed, scratch, where = layer.packed, torch.zeros(n * (N + 32) + 4096), torch.zeros(3, n, dtype=torch.int64)
     step = CStep(kind=LINEAR, n=N, m=M, groups=INT8 if packed.bits == 8 else INT4)
-    step.w, step.v, step.x, step.y = (t.data_ptr() for t in (packed.data, packed.scales, x, y))
+    step.w, step.v = packed.data.ctypes.data, packed.scales.ctypes.data
+    step.x, step.y = x.data_ptr(), y.data_ptr()
     step.b = None if bias is None else bias.data_ptr()
     function(ctypes.byref(step), 1, *(t.data_ptr() for t in (*where, scratch)), n, threads)
     return y
@@ -73,7 +79,7 @@ def test_a_layer_is_the_float64_one_on_any_processor(
     function = compiled(level, tmp_path_factory.getbasetemp())
     for size in (*SIZES, (40, 416)):
         for n in (1, 2, 3, 7, 8, 13):
-            layer = QuantisedLinear(Packed(drawn(*size), bits), drawn(size[0], seed=4))
+            layer = QuantisedLinear(Packed(drawn(*size).numpy(), bits), drawn(size[0], seed=4))
             x = drawn(n, size[1], seed=n)
             x[0] *= 1e-20
             expected = reference(x, layer.packed, layer.bias)
@@ -82,7 +88,7 @@ def test_a_layer_is_the_float64_one_on_any_processor(
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(bits: int) -> None:
-    layer, x = QuantisedLinear(Packed(drawn(50, 300), bits), None), drawn(23, 300, seed=2)
+    layer, x = QuantisedLinear(Packed(drawn(50, 300).numpy(), bits), None), drawn(23, 300, seed=2)
     expected = through(load_library(), layer, x)
     for threads in (1, 2, 3):
         for first, last in ((0, 23), (3, 4), (5, 13), (1, 16)):
@@ -94,11 +100,11 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(bit
 def test_logits_are_torchs_whatever_the_switches(row: Row, bits: int) -> None:
     """But for numbers on the border between two integers, which the last bit of a layer before decides."""
     model, prompts = small(bits, **row), texts(4, 1, 9)
-    ours, torchs = (Context(model, prompts, 9, cache=cache) for cache in (True, False))
-    assert ours.cpu_decoder is not None
+    ours, torchs = (context_for(model, prompts, 9, cache=cache) for cache in (True, False))
+    assert is_ours(ours)
     errors = []
     for _ in range(9):
-        logits = [context.logits() for context in (ours, torchs)]
+        logits = [logits_of(context) for context in (ours, torchs)]
         errors.append((logits[0] - logits[1]).abs() / logits[1].std())
         for context in (ours, torchs):
             context.append(logits[1][:, -1].argmax(dim=-1))
@@ -108,10 +114,10 @@ def test_logits_are_torchs_whatever_the_switches(row: Row, bits: int) -> None:
 
 
 def trail(model: Any, prompts: list[list[int]], count: int) -> list[Tensor]:
-    context = Context(model, prompts, count)
+    context = context_for(model, prompts, count)
     found = []
     for step in range(count):
-        found.append(context.logits()[:, 0])
+        found.append(logits_of(context)[:, 0])
         context.append([(7 * step + row[0]) % V for row in context.rows])
     return found
 
@@ -125,19 +131,19 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whatever_stands_beside
     prompts = texts(40, 1, 17, 3, 3)
     together = trail(model, prompts, 5)
     for most in (6, 32, 256):
-        monkeypatch.setattr(cpu_decoder, "MAX_QUANTISED", most)
+        monkeypatch.setattr(cpu_decoder, "MOST", most)
         for i, prompt in enumerate(prompts):
             for a, b in zip(together, trail(model, [prompt], 5), strict=True):
                 assert torch.equal(a[i], b[0])
 
 
 def test_many_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_decoder, "MAX_QUANTISED", 4)
+    monkeypatch.setattr(cpu_decoder, "MOST", 4)
     model, prompts = small(8), texts(*[3] * 9)
-    together = Context(model, prompts, 2).logits()
+    together = logits_of(context_for(model, prompts, 2))
     assert together.shape == (9, 1, V)
     for i, prompt in enumerate(prompts):
-        assert torch.equal(together[i], Context(model, [prompt], 2).logits()[0])
+        assert torch.equal(together[i], logits_of(context_for(model, [prompt], 2))[0])
 
 
 @pytest.mark.parametrize(
@@ -145,32 +151,32 @@ def test_many_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_keys_and_values_in_bf16_are_half_the_memory_and_nearly_the_same(fields: Row) -> None:
     model = small(8, **fields)
-    contexts = [Context(model, texts(4, 9), 5, bf16_cache=bf16) for bf16 in (False, True)]
-    caches = [context.cache for context in contexts]
-    assert [cache.k[0].element_size() for cache in caches if cache] == [4, 2]
+    contexts = [context_for(model, texts(4, 9), 5, bf16_cache=bf16) for bf16 in (False, True)]
+    caches = [context.decoder.cache for context in contexts if isinstance(context, CPUContext)]
+    assert [cache.keys[0].itemsize for cache in caches] == [4, 2]
     for _ in range(4):
-        wide, narrow = (context.logits() for context in contexts)
+        wide, narrow = (logits_of(context) for context in contexts)
         assert 0 < (wide - narrow).abs().max() < 0.1 * wide.std()
         for context in contexts:
             context.append(wide[:, -1].argmax(dim=-1))
-    stored = [torch.cat((cache.k[0], cache.v[0])) for cache in caches if cache]
-    assert torch.equal(stored[0].bfloat16(), stored[1])  # of the first block, whose inputs are the same
+    wide_kept, kept = (np.stack((cache.keys[0], cache.values[0])) for cache in caches)
+    assert np.array_equal(as_bf16(wide_kept), kept)  # of the first block, whose inputs are the same
 
 
 def test_a_model_that_has_diverged_says_so() -> None:
     model = small(8)
     model.h[0].ln_1.weight[3] = float("inf")
-    context = Context(model, texts(4), 5)
+    context = context_for(model, texts(4), 5)
     with pytest.raises(UserError, match="the model's logits are no numbers"):
-        list(generate(context, 5, Sampling(temperature=0), [torch.Generator()]))
+        list(generate(context, 5, Sampling(temperature=0), [RandomNumbers(0)]))
 
 
 def test_without_a_library_torch_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = small(8), []
     for library in (load_library(), None):
-        monkeypatch.setattr(cpu_decoder, "load_library", lambda library=library: library)
-        context = Context(copy.deepcopy(model), texts(4), 5)
-        assert (context.cpu_decoder is None) == (library is None)
-        steps = generate(context, 5, Sampling(temperature=0), [torch.Generator()])
-        found.append([int(step.tokens) for step in steps])
+        monkeypatch.setattr(cpu_context, "load_library", lambda library=library: library)
+        context = context_for(copy.deepcopy(model), texts(4), 5)
+        assert is_ours(context) == (library is not None)
+        steps = generate(context, 5, Sampling(temperature=0), [RandomNumbers(0)])
+        found.append([step.tokens.item() for step in steps])
     assert found[0] == found[1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from gptlab.generation.context import Context
 from gptlab.generation.decoding import generate
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.replies import GREEDY, draw_replies
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Bigram, BigramConfig, Model
+from tests.generation.contexts import context_for
 from tests.models.test_switches import V, lively
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [3]]
@@ -31,7 +33,7 @@ def model_of(kind: str) -> Model:
 def test_a_greedy_reply_is_what_generate_says_up_to_the_end(kind: str) -> None:
     model = model_of(kind)
     alone = [
-        [int(step.tokens) for step in generate(Context(model, [prompt], 8), 8, GREEDY, [torch.Generator()])]
+        [step.tokens.item() for step in generate(context_for(model, [prompt], 8), 8, GREEDY, [RandomNumbers(0)])]
         for prompt in PROMPTS
     ]
     end = alone[0][3]
@@ -46,7 +48,7 @@ def test_a_greedy_reply_is_what_generate_says_up_to_the_end(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*MODELS, "bigram"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(kind: str, temperature: float) -> None:
-    model, uniform = model_of(kind), torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(2))
+    model, uniform = model_of(kind), np.random.default_rng(2).random((len(PROMPTS), 6))
     for prompt, reply in zip(
         PROMPTS, draw_replies(model, PROMPTS, 6, (), Sampling(temperature=temperature), uniform), strict=True
     ):
@@ -57,7 +59,7 @@ def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(kind: str, te
 
 
 def test_a_filter_is_counted_in() -> None:
-    model, uniform = model_of("gpt2"), torch.rand(1, 6)
+    model, uniform = model_of("gpt2"), np.random.default_rng(4).random((1, 6))
     [reply] = draw_replies(model, [[1]], 6, (), Sampling(top_k=2), uniform)
     logits = model(torch.tensor([[1, *reply.ids]]))[0, :-1]
     for token, row, log_prob in zip(reply.ids, logits, reply.log_probs, strict=True):
@@ -68,7 +70,7 @@ def test_a_filter_is_counted_in() -> None:
 
 
 def test_replies_do_not_depend_on_those_beside_them() -> None:
-    model, uniform = model_of("rope"), torch.rand(5, 7, generator=torch.Generator().manual_seed(3))
+    model, uniform = model_of("rope"), np.random.default_rng(3).random((5, 7))
     together = draw_replies(model, PROMPTS, 7, {0}, Sampling(), uniform)
     for i, prompt in enumerate(PROMPTS):
         [alone] = draw_replies(model, [prompt], 7, {0}, Sampling(), uniform[[i]])
@@ -78,7 +80,7 @@ def test_replies_do_not_depend_on_those_beside_them() -> None:
 
 def test_drawn_tokens_have_the_models_distribution() -> None:
     model, n = model_of("bigram"), 4000
-    middles = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n  # as even as numbers can be
+    middles = (np.arange(n)[:, None] + 0.5) / n  # as even as numbers can be
     replies = draw_replies(model, [[3]] * n, 1, (), Sampling(), middles)
     counts = torch.bincount(torch.tensor([reply.ids[0] for reply in replies]), minlength=V) / n
     torch.testing.assert_close(counts, model(torch.tensor([[3]]))[0, 0].softmax(-1), atol=1 / n, rtol=0)

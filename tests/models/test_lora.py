@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from gptlab import models
 from gptlab.formats import huggingface_names
-from gptlab.generation.context import Context
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig, weights
 from gptlab.models.lora import (
     LoRAConfig,
@@ -29,6 +28,7 @@ from gptlab.models.lora import (
 )
 from gptlab.system.errors import UserError
 from gptlab.training.optimizers import OptimConfig, parameter_groups
+from tests.generation.contexts import context_for, logits_of
 
 V, T, B = 37, 13, 4
 SIZES = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 6, "n_embd": 30}
@@ -261,9 +261,9 @@ def test_generation_hears_the_adapters(cache: bool) -> None:
     """The C decoder reads weights alone, so it must leave such a model to torch; merged, it takes it."""
     model = shaken(adapted(EVERY)).eval()
     prompts = [[1, 2, 3], [4, 5]]
-    contexts = [Context(each, prompts, 6, cache=cache) for each in (model, merged(model))]
+    contexts = [context_for(each, prompts, 6, cache=cache) for each in (model, merged(model))]
     for _ in range(6):
-        logits, others = (context.logits()[:, -1] for context in contexts)
+        logits, others = (logits_of(context)[:, -1] for context in contexts)
         torch.testing.assert_close(logits, others, rtol=1e-4, atol=1e-5)
         for context in contexts:
             context.append(others.argmax(-1))

@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab import models
-from gptlab.generation.context import Context
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.layers import (
     CausalConv,
-    alibi_slopes,
+    arange_on,
     attention_bias,
     first_pass,
-    geometric_periods,
     rotary_table,
     rotate,
     sinusoids,
 )
+from gptlab.models.positions import alibi_slopes, geometric_periods
 from gptlab.system.errors import UserError
+from tests.generation.contexts import context_for, logits_of
 
 V, T, B, L, H, C = 37, 13, 3, 2, 6, 60
 D = C // H
@@ -201,13 +201,12 @@ def test_a_changed_token_changes_no_bit_of_the_logits_before_it(row: Row) -> Non
 def test_a_cache_changes_no_token_and_no_logit_within_a_block_and_beyond(row: Row, lengths: tuple[int, ...]) -> None:
     model = lively(**row).double()  # where rounding does not hide a mistake
     prompts = [tokens(1, n)[0].tolist() for n in lengths]
-    kept, anew = Context(model, prompts, room=T + 5), Context(model, prompts, room=0, cache=False)
+    kept, anew = context_for(model, prompts, room=T + 5), context_for(model, prompts, room=0, cache=False)
     for _ in range(T + 5):
-        a, b = kept.logits(), anew.logits()
+        a, b = logits_of(kept), logits_of(anew)
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
         for context in (kept, anew):
             context.append(b[:, -1].argmax(dim=-1))
-    assert kept.cache is None or row["pos"] not in ("learned", "sinusoidal")  # which do not slide
 
 
 @each(ROWS)
@@ -403,7 +402,7 @@ def test_other_positions_leave_the_embeddings_alone(pos: str) -> None:
 def test_rotation_is_that_of_complex_numbers(base: float) -> None:
     """RoFormer, Su et al. 2021, equation 14."""
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, base)))
+    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, base, arange_on(CPU))))
     for t, i in product(range(T), range(D // 2)):
         angle = t / base ** (2 * i / D)
         expected = torch.complex(x[:, :, t, i], x[:, :, t, i + D // 2]) * complex(math.cos(angle), math.sin(angle))
@@ -413,7 +412,7 @@ def test_rotation_is_that_of_complex_numbers(base: float) -> None:
 
 def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0)))
+    turned = rotate(x, rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0, arange_on(CPU))))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     assert not torch.isclose(turned[:, :, 1], x[:, :, 1]).all(dim=-1).any()
@@ -421,14 +420,14 @@ def test_rotation_keeps_lengths_and_leaves_the_first_position() -> None:
 
 def test_what_does_not_turn_stays_as_it_is() -> None:
     x = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1))
-    table = rotary_table(torch.arange(T), 1 / geometric_periods(4, 100.0))
+    table = rotary_table(torch.arange(T), 1 / geometric_periods(4, 100.0, arange_on(CPU)))
     assert torch.equal(rotate(x, table)[..., 4:], x[..., 4:])
     torch.testing.assert_close(rotate(x, table)[..., :4], rotate(x[..., :4], table))
 
 
 def test_rotated_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
-    table = rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0))
+    table = rotary_table(torch.arange(T), 1 / geometric_periods(D, 10_000.0, arange_on(CPU)))
     products = rotate(q.expand(1, 1, T, D), table)[0, 0] @ rotate(k.expand(1, 1, T, D), table)[0, 0].T  # (T, T)
     for distance in range(-T + 1, T):
         same = products.diagonal(distance)

@@ -15,7 +15,7 @@ from gptlab.data.batches import IGNORED
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer
 from gptlab.models import Bigram, GPTConfig
 from gptlab.models.bigram import BigramConfig
-from gptlab.models.layers import alibi_slopes
+from gptlab.models.positions import alibi_slopes
 from gptlab.system.errors import UserError
 from gptlab.training.callbacks.diagnostics import look_inside, parameters_by_block, token_labels
 from tests.training.runs_compared import points, rows

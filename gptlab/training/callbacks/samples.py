@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import torch
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import gathered_model
-from gptlab.generation.context import Context
+from gptlab.generation.context import open_context
 from gptlab.generation.decoding import generate, prompt_ids
+from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.models.heads import language_model
@@ -67,10 +67,10 @@ class Samples(L.Callback):
 
     def _draw(self, trainer: L.Trainer, model: Model, tokenizer: Tokenizer) -> None:
         ids = prompt_ids(tokenizer, self.prompt)
-        context = Context(model, [ids], self.tokens)
-        generator = torch.Generator().manual_seed(self.seed + trainer.global_step)
+        context = open_context(model, [ids], self.tokens)
+        numbers = RandomNumbers(self.seed + trainer.global_step)
         with trainer.precision_plugin.val_step_context():
-            ids += [int(tokens) for tokens, _ in generate(context, self.tokens, self.sampling, [generator])]
+            ids += [tokens.item() for tokens, _ in generate(context, self.tokens, self.sampling, [numbers])]
         write_sample(trainer, self.path, tokenizer.decode(ids))
 
 

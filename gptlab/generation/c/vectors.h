@@ -1,0 +1,120 @@
+// Vectors of floats and integers, as wide as the processor's registers, and functions of them.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
+
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
+enum { LANES = 8 };
+#endif
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
+typedef int8_t small __attribute__((vector_size(LANES)));
+typedef uint16_t bfloat16;  // the upper half of a float
+typedef uint16_t bfloat16s __attribute__((vector_size(2 * LANES)));
+
+static inline floats load(const float *p) {
+    floats v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void store(float *p, floats v) { memcpy(p, &v, sizeof v); }
+
+// By name: compilers avoid chains of fused operations on some processors, in some places.
+static inline floats multiply_add(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+static inline float total(floats v) {
+    float sums[LANES];
+    memcpy(sums, &v, sizeof sums);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) sums[i] += sums[i + n];
+    return sums[0];
+}
+
+// Lane i of the result is the sum of v[i]'s lanes, as of `total`: halves are added to halves, for all vectors at once.
+static inline floats totals_of(floats *v) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
+        integers low;
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            int lane = i % (LANES / 2);
+            low[i] = i / (LANES / 2) * LANES + lane / half * 2 * half + lane % half;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], low + half);
+    }
+    return v[0];
+}
+
+static inline floats larger(floats a, floats b) {
+    integers which = a > b;
+    return (floats)(((words)a & (words)which) | ((words)b & ~(words)which));
+}
+
+// e^x: 2^k e^r with |r| <= ln 2 / 2, and e^r by its Taylor series to the seventh power.
+static inline floats exponential(floats x) {
+    floats low = {0}, high = {0};
+    low -= 87.0f, high += 88.0f;
+    x = (floats)(((words)x & (words)(x > low)) | ((words)low & ~(words)(x > low)));
+    x = (floats)(((words)x & (words)(x < high)) | ((words)high & ~(words)(x < high)));
+    floats shifted = x * 1.44269504f + 12582912.0f;  // rounds to the nearest integer, in the last bits
+    floats k = shifted - 12582912.0f;
+    floats r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+    floats sum = r * (1 / 5040.0f) + 1 / 720.0f;
+    sum = sum * r + 1 / 120.0f;
+    sum = sum * r + 1 / 24.0f;
+    sum = sum * r + 1 / 6.0f;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    integers power = ((integers)shifted - 0x4b400000 + 127) << 23;
+    return sum * (floats)power;
+}
+
+static inline float widen_bfloat16(bfloat16 h) {
+    uint32_t word = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &word, sizeof f);
+    return f;
+}
+
+static inline floats widen_halves(const uint16_t *halves) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+#elif defined(__F16C__)
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
+#else
+    floats wide;
+    for (int i = 0; i < LANES; i++) {
+        _Float16 half;
+        memcpy(&half, halves + i, sizeof half);
+        wide[i] = half;
+    }
+    return wide;
+#endif
+}
+
+static inline float widen_half(const uint16_t *half) {
+    uint16_t halves[LANES] = {*half};
+    return widen_halves(halves)[0];
+}

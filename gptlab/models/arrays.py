@@ -1,0 +1,74 @@
+"""A GPT as arrays of numpy: what generating on a CPU needs of it, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.packed import Array, Packed
+from gptlab.system.errors import UserError
+
+EMBEDDING, HEAD, POSITIONS = "wte.weight", "lm_head.weight", "wpe.weight"
+
+
+@dataclass(frozen=True)
+class ArrayGPT:
+    """The weights of a GPT by their names in `GPT`, a tied head only as the embedding."""
+
+    config: GPTConfig
+    weights: Mapping[str, Array | Packed]
+    """In fp32, or in bf16 as uint16 (the upper halves of fp32), or packed but for what `quantise` leaves in fp32."""
+    source: object = field(default=None, repr=False)
+    """Keeps the memory of the weights."""
+
+    @property
+    def bits(self) -> int | None:
+        """Of its matrices, where they are packed."""
+        embedding = self.weights[EMBEDDING]
+        return embedding.bits if isinstance(embedding, Packed) else None
+
+
+def as_floats(array: Array) -> Array:
+    """Return an array of fp32 or bf16 in fp32; one of fp32 is not copied."""
+    return array if array.dtype == np.float32 else (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def as_bf16(array: Array) -> Array:
+    """Return an fp32 array in bf16, to the nearest, ties to even."""
+    words = array.view(np.uint32)
+    rounded = (words + 0x7FFF + (words >> 16 & 1) >> 16).astype(np.uint16)
+    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)
+
+
+def is_matrix(name: str, array: Array) -> bool:
+    """Return whether weights multiply what a layer reads, or are looked up by token."""
+    return array.ndim == 2 and name != POSITIONS
+
+
+def quantise(model: ArrayGPT, bits: int) -> ArrayGPT:
+    """Return the model with matrices of `bits` bits, as `quantised.quantise` does.
+
+    Raises:
+        UserError: a weight is infinite or not a number.
+    """
+    weights: dict[str, Array | Packed] = {}
+    for name, array in model.weights.items():
+        assert not isinstance(array, Packed)
+        try:
+            if is_matrix(name, array):
+                weights[name] = Packed(array, bits)
+            elif np.isfinite(array).all():
+                weights[name] = array.copy()
+            else:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{name} has numbers that are infinite or none, which {bits} bits cannot hold") from None
+    return ArrayGPT(model.config, weights)
+
+
+def in_bf16(model: ArrayGPT) -> ArrayGPT:
+    """Return the model with all weights in bf16."""
+    return ArrayGPT(model.config, {name: as_bf16(np.asarray(array)) for name, array in model.weights.items()})

@@ -1,0 +1,41 @@
+"""The arrays of a model of torch, which share its memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlab.models.arrays import EMBEDDING, HEAD, ArrayGPT
+from gptlab.models.gpt import GPT
+from gptlab.models.packed import Array, Packed
+from gptlab.models.quantised import QuantisedEmbedding, QuantisedLinear
+
+
+def arrays_of(model: GPT) -> ArrayGPT | None:
+    """Return the arrays of a model, which must not be moved or replaced while they are used.
+
+    None where numpy cannot have them: they must be contiguous on a CPU, of one type, fp32 or bf16, without adapters.
+    """
+    parameters = [*model.parameters()]
+    types = {p.dtype for p in parameters}
+    if model.lora is not None or len(types) > 1 or not types <= {torch.float32, torch.bfloat16}:
+        return None
+    if any(p.device.type != "cpu" or not p.is_contiguous() for p in parameters):
+        return None
+    weights: dict[str, Array | Packed] = {}
+    for name, module in model.named_modules():
+        begin = f"{name}." if name else ""
+        if isinstance(module, QuantisedEmbedding | QuantisedLinear):
+            weights[f"{begin}weight"] = module.packed
+        for own, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            weights[begin + own] = _array(tensor)
+    if model.config.tied:
+        weights.pop(HEAD, None)
+    assert EMBEDDING in weights
+    return ArrayGPT(model.config, weights, parameters)
+
+
+def _array(tensor: Tensor) -> Array:
+    tensor = tensor.detach()
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -13,7 +13,7 @@ from gptlab.system.errors import UserError, command_line
 if TYPE_CHECKING:
     import torch
 
-    from gptlab.formats.open_model import OpenedModel
+    from gptlab.formats.opened import OpenedModel
     from gptlab.models import Model
 
 OF_LOSS = ("context", "stride", "tokenizer", "memorised", "batch_size", "precision")  # flags that do not go with --task

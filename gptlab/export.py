@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gptlab.data.tokenizers import Tokenizer
-    from gptlab.formats.checkpoint import ModelInfo
+    from gptlab.formats.description import ModelInfo
     from gptlab.models import Model
 
 QUANTS = ("f32", "f16", "q8_0", "q4_0")

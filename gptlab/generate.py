@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
 import time
 from collections import deque
@@ -13,9 +14,10 @@ from gptlab.system.arguments import BITS, check_bits, some_name, some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    from gptlab.formats.open_model import OpenedModel
+    from gptlab.formats.opened import OpenedModel
     from gptlab.generation.sampling import Sampling
     from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 AHEAD = 4  # tokens that a draft proposes at once
 
@@ -215,25 +217,20 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: flags do not go together, a prompt or a model cannot be read, or they do not fit each other.
     """
-    import torch
-
-    from gptlab.formats.open_model import open_model, quantised
     from gptlab.generation.answers import check_prompt, check_special, default_prompt
     from gptlab.generation.conversation import converse
+    from gptlab.generation.opening import open_to_generate
     from gptlab.generation.random_numbers import RandomNumbers
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.terminal import TokenPrinter, note_model
-    from gptlab.system.accelerator import device
 
     check_flags(args)
     texts = read_prompts(args)
-    bits = BITS.get(args.precision)
-    where = device("cpu" if bits else args.device)
-    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     sampling = Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p, args.min_p)
-    seed = torch.seed() % 2**32 if args.seed is None else args.seed
-    models = [quantised(open_model(name, where, dtype), bits) for name in (args.model, *args.also)]
-    draft = quantised(open_model(args.draft, where, dtype), bits) if args.draft else None
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    how = args.device, args.precision, args.compile
+    models = [open_to_generate(name, *how) for name in (args.model, *args.also)]
+    draft = open_to_generate(args.draft, *how) if args.draft else None
     if draft is not None and draft.tokenizer.to_dict() != models[0].tokenizer.to_dict():
         ours, other = (f"{each.tokenizer.name}, {each.tokenizer.vocab_size:,} tokens" for each in (models[0], draft))
         raise UserError(
@@ -251,16 +248,16 @@ def run(args: argparse.Namespace) -> None:
         note_model(opened)
     if args.interactive:
         numbers, printer = RandomNumbers(seed), TokenPrinter(args.show_probs)
-        how = {"stops": args.stop, "special": args.special, "bf16_cache": in_bf16(args)}
-        converse(models[0], texts[0], args.max_new_tokens, sampling, numbers, printer, **how)
+        options = {"stops": args.stop, "special": args.special, "bf16_cache": in_bf16(args)}
+        converse(models[0], texts[0], args.max_new_tokens, sampling, numbers, printer, **options)
     else:
         answer_prompts(args, models, draft, texts, sampling, seed)
 
 
 def answer_prompts(
     args: argparse.Namespace,
-    models: list[OpenedModel[Model]],
-    draft: OpenedModel[Model] | None,
+    models: list[OpenedModel[Model | ArrayGPT]],
+    draft: OpenedModel[Model | ArrayGPT] | None,
     texts: list[str],
     sampling: Sampling,
     seed: int,

@@ -98,10 +98,10 @@ def named_tokenizer(name: str, pieces: list[str], vocab_size: int | None, raw_di
     from gptlab.data import tokenizers
 
     if name not in tokenizers.NAMES and Path(name).exists():
-        from gptlab.formats import checkpoint
+        from gptlab.formats import checkpoint, description
 
-        content = checkpoint.read_checkpoint(checkpoint.find_checkpoint(Path(name)))
-        return tokenizers.from_dict(content[checkpoint.KEY]["tokenizer"])
+        content = checkpoint.read_checkpoint(description.find_checkpoint(Path(name)))
+        return tokenizers.from_dict(content[description.KEY]["tokenizer"])
     size = {"bpe": vocab_size or 512, "word": vocab_size}.get(name)
     return tokenizers.build(tokenizers.TokenizerConfig(name, size), pieces, False, raw_dir)
 

@@ -121,11 +121,11 @@ def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     from gptlab.training import lightning_setup
 
     lightning_setup.import_lightning()
-    from gptlab.formats import checkpoint
+    from gptlab.formats.description import KEY
     from gptlab.training.resume import newest_checkpoint
 
     found = newest_checkpoint(run_dir)
-    return found and (found[0], found[1][checkpoint.KEY]["config"])
+    return found and (found[0], found[1][KEY]["config"])
 
 
 def usage() -> str:

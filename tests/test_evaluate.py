@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, description
 from tests.conftest import ROOT
 from tests.data.test_corpora import fineweb_edu
 from tests.test_cli import assert_refused
@@ -456,7 +456,7 @@ def test_a_model_without_a_text_of_its_own_needs_one(
 
     def foreign(name: str, **options: Any) -> Any:
         model, tokenizer, info = checkpoint.load_checkpoint(trained)
-        return model, tokenizer, checkpoint.ModelInfo(info.path, None, {}, {}, None, "nanoGPT")
+        return model, tokenizer, description.ModelInfo(info.path, None, {}, {}, None, "nanoGPT")
 
     monkeypatch.setattr(open_model, "load_model", foreign)
     assert_refused(command("evaluate", "gpt2"), "gpt2 brings no text: give one with --data FILE")

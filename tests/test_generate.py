@@ -13,7 +13,6 @@ import signal
 import struct
 import termios
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,12 @@ from gptlab.data.tokenizers import (
     JsonTokenizer,
     Tokenizer,
 )
-from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer
-from gptlab.generation import context, decoding, sampling
+from gptlab.formats import checkpoint, description, huggingface_names, huggingface_tokenizer
+from gptlab.generation import decoding, sampling
 from gptlab.generation.batch import Batch
+from gptlab.generation.cpu_context import CPUContext
 from gptlab.generation.text_stream import TextStream
+from gptlab.generation.torch_context import TorchContext
 from gptlab.models import GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.weights import parameters
@@ -49,8 +50,8 @@ LESSON = "Every effort moves you"
 
 def saved(path: Path, model: models.Model, tokenizer: Tokenizer) -> Path:
     about = checkpoint.describe(model, tokenizer, {}, "", 7, {"val/loss": 1.25})
-    state = {checkpoint.PREFIX + name: value for name, value in parameters(model).items()}
-    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": state}, path)
+    state = {description.PREFIX + name: value for name, value in parameters(model).items()}
+    checkpoint.save_checkpoint({description.KEY: about, "state_dict": state}, path)
     return path
 
 
@@ -231,7 +232,12 @@ def test_more_samples_than_are_drawn_at_once(objects: Any, model: str) -> None:
 def test_the_cache_changes_nothing(objects: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (model, "abc", "--max-new-tokens", "80", "--num-samples", "3", "--seed", "5")
     cached = texts(objects(*arguments))
-    monkeypatch.setattr("gptlab.generation.answers.Context", partial(context.Context, cache=False))
+
+    def uncached(model: Any, prompts: Any, room: int, **options: Any) -> TorchContext:
+        return TorchContext(model, prompts, room, cache=False)
+
+    monkeypatch.setattr("gptlab.generation.opening.load_library", lambda: None)
+    monkeypatch.setattr("gptlab.generation.batch.open_context", uncached)
     assert texts(objects(*arguments)) == cached
 
 
@@ -430,8 +436,8 @@ def test_without_a_prompt_it_begins_as_the_runs_own_samples(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     model = models.build(BigramConfig(tokenizer.vocab_size))
     about = checkpoint.describe(model, tokenizer, {"trainer": {"sample_prompt": prompt}, "data": {}}, "", 7, {})
-    state = {checkpoint.PREFIX + name: value for name, value in parameters(model).items()}
-    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": state}, tmp_path / "m.ckpt")
+    state = {description.PREFIX + name: value for name, value in parameters(model).items()}
+    checkpoint.save_checkpoint({description.KEY: about, "state_dict": state}, tmp_path / "m.ckpt")
     (sample,) = objects("m.ckpt", "--max-new-tokens", "2")
     assert sample["prompt"] == expected
     ids = decoding.prompt_ids(tokenizer, expected)
@@ -566,16 +572,23 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
     assert result.stdout == expected.replace("abc\n", "", 1).replace("fed\n", "", 1)
 
 
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of the talk, as they are after each that is appended."""
+    watched: list[int] = []
+    for kind in (CPUContext, TorchContext):
+
+        def append(self: Any, tokens: Any, append: Any = kind.append) -> None:
+            append(self, tokens)
+            watched[:] = self.rows[0]
+
+        monkeypatch.setattr(kind, "append", append)
+    return watched
+
+
 def test_stops_and_the_end_of_text_end_an_answer_not_the_talk(
     command: Any, tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watched(context.Context):
-        def append(self, tokens: Any) -> None:
-            super().append(tokens)
-            watched[:] = self.rows[0]
-
-    watched: list[int] = []
-    monkeypatch.setattr("gptlab.generation.conversation.Context", Watched)
+    watched = watch(monkeypatch)
     tokenizer = CharTokenizer("\nabcd", end_of_text=True)
     saying(tmp_path / "m.ckpt", tokenizer, [*tokenizer.encode("\nabcd"), 5])
     typed("a", "b")
@@ -756,13 +769,7 @@ def test_a_text_begins_once(begin: str) -> None:
 def test_a_chat_keeps_the_end_of_each_answer(
     command: Any, tmp_path: Path, typed: Any, monkeypatch: pytest.MonkeyPatch, special: bool
 ) -> None:
-    class Watched(context.Context):
-        def append(self, tokens: Any) -> None:
-            super().append(tokens)
-            watched[:] = self.rows[0]
-
-    watched: list[int] = []
-    monkeypatch.setattr("gptlab.generation.conversation.Context", Watched)
+    watched = watch(monkeypatch)
     tokenizer = chat_tokenizer()
     saying(tmp_path / "chat.ckpt", tokenizer, [*tokenizer.encode("\nHey").tolist(), 259])
     typed("<|user|>Hi<|bot|>", "<|user|>Ho<|bot|>")

@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
     "torch": {"models", "formats", "distributed", "generation", "evaluation", "alignment", "training", "benchmarks"}
-    | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "generate.py", "evaluate.py"},
+    | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
     | {"sweeps/command_line.py"},
@@ -41,7 +41,7 @@ LIBRARIES: dict[str, set[str]] = {
     "safetensors": {"formats"},
     "huggingface_hub": {"formats/huggingface.py"},
     "tensorflow": {"formats/openai_gpt2.py"},
-    "transformers": {"benchmarks/generation_against_transformers.py", "benchmarks/generation_peers.py"},
+    "transformers": {"benchmarks/generation_peers.py"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

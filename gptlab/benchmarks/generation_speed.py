@@ -10,7 +10,7 @@ from gptlab import models
 from gptlab.benchmarks.alternation import Parent, Stopwatch, about_here, memory
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import gguf, writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.generation.context import Context, open_context
 from gptlab.generation.decoding import generate
 from gptlab.generation.random_numbers import RandomNumbers

@@ -17,7 +17,7 @@ from gptlab.evaluation.eval_data import Source
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.formats import adapters, open_model
 from gptlab.formats.adapters import BEGUN, Base
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 

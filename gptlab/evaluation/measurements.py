@@ -18,7 +18,7 @@ from gptlab.evaluation.candidates import Candidate, EvalText
 from gptlab.evaluation.loss import Measurement
 from gptlab.evaluation.memorisation import Copies
 from gptlab.evaluation.ngrams import NGrams
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError, amount, quoted
 

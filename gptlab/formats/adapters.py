@@ -13,8 +13,9 @@ from torch import Tensor
 from gptlab import models
 from gptlab.data import tokenizers
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint
-from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel, ModelInfo
+from gptlab.formats import checkpoint, description
+from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
@@ -23,8 +24,8 @@ from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, merged, 
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user
 
-KEY = checkpoint.ADAPTERS
-ORIGIN = checkpoint.ORIGIN
+KEY = description.ADAPTERS
+ORIGIN = description.ORIGIN
 UNDERNEATH, COMPARED = "the model that its adapters belong on", "the model that its policy is compared to"
 BEGUN = "the model that it began as"
 LATER_FIELDS = {
@@ -168,7 +169,7 @@ def restore(
         config, base = described(about[KEY])
         model = on_base(about, config, base, state, load_base(base.found())[0])
         tokenizer = tokenizers.from_dict(about["tokenizer"])
-        info = checkpoint.model_info(about, tokenizer, file, f"gptlab run with adapters on {base.name}")
+        info = description.model_info(about, tokenizer, file, f"gptlab run with adapters on {base.name}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error!s:.500}"
         raise UserError(f"{file} cannot be opened: {reason}") from error

@@ -16,7 +16,8 @@ from gptlab.data.chat.chat_format import ChatFormat, Format, has_chat_tokens
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import gguf_archs, gguf_file, gguf_tokenizer, reshaping
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.gguf_vocabulary import CHAT_TEMPLATE, NEVER_DRAWN, SPECIAL, UNUSED, Vocabulary, read_vocabulary
 from gptlab.formats.huggingface_family import Family
 from gptlab.formats.reading import crop_to_tokenizer, naming_path

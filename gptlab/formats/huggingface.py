@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import BPETokenizer, Tokenizer
 from gptlab.formats import chat_template, huggingface_names, huggingface_tokenizer
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.reading import (
     GPT2_SIZES,
     crop_to_tokenizer,

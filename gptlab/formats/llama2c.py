@@ -19,7 +19,8 @@ from torch import Tensor
 from gptlab import models
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from gptlab.formats import llama2c_tokenizer, reshaping
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface_llama import LLAMA
 from gptlab.formats.huggingface_names import differences
 from gptlab.formats.reading import crop_to_tokenizer, naming_path

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from gptlab import __version__, models
 from gptlab.data.batches import Windows
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models import Model, ModelConfig
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.runs.identity import does, flatten

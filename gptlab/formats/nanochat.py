@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gptlab import models
 from gptlab.formats import nanochat_tokenizer
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface_llama import halves_swapped
 from gptlab.formats.reading import crop_to_tokenizer, load_plain, naming_path, read_json_object, without_wrappers
 from gptlab.models import weights

@@ -10,7 +10,8 @@ from gptlab import models
 from gptlab.data import meta_pickle
 from gptlab.data.tokenizers import BPETokenizer
 from gptlab.formats import huggingface_names
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.reading import (
     GPT2_SIZES,
     crop_to_tokenizer,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.writing import write_tokenizer
 from gptlab.models import Model
 from gptlab.system.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.onnx import TOLERANCE, export, quiet_exporter
 from gptlab.formats.onnx_readers import GRAPH, IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, WEIGHTS, write_readers_files
 from gptlab.formats.writing import chat_format

@@ -6,14 +6,12 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
-from gptlab.data.chat.chat_format import Format, end_tokens
-from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import (
     adapters,
     checkpoint,
@@ -28,7 +26,8 @@ from gptlab.formats import (
     reading,
     safetensors_file,
 )
-from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
@@ -40,57 +39,6 @@ EXPORT_FILE = "model.safetensors"
 PLAIN_NAME = re.compile(r"[\w.-]{1,99}")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # organisation/name
 DEEPEST = 8  # adapters on adapters on ... a model
-
-
-AnyModel = TypeVar("AnyModel", covariant=True)
-
-
-@dataclass(frozen=True)
-class OpenedModel(Generic[AnyModel]):
-    """A model, the name that the user gave it, its tokenizer and its info."""
-
-    name: str
-    model: AnyModel
-    tokenizer: Tokenizer
-    info: ModelInfo | None
-    """None for an n-gram table."""
-    bits: int | None = None
-    """Of its weights, where they are quantised."""
-
-    @property
-    def words(self) -> str:
-        """A one-line description."""
-        words = self.info.words if self.info else self.name
-        return words if self.bits is None else f"{words}, {self.bits} bits"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved config of a run; empty for any other model."""
-        return self.info.config if self.info else {}
-
-    @property
-    def chat(self) -> Format | None:
-        """The format in which it has learned to answer; None: it continues texts. Errors as in `ModelInfo.chat`."""
-        return self.info.chat if self.info else None
-
-    @property
-    def ends(self) -> set[int]:
-        """The ids that end an answer or a text; of a broken chat template none are known."""
-        ends = end_tokens(self.tokenizer)
-        with suppress(UserError):
-            ends |= {*(self.chat.ends if self.chat else ())}
-        return ends
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The node `data` of the run's config; empty if there is none."""
-        data = self.config.get("data")
-        return data if isinstance(data, dict) else {}
-
-    @property
-    def learned_from(self) -> str | None:
-        """The sha256 of the text that a run was trained on; None if the model does not say."""
-        return self.info.data_sha256 if self.info else None
 
 
 def open_model(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gptlab.formats import huggingface_names
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface import read_tokenizer
 from gptlab.formats.reading import crop_to_tokenizer, naming_path, read_json_object
 from gptlab.models import weights

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.checkpoint import LoadedModel, ModelInfo
+from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.peft import CONFIG_FILE, read_adapter, write_adapter
 from gptlab.formats.reading import read_json_object
 from gptlab.formats.writing import write_hf

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickletools
-import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,43 +15,10 @@ import torch
 from torch import Tensor
 
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats.torch_files import refuse_calls
 from gptlab.models import Model, weights
 from gptlab.system.errors import UserError, error_line
 from gptlab.system.files import read_bytes
-
-MAX_PICKLE_BYTES = 1 << 28  # of the pickle that describes a file's tensors
-CALLING_OPERATIONS = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL"}
-ALLOWED_GLOBALS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? (\w+Storage|Size|device)"
-    r"|torch (float|double|half|bfloat16|bool|int|long|short|u?int(8|16|32|64)|float(16|32|64))|_codecs encode"
-)
-
-
-def refuse_calls(path: Path) -> None:
-    """Check that a file of `torch.save` builds only tensors and plain data.
-
-    `torch.load` with weights_only executes no foreign code either, but lets a file allocate a bytearray of any length.
-
-    Raises:
-        UserError: the file would call something else, or its pickle is larger than any real one.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # the old format, a stream that torch checks itself
-    with zipfile.ZipFile(path) as content:
-        for entry in content.infolist():
-            if not entry.filename.endswith("/data.pkl"):
-                continue
-            if entry.file_size > MAX_PICKLE_BYTES:
-                raise UserError(f"{path} is no checkpoint: {entry.filename} has {entry.file_size:,} bytes")
-            for operation, argument, _ in pickletools.genops(content.read(entry)):
-                if operation.name in CALLING_OPERATIONS or (
-                    operation.name == "GLOBAL" and not ALLOWED_GLOBALS.fullmatch(str(argument))
-                ):
-                    raise UserError(
-                        f"{path} is no checkpoint of numbers, texts and tensors alone: it would call "
-                        f"{str(argument)[:99]}. If it is your own, save it without that: float(x) for a number of "
-                        f"numpy, str(x) for a path, x.state_dict() for a model"
-                    )
 
 
 def load_plain(path: Path, mapped: bool = True) -> Any:

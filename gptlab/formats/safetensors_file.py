@@ -8,12 +8,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, description
 from gptlab.formats.checkpoint import LoadedModel
 from gptlab.models import weights
 from gptlab.system.errors import UserError
 
-DIGEST_KEY = f"{checkpoint.KEY}.sha256"  # the header's key for the checksum of our own weights
+DIGEST_KEY = f"{description.KEY}.sha256"  # the header's key for the checksum of our own weights
 
 
 def open_export(file: Path) -> LoadedModel:
@@ -23,16 +23,16 @@ def open_export(file: Path) -> LoadedModel:
         UserError: the file is broken, or its header does not describe the model.
     """
     state, header = read_safetensors(file)
-    if checkpoint.KEY not in header:
+    if description.KEY not in header:
         raise UserError(
-            f"{file} has weights only: its header lacks the '{checkpoint.KEY}' entry of gptlab's exports. Of a Hugging "
-            f"Face model give the folder, with config.json and the tokenizer in it"
+            f"{file} has weights only: its header lacks the '{description.KEY}' entry of gptlab's exports. Of a "
+            f"Hugging Face model give the folder, with config.json and the tokenizer in it"
         )
-    unknown = header.keys() - {"format", checkpoint.KEY, DIGEST_KEY}
+    unknown = header.keys() - {"format", description.KEY, DIGEST_KEY}
     if unknown:  # perhaps the checksum under a damaged name
         raise UserError(f"{file}: its header is damaged (it has {', '.join(sorted(unknown))[:99]})")
     try:
-        about = {"step": None, "metrics": {}, "config": {}, "data_sha256": None} | json.loads(header[checkpoint.KEY])
+        about = {"step": None, "metrics": {}, "config": {}, "data_sha256": None} | json.loads(header[description.KEY])
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: its header is damaged ({error})") from error
     return checkpoint.restore(about, state, file, "gptlab export")
@@ -56,6 +56,6 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         RuntimeError,
     ) as error:  # torch raises the last for unknown types
         raise UserError(f"{file} is broken or no safetensors file ({error}); is the download complete?") from error
-    if DIGEST_KEY in header and header[DIGEST_KEY] != weights.digest(state, header.get(checkpoint.KEY, "")):
+    if DIGEST_KEY in header and header[DIGEST_KEY] != weights.digest(state, header.get(description.KEY, "")):
         raise UserError(f"{file} has changed since gptlab wrote it (the sha256 differs): export the model again")
     return state, header

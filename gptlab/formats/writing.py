@@ -14,10 +14,17 @@ from torch import Tensor
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, reshaping, safetensors_file
+from gptlab.formats import (
+    checkpoint,
+    description,
+    huggingface_names,
+    huggingface_tokenizer,
+    reshaping,
+    safetensors_file,
+)
 from gptlab.formats.added_tokens import NAMED
 from gptlab.formats.chat_template import FILE
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface_backend import PAD
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
@@ -44,7 +51,9 @@ def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None
     """
     metadata = {"format": "pt", safetensors_file.DIGEST_KEY: weights.digest(state, about or "")}
     try:
-        safetensors.torch.save_file(state, path, metadata=metadata | ({} if about is None else {checkpoint.KEY: about}))
+        safetensors.torch.save_file(
+            state, path, metadata=metadata | ({} if about is None else {description.KEY: about})
+        )
     except safetensors.SafetensorError as error:  # a failed write
         raise OSError(str(error)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes files that only their owner can read

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gptlab.data.chat.chat_format import Format
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.generation.batch import Batch
 from gptlab.generation.context import open_context
 from gptlab.generation.decoding import Step, prompt_ids, speculate
 from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling, as_array
 from gptlab.generation.text_stream import Piece, TextStream
-from gptlab.models import Model
 from gptlab.system.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 WIDTH = 64  # answers that are drawn side by side
 
@@ -64,7 +67,7 @@ class Answer:
         return content
 
 
-def check_special(opened: OpenedModel[Model]) -> None:
+def check_special(opened: OpenedModel[Model | ArrayGPT]) -> None:
     """Check that a model has special tokens whose names a prompt can have.
 
     Raises:
@@ -77,7 +80,7 @@ def check_special(opened: OpenedModel[Model]) -> None:
         )
 
 
-def check_prompt(opened: OpenedModel[Model], text: str, special: bool = False) -> None:
+def check_prompt(opened: OpenedModel[Model | ArrayGPT], text: str, special: bool = False) -> None:
     """Check that the model has tokens for all characters of a prompt; with `special`, beside names of special tokens.
 
     Raises:
@@ -91,7 +94,7 @@ def check_prompt(opened: OpenedModel[Model], text: str, special: bool = False) -
         )
 
 
-def chat_of(opened: OpenedModel[Model], special: bool = False) -> Format | None:
+def chat_of(opened: OpenedModel[Model | ArrayGPT], special: bool = False) -> Format | None:
     """Return the format in which a model is asked; None: it continues the prompt.
 
     Args:
@@ -108,7 +111,7 @@ def chat_of(opened: OpenedModel[Model], special: bool = False) -> Format | None:
         raise UserError(f"{opened.name}: {error}. generate --special asks it without its template") from error
 
 
-def default_prompt(opened: OpenedModel[Model]) -> str:
+def default_prompt(opened: OpenedModel[Model | ArrayGPT]) -> str:
     """Return what the samples of a run begin with: trainer.sample_prompt, a new line by default.
 
     Characters that the model has never seen are left out. Where nothing is left it is the token that `prompt_ids` takes
@@ -126,7 +129,7 @@ def default_prompt(opened: OpenedModel[Model]) -> str:
 
 
 def empty_answers(
-    opened: OpenedModel[Model],
+    opened: OpenedModel[Model | ArrayGPT],
     prompts: Sequence[str],
     *,
     samples: int,
@@ -153,18 +156,18 @@ def empty_answers(
     ]
 
 
-def stream_of(opened: OpenedModel[Model], stops: Sequence[str], chat: Format | None) -> TextStream:
+def stream_of(opened: OpenedModel[Model | ArrayGPT], stops: Sequence[str], chat: Format | None) -> TextStream:
     """Return an empty stream for what a model says, as an answer in a chat or as the end of a text."""
     return TextStream(opened.tokenizer, stops, chat is not None, opened.ends)
 
 
 def draw_answers(
-    opened: OpenedModel[Model],
+    opened: OpenedModel[Model | ArrayGPT],
     answers: list[Answer],
     max_new_tokens: int,
     sampling: Sampling,
     *,
-    draft: OpenedModel[Model] | None = None,
+    draft: OpenedModel[Model | ArrayGPT] | None = None,
     ahead: int = 4,
     backend: str | None = None,
     bf16_cache: bool = False,

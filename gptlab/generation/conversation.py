@@ -6,21 +6,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from gptlab.data.chat.conversations import Message
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import chat_of, check_prompt, stream_of, stream_pieces
 from gptlab.generation.context import Context, open_context
 from gptlab.generation.decoding import generate, prompt_ids
 from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.generation.terminal import TokenPrinter, note, note_speed
-from gptlab.models import Model
 from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 
 def converse(
-    opened: OpenedModel[Model],
+    opened: OpenedModel[Model | ArrayGPT],
     opening: str,
     max_new_tokens: int,
     sampling: Sampling,
@@ -100,7 +104,9 @@ def converse(
     note_speed(opened.name, tokens, seconds)
 
 
-def continued(model: Model, context: Context | None, ids: Sequence[int], bf16_cache: bool = False) -> Context:
+def continued(
+    model: Model | ArrayGPT, context: Context | None, ids: Sequence[int], bf16_cache: bool = False
+) -> Context:
     """Return a context with `ids`: `context` itself, if what it has read is the beginning of them.
 
     It is not where a chat template writes an answer otherwise than the model did, or the beginning is out of sight.
@@ -112,7 +118,7 @@ def continued(model: Model, context: Context | None, ids: Sequence[int], bf16_ca
     return context
 
 
-def _lines(opened: OpenedModel[Model], special: bool) -> Iterator[str]:
+def _lines(opened: OpenedModel[Model | ArrayGPT], special: bool) -> Iterator[str]:
     """Read lines until Ctrl-D or Ctrl-C; a line with characters unknown to the model is reported and skipped."""
     terminal = sys.stdin.isatty()
     if terminal:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.batches import random_numbers
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import draw_answers, empty_answers
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model

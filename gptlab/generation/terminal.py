@@ -7,17 +7,21 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import Answer
 from gptlab.generation.text_stream import Piece
-from gptlab.models import Model
 from gptlab.system.terminal import harmless
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 SURPRISAL_COLOURS = {0: 120, 1: 156, 2: 193, 4: 228, 6: 222, 8: 216, 10: 210}  # lowest bits of surprisal: colour
 
@@ -84,7 +88,7 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def note_model(opened: OpenedModel[Model]) -> None:
+def note_model(opened: OpenedModel[Model | ArrayGPT]) -> None:
     """Note which model was opened, and its validation loss if the checkpoint has it."""
     metrics = opened.info.metrics if opened.info else {}
     note(opened.words + (f", val/loss {metrics['val/loss']:.4f}" if "val/loss" in metrics else ""))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.gpt_config import GATED, GPTConfig
 from gptlab.models.packed import Array, Packed
 from gptlab.system.errors import UserError
 
@@ -29,6 +29,52 @@ class ArrayGPT:
         """Of its matrices, where they are packed."""
         embedding = self.weights[EMBEDDING]
         return embedding.bits if isinstance(embedding, Packed) else None
+
+
+def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a GPT's weights, as `weights.parameters` has them."""
+    c, C = config, config.n_embd
+    found: dict[str, tuple[int, ...]] = {EMBEDDING: (c.vocab_size, C)}
+
+    def norm(name: str) -> None:
+        if c.norm != "none" and c.norm_weight:
+            found[f"{name}.weight"] = (C,)
+            if c.norm == "layernorm" and c.bias:
+                found[f"{name}.bias"] = (C,)
+
+    def linear(name: str, M: int, N: int, bias: bool) -> None:
+        found[f"{name}.weight"] = (M, N)
+        if bias:
+            found[f"{name}.bias"] = (M,)
+
+    if c.pos == "learned":
+        found[POSITIONS] = (c.block_size, C)
+    if c.embed_norm:
+        norm("ln_e")
+    for i in range(c.n_layer):
+        if c.has_attention:
+            norm(f"h.{i}.ln_1")
+            linear(f"h.{i}.attn.c_attn", (c.n_head + 2 * c.kv_heads) * c.head_size, C, c.has_qkv_bias)
+            if c.attn_proj:
+                linear(f"h.{i}.attn.c_proj", C, c.attn_width, c.bias)
+            if c.qk_norm and c.norm_weight:
+                found |= {f"h.{i}.attn.{name}.weight": (c.head_size,) for name in ("q_norm", "k_norm")}
+        if c.has_mlp and (not c.parallel or c.parallel_norms):
+            norm(f"h.{i}.ln_2")
+        if c.has_mlp:
+            linear(f"h.{i}.mlp.c_fc", c.hidden * (2 if c.mlp in GATED else 1), C, c.bias)
+            if c.mlp_proj:
+                linear(f"h.{i}.mlp.c_proj", C, c.hidden, c.bias)
+        for name, there in (("attn", c.has_attention), ("mlp", c.has_mlp)):
+            if c.conv and there:
+                found[f"h.{i}.{name}.conv.weight"] = (c.conv, 1, C)
+    if c.norm_place == "pre":
+        norm("ln_f")
+    if not c.tied:
+        found[HEAD] = (c.vocab_size, C)
+    if c.head_bias:
+        found["lm_head.bias"] = (c.vocab_size,)
+    return found
 
 
 def as_floats(array: Array) -> Array:

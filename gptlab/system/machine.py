@@ -10,6 +10,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and in Windows
+
 
 def resident_bytes() -> int | None:
     """Return the resident memory of this process; None if the system is not Linux."""
@@ -65,6 +67,11 @@ def gpus() -> list[str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         return []
+
+
+def may_have_accelerator() -> bool:
+    """Return whether torch might find another device than the CPU: on Linux, if there is a driver of one."""
+    return sys.platform != "linux" or any(Path(driver).exists() for driver in DRIVERS)
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ from gptlab.system.errors import UserError
 if TYPE_CHECKING:
     from gptlab.data.chat.template import ChatTemplate
     from gptlab.data.tokenizers import Tokenizer
-    from gptlab.formats.checkpoint import ModelInfo
+    from gptlab.formats.description import ModelInfo
     from gptlab.models import Model, ModelConfig
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Protocol
 from gptlab.data.chat.chat_format import ChatFormat, Format
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import checkpoint, open_model
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models.heads import HeadedGPT
 from gptlab.system.errors import UserError
 from gptlab.system.files import expand_user

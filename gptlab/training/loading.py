@@ -11,7 +11,7 @@ from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import open_model
 from gptlab.formats.adapters import COMPARED, Base
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models import Model
 from gptlab.models.heads import language_model
 from gptlab.training import data_of_task, init_from

@@ -16,7 +16,7 @@ from gptlab import models
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import gathered_model, total_norm
-from gptlab.formats import adapters, checkpoint
+from gptlab.formats import adapters, checkpoint, description
 from gptlab.models import Network
 from gptlab.models.gpt import GPT
 from gptlab.models.heads import language_model
@@ -242,9 +242,9 @@ class LMModule(L.LightningModule):
                 about[adapters.ORIGIN] = dataclasses.asdict(self.origin)
             else:
                 about[adapters.KEY] = adapters.describe(lora, self.origin)
-                own = {f"{checkpoint.PREFIX}{name}" for name in (*adapter_state(self.model), SCORE)}
+                own = {f"{description.PREFIX}{name}" for name in (*adapter_state(self.model), SCORE)}
                 state = {name: tensor for name, tensor in state.items() if name in own}
-        return {checkpoint.KEY: about, "state_dict": state}
+        return {description.KEY: about, "state_dict": state}
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         for name in RUNNING:
@@ -253,8 +253,8 @@ class LMModule(L.LightningModule):
         if self.trainer.global_rank > 0:  # the saved sums cover all processes
             self.loss_sum, self.loss_count = torch.zeros(()), torch.zeros(())
             self.figures = {name: torch.zeros(2) for name in self.figures}
-        if adapters.KEY in content[checkpoint.KEY]:  # the base has the rest
+        if adapters.KEY in content[description.KEY]:  # the base has the rest
             content["state_dict"] = {**self.state_dict(), **content["state_dict"]}
-        self.val_metrics = content[checkpoint.KEY]["metrics"]
+        self.val_metrics = content[description.KEY]["metrics"]
         self.val_step = content["global_step"]
         count_micro_batches(content, self.trainer.accumulate_grad_batches)

@@ -15,7 +15,7 @@ from gptlab.data.chat.template import ChatTemplate
 from gptlab.data.prepared import Prepared
 from gptlab.data.text_options import of_train, read_before
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import adapters, checkpoint
+from gptlab.formats import adapters, checkpoint, description
 from gptlab.system.accelerator import device_name
 from gptlab.system.errors import UserError, amount
 from gptlab.system.terminal import pasteable, shell_quoted
@@ -38,7 +38,7 @@ class Start:
         self.step = int(self.content["global_step"])
         self.lengths: dict[str, int] = self.content["lengths"]
         self.threads: int | None = self.content.get("machine", {}).get("threads")
-        about = self.content.get(checkpoint.KEY, {})
+        about = self.content.get(description.KEY, {})
         self.base = adapters.described(about[adapters.KEY])[1] if adapters.KEY in about else None
         """What names the model that its adapters belong on; None: it has none."""
         head = about.get("model", {}).get("head") if isinstance(about.get("model"), dict) else None
@@ -46,7 +46,7 @@ class Start:
         """Whether its model has a head for another task."""
         self.origin = adapters.origin(about)
         """What names the model of init_from; None: there is none, or an older version did not say."""
-        new = (rows for name, rows in self.content.get("state_dict", {}).items() if name.endswith(checkpoint.NEW_ROWS))
+        new = (rows for name, rows in self.content.get("state_dict", {}).items() if name.endswith(description.NEW_ROWS))
         self.new_tokens = 0 if self.base else len(next(new, ()))
         """The number of tokens of its model that were new to the run."""
 
@@ -62,7 +62,7 @@ class Start:
     def chat_template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
         """Return the chat template that the run has begun with; None: it has none."""
         assert self.content is not None
-        chat = checkpoint.described_chat(self.content[checkpoint.KEY], tokenizer, self.path)
+        chat = description.described_chat(self.content[description.KEY], tokenizer, self.path)
         return chat if isinstance(chat, ChatTemplate) else None
 
     def threads_of(self, most: int) -> int | None:
@@ -97,8 +97,8 @@ def check_resumable(start: Start, settings: Settings, prepared: Prepared) -> Non
     """
     run_dir, content, step = start.run_dir, start.content, start.step
     assert content is not None
-    about = content[checkpoint.KEY]
-    if (made := checkpoint.format_version(about, run_dir)) < checkpoint.FORMAT:
+    about = content[description.KEY]
+    if (made := description.format_version(about, run_dir)) < description.FORMAT:
         raise UserError(
             f"resume={run_dir}: its checkpoint is of gptlab {about['version']} (format {made}), which this "
             f"version opens but does not go on from; begin a new run with its weights: "

@@ -12,7 +12,7 @@ from gptlab.alignment.reference import Reference
 from gptlab.alignment.rewards import expected_accuracy
 from gptlab.data.batches import IGNORED, Share
 from gptlab.data.chat.template import ChatTemplate
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.runs.upgrades import completed
 from gptlab.system.errors import UserError

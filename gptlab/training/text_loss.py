@@ -12,7 +12,7 @@ import torch
 from gptlab.data.batches import Windows
 from gptlab.evaluation import eval_data, loss
 from gptlab.evaluation.candidates import choose_text, text_base_of
-from gptlab.formats.open_model import OpenedModel
+from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.system.errors import UserError
 from gptlab.training.loading import Loaded

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from gptlab import models
 from gptlab.data.tokenizers import JsonTokenizer
 from gptlab.formats import writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models.gpt_config import GPTConfig
 from tests.data.test_special_tokens import byte_level
 

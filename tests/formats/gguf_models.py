@@ -22,7 +22,7 @@ from gptlab.data.tokenizers import (
     Tokenizer,
 )
 from gptlab.formats import gguf
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.gguf_tokenizer_json import LLAMA3_PATTERN
 from gptlab.formats.huggingface_tokenizer import QWEN2_PATTERN
 from gptlab.models import GPT, GPTConfig

@@ -21,7 +21,7 @@ from gptlab.data.batches import EvalBatches, Share
 from gptlab.data.prepare import prepare
 from gptlab.data.split import Split
 from gptlab.data.tokenizers import TokenizerConfig
-from gptlab.formats import adapters, checkpoint
+from gptlab.formats import adapters, checkpoint, description
 from gptlab.models import GPT, GPTConfig
 from gptlab.system.errors import UserError
 
@@ -100,8 +100,8 @@ def assert_plain(value: Any, place: str) -> None:
 
 def test_a_checkpoint_is_made_of_plain_things(content: dict[str, Any]) -> None:
     assert_plain(content, "checkpoint")
-    assert_plain(pickle.loads(pickle.dumps(content[checkpoint.KEY])), checkpoint.KEY)
-    assert {"state_dict", "optimizer_states", "lr_schedulers", checkpoint.KEY} <= content.keys()
+    assert_plain(pickle.loads(pickle.dumps(content[description.KEY])), description.KEY)
+    assert {"state_dict", "optimizer_states", "lr_schedulers", description.KEY} <= content.keys()
 
 
 def test_a_compiled_model_leaves_no_trace_in_its_checkpoint(run: Any, content: dict[str, Any], tmp_path: Path) -> None:

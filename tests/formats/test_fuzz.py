@@ -43,6 +43,7 @@ from gptlab.data.split import Split
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.formats import (
     checkpoint,
+    description,
     gguf,
     huggingface,
     huggingface_families,
@@ -203,7 +204,7 @@ def gpt() -> models.Model:
     return models.build(GPT2).eval()
 
 
-def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: checkpoint.ModelInfo | None = None) -> Any:
+def seen(model: models.Model, tokenizer: tokenizers.Tokenizer, info: description.ModelInfo | None = None) -> Any:
     """Everything in a loaded model, by value; it is also used."""
     about = (info.step, info.metrics, info.config, info.data_sha256) if info else ()
     with torch.no_grad():
@@ -225,11 +226,11 @@ def content_of_a_checkpoint() -> dict[str, Any]:
     about = checkpoint.describe(
         model, CharTokenizer(CHARS), {"name": "a", "data": {"name": "text"}}, "7d", 7, {"a": 1.5}
     )
-    return {checkpoint.KEY: about, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "x": [1, 2]}
+    return {description.KEY: about, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "x": [1, 2]}
 
 
 def make_export(folder: Path) -> None:
-    info = checkpoint.ModelInfo(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
+    info = description.ModelInfo(folder, 7, {"a": 1.5}, {"name": "a", "data": {"name": "text"}}, "7d", "run")
     writing.write_safetensors(gpt(), CharTokenizer(CHARS), info, folder)
 
 
@@ -238,7 +239,7 @@ def read_export(folder: Path) -> Any:
 
 
 def make_hf(folder: Path) -> None:
-    writing.write_hf(gpt(), CharTokenizer(CHARS), checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder)
+    writing.write_hf(gpt(), CharTokenizer(CHARS), description.ModelInfo(folder, None, {}, {}, None, "x"), folder)
 
 
 def read_hf(folder: Path) -> Any:
@@ -247,7 +248,7 @@ def read_hf(folder: Path) -> Any:
 
 def make_gguf(folder: Path) -> None:
     """A file of numbers as they are, and of characters."""
-    gguf.write_gguf(gpt(), CharTokenizer(CHARS), checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder)
+    gguf.write_gguf(gpt(), CharTokenizer(CHARS), description.ModelInfo(folder, None, {}, {}, None, "x"), folder)
 
 
 def make_quantised(folder: Path) -> None:
@@ -257,7 +258,7 @@ def make_quantised(folder: Path) -> None:
     tokenizer = tokenizers.BPETokenizer.fit(["to be or not to be, that is"], 264)
     torch.manual_seed(1)
     model = models.build(GPTConfig(tokenizer.vocab_size, 7, 1, 2, n_embd=32, n_inner=32, **llama, **slowed)).eval()
-    gguf.write_gguf(model, tokenizer, checkpoint.ModelInfo(folder, None, {}, {}, None, "x"), folder, "q4_0")
+    gguf.write_gguf(model, tokenizer, description.ModelInfo(folder, None, {}, {}, None, "x"), folder, "q4_0")
 
 
 def read_gguf(folder: Path) -> Any:
@@ -309,7 +310,7 @@ def make_llama2c(version: int) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         torch.manual_seed(1)
         config = GPTConfig(256, 7, n_layer=2, n_head=2, n_kv_head=1, n_embd=4, n_inner=8, **LLAMA)
-        info = checkpoint.ModelInfo(folder, None, {}, {}, None, "x")
+        info = description.ModelInfo(folder, None, {}, {}, None, "x")
         llama2c.write_llama2c(models.build(config).eval(), tokenizers.ByteTokenizer(), info, folder)
         if version:
             of_version(version, folder / "model.bin", folder / "other", group=4)
@@ -492,7 +493,7 @@ KINDS = {
     "checkpoint": Kind(
         lambda folder: checkpoint.save_checkpoint(content_of_a_checkpoint(), folder / "a.ckpt"),
         lambda folder: seen(*checkpoint.load_checkpoint(folder / "a.ckpt")),
-        sealed=checkpoint.FORMAT > 1,
+        sealed=description.FORMAT > 1,
         quick=250,
         slow=1500,
     ),
@@ -620,7 +621,7 @@ def test_more_dicts_of_strangers_are_built_or_refused(tmp_path: Path) -> None:
 def strange_dicts(seeds: range, folder: Path) -> None:
     foreign(folder)
     model, content = gpt(), content_of_a_checkpoint()
-    about, state = content[checkpoint.KEY], parameters(model)
+    about, state = content[description.KEY], parameters(model)
     yarn = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": True}
     beside = {
         "rope_parameters": yarn,

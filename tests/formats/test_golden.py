@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlab.formats import checkpoint, open_model
+from gptlab.formats import checkpoint, description, open_model
 from gptlab.runs import upgrades
 from gptlab.system.errors import UserError
 
@@ -50,7 +50,7 @@ def test_an_older_file_writes_text(command: Any, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(name for name in ANSWERS if name.endswith(".ckpt")))
 def test_an_older_run_is_measured_on_the_text_that_it_names(command: Any, tmp_path: Path, name: str) -> None:
     content = torch.load(GOLDEN / name, weights_only=True)
-    about = content[checkpoint.KEY]
+    about = content[description.KEY]
     places = {"path": str(GOLDEN / "text.txt"), "cache_dir": str(tmp_path / "cache")}  # the text has moved since
     about["config"]["data"] |= places
     torch.save(content, tmp_path / "moved.ckpt")
@@ -84,7 +84,7 @@ def test_a_run_begins_with_an_older_model(command: Any, tmp_path: Path, name: st
 
 
 def test_what_an_upgrade_is_given_stays_as_it_was() -> None:
-    about = torch.load(GOLDEN / "09ff6a0-gpt.ckpt", weights_only=True)[checkpoint.KEY]
+    about = torch.load(GOLDEN / "09ff6a0-gpt.ckpt", weights_only=True)[description.KEY]
     before = json.dumps(about)
     new = upgrades.from_format_1(about)
     assert json.dumps(about) == before
@@ -98,7 +98,7 @@ def test_what_an_upgrade_is_given_stays_as_it_was() -> None:
 )
 def test_a_damaged_older_file_is_one_message(tmp_path: Path, change: dict[str, Any]) -> None:
     content = torch.load(GOLDEN / "e5c64d4-bigram.ckpt", weights_only=True)
-    content[checkpoint.KEY] |= change
+    content[description.KEY] |= change
     torch.save(content, tmp_path / "damaged.ckpt")
     with pytest.raises(UserError, match=r"damaged.ckpt does not fit together"):
         checkpoint.load_checkpoint(tmp_path / "damaged.ckpt")

@@ -29,7 +29,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import huggingface, huggingface_tokenizer, writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface_backend import build_backend
 from gptlab.generation.text_stream import TextStream
 from gptlab.models import GPT, GPTConfig

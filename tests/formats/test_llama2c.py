@@ -21,7 +21,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats import llama2c, llama2c_tokenizer, open_model
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.system.errors import UserError
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from gptlab import models
-from gptlab.formats import checkpoint, huggingface_names, huggingface_tokenizer, open_model
+from gptlab.formats import checkpoint, description, huggingface_names, huggingface_tokenizer, open_model
 from gptlab.models import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.system.errors import UserError
@@ -94,7 +94,7 @@ def test_a_checkpoint_is_unpickled_once(trained: Path, tmp_path: Path, loads: li
         open_model.load_model(damaged)
 
 
-def assert_is(loaded: tuple[Any, Any, checkpoint.ModelInfo], trained: Path, origin: str) -> None:
+def assert_is(loaded: tuple[Any, Any, description.ModelInfo], trained: Path, origin: str) -> None:
     """Check that model and tokenizer are those of the trained run, ready to use."""
     model, tokenizer, info = loaded
     reference, characters, _ = checkpoint.load_checkpoint(trained)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gptlab.data.tokenizers import CharTokenizer
 from gptlab.formats import open_model, writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface import open_folder
 from gptlab.formats.huggingface_families import FAMILIES
 from gptlab.formats.huggingface_names import family_of

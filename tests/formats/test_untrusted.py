@@ -21,8 +21,16 @@ from gptlab.data.split import Split
 from gptlab.data.text_options import TextOptions
 from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.evaluation import eval_data
-from gptlab.formats import checkpoint, huggingface, huggingface_tokenizer, nanogpt, safetensors_file, writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats import (
+    checkpoint,
+    description,
+    huggingface,
+    huggingface_tokenizer,
+    nanogpt,
+    safetensors_file,
+    writing,
+)
+from gptlab.formats.description import ModelInfo
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.weights import fill, parameters
 from gptlab.reports import records
@@ -51,7 +59,7 @@ def content(model: models.Model | None = None, **about: Any) -> dict[str, Any]:
     """The dict in a checkpoint."""
     model = model or models.build(TINY)
     described = checkpoint.describe(model, CharTokenizer(CHARS), {"name": "a"}, "7d", 7, {}) | about
-    return {checkpoint.KEY: described, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}
+    return {description.KEY: described, "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}
 
 
 def quick(started: float) -> bool:
@@ -61,7 +69,7 @@ def quick(started: float) -> bool:
 # Code
 
 
-@pytest.mark.parametrize("place", [(), (checkpoint.KEY,), (checkpoint.KEY, "config"), ("state_dict",)])
+@pytest.mark.parametrize("place", [(), (description.KEY,), (description.KEY, "config"), ("state_dict",)])
 def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path, place: tuple[str, ...]) -> None:
     whole = node = content()
     for key in place:
@@ -105,7 +113,7 @@ def test_a_target_in_a_config_is_a_word(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("size", [10**6, 1 << 24, 10**9, 10**30])
 def test_sizes_that_a_file_does_not_hold_are_refused_at_once(tmp_path: Path, field: str, size: int) -> None:
     started, changed = time.perf_counter(), content()
-    changed[checkpoint.KEY]["model"][field] = size
+    changed[description.KEY]["model"][field] = size
     checkpoint.save_checkpoint(changed, tmp_path / "a.ckpt")
     if field == "window" and size <= 1 << 24:
         checkpoint.load_checkpoint(tmp_path / "a.ckpt")  # it says how far is seen, and that is no further than there is
@@ -371,7 +379,7 @@ def test_our_export_is_verified_and_an_older_one_is_read(tmp_path: Path) -> None
             safetensors_file.open_export(file)
     file.write_bytes(whole)
     state, header = safetensors_file.read_safetensors(file)
-    save_file(state, file, metadata={checkpoint.KEY: header[checkpoint.KEY], "format": "pt"})
+    save_file(state, file, metadata={description.KEY: header[description.KEY], "format": "pt"})
     assert safetensors_file.open_export(file)[2].step == 7
     writing.write_hf(model, CharTokenizer(CHARS), ModelInfo(tmp_path, None, {}, {}, None, ""), tmp_path)
     weights = bytearray(file.read_bytes())

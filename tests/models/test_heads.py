@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gptlab import models
 from gptlab.data.tokenizers import CharTokenizer
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, description
 from gptlab.formats.open_model import load_headed, load_model
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig, HeadConfig, HeadedConfig, HeadedGPT
 from gptlab.models.freezing import train_only
@@ -129,7 +129,7 @@ def test_a_checkpoint_brings_it_back(tmp_path: Path, head: HeadConfig, tied: boo
     about = checkpoint.describe(model, tokenizer, {}, None, 3, {"val/loss": 0.5})
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     file = tmp_path / "last.ckpt"
-    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": weights}, file)
+    checkpoint.save_checkpoint({description.KEY: about, "state_dict": weights}, file)
     again, their_tokenizer, info = load_headed(file)
     assert again.config == model.config == HeadedConfig(gpt(tied=tied, pos="rope").config, head)
     assert their_tokenizer.to_dict() == tokenizer.to_dict()
@@ -143,7 +143,7 @@ def test_a_checkpoint_brings_it_back(tmp_path: Path, head: HeadConfig, tied: boo
         with pytest.raises(UserError, match=rf"last\.ckpt is a {word}, whose outputs are no text: give a language"):
             load_model(file)
     del weights["model.score.weight"]
-    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": weights}, file)
+    checkpoint.save_checkpoint({description.KEY: about, "state_dict": weights}, file)
     with pytest.raises(UserError, match=r"score\.weight is missing"):
         load_headed(file)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.template import ChatTemplate
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, description
 from gptlab.formats.open_model import open_model
 from gptlab.generation.answers import empty_answers
 from gptlab.generation.context import Context
@@ -298,6 +298,6 @@ def test_a_damaged_description_is_refused(tmp_path: Path, name: str) -> None:
     opened = open_model(str(chat_folder(tmp_path / "theirs", "chatml")))
     about = checkpoint.describe(opened.model, opened.tokenizer, {}, None, 1, {}) | {"chat_template": DAMAGED[name]}
     state = {f"model.{key}": value for key, value in opened.model.state_dict().items()}
-    checkpoint.save_checkpoint({checkpoint.KEY: about, "state_dict": state}, tmp_path / "a.ckpt")
+    checkpoint.save_checkpoint({description.KEY: about, "state_dict": state}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"a\.ckpt does not fit together: what it says of its chat template is damaged"):
         checkpoint.load_checkpoint(tmp_path / "a.ckpt")

@@ -21,7 +21,7 @@ from gptlab.data.pieces import Piece
 from gptlab.data.split import Split, split_pieces
 from gptlab.data.tokenizers import BPETokenizer, CharTokenizer, JsonTokenizer
 from gptlab.formats import checkpoint, writing
-from gptlab.formats.checkpoint import ModelInfo
+from gptlab.formats.description import ModelInfo
 from gptlab.models import GPT, GPTConfig
 from gptlab.runs import compose as command_words
 from gptlab.runs import identity

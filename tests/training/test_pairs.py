@@ -19,7 +19,7 @@ from gptlab.alignment.preferences import sample_preferences
 from gptlab.alignment.rewards import bayes_accuracy
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.conversations import Message, Preference, read_examples
-from gptlab.formats import checkpoint
+from gptlab.formats import checkpoint, description
 from gptlab.formats.open_model import load_headed, load_model
 from gptlab.models.gpt import GPT
 from gptlab.system.errors import UserError
@@ -142,7 +142,7 @@ def test_the_first_log_ratio_is_exactly_0(
         base = tmp_path / "base"
         shutil.copytree(answering(), base)
         content = checkpoint.read_checkpoint(last(base))
-        content[checkpoint.KEY]["model"]["attn_dropout"] = 0.2
+        content[description.KEY]["model"]["attn_dropout"] = 0.2
         for name in ("best", "last"):
             checkpoint.save_checkpoint(content, base / "checkpoints" / f"{name}.ckpt")
     tune(tmp_path / "run", "task=dpo", *options, "trainer.max_steps=1", base=base)

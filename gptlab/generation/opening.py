@@ -1,0 +1,58 @@
+"""Open the model that is to generate: without torch, whose import takes a second, where our library computes it."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gptlab.formats.array_model import open_arrays
+from gptlab.formats.opened import OpenedModel
+from gptlab.generation.cpu_library import load_library
+from gptlab.models.arrays import ArrayGPT, in_bf16, quantise
+from gptlab.system import machine
+from gptlab.system.arguments import BITS
+from gptlab.system.errors import UserError
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
+
+
+def open_to_generate(name: str, device: str, precision: str, is_compiled: bool) -> OpenedModel[Model | ArrayGPT]:
+    """Open a model in evaluation mode.
+
+    Args:
+        name: see `open_model`.
+        device: auto, cpu, cuda or mps.
+        precision: of the weights: fp32, bf16, int8 or int4, the last two for a CPU.
+        is_compiled: whether torch.compile is to compile it.
+
+    Raises:
+        UserError: as `open_model` and `quantised` do, and for a device that is not there.
+    """
+    bits = BITS.get(precision)
+    on_cpu = bits or device == "cpu" or (device == "auto" and not machine.may_have_accelerator())
+    if on_cpu and not is_compiled and load_library() is not None and (found := open_arrays(name)) is not None:
+        return _with_precision(found, precision, bits)
+    import torch
+
+    from gptlab.formats.open_model import open_model, quantised
+    from gptlab.system.accelerator import device as find_device
+
+    where = find_device("cpu" if bits else device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return quantised(open_model(name, where, dtype), bits)
+
+
+def _with_precision(found: OpenedModel[ArrayGPT], precision: str, bits: int | None) -> OpenedModel[Model | ArrayGPT]:
+    if precision == "bf16":
+        return replace(found, model=in_bf16(found.model))
+    if bits is None:
+        return found
+    try:
+        model = quantise(found.model, bits)
+    except UserError as error:
+        raise UserError(f"--precision {precision}: {found.name}: {error}") from error
+    if isinstance(found.model.source, mmap.mmap):
+        found.model.source.madvise(mmap.MADV_DONTNEED)  # what has been read of the file takes no memory any more
+    return replace(found, model=model, bits=bits)

@@ -10,6 +10,7 @@ from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, amount, command_line
 
 if TYPE_CHECKING:
+    from gptlab.generation.opening import open_to_generate
     from gptlab.generation.ranking import Pair
 
 KEYS = {"1": "1", "2": "2", "t": "tie", "tie": "tie", "s": "skip", "skip": "skip", "q": "quit", "quit": "quit"}
@@ -40,12 +41,11 @@ def run(args: argparse.Namespace) -> None:
         UserError: a number is out of range, or a file or a model cannot be read.
     """
     from gptlab.data.file_kinds import decoded
-    from gptlab.formats.open_model import open_model
     from gptlab.generation.answers import check_prompt
+    from gptlab.generation.opening import open_to_generate
     from gptlab.generation.ranking import Rankings, draw_pair, rank_pairs
     from gptlab.generation.sampling import Sampling
     from gptlab.generation.terminal import note, note_model
-    from gptlab.system.accelerator import device
 
     for flag, value, least in (("max-new-tokens", args.max_new_tokens, 1), ("seed", args.seed, 0)):
         if value < least:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.prompts} is empty; give a prompt in each line")
     names = [args.model, *filter(None, [args.also])]
     rankings = Rankings(args.out, prompts, names)
-    models = [open_model(name, device(args.device)) for name in names]
+    models = [open_to_generate(name, args.device, "fp32", is_compiled=False) for name in names]
     if len({opened.name for opened in models}) < len(models):
         raise UserError(f"--also {args.also}: it is the same model; leave it out")
     for opened in models:

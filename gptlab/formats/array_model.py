@@ -32,7 +32,7 @@ def open_arrays(name: str) -> OpenedModel[ArrayGPT] | None:
         None if `name` is another model, or if anything is amiss: then `open_model` opens it or says what it is.
     """
     path = Path(name)
-    with suppress(OSError, RuntimeError, UserError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    with suppress(OSError, UserError, RuntimeError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         path = path.expanduser()
         file = find_checkpoint(path)
         if sys.byteorder == "little" and file.suffix == ".ckpt" and verify_checksum(file):
@@ -52,6 +52,8 @@ def _open(name: str, file: Path) -> OpenedModel[ArrayGPT] | None:
         return None
     if config.tied and HEAD in state and state[HEAD].ctypes.data == state[EMBEDDING].ctypes.data:
         del state[HEAD]
+    if sum(getattr(each, "nbytes", 0) for each in state.values()) > file.stat().st_size:
+        return None  # tensors that lie on each other, and would need more memory than the file
     if {key: getattr(each, "shape", None) for key, each in state.items()} != expected_shapes(config):
         return None
     tokenizer = tokenizers.from_dict(about["tokenizer"])

@@ -63,13 +63,16 @@ def load_arrays(path: Path) -> tuple[Any, mmap.mmap]:
         path: a file that `refuse_calls` lets pass.
 
     Raises:
-        ValueError, KeyError, ...: the file is broken, or holds other things than plain data and tensors.
+        ValueError: the file is broken, or holds other things than plain data and tensors.
     """
-    with path.open("rb") as file, zipfile.ZipFile(file) as content:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        [described] = [name for name in content.namelist() if name.endswith("/data.pkl")]
-        reader = _Reader(content.read(described), content, described.removesuffix(".pkl"), data)
-    return reader.load(), data
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as content:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            [described] = [name for name in content.namelist() if name.endswith("/data.pkl")]
+            reader = _Reader(content.read(described), content, described.removesuffix(".pkl"), data)
+        return reader.load(), data
+    except Exception as error:  # a pickle can hold anything
+        raise ValueError(f"{path} is broken or no checkpoint: {type(error).__name__}") from error
 
 
 class _Reader(pickle.Unpickler):

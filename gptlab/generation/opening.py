@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,6 @@ def _with_precision(found: OpenedModel[ArrayGPT], precision: str, bits: int | No
     if bits is None:
         return found
     try:
-        model = quantise(found.model, bits)
+        return replace(found, model=quantise(found.model, bits), bits=bits)
     except UserError as error:
         raise UserError(f"--precision {precision}: {found.name}: {error}") from error
-    if isinstance(found.model.source, mmap.mmap):
-        found.model.source.madvise(mmap.MADV_DONTNEED)  # what has been read of the file takes no memory any more
-    return replace(found, model=model, bits=bits)

@@ -15,6 +15,7 @@ from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import draw_answers, empty_answers
 from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
+from gptlab.models.arrays import ArrayGPT
 from gptlab.system.errors import UserError
 from gptlab.system.files import explain_write_errors
 
@@ -49,7 +50,12 @@ class Pair:
 
 
 def draw_pair(
-    models: Sequence[OpenedModel[Model]], number: int, prompt: str, max_new_tokens: int, sampling: Sampling, seed: int
+    models: Sequence[OpenedModel[Model | ArrayGPT]],
+    number: int,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
 ) -> Pair:
     """Return two answers to a prompt, a function of the models, the prompt, its number and the seed.
 

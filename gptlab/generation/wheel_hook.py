@@ -1,4 +1,4 @@
-"""A wheel with the library of cpu_decoder.c in it, for machines without a compiler: with GPTLAB_WHEEL_LIBRARY=1.
+"""A wheel with the library of the files in c in it, for machines without a compiler: with GPTLAB_WHEEL_LIBRARY=1.
 
 Otherwise a wheel is of Python alone, and the library is built where it is used. hatchling runs this file.
 """

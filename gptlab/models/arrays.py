@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ class ArrayGPT:
     weights: Mapping[str, Array | Packed]
     """In fp32, or in bf16 as uint16 (the upper halves of fp32), or packed but for what `quantise` leaves in fp32."""
     source: object = field(default=None, repr=False)
-    """Keeps the memory of the weights."""
+    """Has the memory of the weights, if that is not the arrays' own: a mapped file, or the parameters of torch."""
 
     @property
     def bits(self) -> int | None:
@@ -112,6 +113,8 @@ def quantise(model: ArrayGPT, bits: int) -> ArrayGPT:
                 raise ValueError
         except ValueError:
             raise UserError(f"{name} has numbers that are infinite or none, which {bits} bits cannot hold") from None
+        if isinstance(model.source, mmap.mmap):
+            model.source.madvise(mmap.MADV_DONTNEED)  # what has been read of the file takes no memory any more
     return ArrayGPT(model.config, weights)
 
 

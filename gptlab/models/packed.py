@@ -14,7 +14,7 @@ GROUP = 32  # inputs that share a scale with 4 bits
 ROWS = 16  # outputs that lie side by side
 MIDDLE = {8: 128, 4: 8}  # what is added to the integers, which are stored without a sign
 LARGEST_HALF = 65504.0
-AT_ONCE = 1 << 16  # weights that are quantised at a time, so that they stay in the processor's cache
+AT_ONCE = 1 << 15  # weights that are quantised at a time, so that they stay in the processor's cache
 Array = np.ndarray[Any, Any]
 
 
@@ -95,19 +95,25 @@ def _groups_of_4_bits(rows: Array) -> tuple[Array, Array]:
     At first the largest number of a group becomes -8; then the scale is the one with the least squared error for these
     integers, and the integers are the nearest for that scale, where that has less error.
     """
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(3)[..., None], 3)
-    scales = _half(largest / -8)
+    most, least = rows.max(3, keepdims=True), rows.min(3, keepdims=True)
+    scales = _half(np.where(most > -least, most, least) / -8)
     integers = _rounded(rows, scales).clip(-8, 7)
-    error = np.square(rows - integers * scales).sum(3, keepdims=True)
+    difference = rows - integers * scales
+    error = _dot(difference, difference)
     for _ in range(2):
-        squares = np.square(integers).sum(3, keepdims=True)
-        other = _half((rows * integers).sum(3, keepdims=True) / squares.clip(1))
+        other = _half(_dot(rows, integers) / _dot(integers, integers).clip(1))
         nearest = _rounded(rows, other).clip(-8, 7)
-        less = (left := np.square(rows - nearest * other).sum(3, keepdims=True)) < error
+        difference = rows - nearest * other
+        less = (left := _dot(difference, difference)) < error
         scales, integers, error = (
             np.where(less, new, old) for new, old in ((other, scales), (nearest, integers), (left, error))
         )
     return integers, scales[..., 0].swapaxes(1, 2).astype(np.float16)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """Return the dot products over the last axis, which stays with a size of 1."""
+    return np.einsum("...i,...i->...", a, b)[..., None]
 
 
 def _half(scales: Array) -> Array:

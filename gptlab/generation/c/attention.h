@@ -8,10 +8,7 @@ enum { SEVERAL = 4 };                                         // vectors of keys
 
 // LANES of a cache's numbers, from the i-th on.
 static inline floats cached(const void *cache, long i, const int is_bfloat16) {
-    if (!is_bfloat16) return load((const float *)cache + i);
-    bfloat16s some;
-    memcpy(&some, (const bfloat16 *)cache + i, sizeof some);
-    return (floats)(__builtin_convertvector(some, words) << 16);
+    return is_bfloat16 ? load_bfloat16((const bfloat16 *)cache + i) : load((const float *)cache + i);
 }
 
 static inline float cached_one(const void *cache, long i, const int is_bfloat16) {
@@ -56,7 +53,7 @@ static inline __attribute__((always_inline)) void score(const Queries *a, long t
         for (int v = 0; v < V; v++) {
             floats keys = cached(s->w, at[v / PER_TILE] + d * KEYS + v % PER_TILE * LANES, is_bfloat16);
             for (int i = 0; i < R; i++)
-                sums[i * V + v] = multiply_add((floats){0} + a->q[i * s->stride + d], keys, sums[i * V + v]);
+                sums[i * V + v] = multiply_add(spread(a->q[i * s->stride + d]), keys, sums[i * V + v]);
         }
     integers lanes;
     for (int i = 0; i < LANES; i++) lanes[i] = i;
@@ -66,7 +63,7 @@ static inline __attribute__((always_inline)) void score(const Queries *a, long t
             floats scores = sums[i * V + v] * (float)s->number;
             if (s->b) scores -= a->slope * __builtin_convertvector(back, floats);
             integers seen = (back >= 0) & (back < (int32_t)s->window);
-            scores = (floats)(((words)scores & (words)seen) | ((words)((floats){0} - INFINITY) & ~(words)seen));
+            scores = (floats)(((words)scores & (words)seen) | ((words)spread(-INFINITY) & ~(words)seen));
             store(a->weights + i * a->room + t * KEYS + v * LANES, scores);
             most[i] = larger(scores, most[i]);
         }
@@ -86,7 +83,7 @@ static inline __attribute__((always_inline)) void mix(const Queries *a, long d, 
         for (int v = 0; v < NV; v++) {
             floats some = cached(s->v, value + v * LANES, is_bfloat16);
             for (int i = 0; i < R; i++)
-                sums[i * NV + v] = multiply_add((floats){0} + a->weights[i * a->room + t - a->begin], some, sums[i * NV + v]);
+                sums[i * NV + v] = multiply_add(spread(a->weights[i * a->room + t - a->begin]), some, sums[i * NV + v]);
         }
     }
     for (int i = 0; i < R; i++)
@@ -100,14 +97,13 @@ static inline __attribute__((always_inline)) void attend_tile(const Queries *a, 
     long tiles = a->room / KEYS, t = 0, D = s->n, d = 0;
     floats most[QUERIES];
     float scales[QUERIES];
-    for (int i = 0; i < R; i++) most[i] = (floats){0} - INFINITY;
+    for (int i = 0; i < R; i++) most[i] = spread(-INFINITY);
     for (; t + T <= tiles; t += T) score(a, t, R, T, most, is_bfloat16);
     for (; t < tiles; t++) score(a, t, R, 1, most, is_bfloat16);
     for (int i = 0; i < R; i++) {
         float *weights = a->weights + i * a->room, largest = -INFINITY;
-        floats sums = {0}, none = {0};
+        floats sums = {0}, none = spread(-INFINITY);
         for (int lane = 0; lane < LANES; lane++) largest = fmaxf(most[i][lane], largest);
-        none -= INFINITY;
         for (long j = 0; j < a->room; j += LANES) {
             floats scores = load(weights + j), e = exponential(scores - largest);
             e = (floats)((words)e & ~(words)(scores == none));

@@ -37,9 +37,9 @@ static void round_group(const float *x, Rounded to, long r, long g, long n) {
     float inverse = most > 0 ? 127 / most : 0;
     int8_t *row = to.numbers + r * to.stride + begin;
     for (long j = 0; j < up_to_group(count); j += LANES) {
-        floats shifted = {0}, some = j < whole ? load(x + j) : j < count ? load(rest) : shifted;
-        shifted += 12582912.0f;  // rounds to the nearest integer, in the last bits
-        integers numbers = (integers)multiply_add(some, (floats){0} + inverse, shifted) - 0x4b400000;
+        floats some = j < whole ? load(x + j) : j < count ? load(rest) : (floats){0};
+        floats shifted = multiply_add(some, spread(inverse), spread(12582912.0f));  // to the nearest integer, in the last bits
+        integers numbers = (integers)shifted - 0x4b400000;
         small narrow = __builtin_convertvector(numbers, small);
         memcpy(row + j, &narrow, sizeof narrow);
         sums += numbers;
@@ -132,7 +132,7 @@ static inline __attribute__((always_inline)) void tile_of_8_bits(const Step *s, 
             int32_t middle = SIGNED ? 0 : 128 * x.sums[at];
             for (int k = 0; k < W; k++) {
                 floats sum = __builtin_convertvector(sums[i * W + k] - middle, floats);
-                totals[i * W + k] = multiply_add(sum, (floats){0} + x.scales[at], totals[i * W + k]);
+                totals[i * W + k] = multiply_add(sum, spread(x.scales[at]), totals[i * W + k]);
             }
         }
     }

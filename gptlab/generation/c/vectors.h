@@ -20,7 +20,6 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef int8_t small __attribute__((vector_size(LANES)));
 typedef uint16_t bfloat16;  // the upper half of a float
-typedef uint16_t bfloat16s __attribute__((vector_size(2 * LANES)));
 
 static inline floats load(const float *p) {
     floats v;
@@ -29,6 +28,20 @@ static inline floats load(const float *p) {
 }
 
 static inline void store(float *p, floats v) { memcpy(p, &v, sizeof v); }
+
+static inline floats spread(float x) { return x - (floats){0}; }  // of which compilers leave the difference out
+
+static inline floats load_bfloat16(const bfloat16 *p) {
+    words wide;
+#if defined(__AVX512F__)
+    wide = (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    wide = (words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#else
+    for (int i = 0; i < LANES; i++) wide[i] = p[i];
+#endif
+    return (floats)(wide << 16);
+}
 
 // By name: compilers avoid chains of fused operations on some processors, in some places.
 static inline floats multiply_add(floats a, floats b, floats c) {
@@ -73,8 +86,7 @@ static inline floats larger(floats a, floats b) {
 
 // e^x: 2^k e^r with |r| <= ln 2 / 2, and e^r by its Taylor series to the seventh power.
 static inline floats exponential(floats x) {
-    floats low = {0}, high = {0};
-    low -= 87.0f, high += 88.0f;
+    floats low = spread(-87.0f), high = spread(88.0f);
     x = (floats)(((words)x & (words)(x > low)) | ((words)low & ~(words)(x > low)));
     x = (floats)(((words)x & (words)(x < high)) | ((words)high & ~(words)(x < high)));
     floats shifted = x * 1.44269504f + 12582912.0f;  // rounds to the nearest integer, in the last bits

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from gptlab.generation.cpu_library import load_library, ready_library
 from gptlab.generation.decoding import generate
 from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
+from gptlab.system import threads
 from tests.generation.contexts import context_for, is_ours, logits_of
 from tests.models.test_switches import ROWS, Row, T, V, each, lively
 
@@ -287,3 +291,49 @@ def test_a_library_that_does_not_load_is_done_without(fresh: Path, monkeypatch: 
     (fresh / "broken.so").touch()
     monkeypatch.setattr(cpu_library, "ready_library", lambda: fresh / "broken.so")
     assert_torch_generates()
+
+
+# Its threads
+
+
+@needs_library
+def test_callers_at_the_same_time_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_decoder, "SINGLE_THREAD_WEIGHTS", 0)
+    monkeypatch.setattr(cpu_decoder.threads, "in_use", lambda: 3)
+    prompts = texts(5, 3, 7, 2)
+    expected = [trail([prompt], T - 7) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, wanted in zip(pool.map(lambda prompt: trail([prompt], T - 7), prompts), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@needs_library
+def test_a_child_of_fork_has_threads_of_its_own(tmp_path: Path) -> None:
+    code = """
+import os
+from gptlab.generation import cpu_decoder
+from gptlab.generation.context import open_context
+from tests.models.test_switches import lively
+
+cpu_decoder.SINGLE_THREAD_WEIGHTS = 0
+cpu_decoder.threads.in_use = lambda: 2
+context = open_context(lively().eval(), [[1, 2, 3]], 1)
+expected = context.logits().tobytes()
+if not (child := os.fork()):
+    context.take_back(0)
+    context.lengths = [0]
+    os._exit(int(context.logits().tobytes() != expected))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, timeout=100)
+    assert done.returncode == 0
+
+
+def test_threads_are_those_of_torch_or_as_many_as_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads.in_use() == torch.get_num_threads()
+    monkeypatch.delitem(sys.modules, "torch")
+    for wanted, count in (("3", 3), ("2,1", 2), ("", threads.cores()), ("0", threads.cores()), ("x", threads.cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+        assert threads.in_use() == count

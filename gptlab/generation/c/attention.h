@@ -52,6 +52,7 @@ static inline __attribute__((always_inline)) void score(const Queries *a, long t
     for (long d = 0; d < D; d++)
         for (int v = 0; v < V; v++) {
             floats keys = cached(s->w, at[v / PER_TILE] + d * KEYS + v % PER_TILE * LANES, is_bfloat16);
+            HOLD(keys);
             for (int i = 0; i < R; i++)
                 sums[i * V + v] = multiply_add(spread(a->q[i * s->stride + d]), keys, sums[i * V + v]);
         }
@@ -82,6 +83,7 @@ static inline __attribute__((always_inline)) void mix(const Queries *a, long d, 
         if (++column == s->columns) column = 0;
         for (int v = 0; v < NV; v++) {
             floats some = cached(s->v, value + v * LANES, is_bfloat16);
+            HOLD(some);
             for (int i = 0; i < R; i++)
                 sums[i * NV + v] = multiply_add(spread(a->weights[i * a->room + t - a->begin]), some, sums[i * NV + v]);
         }

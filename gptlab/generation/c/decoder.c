@@ -74,16 +74,10 @@ static void embed(const Step *s, const Pass *p, Member me) {
 
 // y (rows, m) = x (rows, n) w^T + b, or y + that where `how` is 1. groups: what w is; v: the scales of integers.
 static void linear(const Step *s, const Pass *p, Member me) {
-    if (s->groups == FLOAT) {
-        linear_float(s, p, me, s->x);
-    } else if (s->groups == BFLOAT16) {
-        Part part = part_of(p->rows, me);
-        for (long r = part.begin; r < part.end; r++) arrange(s->x + r * s->n, p->scratch + r * s->n, s->n);
-        meet(me);
-        linear_bfloat16(s, p, me, p->scratch);
-    } else {
+    if (s->groups == FLOAT || s->groups == BFLOAT16)
+        linear_floats(s, p, me);
+    else
         linear_integers(s, p, me);
-    }
 }
 
 // Each of `groups` vectors of n in a row. how: 1 without the mean (RMSNorm), 0 with (LayerNorm).

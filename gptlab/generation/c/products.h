@@ -17,33 +17,51 @@ static inline void weights_bfloat16(const bfloat16 *w, floats *v) {
     v[1] = (floats)(pairs & 0xffff0000);
 }
 
-// A row of x as the tiles of bfloat16 read it: the partners of even weights first, then those of odd ones.
-static void arrange(const float *x, float *to, long in) {
+// FEWER rows of x, or one, as the tiles read them: of each the partners of weights[0], then those of weights[1].
+static void arrange(const float *x, float *to, long in, int R, int is_bfloat16) {
     long j = 0;
     for (; j + PAIR <= in; j += PAIR)
-        for (int i = 0; i < LANES; i++) to[j + i] = x[j + 2 * i], to[j + LANES + i] = x[j + 2 * i + 1];
-    for (; j < in; j++) to[j] = x[j];
+        for (int i = 0; i < R; i++, to += PAIR) {
+            const float *some = x + i * in + j;
+            if (is_bfloat16)
+                for (int k = 0; k < LANES; k++) to[k] = some[2 * k], to[LANES + k] = some[2 * k + 1];
+            else
+                memcpy(to, some, PAIR * sizeof(float));
+        }
+    for (int i = 0; i < R; i++, to += in - j) memcpy(to, x + i * in + j, (in - j) * sizeof(float));
 }
 
-// W rows of w against R rows of x, all sums in registers. Each is taken in the same order, whatever W and R are.
+// Rows that are arranged side by side, from row r on.
+static inline int abreast(const Pass *p, long r) { return r + FEWER <= p->rows ? FEWER : 1; }
+
+// W rows of w against R rows of x, all sums in registers. Each is taken in the same order, whatever W and R are. For the
+// first rows of x, weights are fetched ahead: of the same row, or of the one that stands in its place in the next tile.
 #define TILE(TYPE)                                                                                               \
     static inline __attribute__((always_inline)) void TYPE##_tile(const Step *s, const float *x, long r, long o, \
-                                                                  const int R, const int W) {                    \
-        long in = s->n, j = 0;                                                                                   \
+                                                                  const int R, const int W, const int fetch) {   \
+        long in = s->n, j = 0, ahead = AHEAD / sizeof(TYPE);                                                     \
         const TYPE *w = (const TYPE *)s->w + o * in;                                                             \
-        floats sums[R * W], weights[2];                                                                          \
+        floats sums[LANES], weights[2 * ABREAST];                                                                \
         float totals[LANES];                                                                                     \
-        memset(sums, 0, sizeof sums);                                                                            \
+        for (int i = 0; i < R * W; i++) sums[i] = (floats){0};                                                   \
         x += r * in;                                                                                             \
-        for (; j + PAIR <= in; j += PAIR)                                                                        \
+        for (; j + PAIR <= in; j += PAIR, x += R * PAIR) {                                                       \
+            const TYPE *next = w + j + ahead + (j + ahead < in ? 0 : (W - 1) * in);                              \
             for (int k = 0; k < W; k++) {                                                                        \
-                __builtin_prefetch((const char *)(w + k * in + j) + AHEAD);                                      \
-                weights_##TYPE(w + k * in + j, weights);                                                         \
-                for (int i = 0; i < R; i++) {                                                                    \
-                    sums[i * W + k] = multiply_add(weights[0], load(x + i * in + j), sums[i * W + k]);           \
-                    sums[i * W + k] = multiply_add(weights[1], load(x + i * in + j + LANES), sums[i * W + k]);   \
+                if (fetch) __builtin_prefetch(next + k * in);                                                    \
+                if (fetch && sizeof(TYPE) == 4) __builtin_prefetch(next + k * in + LANES);                       \
+                weights_##TYPE(w + k * in + j, weights + 2 * k);                                                 \
+            }                                                                                                    \
+            for (int i = 0; i < R; i++) {                                                                        \
+                floats first = load(x + i * PAIR), second = load(x + i * PAIR + LANES);                          \
+                HOLD(first);                                                                                     \
+                HOLD(second);                                                                                    \
+                for (int k = 0; k < W; k++) {                                                                    \
+                    sums[i * W + k] = multiply_add(weights[2 * k], first, sums[i * W + k]);                      \
+                    sums[i * W + k] = multiply_add(weights[2 * k + 1], second, sums[i * W + k]);                 \
                 }                                                                                                \
             }                                                                                                    \
+        }                                                                                                        \
         if (R * W == LANES)                                                                                      \
             store(totals, totals_of(sums));                                                                      \
         else                                                                                                     \
@@ -51,26 +69,47 @@ static void arrange(const float *x, float *to, long in) {
         for (int i = 0; i < R; i++)                                                                              \
             for (int k = 0; k < W; k++) {                                                                        \
                 float rest = 0, *y = s->y + (r + i) * s->m + o + k;                                              \
-                for (long rest_of = j; rest_of < in; rest_of++)                                                  \
-                    rest += widen_##TYPE(w[k * in + rest_of]) * x[i * in + rest_of];                             \
+                for (long left = 0; left < in - j; left++)                                                       \
+                    rest += widen_##TYPE(w[k * in + j + left]) * x[i * (in - j) + left];                         \
                 float sum = totals[i * W + k] + rest + (s->b ? s->b[o + k] : 0);                                 \
                 *y = s->how ? *y + sum : sum;                                                                    \
             }                                                                                                    \
     }                                                                                                            \
                                                                                                                  \
-    static void linear_##TYPE(const Step *s, const Pass *p, Member me, const float *x) {                         \
+    static void linear_##TYPE(const Step *s, const Pass *p, Member me) {                                         \
+        const float *x = p->scratch;                                                                             \
         Part part = part_of((s->m + ABREAST - 1) / ABREAST, me);                                                 \
-        for (long o = part.begin * ABREAST; o < part.end * ABREAST && o < s->m; o += ABREAST) {                  \
-            long r = 0;                                                                                          \
-            if (o + ABREAST <= s->m) {                                                                           \
-                for (; r + FEWER <= p->rows; r += FEWER) TYPE##_tile(s, x, r, o, FEWER, ABREAST);                \
-                for (; r < p->rows; r++) TYPE##_tile(s, x, r, o, 1, ABREAST);                                    \
-            } else {                                                                                             \
-                for (long k = o; k < s->m; k++)                                                                  \
-                    for (r = 0; r < p->rows; r++) TYPE##_tile(s, x, r, k, 1, 1);                                 \
+        for (long o = part.begin * ABREAST; o < part.end * ABREAST && o < s->m; o += ABREAST)                    \
+            for (long r = 0, R; r < p->rows; r += R) {                                                           \
+                R = abreast(p, r);                                                                               \
+                if (o + ABREAST > s->m)                                                                          \
+                    for (long k = o; k < s->m; k++)                                                              \
+                        if (R == FEWER)                                                                          \
+                            TYPE##_tile(s, x, r, k, FEWER, 1, 0);                                                \
+                        else                                                                                     \
+                            TYPE##_tile(s, x, r, k, 1, 1, 0);                                                    \
+                else if (R == FEWER && r)                                                                        \
+                    TYPE##_tile(s, x, r, o, FEWER, ABREAST, 0);                                                  \
+                else if (R == FEWER)                                                                             \
+                    TYPE##_tile(s, x, r, o, FEWER, ABREAST, 1);                                                  \
+                else                                                                                             \
+                    TYPE##_tile(s, x, r, o, 1, ABREAST, 1);                                                      \
             }                                                                                                    \
-        }                                                                                                        \
     }
 
 TILE(float)
 TILE(bfloat16)
+
+static void linear_floats(const Step *s, const Pass *p, Member me) {
+    long groups = (p->rows + FEWER - 1) / FEWER;
+    Part part = part_of(groups, me);
+    for (long r = part.begin * FEWER, R; r < part.end * FEWER && r < p->rows; r += R) {
+        R = abreast(p, r);
+        arrange(s->x + r * s->n, p->scratch + r * s->n, s->n, R, s->groups == BFLOAT16);
+    }
+    meet(me);
+    if (s->groups == FLOAT)
+        linear_float(s, p, me);
+    else
+        linear_bfloat16(s, p, me);
+}

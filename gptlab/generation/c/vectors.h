@@ -29,6 +29,15 @@ static inline floats load(const float *p) {
 
 static inline void store(float *p, floats v) { memcpy(p, &v, sizeof v); }
 
+// Keep a vector in a register: compilers would load it anew for each use.
+#if defined(__AVX512F__)
+#define HOLD(v) asm("" : "+v"(v))
+#elif defined(__AVX__)
+#define HOLD(v) asm("" : "+x"(v))
+#else
+#define HOLD(v)
+#endif
+
 static inline floats spread(float x) { return x - (floats){0}; }  // of which compilers leave the difference out
 
 static inline floats load_bfloat16(const bfloat16 *p) {

@@ -10,7 +10,6 @@ from gptlab.system.arguments import some_name, some_path
 from gptlab.system.errors import UserError, amount, command_line
 
 if TYPE_CHECKING:
-    from gptlab.generation.opening import open_to_generate
     from gptlab.generation.ranking import Pair
 
 KEYS = {"1": "1", "2": "2", "t": "tie", "tie": "tie", "s": "skip", "skip": "skip", "q": "quit", "quit": "quit"}

@@ -36,12 +36,12 @@ from gptlab.data.tokenizers import (
 from gptlab.formats import checkpoint, description, huggingface_names, huggingface_tokenizer
 from gptlab.generation import decoding, sampling
 from gptlab.generation.batch import Batch
-from gptlab.generation.cpu_context import CPUContext
 from gptlab.generation.text_stream import TextStream
 from gptlab.generation.torch_context import TorchContext
 from gptlab.models import GPTConfig
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.weights import parameters
+from tests.generation.contexts import watch
 from tests.test_cli import assert_refused
 
 ABC = CharTokenizer("\n abcdefghijk")
@@ -570,19 +570,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
     said = command("generate", *arguments[:-1], "3", "abc\n").stdout
     expected = command("generate", *arguments, f"{said}fed\n").stdout
     assert result.stdout == expected.replace("abc\n", "", 1).replace("fed\n", "", 1)
-
-
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of the talk, as they are after each that is appended."""
-    watched: list[int] = []
-    for kind in (CPUContext, TorchContext):
-
-        def append(self: Any, tokens: Any, append: Any = kind.append) -> None:
-            append(self, tokens)
-            watched[:] = self.rows[0]
-
-        monkeypatch.setattr(kind, "append", append)
-    return watched
 
 
 def test_stops_and_the_end_of_text_end_an_answer_not_the_talk(

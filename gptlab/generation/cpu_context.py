@@ -79,7 +79,10 @@ class CPUContext(Context):
         found: dict[int, Array] = {}
         while any(rest := self._unread()):
             share = self.decoder.most // sum(map(bool, rest))
-            part = [row[: min(share, self._room(place))] for row, place in zip(rest, self.places, strict=True)]
+            part = [
+                self._next(row, min(share, self._room(place)), last)
+                for row, place in zip(rest, self.places, strict=True)
+            ]
             if not any(part):
                 raise ValueError(f"the context was made for {self.columns} tokens, and more have been appended")
             ended = [i for i, row in enumerate(part) if row and len(row) == len(rest[i])]
@@ -87,6 +90,11 @@ class CPUContext(Context):
             for place, row in zip(self.places, part, strict=True):
                 self.lengths[place] += len(row)
         return np.stack([found[i] for i in range(len(self.rows))])
+
+    @staticmethod
+    def _next(row: list[int], room: int, last: int) -> list[int]:
+        """Return the tokens of a row that the next pass has; the last ones, of which logits are wanted, in one."""
+        return row[: max(len(row) - last, 1) if 0 < len(row) - room < last else room]
 
     def _room(self, place: int) -> int:
         """Return how many tokens of a row the next pass can have."""

@@ -105,7 +105,8 @@ class CPUDecoder:
     """
 
     def __init__(self, model: ArrayGPT, cache: Cache, rows: int) -> None:
-        c, self.config, self.weights_of = model.config, model.config, model.weights
+        self.model = model  # which has the memory of the weights
+        c = self.config = model.config
         self.cache, self.most = cache, max(MOST, rows)
         self.referenced: list[Array] = []  # arrays that the steps point to
         self.steps: list[CStep] = []
@@ -176,7 +177,7 @@ class CPUDecoder:
 
     def _wide(self, name: str) -> int | None:
         """Point to weights in fp32; to nothing where the model has none of this name."""
-        weights = self.weights_of.get(name)
+        weights = self.model.weights.get(name)
         assert not isinstance(weights, Packed)
         return self._pointer(None if weights is None else as_floats(weights))
 
@@ -185,7 +186,7 @@ class CPUDecoder:
 
     def _matrix(self, name: str) -> dict[str, Any]:
         """Return the fields of a step that say what a matrix is, and where."""
-        weight = self.weights_of[name]
+        weight = self.model.weights[name]
         if isinstance(weight, Packed):
             kind, scales = INT8 if weight.bits == 8 else INT4, self._pointer(weight.scales)
             return {"groups": kind, "w": self._pointer(weight.data), "v": scales}
@@ -217,9 +218,9 @@ class CPUDecoder:
 
     def _linear(self, name: str, x: Array, y: Array, add: bool = False) -> None:
         """Write a linear layer of x, or x itself where the model has no such layer, into y; with `add`, add it to y."""
-        weight = self.weights_of.get(f"{name}.weight")
+        weight = self.model.weights.get(f"{name}.weight")
         if name == "lm_head" and weight is None:
-            weight, matrix = self.weights_of[EMBEDDING], self._matrix(EMBEDDING)
+            weight, matrix = self.model.weights[EMBEDDING], self._matrix(EMBEDDING)
         elif weight is None:
             self._add(ADD, x, y, how=int(add), n=y.shape[1])
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,9 +36,12 @@ def arrays_of(model: GPT) -> ArrayGPT | None:
     if model.config.tied:
         weights.pop(HEAD, None)
     assert EMBEDDING in weights
-    return ArrayGPT(model.config, weights, parameters)
+    return ArrayGPT(model.config, weights, [*parameters, *model.buffers()])
 
 
 def _array(tensor: Tensor) -> Array:
-    tensor = tensor.detach()
-    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    """Return the array at a tensor's address: after `tensor.numpy()` FSDP could not free the storage any more."""
+    kind: Any = np.uint16 if tensor.dtype == torch.bfloat16 else np.float32
+    memory = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.data_ptr())
+    found: Array = np.ctypeslib.as_array(memory).view(kind).reshape(tuple(tensor.shape))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,3 +30,16 @@ def logits_of(context: Context, last: int = 1) -> Tensor:
 def is_ours(context: Context) -> bool:
     """Whether our library computes."""
     return isinstance(context, CPUContext)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of the talk, as they are after each that is appended."""
+    watched: list[int] = []
+    for kind in (CPUContext, TorchContext):
+
+        def append(self: Any, tokens: Any, append: Any = kind.append) -> None:
+            append(self, tokens)
+            watched[:] = self.rows[0]
+
+        monkeypatch.setattr(kind, "append", append)
+    return watched

@@ -160,6 +160,16 @@ def test_a_prompt_is_read_in_as_few_passes_as_there_is_room_for(monkeypatch: pyt
 
 
 @needs_library
+@pytest.mark.parametrize("length", [15, 16, 17, 18, 33, 36])
+def test_the_last_tokens_are_in_one_pass(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a draft's proposals are read after a long prompt."""
+    monkeypatch.setattr(cpu_decoder, "MOST", 16)
+    model, prompts = lively(block_size=64).eval(), texts(length)
+    found, expected = (logits_of(context_for(model, prompts, 1, ahead=5, cache=cache), 5) for cache in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_library
 def test_no_gradient_goes_through_and_autocast_makes_nothing_less_exact() -> None:
     model = lively().eval()
     context = context_for(model, texts(5), 1)

@@ -1,6 +1,6 @@
 // Products of rows with matrices of floats and bfloat16.
 
-enum { PAIR = 2 * LANES, ABREAST = 4, FEWER = LANES / ABREAST, AHEAD = 1024 };
+enum { PAIR = 2 * LANES, ABREAST = 4, FEWER = LANES / ABREAST, AHEAD = 2048 };
 
 static inline float widen_float(float f) { return f; }
 
@@ -34,22 +34,21 @@ static void arrange(const float *x, float *to, long in, int R, int is_bfloat16) 
 // Rows that are arranged side by side, from row r on.
 static inline int abreast(const Pass *p, long r) { return r + FEWER <= p->rows ? FEWER : 1; }
 
-// W rows of w against R rows of x, all sums in registers. Each is taken in the same order, whatever W and R are. For the
-// first rows of x, weights are fetched ahead: of the same row, or of the one that stands in its place in the next tile.
+// W rows of w against R rows of x, all sums in registers. Each is taken in the same order, whatever W and R are. The first
+// rows of x meet one row of w after the other, as these come from memory, where what is AHEAD is fetched.
 #define TILE(TYPE)                                                                                               \
     static inline __attribute__((always_inline)) void TYPE##_tile(const Step *s, const float *x, long r, long o, \
                                                                   const int R, const int W, const int fetch) {   \
-        long in = s->n, j = 0, ahead = AHEAD / sizeof(TYPE);                                                     \
+        long in = s->n, j = 0;                                                                                   \
         const TYPE *w = (const TYPE *)s->w + o * in;                                                             \
         floats sums[LANES], weights[2 * ABREAST];                                                                \
         float totals[LANES];                                                                                     \
         for (int i = 0; i < R * W; i++) sums[i] = (floats){0};                                                   \
         x += r * in;                                                                                             \
         for (; j + PAIR <= in; j += PAIR, x += R * PAIR) {                                                       \
-            const TYPE *next = w + j + ahead + (j + ahead < in ? 0 : (W - 1) * in);                              \
             for (int k = 0; k < W; k++) {                                                                        \
-                if (fetch) __builtin_prefetch(next + k * in);                                                    \
-                if (fetch && sizeof(TYPE) == 4) __builtin_prefetch(next + k * in + LANES);                       \
+                if (fetch) __builtin_prefetch((const char *)(w + j) + AHEAD);                                    \
+                if (fetch && sizeof(TYPE) == 4) __builtin_prefetch((const char *)(w + j + LANES) + AHEAD);       \
                 weights_##TYPE(w + k * in + j, weights + 2 * k);                                                 \
             }                                                                                                    \
             for (int i = 0; i < R; i++) {                                                                        \
@@ -82,18 +81,16 @@ static inline int abreast(const Pass *p, long r) { return r + FEWER <= p->rows ?
         for (long o = part.begin * ABREAST; o < part.end * ABREAST && o < s->m; o += ABREAST)                    \
             for (long r = 0, R; r < p->rows; r += R) {                                                           \
                 R = abreast(p, r);                                                                               \
-                if (o + ABREAST > s->m)                                                                          \
-                    for (long k = o; k < s->m; k++)                                                              \
+                if (r == 0 || o + ABREAST > s->m)                                                                \
+                    for (long k = o; k < s->m && k < o + ABREAST; k++)                                           \
                         if (R == FEWER)                                                                          \
-                            TYPE##_tile(s, x, r, k, FEWER, 1, 0);                                                \
+                            TYPE##_tile(s, x, r, k, FEWER, 1, 1);                                                \
                         else                                                                                     \
-                            TYPE##_tile(s, x, r, k, 1, 1, 0);                                                    \
-                else if (R == FEWER && r)                                                                        \
-                    TYPE##_tile(s, x, r, o, FEWER, ABREAST, 0);                                                  \
+                            TYPE##_tile(s, x, r, k, 1, 1, 1);                                                    \
                 else if (R == FEWER)                                                                             \
-                    TYPE##_tile(s, x, r, o, FEWER, ABREAST, 1);                                                  \
+                    TYPE##_tile(s, x, r, o, FEWER, ABREAST, 0);                                                  \
                 else                                                                                             \
-                    TYPE##_tile(s, x, r, o, 1, ABREAST, 1);                                                      \
+                    TYPE##_tile(s, x, r, o, 1, ABREAST, 0);                                                      \
             }                                                                                                    \
     }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import importlib
 import json
 import logging
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -18,6 +22,8 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra._internal.config_repository import ConfigRepository
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from gptlab.training import lightning_setup
@@ -25,6 +31,7 @@ from gptlab.training import lightning_setup
 lightning_setup.import_lightning()
 
 from gptlab.runs.compose import open_conf  # noqa: E402
+from gptlab.system import accelerator  # noqa: E402
 from gptlab.training.fit import fit  # noqa: E402
 from gptlab.training.settings import Settings, from_config  # noqa: E402
 
@@ -52,6 +59,44 @@ TINY = (
 HARD = ("model.dropout=0.2", "data.micro_batch_size=2", "trainer.patience=50", "trainer.diagnose_every=2")
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and never look at the libraries and the tests, which stay until the end."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def conf_is_parsed_once() -> Iterator[None]:
+    """Hydra parses the files of conf/ anew for each composition, which is a third of its time."""
+    parse, parsed = ConfigRepository.load_config, {}
+
+    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        key = (config_path, *((source.scheme(), source.path) for source in self.get_sources()))
+        if key not in parsed:
+            parsed[key] = parse(self, config_path)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_config)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak_is_measured_once() -> Iterator[None]:
+    """A run measures for 0.15 seconds how fast the machine can be; of all runs here the first does so for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerator, "measured_peak_flops", functools.cache(accelerator.measured_peak_flops))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """What is written here need not survive one, and each run would wait for the disk 30 times; in children it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 sentences over a small vocabulary: enough structure to learn something in a few steps."""
@@ -72,6 +117,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compose(text_file: Path, cache_dir: Path) -> Any:
     """compose("model=gpt1m", ...) -> Settings, with the small text and a cache of the tests' own."""
 
+    @functools.cache  # settings are frozen
     def compose(*overrides: str) -> Settings:
         places = (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}")
         with open_conf():
@@ -155,6 +201,30 @@ def evaluate(command: Any) -> Any:
         return json.loads(result.stdout)
 
     return evaluate
+
+
+class Bell:
+    """A named pipe into which processes that were started write when they are ready."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.handle = os.open(path, os.O_RDWR)  # to write, too: a pipe with no writer has ended
+
+    def heard(self, count: int) -> str:
+        """Wait for so many characters; fails after a minute."""
+        text = b""
+        while len(text) < count:
+            assert select.select([self.handle], [], [], 60)[0], text
+            text += os.read(self.handle, count - len(text))
+        return text.decode()
+
+
+@pytest.fixture
+def bell(tmp_path: Path) -> Iterator[Bell]:
+    """The bell `tmp_path / "bell"`."""
+    bell = Bell(tmp_path / "bell")
+    yield bell
+    os.close(bell.handle)
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
+import os
+import queue
+import re
 import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,18 @@ import pytest
 import torch
 
 from gptlab import bench, models
-from gptlab.benchmarks import bare_loop, comparison, gpu, plain_loop
+from gptlab.benchmarks import bare_loop, comparison, generation_speed, gpu, plain_loop
+from gptlab.benchmarks.alternation import in_another_process
 from gptlab.benchmarks.gpu import Measurement
 from gptlab.benchmarks.measured_run import OPTIM, PARTS
 from gptlab.formats import checkpoint
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.runs.compose import compose
+from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
-from tests.conftest import TINY
+from gptlab.training.settings import from_config
+from tests.conftest import TINY, Bell
 from tests.test_cli import assert_refused
 
 TOKENS = 6 * 17  # of a step of TINY
@@ -35,6 +44,50 @@ def overrides(text_file: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch)
     """Those of the tiny run, whose processes have a thread each."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return (f"data.path='{text_file}'", f"data.cache_dir={cache_dir}", *TINY)
+
+
+class Turns:
+    """What a side of a comparison and its parent tell each other, in one process; the methods are the parent's."""
+
+    def __init__(self) -> None:
+        self.orders, self.answers = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
+
+    def send(self, **answer: Any) -> None:
+        self.answers.put(answer)
+
+    def receive(self) -> Any:
+        return self.orders.get()
+
+
+class Here(comparison.Child):
+    """A side in a thread of this process, which has imported all that one of its own would import."""
+
+    def __init__(self, name: str, words: list[str]) -> None:
+        side = {comparison.BARE: bare_loop.make_bare_steps, comparison.SAMPLING: generation_speed.generate_in_turn}
+        self.name, self.turns = name, Turns()
+        self.thread = threading.Thread(target=side[name], args=(from_config(compose(words)), self.turns))
+        self.thread.start()
+
+    def send(self, **order: Any) -> None:
+        self.turns.orders.put(order)
+
+    def receive(self) -> Any:
+        return self.turns.answers.get(timeout=60)
+
+    def __exit__(self, *args: Any) -> None:
+        self.turns.orders.put(None)
+        self.thread.join()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our sides are threads, but for a whole run, which handles signals."""
+    apart = comparison.our_child
+
+    def our_child(name: str, words: list[str], folder: Path) -> comparison.Child:
+        return apart(name, words, folder) if name == comparison.RUN else Here(name, words)
+
+    monkeypatch.setattr(comparison, "our_child", our_child)
 
 
 def finite(values: Any) -> bool:
@@ -76,17 +129,25 @@ def test_a_run_beside_the_plain_loop(command: Any, overrides: tuple[str, ...], t
     assert found["sides"]["loop"]["memory_before_bytes"] < found["sides"]["gptlab"]["memory_before_bytes"]
 
 
+def test_what_is_done_in_another_process_comes_back_or_fails_as_here() -> None:
+    assert in_another_process(os.getpid) != os.getpid()
+    with pytest.raises(ModuleNotFoundError, match="No module named 'not_there'"):
+        in_another_process(importlib.import_module, "not_there")
+
+
 def test_a_ratio_is_of_rounds_and_says_how_sure_it_is() -> None:
     ours, theirs = [6.0, 1.0, 5.0, 2.0, 4.0, 3.0], [2.0] * 6
     assert comparison.ratio(ours, theirs) == {"median": 1.75, "interval": (0.5, 3.0), "min": 0.5, "max": 3.0}
     assert comparison.ratio(ours[:5], theirs[:5])["interval"] is None
 
 
+@pytest.mark.usefixtures("here")
 def test_a_compiled_run_beside_a_bare_loop(command: Any, overrides: tuple[str, ...]) -> None:
     result = command(
         "bench",
         *overrides,
         "optim=muon",
+        "model.n_layer=1",
         "data.micro_batch_size=auto",
         "compile.backend=aot_eager",
         "--against",
@@ -124,6 +185,7 @@ def test_several_processes_are_one_run(command: Any, overrides: tuple[str, ...])
     assert "time_ratio" not in found
 
 
+@pytest.mark.usefixtures("here")
 def test_generation_beside_a_loop_without_a_cache(command: Any, overrides: tuple[str, ...]) -> None:
     result = command("bench", "--sampling", "--json", *overrides, "--against", "loop", "--steps", "5", "--rounds", "2")
     assert result.returncode == 0, result.stderr
@@ -144,8 +206,11 @@ def test_generation_beside_a_loop_without_a_cache(command: Any, overrides: tuple
         ("transformers", "fp32", "transformers"),
         ("ctranslate2", "int8", "ctranslate2"),
         ("llama.cpp", "int4", "llama_cpp"),
+        ("onnxruntime", "int8", "onnxruntime"),
+        ("openvino", "bf16", "openvino"),
     ],
 )
+@pytest.mark.usefixtures("here")
 def test_generation_beside_another_program(
     command: Any, overrides: tuple[str, ...], peer: str, weights: str, package: str
 ) -> None:
@@ -175,6 +240,28 @@ def test_the_rest_of_a_text_is_compared_where_it_took_time(first: float, known: 
     assert found["time_ratio"]["median"] == 1
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"device": "cuda"},
+            "--against openvino: is measured on a CPU, not on cuda; add trainer=cpu, or use --against loop",
+        ),
+        (
+            {"weights": "int4"},
+            "--against openvino has no weights of int4 here: use --weights with one of fp32, bf16, int8",
+        ),
+        ({"steps": 9}, "--steps 9: a text of openvino ends at the block_size, 16; use 8"),
+    ],
+)
+def test_what_a_program_cannot_do_is_refused(changed: dict[str, Any], words: str) -> None:
+    case: dict[str, Any] = {"device": "cpu", "weights": "int8", "steps": 8} | changed
+    about = {"plain": {"device": case["device"]}, "block_size": 16}
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        comparison.check_peer("openvino", case["weights"], about, 8, case["steps"])
+
+
+@pytest.mark.usefixtures("here")
 def test_weights_of_few_bits_are_measured_alone_too(command: Any, overrides: tuple[str, ...]) -> None:
     flags = ("--steps", "3", "--rounds", "1", "--weights", "int8", "--batch-sizes", "2")
     result = command("bench", "--sampling", "--json", *overrides, *flags)
@@ -183,6 +270,7 @@ def test_weights_of_few_bits_are_measured_alone_too(command: Any, overrides: tup
     assert (list(found["sides"]), list(found["batches"]), found["weights"]) == (["gptlab"], ["2"], "int8")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_program_that_is_not_there_is_one_message(
     command: Any, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,8 +280,6 @@ def test_a_program_that_is_not_there_is_one_message(
     shape = ("arch=gpt2", "tokenizer=byte", "--prompt", "6", "--steps", "2")
     result = command("bench", "--sampling", *overrides, *shape, "--against", "ctranslate2")
     assert_refused(result, "--against ctranslate2: no ctranslate2; install it, or name the Python that has it")
-    result = command("bench", "--sampling", *overrides, *shape, "--against", "transformers", "--weights", "int8")
-    assert_refused(result, "--against transformers has no weights of int8 here: use --weights with one of fp32, bf16")
     result = command("bench", "--sampling", *overrides, *shape[:-1], "900", "--against", "transformers")
     assert_refused(result, "--steps 900: a text of transformers ends at the block_size, 17; use 11")
 
@@ -247,14 +333,14 @@ WAITING = """
 import pathlib, subprocess, sys
 waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 other = subprocess.Popen(waits, stdin=subprocess.PIPE)
-pathlib.Path(sys.argv[1]).write_text(f"{other.pid}\\n")
+pathlib.Path("bell").write_text(f"{other.pid:9}")
 sys.stdin.read()
 """  # a side that never answers, and has started another process, as one of several processes does
 BENCH = f"""
 import sys
 from gptlab import bench
 from gptlab.benchmarks import comparison
-waiting = [sys.executable, "-c", {WAITING!r}, "pid"]
+waiting = [sys.executable, "-c", {WAITING!r}]
 comparison.our_child = lambda name, words, folder: comparison.Child(name, waiting, folder)
 bench.main(sys.argv[1:])
 """
@@ -262,13 +348,12 @@ bench.main(sys.argv[1:])
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_all_processes_and_leaves_nothing(
-    shell: Any, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shell: Any, number: int, code: int, tmp_path: Path, bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    process, started = shell("-c", BENCH, "model=gpt1m"), tmp_path / "pid"
-    while not (started.exists() and started.read_text().endswith("\n")):
-        assert process.poll() is None, process.communicate()
+    process = shell("-c", BENCH, "model=gpt1m")
+    grandchild = bell.heard(9).strip()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1
     process.send_signal(number)
@@ -276,7 +361,7 @@ def test_a_signal_ends_all_processes_and_leaves_nothing(
     assert process.returncode == code
     assert stderr == ""
     assert not list((tmp_path / "tmp").iterdir())
-    for child in (children[0], started.read_text().strip()):
+    for child in (children[0], grandchild):
         while (stat := Path(f"/proc/{child}/stat")).exists() and stat.read_text().split()[2] != "Z":
             continue  # it has been killed, which takes a moment
 
@@ -400,12 +485,14 @@ def test_the_time_to_a_loss_is_that_of_the_first_validation_below_it(
 
 
 def test_all_of_a_gpu_takes_at_most_ten_minutes_and_composes() -> None:
+    words = set()
     for memory in (16e9, 140e9):
         chosen = gpu.measurements(memory)
         assert sum(measurement.limit for measurement in chosen.values()) <= 600
-        for measurement in chosen.values():
-            args = bench.parser().parse_intermixed_args([*measurement.words])
-            assert bench.checked(args)["model"]["n_embd"] > 0
+        words |= {measurement.words for measurement in chosen.values()}
+    for each in words:
+        args = bench.parser().parse_intermixed_args([*each])
+        assert bench.checked(args)["model"]["n_embd"] > 0
 
 
 def test_without_a_gpu_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,9 +123,6 @@ def compositions(words: list[str]) -> list[list[str]]:
     return [[axis[min(turn, len(axis) - 1)] for axis in axes] for turn in range(max(map(len, axes), default=1))]
 
 
-COMPOSED = set[tuple[str, ...]]()  # what has been composed without an error, in this process
-
-
 def check(words: list[str], compose: Any, bare: bool) -> None:
     """That a command can be called so.
 
@@ -147,9 +144,7 @@ def check(words: list[str], compose: Any, bare: bool) -> None:
     assert file.is_file(), f"there is no {module}"
     if module == "gptlab.train":
         for overrides in compositions(readable(arguments)):
-            if (whole := tuple(completed(overrides))) not in COMPOSED:
-                compose(*whole)
-                COMPOSED.add(whole)
+            compose(*completed(overrides))
     elif module.count(".") == 1 and module.startswith("gptlab.") and not (bare and not arguments):
         parsed = importlib.import_module(module).parser().parse_intermixed_args(arguments)
         if module in ("gptlab.bench", "gptlab.prepare"):

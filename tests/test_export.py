@@ -196,8 +196,13 @@ def test_safetensors_have_gpt2s_names_and_all_that_we_need(command: Any, tmp_pat
 
 @pytest.mark.parametrize(
     "fields",
-    [LLAMA | {"n_kv_head": 1, "window": 7, "n_layer": 1}, {"dropout": 0.1, "n_layer": 1}],
-    ids=["llama in a window", "gpt2"],
+    [
+        # test_onnx_cached.py has a llama and a window, too
+        pytest.param(
+            LLAMA | {"n_kv_head": 1, "window": 7, "n_layer": 1}, marks=pytest.mark.slow, id="llama in a window"
+        ),
+        pytest.param({"dropout": 0.1, "n_layer": 1}, id="gpt2"),
+    ],
 )
 @torch.no_grad()
 def test_onnx_has_our_logits_for_any_number_of_rows_and_tokens(

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +159,12 @@ def wait_for(device: torch.device) -> None:
         import torch
 
         torch.accelerator.synchronize(device)
+
+
+def in_another_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function of a module returns, called in a process of its own, whose memory goes with it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def memory(device: torch.device) -> int | None:

@@ -189,14 +189,8 @@ def compare_generation(
         sides, said = {RUN: ours}, {RUN: about}
         prompt = max(1, min(generation.prompt, about["block_size"] // 2))
         weights = generation.weights or ("fp32" if about["precision"] == "fp32" else "bf16")
-        if peer and weights not in PEERS[peer].weights:
-            known = ", ".join(PEERS[peer].weights)
-            raise UserError(f"--against {peer} has no weights of {weights} here: use --weights with one of {known}")
-        if peer and prompt + steps > about["block_size"]:
-            most = about["block_size"] - prompt
-            raise UserError(
-                f"--steps {steps}: a text of {peer} ends at the block_size, {about['block_size']}; use {most}"
-            )
+        if peer:
+            check_peer(peer, weights, about, prompt, steps)
         written = str(folder / "model") if peer else None
         ours.request(weights=weights, folder=written, format=PEERS[peer].format if peer else None)
         if against == LOOP:
@@ -232,6 +226,27 @@ def compare_generation(
         for batch, each in answers.items()
     }
     return found
+
+
+def check_peer(peer: str, weights: str, about: dict[str, Any], prompt: int, steps: int) -> None:
+    """Check that another program can do the same as a run.
+
+    Args:
+        about: what the run's process says of itself.
+        prompt, steps: tokens of a prompt, and after it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if (device := about["plain"]["device"]) != "cpu":
+        raise UserError(
+            f"--against {peer}: is measured on a CPU, not on {device}; add trainer=cpu, or use --against loop"
+        )
+    if weights not in PEERS[peer].weights:
+        known = ", ".join(PEERS[peer].weights)
+        raise UserError(f"--against {peer} has no weights of {weights} here: use --weights with one of {known}")
+    if prompt + steps > (longest := about["block_size"]):
+        raise UserError(f"--steps {steps}: a text of {peer} ends at the block_size, {longest}; use {longest - prompt}")
 
 
 def peer_child(name: str, python: str | None, folder: Path) -> Child:

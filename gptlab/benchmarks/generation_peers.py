@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptlab.benchmarks.alternation import Parent
+from gptlab.benchmarks import graph_peers
+from gptlab.benchmarks.alternation import Parent, in_another_process
 from gptlab.system import machine
+from gptlab.system.errors import UserError
 
 MOST = 2048  # tokens of a batch of llama.cpp, its default
 Prompts = list[list[int]]
-Draw = Callable[[Prompts, int], None]
-"""Draws so many tokens after each prompt; all prompts have one length."""
+Draw = Callable[[Prompts, int], Prompts]
+"""Draws so many tokens after each prompt, and returns them; all prompts have one length."""
 
 
 def transformers(folder: Path, weights: str, threads: int) -> Draw:
@@ -33,10 +34,10 @@ def transformers(folder: Path, weights: str, threads: int) -> Draw:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[weights]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
-    def draw(prompts: Prompts, count: int) -> None:
+    def draw(prompts: Prompts, count: int) -> Prompts:
         idx = torch.tensor(prompts)
         options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
-        model.generate(idx, attention_mask=torch.ones_like(idx), **options)
+        return model.generate(idx, attention_mask=torch.ones_like(idx), **options)[:, idx.shape[1] :].tolist()
 
     return draw
 
@@ -45,20 +46,23 @@ def ctranslate2(folder: Path, weights: str, threads: int) -> Draw:
     """Its Generator, of the folder that its own converter makes."""
     import ctranslate2 as ct
 
-    made = folder.parent / "ctranslate2"
-    code = "import ctranslate2.converters as c, sys; c.TransformersConverter(sys.argv[1]).convert(sys.argv[2])"
-    # in another process, whose memory goes with it
-    subprocess.run([sys.executable, "-c", code, str(folder), str(made)], check=True, stdout=sys.stderr)
+    made = in_another_process(write_for_ctranslate2, folder)
     kind = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}[weights]
     generator = ct.Generator(str(made), device="cpu", compute_type=kind, intra_threads=threads)
     tokens: list[str] = json.loads((made / "vocabulary.json").read_text("utf-8"))
 
-    def draw(prompts: Prompts, count: int) -> None:
+    def draw(prompts: Prompts, count: int) -> Prompts:
         begin = [[tokens[i] for i in prompt] for prompt in prompts]
         options = {"max_length": count, "min_length": count, "sampling_topk": 1, "include_prompt_in_result": False}
-        generator.generate_batch(begin, **options)
+        return [result.sequences_ids[0] for result in generator.generate_batch(begin, **options)]
 
     return draw
+
+
+def write_for_ctranslate2(folder: Path) -> Path:
+    from ctranslate2.converters import TransformersConverter
+
+    return Path(TransformersConverter(str(folder)).convert(str(folder / "ctranslate2")))
 
 
 def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
@@ -99,7 +103,7 @@ def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
     def best(ctx: Any, i: int) -> int:
         return int(np.ctypeslib.as_array(lib.llama_get_logits_ith(ctx, i), (vocabulary,)).argmax())
 
-    def draw(prompts: Prompts, count: int) -> None:
+    def draw(prompts: Prompts, count: int) -> Prompts:
         length, rows = len(prompts[0]), range(len(prompts))
         ctx = context(len(prompts), length + count)
         lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
@@ -108,9 +112,12 @@ def llama_cpp(folder: Path, weights: str, threads: int) -> Draw:
             some = [*enumerate(prompts)][first : first + together]
             decode(ctx, [(token, i, row, i == length - 1) for row, prompt in some for i, token in enumerate(prompt)])
             drawn += [best(ctx, (i + 1) * length - 1) for i in range(len(some))]
+        texts = [[token] for token in drawn]
         for step in range(count - 1):
-            decode(ctx, [(drawn[row], length + step, row, True) for row in rows])
-            drawn = [best(ctx, row) for row in rows]
+            decode(ctx, [(texts[row][-1], length + step, row, True) for row in rows])
+            for row in rows:
+                texts[row].append(best(ctx, row))
+        return texts
 
     draw.silent = silent  # type: ignore[attr-defined]  # which must live as long as the library logs
     return draw
@@ -131,6 +138,8 @@ PEERS = {
     "transformers": Peer(transformers, "hf", ("fp32", "bf16")),
     "ctranslate2": Peer(ctranslate2, "hf", ("fp32", "bf16", "int8")),
     "llama.cpp": Peer(llama_cpp, "gguf", ("fp32", "bf16", "int8", "int4")),
+    "onnxruntime": Peer(graph_peers.onnxruntime, "onnx", ("fp32", "int8")),
+    "openvino": Peer(graph_peers.openvino, "onnx", ("fp32", "bf16", "int8")),
 }
 
 
@@ -146,6 +155,9 @@ def main(name: str) -> None:
         draw = PEERS[name].load(Path(order["folder"]), order["weights"], order["threads"])
     except ImportError as error:
         parent.send(error=f"--against {name}: {error}; install it, or name the Python that has it with --python")
+        return
+    except UserError as error:
+        parent.send(error=str(error))
         return
     parent.send(threads=order["threads"], processes=1, memory_before=machine.peak_memory_bytes())
     while (order := parent.receive()) is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from gptlab import models
-from gptlab.benchmarks.alternation import Parent, Stopwatch, about_here, memory
+from gptlab.benchmarks.alternation import Parent, Stopwatch, about_here, in_another_process, memory
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats import gguf, writing
+from gptlab.formats import gguf, onnx, onnx_cached, open_model, writing
 from gptlab.formats.description import ModelInfo
 from gptlab.generation.context import Context, open_context
 from gptlab.generation.decoding import generate
@@ -93,16 +93,31 @@ def with_weights(model: Model, weights: str, device: torch.device) -> Model:
 
 
 def write_for(form: str, model: Model, tokenizer: Tokenizer, folder: Path, weights: str) -> None:
-    """Write a model for another program, as a Hugging Face folder (hf) or as GGUF.
+    """Write a model for another program, as a Hugging Face folder (hf), as GGUF or as ONNX with keys and values.
 
     Raises:
         UserError: the format has no such model.
     """
     if form == "gguf":
         gguf.require_gguf()
+    if form == "onnx" and (reasons := onnx_cached.why_not(model)):
+        raise UserError(f"no graph with keys and values: {'; '.join(reasons)}; use --against loop")
     folder.mkdir()
     info = ModelInfo(folder, None, {}, {}, None, "gptlab run")
     if form == "gguf":
         gguf.write_gguf(model, tokenizer, info, folder, QUANTS[weights])
+    elif form == "onnx":
+        writing.write_safetensors(model, tokenizer, info, folder)
+        in_another_process(write_graph, folder)  # the exporter takes hundreds of MB
     else:
         writing.write_hf(model, tokenizer, info, folder)
+
+
+def write_graph(folder: Path) -> None:
+    """Write a graph with keys and values beside the model.safetensors of ours.
+
+    Raises:
+        UserError: see `onnx_cached.write_cached_onnx`.
+    """
+    onnx.require_onnx()
+    onnx_cached.write_cached_onnx(*open_model.load_model(folder / "model.safetensors"), folder)

@@ -106,7 +106,8 @@ def open_bytes(path: Path, options: TextOptions) -> Iterator[BinaryIO]:
     except UserError:
         raise
     except Exception as error:  # each format raises its own
-        raise UserError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{named} cannot be read: {said}") from error
 
 
 def _decompressed(path: Path, file: BinaryIO) -> BinaryIO:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptlab.data.text_options import AUTO, TextOptions
 from gptlab.system.errors import UserError
+from gptlab.system.files import is_file, read_bytes
 
 NAME = "saved"  # of data
 SPLITS, STATE, INFO = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -47,8 +48,8 @@ def saved_files(folder: Path, options: TextOptions, not_read: Counter[str]) -> l
             f"{named}: the index of the data set that is saved there is damaged ({error}); save it again"
         ) from error
     found = [file for of_split in files.values() for file in of_split]
-    if missing := [file for file in found if not file.is_file()]:
-        raise UserError(f"{named}: the data set that is saved there lacks its file {missing[0].name}; copy all of it")
+    if missing := [file.name for file in found if not is_file(file)]:
+        raise UserError(f"{named}: the data set that is saved there lacks its file {missing[0]:.99}; copy all of it")
     if not found:
         raise UserError(f"{named}: the data set that is saved there has no rows: give one with texts")
     not_read.update(f"split without rows, {name}" for split, name in splits.items() if not files[split])
@@ -58,12 +59,12 @@ def saved_files(folder: Path, options: TextOptions, not_read: Counter[str]) -> l
 
 
 def _content(index: Path) -> Any:
-    return json.loads(index.read_text("utf-8"))
+    return json.loads(read_bytes(index))
 
 
 def _inside(folder: Path, name: str) -> Path:
     """Return what an index calls `name`; raises ValueError if that is not in the folder."""
-    if name and Path(name).name != name:
+    if name and (Path(name).name != name or name == ".."):
         raise ValueError(f"{name!r} is not in its folder")
     return folder / name
 

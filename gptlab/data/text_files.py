@@ -312,7 +312,7 @@ def column(path: Path, kind: str, options: TextOptions, counts: Counter[str]) ->
     Raises:
         UserError: there is no such column, or it has no texts.
     """
-    pyarrow = import_extra("pyarrow", f"{path} is a {kind} file")
+    pyarrow = import_extra("pyarrow", f"{path} is a file of {kind}")
     key = options.text_key
     with open_bytes(path, options) as file:
         schema, batches = _batches(path, kind, file, [key])
@@ -349,15 +349,21 @@ def table_rows(path: Path, kind: str, options: TextOptions, keys: Sequence[str])
 def _batches(path: Path, kind: str, file: Any, keys: Sequence[str]) -> tuple[Any, Iterator[Any]]:
     """Return the schema of a Parquet or Arrow file, and its rows in batches; of Parquet only the columns `keys`."""
     if kind == "parquet":
-        parquet = import_extra("pyarrow.parquet", f"{path} is a parquet file")
+        parquet = import_extra("pyarrow.parquet", f"{path} is a file of parquet")
         table = parquet.ParquetFile(file, page_checksum_verification=True)
         columns = [key for key in keys if key in table.schema_arrow.names]
         return table.schema_arrow, table.iter_batches(batch_size=1024, columns=columns)
-    ipc = import_extra("pyarrow.ipc", f"{path} is an arrow file")
+    ipc = import_extra("pyarrow.ipc", f"{path} is a file of arrow")
     try:
         stored = ipc.open_file(file)
-        return stored.schema, map(stored.get_batch, range(stored.num_record_batches))
+        return stored.schema, map(_sound, map(stored.get_batch, range(stored.num_record_batches)))
     except ValueError:  # not a file but a stream
         file.seek(0)
         stream = ipc.open_stream(file)
-        return stream.schema, stream
+        return stream.schema, map(_sound, stream)
+
+
+def _sound(batch: Any) -> Any:
+    """Return a batch of Arrow, checked: pyarrow believes the offsets in a file, and reads beyond its end by them."""
+    batch.validate(full=True)
+    return batch

@@ -22,7 +22,7 @@ from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.grow import grow_vocabulary
 from gptlab.models.lora import LoRAConfig, add_adapters, load_adapters, merged, train_new_rows
 from gptlab.system.errors import UserError
-from gptlab.system.files import expand_user
+from gptlab.system.files import expand_user, is_there
 
 KEY = description.ADAPTERS
 ORIGIN = description.ORIGIN
@@ -64,9 +64,9 @@ class Base:
         if self.path is None:
             return self.name
         here = expand_user(self.name)
-        if Path(self.path).exists():
-            return self.name if here.resolve() == Path(self.path) else self.path
-        if here.exists():
+        if is_there(Path(self.path)):
+            return self.name if is_there(here) and here.resolve() == Path(self.path) else self.path
+        if is_there(here):
             return self.name
         raise UserError(f"{what} is missing: {self.name} (it was {self.path}); put it back there")
 

@@ -9,6 +9,7 @@ from typing import Any
 from gptlab.data.tokenizers.json import added_token, with_added
 from gptlab.formats.reading import read_json_object
 from gptlab.system.errors import UserError
+from gptlab.system.terminal import harmless
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,6 @@ def with_rows(spec: dict[str, Any], rows: int) -> dict[str, Any]:
     more = [f"and {len(beyond) - SHOWN} more"] if len(beyond) > SHOWN else []
     log.warning(
         "added tokens without a row in the model's embedding are left out, and read as text: %s",
-        ", ".join(shown[:SHOWN] + more),
+        harmless(", ".join(shown[:SHOWN] + more)),
     )
     return spec | {"added_tokens": kept, "model": model}

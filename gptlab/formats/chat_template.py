@@ -49,7 +49,7 @@ def read_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
     tokens = {name: named_token(about, name.removesuffix("_token")) for name in NAMED}
     eos, of_model = tokenizer.special_tokens.get(tokens["eos_token"] or ""), about.get("eos_token_id")
     ends = [tokenizer.end_of_text, eos, *(of_model if isinstance(of_model, list) else [of_model])]
-    known = dict.fromkeys(i for i in ends if isinstance(i, int) and i < tokenizer.vocab_size)
+    known = dict.fromkeys(i for i in ends if type(i) is int and 0 <= i < tokenizer.vocab_size)
     variables = {name: token for name, token in tokens.items() if token}
     return ChatTemplate(tokenizer, source, variables, tuple(known), where=str(folder)).with_own_end()
 
@@ -68,9 +68,13 @@ def _source(folder: Path, about: dict[str, Any]) -> str | None:
             raise UserError(f"{file} cannot be read as a chat template ({error})") from error
     source = about.get("chat_template")
     if isinstance(source, list):  # several, for several uses
-        named = {each["name"]: each["template"] for each in source if isinstance(each, dict) and len(each) == 2}
+        named = {
+            str(each["name"]): each["template"]
+            for each in source
+            if isinstance(each, dict) and each.keys() == {"name", "template"}
+        }
         if "default" not in named:
-            raise UserError(f"{folder}: it has the chat templates {', '.join(named)}; one must be called default")
+            raise UserError(f"{folder}: it has the chat templates {', '.join(named):.99}; one must be called default")
         source = named["default"]
     if not isinstance(source, str | None):
         raise UserError(f"{folder / 'tokenizer_config.json'}: its chat_template is no text")

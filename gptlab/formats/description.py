@@ -98,7 +98,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     try:
         path.stat()
-    except OSError as error:  # missing, or not a possible file name
+    except (OSError, ValueError) as error:  # missing, or not a possible file name
         raise UserError(
             f"{path}: no such run directory or checkpoint file; runs lie in outputs/<name>/<time>"
         ) from error

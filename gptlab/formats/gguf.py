@@ -111,7 +111,7 @@ def _expressed(model: GPT, tokenizer: Tokenizer) -> tuple[Family, Vocabulary]:
     except UserError as error:
         wrong.append(str(error))
     if wrong:
-        raise UserError("; and ".join(wrong))
+        raise UserError(f"{'; and '.join(wrong)}; use --format safetensors or --format onnx for this model")
     return family, vocabulary
 
 
@@ -193,8 +193,7 @@ def open_gguf(path: Path) -> LoadedModel:
         tokenizer = gguf_tokenizer.tokenizer_of(vocabulary)
         config, state = gguf_archs.weights_from_gguf(file.metadata, file.tensors(), config, family)
         model = crop_to_tokenizer(weights.fill(config, state), tokenizer)
-    ids = vocabulary.special | {"eot": file.metadata.get(SPECIAL["eot"], -1)}
-    read_chat = partial(_read_chat, path, tokenizer, file.metadata.get(CHAT_TEMPLATE), ids)
+    read_chat = partial(_read_chat, path, tokenizer, file.metadata.get(CHAT_TEMPLATE), vocabulary.special)
     return model, tokenizer, ModelInfo(path, None, {}, {}, None, f"GGUF {family.architecture}", read_chat)
 
 
@@ -219,5 +218,5 @@ def _read_chat(path: Path, tokenizer: Tokenizer, source: Any, ids: dict[str, int
         return ours
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     variables = {f"{kind}_token": names[i] for kind, i in ids.items() if i in names and kind != "eot"}
-    ends = dict.fromkeys(i for i in (ids.get("eos"), ids["eot"]) if i in names)
+    ends = dict.fromkeys(i for i in (ids.get("eos"), ids.get("eot")) if i in names)
     return ChatTemplate(tokenizer, source, variables, tuple(ends), where=str(path)).with_own_end()

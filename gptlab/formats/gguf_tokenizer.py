@@ -22,14 +22,12 @@ from gptlab.data.tokenizers import (
     errors_as_one_message,
 )
 from gptlab.formats import gguf_tokenizer_json
-from gptlab.formats.gguf_vocabulary import BYTE_LEVEL, CONTROL, NORMAL, UNUSED, Vocabulary
+from gptlab.formats.gguf_vocabulary import BYTE_LEVEL, CONTROL, NO_MERGE, NORMAL, UNUSED, Vocabulary
 from gptlab.formats.huggingface_backend import EOS, PAD, letters_of, merges_of, special_ids
 from gptlab.formats.huggingface_tokenizer import named_tokens, our_bpe
 from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
-
-NO_MERGE = "ÿ ÿ"  # of bytes that no UTF-8 has, for vocabularies without merges: llama.cpp opens none without any
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -109,16 +107,23 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
         UserError: it cannot be read; the message says why.
     """
     for candidate in _candidates(vocabulary):
-        if dataclasses.replace(_vocabulary_of_ours(candidate), special=vocabulary.special) == vocabulary:
+        ours = dataclasses.replace(_vocabulary_of_ours(candidate), special=vocabulary.special)
+        if _without_unused_end(ours) == _without_unused_end(vocabulary):
             return candidate
     with errors_as_one_message("its vocabulary cannot be read; is the file complete?"):
         spec = gguf_tokenizer_json.tokenizer_json_of(vocabulary)
         end = vocabulary.special.get("eos")
-        if vocabulary.kind == BYTE_LEVEL and (ours := our_bpe(spec, end)) is not None:
-            return ours
+        if vocabulary.kind == BYTE_LEVEL and (bpe := our_bpe(spec, end)) is not None:
+            return bpe
         tokenizer = JsonTokenizer(json.dumps(spec, ensure_ascii=False), end)
         tokenizer.named = _named_beside(tokenizer, vocabulary)
     return tokenizer
+
+
+def _without_unused_end(vocabulary: Vocabulary) -> Vocabulary:
+    """Return a vocabulary without the unused ids at its end, which an embedding has that is larger than it."""
+    used = max((i for i, kind in enumerate(vocabulary.types, 1) if kind != UNUSED), default=0)
+    return dataclasses.replace(vocabulary, tokens=vocabulary.tokens[:used], types=vocabulary.types[:used])
 
 
 def _candidates(vocabulary: Vocabulary) -> list[Tokenizer]:

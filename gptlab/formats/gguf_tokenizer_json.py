@@ -19,6 +19,7 @@ from gptlab.formats.gguf_vocabulary import (
     BYTE,
     BYTE_LEVEL,
     CONTROL,
+    NO_MERGE,
     NORMAL,
     SENTENCEPIECE,
     UNKNOWN,
@@ -296,7 +297,7 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
     """
     known = set(vocabulary.tokens)
     pairs = []
-    for merge in vocabulary.merges:
+    for merge in vocabulary.merges if vocabulary.merges != [NO_MERGE] else ():
         end = merge.find(" ", 1)
         pair = [merge[:end], merge[end + 1 :]]
         if end < 0 or not {*pair, "".join(pair)} <= known:

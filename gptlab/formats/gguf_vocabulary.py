@@ -13,6 +13,7 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # llama.cpp's names of two kinds of
 KEYS = "tokenizer.ggml."
 SPECIAL = {kind: f"{KEYS}{name}_token_id" for kind, name in {"unk": "unknown", "pad": "padding"}.items()}
 SPECIAL |= {kind: f"{KEYS}{kind}_token_id" for kind in ("bos", "eos", "eot")}
+NO_MERGE = "ÿ ÿ"  # of bytes that no UTF-8 has, for vocabularies without merges: llama.cpp opens none without any
 MOST_CUTS = 1 << 25  # of all tokens, the squares of their lengths: the work of finding how each is merged
 NEVER_DRAWN = f"{KEYS}suppress_tokens"
 CHAT_TEMPLATE = "tokenizer.chat_template"
@@ -27,7 +28,8 @@ class Vocabulary:
     tokens: list[str]
     types: list[int]
     special: dict[str, int]
-    """The ids of the tokens that begin and end a text, of the unknown one, of padding (bos, eos, unk, pad)."""
+    """The ids of the tokens that begin and end a text, of the unknown one, of padding and of what ends an answer: by
+    bos, eos, unk, pad and eot."""
     merges: list[str] = field(default_factory=list)
     """Of kind gpt2: the pairs that are merged, each with a space between, the first ones first."""
     scores: list[float] = field(default_factory=list)

@@ -27,7 +27,7 @@ from gptlab.formats.safetensors_file import read_safetensors
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError, error_line
-from gptlab.system.files import sha256_of
+from gptlab.system.files import is_file, sha256_of
 
 HUB_NAMES = {  # on the hub
     "gpt2": "openai-community/gpt2",
@@ -116,8 +116,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         for file in files:
             if Path(file).name != file:
                 raise UserError(f"{index.name} names {file[:99]}, which is no file of this folder")
-            if not (folder / file).is_file():
-                raise UserError(f"{index.name} names {file}, which is not there; is the download complete?")
+            if not is_file(folder / file):
+                raise UserError(f"{index.name} names {file[:99]}, which is not there; is the download complete?")
             state |= (
                 read_safetensors(folder / file)[0] if file.endswith(".safetensors") else read_weights_bin(folder / file)
             )

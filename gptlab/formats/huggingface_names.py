@@ -46,7 +46,7 @@ def config_from_hf(hf: dict[str, Any]) -> GPTConfig:
         return _config(hf, family)
     except UserError:
         raise
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"a damaged config of a {hf['model_type']}: {str(error)[:200]}") from error
 
 
@@ -189,7 +189,9 @@ def weights_from_hf(state: dict[str, Tensor], config: GPTConfig, hf: dict[str, A
     positions = config.block_size
     if family is GPT_NEO and hf is not None:  # whose config may say less than the file has
         field = "max_position_embeddings"
-        config = dataclasses.replace(config, block_size=hf.get(field, family.defaults[field]))
+        whole = models.from_dict(models.to_dict(config) | {"block_size": hf.get(field, family.defaults[field])})
+        assert isinstance(whole, GPTConfig)
+        config = whole
     result = join_weights(state, _settled(state, config, family), family)
     if POSITIONS in result:
         result[POSITIONS] = result[POSITIONS][:positions]
@@ -211,10 +213,9 @@ def join_weights(state: dict[str, Tensor], config: GPTConfig, family: Family) ->
     ours = parameters(empty_model(config))
     expected = split_weights(ours, config, family)
     kinds = {re.sub(r"\d+", "{}", name) for name in state}
-    for name, parameter in expected.items():
-        if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds:
-            state[name] = torch.zeros_like(parameter, device="cpu")
-    check_shapes(state, expected)
+    zeros = {name for name in expected if name.endswith(".bias") and re.sub(r"\d+", "{}", name) not in kinds}
+    check_shapes(state | {name: expected[name] for name in zeros}, expected)
+    state |= {name: torch.zeros_like(expected[name], device="cpu") for name in zeros}
     result = {}
     for name in ours:
         parts = [state[part] for part in their_names(name, family)]

@@ -26,7 +26,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.formats import added_tokens
 from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids, with_begin
-from gptlab.system.errors import UserError, quoted
+from gptlab.system.errors import UserError, error_line, quoted
 
 GPT2_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"  # of GPT-2's merges, one a line
 QWEN2_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -77,8 +77,7 @@ def read_folder(folder: Path, rows: int | None = None) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in Rust is not an Exception
-        why = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{file} cannot be read as a tokenizer; is it complete? ({why})") from error
+        raise UserError(f"{file} cannot be read as a tokenizer; is it complete? ({error_line(error)})") from error
     if isinstance(tokenizer, JsonTokenizer) and tokenizer.ambiguous:
         log.warning(
             "%s: its added tokens %s have the ids of bytes that the vocabulary writes with the same letters; such an "
@@ -152,13 +151,20 @@ def _end_of_text(spec: dict[str, Any], about: dict[str, Any]) -> int | None:
         of_model = of_model[0] if of_model else None
     if token in ids:
         return ids[token]
-    return of_model if of_model in ids.values() else ids.get(END_OF_TEXT)
+    return of_model if type(of_model) is int and of_model in ids.values() else ids.get(END_OF_TEXT)
 
 
 def named_token(about: dict[str, Any], kind: str) -> str | None:
-    """Return the token that the files beside a tokenizer name as bos, eos, pad or unk."""
+    """Return the token that the files beside a tokenizer name as bos, eos, pad or unk.
+
+    Raises:
+        UserError: it is no text.
+    """
     token = about.get(f"{kind}_token")
-    return token.get("content") if isinstance(token, dict) else token
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str | None):
+        raise UserError(f"beside it {kind}_token is {token!s:.99}, which is no text")
+    return token
 
 
 def _named_beside(tokenizer: JsonTokenizer, about: dict[str, Any]) -> dict[str, str]:

@@ -228,7 +228,10 @@ def write_llama2c(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: P
         raise UserError(f"llama2.c has no {type(model).__name__}; use --format safetensors or --format onnx")
     wrong = differences(model.config, FIXED)
     if wrong:
-        raise UserError(f"run.c of llama2.c has no model of this shape; what parts it from Llama: {', '.join(wrong)}")
+        raise UserError(
+            f"run.c of llama2.c has no model of this shape; what parts it from Llama: {', '.join(wrong)}; use "
+            f"--format safetensors or --format onnx"
+        )
     layout = llama2c_tokenizer.layout_of(tokenizer)
     if isinstance(tokenizer, BPETokenizer):
         log.warning(

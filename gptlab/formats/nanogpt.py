@@ -53,7 +53,7 @@ def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedMod
         step = step if type(step) is int and 0 <= step < 1 << 63 else None
     except UserError as error:
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} is a damaged checkpoint of nanoGPT: {error_line(error)}") from error
     content.clear()
     here = file.absolute().parent

@@ -33,7 +33,7 @@ from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
 from gptlab.models.quantised import quantise
 from gptlab.system.errors import UserError, did_you_mean
-from gptlab.system.files import user_folder
+from gptlab.system.files import is_file, is_there, user_folder
 
 EXPORT_FILE = "model.safetensors"
 PLAIN_NAME = re.compile(r"[\w.-]{1,99}")
@@ -131,23 +131,23 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
     def load_base(base: str) -> LoadedModel:
         return _merged(load_with_adapters(base, raw_dir=raw_dir, depth=depth + 1))
 
-    if _is_file(path):
+    if is_file(path):
         return _load_file(path, raw_dir, load_base)
-    if _is_file(path / "config.json"):
+    if is_file(path / "config.json"):
         return huggingface.open_folder(path, raw_dir)
-    if _is_file(path / "hparams.json"):
+    if is_file(path / "hparams.json"):
         return openai_gpt2.open_folder(path, raw_dir)
-    if _is_file(path / peft.CONFIG_FILE):
+    if is_file(path / peft.CONFIG_FILE):
         return peft_folder.open_folder(path, load_base)
-    if _is_file(path / EXPORT_FILE):
+    if is_file(path / EXPORT_FILE):
         return safetensors_file.open_export(path / EXPORT_FILE)
-    if _is_file(path / gguf.FILE):
+    if is_file(path / gguf.FILE):
         return gguf.open_gguf(path / gguf.FILE)
-    if _is_file(path / llama2c.FILE) and (header := llama2c.read_header(path / llama2c.FILE)) is not None:
+    if is_file(path / llama2c.FILE) and (header := llama2c.read_header(path / llama2c.FILE)) is not None:
         return llama2c.open_model(path / llama2c.FILE, header)
     if (checkpoint_of_nanochat := nanochat.newest(path)) is not None:
         return nanochat.open_checkpoint(checkpoint_of_nanochat, raw_dir)
-    if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not path.parent.exists()):
+    if str(name) in huggingface.HUB_NAMES or (HUB_NAME.fullmatch(str(name)) and not is_there(path.parent)):
         return huggingface.open_folder(huggingface.download(str(name)), raw_dir)
     if PLAIN_NAME.fullmatch(str(name)) and not path.exists():
         raise UserError(
@@ -181,10 +181,3 @@ def _load_checkpoint(path: Path, content: Any, load_base: Callable[[str], Loaded
     if adapters.KEY in about:
         return adapters.restore(about, state, file, load_base)
     return checkpoint.restore(about, state, file, "gptlab run")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # not a possible file name
-        return False

@@ -348,8 +348,7 @@ def _module_and_matrix(name: str, family: Family) -> tuple[str, str | None]:
 
 def _same_rows(tensor: Tensor, weight: Tensor) -> bool:
     """Return whether a base's weight that a file brings is that of our model, which may have fewer ids."""
-    rows = tensor[: len(weight)]
-    return rows.shape == weight.shape and torch.equal(rows.to(weight.dtype), weight)
+    return tensor.shape[1:] == weight.shape[1:] and torch.equal(tensor[: len(weight)].to(weight.dtype), weight)
 
 
 def _checked(module: str, layer: str, pair: dict[str, Tensor], n_out: int, model: GPT) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import without_adapters
 from gptlab.system.errors import UserError
+from gptlab.system.files import is_there
 
 
 def write_base_and_adapter(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path, final: Path) -> None:
@@ -59,7 +60,7 @@ def open_folder(folder: Path, load_base: Callable[[str], LoadedModel]) -> Loaded
             f"merge_and_unload, then save_pretrained)"
         )
     beside = folder.absolute().parent / Path(base).name
-    model, tokenizer, info = load_base(base if Path(base).exists() or not beside.exists() else str(beside))
+    model, tokenizer, info = load_base(str(beside) if is_there(beside) and not is_there(Path(base)) else base)
     if not isinstance(model, GPT):
         raise UserError(f"{folder}: adapters are for a GPT, and {base:.199} is a {type(model).__name__}")
     read_adapter(folder, model, info.family)

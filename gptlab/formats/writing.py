@@ -99,7 +99,10 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     """
     if not isinstance(model, GPT):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")
-    family = huggingface_names.family_of(model.config)
+    try:
+        family = huggingface_names.family_of(model.config)
+    except UserError as error:
+        raise UserError(f"{error}; use --format safetensors or --format onnx for this model") from error
     named = huggingface_tokenizer.named_tokens(tokenizer)
     special = {kind: i for kind, (_, i) in named.items()}
     if "pad" not in special:

@@ -219,7 +219,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.conv = make_conv(config, "attn")
         H, K, D = config.n_head, config.kv_heads, config.head_size
-        self.heads = (H, K, K)
+        self.heads, self.head_size = (H, K, K), D
         self.scale = D**-0.5 if config.attn_scale else 1.0
         self.attention = ATTENTIONS[config.attention]
         self.c_attn = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.has_qkv_bias)
@@ -232,7 +232,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, context: PassContext) -> Tensor:
         B, T, _ = x.shape
         x = x if self.conv is None else self.conv(x, context)
-        qkv = project(self.c_attn, x, context, 0).view(B, T, sum(self.heads), -1).transpose(1, 2)  # (B, H + 2K, T, D)
+        # D as a number, see findings/openvino-8-bit-cache-needs-a-known-head-size.sh.
+        qkv = project(self.c_attn, x, context, 0).view(B, T, sum(self.heads), self.head_size)
+        qkv = qkv.transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split(self.heads, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:

@@ -29,8 +29,9 @@ EMBEDDING = "wte.weight"
 OF_GPT = "gpt."  # begins the names of a GPT's weights where it has another head
 SCORE = "score.weight"  # is that one's
 SHARED_BYTES = 1 << 30  # that tensors of one storage may take, each with a copy of its own
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others are quantised weights without a scale
 MISFITS_SHOWN = 10  # in one message
-CHEAP_BLOCKS = 1000  # as many are built in a second, whatever a file holds
+CHEAP_BLOCKS = 100  # as many are built in a tenth of a second, whatever a file holds
 
 
 class _SkipInit(TorchFunctionMode):
@@ -81,8 +82,8 @@ def check_sound(config: ModelConfig | HeadedConfig, state: Mapping[str, Tensor])
         raise UserError(f"model.n_layer={config.n_layer}, and there are {len(state)} tensors")  # type: ignore[union-attr]
     views, storages, copies = {}, set(), 0
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise UserError(f"{name} is no tensor of floating-point numbers")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in FLOATS:
+            raise UserError(f"{name} is no tensor of floating-point numbers of 16, 32 or 64 bits")
         if tensor.device.type == "meta":
             raise UserError(f"{name} has a shape and no numbers")
         size = tensor.numel() * tensor.element_size()

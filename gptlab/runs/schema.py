@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from omegaconf.errors import ValidationError
 from gptlab.system.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+structured = functools.cache(OmegaConf.structured)  # merged into a copy of it
 
 
 def build(cls: type[T], node: Any, key: str) -> T:
@@ -30,7 +32,7 @@ def build(cls: type[T], node: Any, key: str) -> T:
         if OmegaConf.is_missing(node, name) or (name not in node and name in required):
             raise UserError(f"{key}.{name}: is missing; see python -m gptlab.train --cfg job")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))  # type: ignore[return-value]
+        return OmegaConf.to_object(OmegaConf.merge(structured(cls), node))  # type: ignore[return-value, arg-type]
     except ValidationError as error:
         name = error.full_key or error.key
         reason = str(error).split("\n")[0].rstrip(".")

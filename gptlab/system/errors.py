@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from gptlab.system import threads
 from gptlab.system.streams import flush_output, prepare_streams
+from gptlab.system.terminal import harmless
 
 
 class UserError(ValueError):
@@ -40,7 +41,7 @@ def quoted(characters: list[str], most: int = 20) -> str:
     return " ".join(map(repr, characters[:most])) + (" ..." if len(characters) > most else "")
 
 
-def error_line(error: Exception) -> str:
+def error_line(error: BaseException) -> str:
     """Return the type of an error and the beginning of its message, in one line."""
     said, _, _ = str(error).strip().partition("\n")
     return f"{type(error).__name__}: {said[:200]}"
@@ -63,7 +64,7 @@ def command_line(essential: bool = True, computes: bool = True) -> Iterator[None
     try:
         yield
     except UserError as error:
-        code = f"error: {error}"
+        code = harmless(f"error: {error}")  # which may quote a file
     except KeyboardInterrupt:
         print()
         code = 130

@@ -54,6 +54,22 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path leads to a file: one that nothing can have, as a name of 300 letters, leads nowhere."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path leads to something, see `is_file`."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """Read a file of at most `most` bytes.
 
@@ -195,7 +211,7 @@ def expand_user(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        if Path(path).exists():
+        if is_there(Path(path)):
             return Path(path)
         raise UserError(f"{path}: there is no such user") from error
 

@@ -48,7 +48,7 @@ def shell_quoted(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return `text` with U+FFFD for control characters, which a byte model may sample and a terminal would obey."""
+    """Return `text` with U+FFFD for control characters, which a byte model or a file may have and a terminal obeys."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)
 
 

@@ -211,7 +211,8 @@ def from_config(config: DictConfig | dict[str, Any]) -> Settings:
         UserError: see `schema.build`.
     """
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        node = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+        resolved = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the config cannot be resolved: {str(error).splitlines()[0]}") from error
     plain = OmegaConf.create(resolved)

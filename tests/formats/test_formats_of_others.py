@@ -585,6 +585,7 @@ def test_tensorflow_itself_reads_what_it_has_written(tmp_path: Path) -> None:
     assert_same(openai_gpt2.open_folder(tmp_path, NOWHERE)[0], ours)
 
 
+@pytest.mark.slow  # the same of small models: test_huggingface_names.py
 def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: Path) -> None:
     config = GPTConfig(50257)
     generator = torch.Generator().manual_seed(7)

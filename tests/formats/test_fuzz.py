@@ -500,7 +500,7 @@ KINDS = {
     "export": Kind(
         make_export, lambda folder: seen(*safetensors_file.open_export(folder / "model.safetensors")), True, 250, 1000
     ),
-    "prepared": Kind(make_prepared, read_prepared, True, 250, 1000),
+    "prepared": Kind(make_prepared, read_prepared, True, 100, 1150),
     "stopped": Kind(make_stopped, read_stopped, True, 250, 1000),
     "run": Kind(make_run, lambda folder: records.read_run(folder / "run"), True, 250, 1000),
     "around a run": Kind(make_around, read_around, False, 60, 300),
@@ -517,8 +517,8 @@ KINDS = {
     "nanogpt": Kind(
         make_nanogpt, lambda folder: seen(*nanogpt.open_checkpoint(folder / "ckpt.pt", folder)), False, 100, 400
     ),
-    "gguf": Kind(make_gguf, read_gguf, False, 150, 850),
-    "gguf, quantised": Kind(make_quantised, read_gguf, False, 150, 850),
+    "gguf": Kind(make_gguf, read_gguf, False, 80, 920),
+    "gguf, quantised": Kind(make_quantised, read_gguf, False, 80, 920),
     "nanochat": Kind(make_nanochat, read_nanochat, False, 100, 1900),
     **{f"llama2c {version}": Kind(make_llama2c(version), read_llama2c, False, 100, 1900) for version in range(3)},
     "txt": Kind(make_text("a.txt", TEXT[:400].encode()), read_text, False, 60, 200),
@@ -585,7 +585,7 @@ JUNK: tuple[Any, ...] = (
     *([], [[]], [None] * 9, {}, {"a": 1}, {1: 2}, {"_target_": "os.system", "command": "true"}, ["a", 1, {}], 1j),
     *(torch.zeros(2), torch.zeros(1).expand(1 << 40), torch.zeros(3, dtype=torch.int64), torch.empty(9, device="meta")),
 )
-QUICK, SLOW = 1500, 3000
+QUICK, SLOW = 800, 3700
 
 
 def with_junk(content: Any, draw: random.Random) -> Any:

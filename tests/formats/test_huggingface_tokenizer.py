@@ -126,8 +126,8 @@ def test_exports_of_earlier_versions_come_back(tmp_path: Path, name: str) -> Non
     assert read(tmp_path, build_backend(tokenizer, special), tokenizer_config=named).to_dict() == tokenizer.to_dict()
 
 
-def test_all_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> None:
-    text = (data_dir / "tinyshakespeare.txt").read_text()
+def test_a_quarter_of_tiny_shakespeare_has_our_ids(data_dir: Path, tmp_path: Path) -> None:
+    text = (data_dir / "tinyshakespeare.txt").read_text()[:280_000]
     for i, tokenizer in enumerate((CharTokenizer.fit([text]), BPETokenizer.gpt2(data_dir))):
         (tmp_path / str(i)).mkdir()
         backend = hf.Tokenizer.from_file(str(written(tokenizer, tmp_path / str(i)) / "tokenizer.json"))

@@ -208,9 +208,9 @@ def test_a_loaded_model_needs_its_file_no_longer(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({}, r"run.c of llama2.c has no model of this shape; what parts it from Llama: model.norm=layernorm \(not rms"),
-        (LLAMA | {"norm_eps": 1e-6}, r"from Llama: model.norm_eps=1e-06 \(not 1e-05\)$"),
+        (LLAMA | {"norm_eps": 1e-6}, r"from Llama: model.norm_eps=1e-06 \(not 1e-05\); use --format"),
         (LLAMA | {"rope_base": 500_000.0, "window": 7}, r"model.window=7 \(not null\), model.rope_base=500000.0 \(not"),
-        (LLAMA | {"head_dim": 10}, r"model.head_dim=10 \(not null\)$"),
+        (LLAMA | {"head_dim": 10}, r"model.head_dim=10 \(not null\); use --format"),
         (
             LLAMA | {"mlp": "geglu", "qkv_bias": True},
             r"model.mlp=geglu \(not swiglu\), model.qkv_bias=true \(not false",

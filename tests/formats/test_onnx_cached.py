@@ -89,6 +89,20 @@ def test_inputs_and_outputs_have_the_names_that_readers_know(made: tuple[str, Pa
     assert [each.name for each in session.get_outputs()] == ["logits", *(f"present.{name}" for name in names)]
 
 
+def test_the_graph_says_how_large_a_head_is(made: tuple[str, Path, Any]) -> None:
+    """Where it does not, OpenVINO keeps other keys and values, silently."""
+    import onnx
+
+    _, folder, model = made
+    graph = onnx.load(folder / "out" / "onnx" / "model.onnx")
+    del graph.graph.value_info[:]  # what torch knew
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    shapes = {each.name: each.type.tensor_type.shape.dim for each in inferred.value_info}
+    new = [node.input[1] for node in inferred.node if node.output[0].startswith("present.")]
+    assert len(new) == 2 * model.config.n_layer
+    assert {shapes[name][3].dim_value for name in new} == {model.config.head_size}
+
+
 def test_greedy_text_over_the_cache_is_that_of_generate(made: tuple[str, Path, Any], command: Any) -> None:
     """By the code of the model card, as it stands there."""
     _, folder, _ = made

@@ -206,7 +206,8 @@ def test_other_types_and_devices_are_torchs() -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, and a process that has not loaded the library yet."""
+    """An empty cache folder, and a process that has not loaded the library yet, which is built in a hurry."""
+    monkeypatch.setattr(c_build, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in c_build.FLAGS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     load_library.cache_clear()

@@ -119,11 +119,25 @@ def covering_rows() -> list[Row]:
     return rows
 
 
+def covering_values(rows: list[Row]) -> list[Row]:
+    """Few of the rows, that hold every value of every switch where it shows: each is the one that adds most."""
+    shown = {number: {item for pair in pairs(row) for item in pair} for number, row in enumerate(rows)}
+    missing, chosen = set().union(*shown.values()), []
+    while missing:
+        chosen.append(max(shown, key=lambda number: len(shown[number] & missing)))
+        missing -= shown[chosen[-1]]
+    return [rows[number] for number in chosen]
+
+
 ROWS = covering_rows()
+FEW_ROWS = covering_values(ROWS)
 
 
-def each(rows: list[Row]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("row", rows, ids=[str(ROWS.index(row)) for row in rows])
+def each(rows: list[Row], slow: list[Row] | None = None) -> pytest.MarkDecorator:
+    """A test of each row; of those in `slow` where there is time."""
+    marks = [pytest.mark.slow if row in (slow or []) else () for row in rows]
+    params = [pytest.param(row, marks=mark, id=str(ROWS.index(row))) for row, mark in zip(rows, marks, strict=True)]
+    return pytest.mark.parametrize("row", params)
 
 
 def gpt(**fields: Any) -> GPT:
@@ -301,10 +315,10 @@ def test_fused_written_out_and_looped_attention_are_the_same(row: Row) -> None:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-@each(ROWS)
+@each(ROWS, slow=[row for row in ROWS if row not in FEW_ROWS])  # compiling takes seconds
 def test_compiled_and_eager_are_the_same(row: Row) -> None:
     torch._dynamo.reset()
-    row = row | {"n_layer": 1}  # compiling takes most of this file's time
+    row = row | {"n_layer": 1}
     expected = loss_and_gradients(lively(**row))
     model = lively(**row)
     actual = loss_and_gradients(model, torch.compile(model, backend="aot_eager", fullgraph=True))

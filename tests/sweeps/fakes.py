@@ -31,7 +31,8 @@ with (folder / "metrics.csv").open("w") as file:
     for step in range(1, 4):
         file.write(f"{step},{loss + 3 - step},{2 * (loss + 3 - step)}\\n"); file.flush()
 if ending == "waits" or loss > 50:
-    (folder / "waiting").touch()
+    if (bell := folder.parent / "bell").exists():
+        bell.write_text("!")
     signal.pause()
 summary = {"status": "finished", "steps": 3, "val/loss": loss, "val/bpb": 2 * loss, "best_val_loss": loss}
 (folder / "summary.json").write_text(json.dumps(summary))

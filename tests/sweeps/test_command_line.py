@@ -66,15 +66,17 @@ def test_every_sweep_composes_and_each_of_its_jobs_is_a_run(name: str) -> None:
     assert command.root == Path("outputs/sweeps") / name
     assert len({job.dir for job in jobs}) == len(jobs) > 5
     baseline = command.baseline()
+    without_seed = [{k: v for k, v in job.point.items() if k != "seed"} for job in jobs]
+    assert without_seed.count(baseline) == 3  # type: ignore[arg-type]
+    different = {str(point): job.point for point, job in zip(without_seed, jobs, strict=True)}  # by more than the seed
+    assert 3 * len(different) == len(jobs)
     with open_conf():
-        configs = [command.config_of(job.point) for job in jobs]
+        configs = [command.config_of(point) for point in different.values()]
         last = hydra.compose("train", list(jobs[-1].words))
     for cfg in configs:
         settings.from_config(cfg)
     assert {**configs[-1], "sweep": None} == {**OmegaConf.to_container(last, resolve=True), "sweep": None}  # type: ignore
     assert jobs[-1].max_steps == last.trainer.max_steps
-    without_seed = [{k: v for k, v in job.point.items() if k != "seed"} for job in jobs]
-    assert without_seed.count(baseline) == 3  # type: ignore[arg-type]
 
 
 def test_what_is_typed_wins_over_the_sweeps_file() -> None:
@@ -165,37 +167,38 @@ def test_a_refused_sweep_is_one_message_and_leaves_nothing(
 def test_a_sweep_from_its_command_to_its_table_and_again(
     command: Any, shell: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """Two seeds of two sizes, one of which cannot be: the others finish."""
-    words = ("-m", *RUN, f"data.path='{text_file}'", "name=heads", "sweep.jobs=2", "seed=1,2")
-    process = shell("-m", "gptlab.train", *words, "model.n_head=3,2")
+    """Two sizes, one of which cannot be: the other finishes. Then two seeds, of which one is there."""
+    words = ("-m", *RUN, f"data.path='{text_file}'", "name=heads", "sweep.jobs=2")
+    process = shell("-m", "gptlab.train", *words, "model.n_head=3,2", "seed=1")
     shown = process.communicate(timeout=300)[0]
     assert process.returncode == 1
     for expected in (
-        "4 jobs, 2 at once, in outputs/sweeps/heads",
-        "1/4 n_head-3+seed-1: finished, val/loss ",
-        "2/4 n_head-2+seed-1: failed",
-        "failed (exit code 1): outputs/sweeps/heads/n_head-2+seed-1+",
+        "2 jobs, 2 at once, in outputs/sweeps/heads",
+        "1/2 n_head-3: finished, val/loss ",
+        "2/2 n_head-2: failed",
+        "failed (exit code 1): outputs/sweeps/heads/n_head-2+",
         "    error: model.n_embd=33",
-        "2 of 4 jobs have failed",
+        "1 of 2 jobs have failed",
     ):
         assert expected in shown, expected
-    folders = sorted((tmp_path / "outputs" / "sweeps" / "heads").glob("n_head-3*"))
-    assert len(folders) == 2
-    before = [(path / "summary.json").read_bytes() for path in folders]
-    assert json.loads(before[0])["format"] == directory.SUMMARY_FORMAT
-    assert read_json(folders[1] / "job.json") == {
+    root = tmp_path / "outputs" / "sweeps" / "heads"
+    (first,) = root.glob("n_head-3+*")
+    before = (first / "summary.json").read_bytes()
+    assert json.loads(before)["format"] == directory.SUMMARY_FORMAT
+    assert read_json(first / "job.json") == {
         "sweep": "heads",
         "baseline": {"model.n_head": "3"},
-        "overrides": {"model.n_head": "3", "seed": "2"},
+        "overrides": {"model.n_head": "3"},
     }
-    table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "heads" / "report" / "report.csv")
-    losses = [json.loads(text)["val/loss"] for text in before]
-    assert table["mean"].tolist() == pytest.approx([sum(losses) / 2], abs=0)
 
-    again = command("train", *words)  # n_head is 3 by default: the same runs
+    again = command("train", *words, "seed=1,2")  # n_head is 3 by default
     assert again.returncode == 0, again.stderr
-    assert [(path / "summary.json").read_bytes() for path in folders] == before
-    assert "running" not in again.stdout
+    assert [line for line in again.stdout.splitlines() if "running" in line] == ["2/2 baseline+seed-2: running"]
+    assert (first / "summary.json").read_bytes() == before
+    (second,) = root.glob("*seed-2+*")
+    table = pd.read_csv(root / "report" / "report.csv")
+    losses = [json.loads(text)["val/loss"] for text in (before, (second / "summary.json").read_bytes())]
+    assert table["mean"].tolist() == pytest.approx([sum(losses) / 2], abs=0)
 
 
 @pytest.mark.parametrize(

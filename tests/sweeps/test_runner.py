@@ -27,7 +27,7 @@ from gptlab.sweeps.runner import Sweep, closing_words
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.system.streams import Stream
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Bell
 from tests.sweeps.fakes import Fake, fake, sweep
 
 
@@ -124,7 +124,6 @@ def test_a_beginning_without_a_checkpoint_is_cleared_and_one_with_it_resumed(tmp
 SWEEP = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.conftest import ROOT
 from tests.sweeps.fakes import sweep
 swept = sweep(Path(sys.argv[1]), "waits", "waits", "1.0")
 swept.run()
@@ -135,11 +134,9 @@ print(swept.signal)
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGHUP))]
 )
-def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Path, number: int) -> None:
+def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Path, bell: Bell, number: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    waiting = [tmp_path / f"x-{i}+{i}" / "waiting" for i in range(2)]
-    while not all(path.exists() for path in waiting):
-        assert process.poll() is None
+    bell.heard(2)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert output.splitlines()[-3:] == [
@@ -147,7 +144,8 @@ def test_a_signal_reaches_the_jobs_once_and_nothing_more_is_started(tmp_path: Pa
         "2/3 x-1: stopped, val/loss 1.0000",
         str(int(number)),
     ]
-    assert [(path.parent / "told").read_text() for path in waiting] == ["2", "2"]  # SIGINT, with which a run saves
+    told = [(tmp_path / f"x-{i}+{i}" / "told").read_text() for i in range(2)]
+    assert told == ["2", "2"]  # SIGINT, with which a run saves
     assert len(starts(tmp_path)) == 2
 
 

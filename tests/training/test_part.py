@@ -369,7 +369,7 @@ def test_a_report_compares_ranks_and_shows_how_much_is_trained(
     shown = ("lora.targets=[c_fc]", "trainer.max_steps=2", "trainer.diagnose_every=0")
     for words in (["lora.rank=1"], ["lora.rank=4"], ["lora.rank=0"]):
         tune(tmp_path / "sweep" / words[0], *SHORT, *shown, *words)
-    result: Result = command("report", str(tmp_path / "sweep"))
+    result: Result = command("report", str(tmp_path / "sweep"), "--no-plots")
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "sweep" / "report" / "report.csv")
     known = 5 * 33

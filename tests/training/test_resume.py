@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 VARIANTS = {
     "bf16": ("precision=bf16",),
     "bf16_true": ("precision=bf16_true",),
-    "compiled": ("compile=inductor", "compile.backend=aot_eager"),
+    "compiled": ("compile=inductor", "compile.backend=aot_eager", "model.n_layer=1"),
     "recomputed": ("model.gradient_checkpointing=true", "arch=modern", "model.n_embd=36"),
     "constant": ("schedule=constant", "optim.grad_clip=0", "model.attention=per_head"),
     "deterministic": ("deterministic=true", "arch=llama", "model.n_embd=36"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gptlab import bench
 from gptlab.data.chat import sources
 from gptlab.data.chat.chat_format import END, ChatFormat
 from gptlab.data.chat.conversations import Conversation, Message
@@ -172,14 +174,17 @@ def test_the_closing_words_ask_with_a_prompt_that_can_be_pasted(run: Any, tmp_pa
     assert run(tmp_path / "run", *SFT, f"data.path={chat}", *short)["opening"] == "the sky"
 
 
-def test_evaluate_and_bench_say_that_they_measure_texts(command: Any, learned: Path, text_file: Path) -> None:
+def test_evaluate_and_bench_say_that_they_measure_texts(
+    command: Any, learned: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result: Result = command("evaluate", str(learned))
     assert (result.returncode, result.stdout) == (1, "")
     assert "learned learned from conversations (data=chat): --task measures how well it answers" in result.stderr
     assert command("evaluate", str(learned), "--data", str(text_file)).returncode == 0
-    result = command("bench", "data=arithmetic")
-    assert result.returncode == 1
-    assert "task=sft: bench times the training on text only; use task=pretrain" in result.stderr
+    told: list[dict[str, Any]] = []  # to the process that prints it
+    monkeypatch.setattr(bench, "Parent", lambda: SimpleNamespace(send=lambda **answer: told.append(answer)))
+    assert command("bench", "data=arithmetic", "--side", "gptlab").returncode == 1
+    assert told == [{"error": "task=sft: bench times the training on text only; use task=pretrain"}]
 
 
 def test_gptlab_asks_an_export_in_the_same_form(command: Any, learned: Path) -> None:

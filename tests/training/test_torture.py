@@ -30,8 +30,8 @@ def assert_survives(shell: Any, kills: int, variant: str, seed: int) -> None:
 
 
 @FORKS
-def test_a_run_killed_twelve_times_is_the_untouched_run(shell: Any) -> None:
-    assert_survives(shell, 12, "gpt", 6)
+def test_a_run_killed_eight_times_is_the_untouched_run(shell: Any) -> None:
+    assert_survives(shell, 8, "gpt", 6)
 
 
 @FORKS

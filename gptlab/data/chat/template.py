@@ -16,6 +16,7 @@ import numpy as np
 from gptlab.data.chat.chat_format import Encoded
 from gptlab.data.chat.conversations import Message
 from gptlab.data.tokenizers import Tokenizer
+from gptlab.data.tokenizers.base import replace_surrogates
 from gptlab.system.errors import UserError
 
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -224,7 +225,7 @@ class ChatTemplate:
         given: dict[str, Any] = {"messages": [message._asdict() for message in messages], "tools": None}
         given |= {"documents": None, "add_generation_prompt": answer, **self.variables}
         try:
-            return str(self._compiled.render(given | dict(zip(MARKS, marks, strict=True))))
+            return replace_surrogates(str(self._compiled.render(given | dict(zip(MARKS, marks, strict=True)))))
         except Exception as error:  # whatever the template does
             raise UserError(
                 f"{self.words} refuses a conversation, or is broken ({type(error).__name__}: {str(error)[:200]})"

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptlab.data.tokenizers.base import JSON, MAX_VOCAB, Tokenizer, replace_surrogates
 from gptlab.data.tokenizers.bpe import BYTES
-from gptlab.system.errors import UserError, quoted
+from gptlab.system.errors import UserError, error_line, quoted
 
 GROWTH = 64  # the most by which a text's length may be multiplied before it is cut into tokens
 
@@ -177,7 +177,7 @@ def errors_as_one_message(what: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise UserError(f"{what} ({type(error).__name__}: {str(error)[:200]})") from error
+        raise UserError(f"{what} ({error_line(error)})") from error
 
 
 def _growth_factor(step: dict[str, Any] | None) -> int:

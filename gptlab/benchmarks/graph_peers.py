@@ -74,13 +74,11 @@ def openvino(folder: Path, weights: str, threads: int) -> Draw:
         raise UserError("--weights bf16: OpenVINO has none on this processor; use --weights fp32")
     hints = {"fp32": {"EXECUTION_MODE_HINT": "ACCURACY"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
     made = in_another_process(write_for_openvino, folder, weights)
-    request = core.compile_model(
-        made, "CPU", {"INFERENCE_NUM_THREADS": threads, **hints[weights]}
-    ).create_infer_request()
+    model = core.compile_model(made, "CPU", {"INFERENCE_NUM_THREADS": threads, **hints[weights]})
 
     def draw(prompts: Prompts, count: int) -> Prompts:
+        request = model.create_infer_request()  # see findings/openvino-reset-state-spoils-the-8-bit-cache.sh
         rows = {"beam_idx": np.arange(len(prompts), dtype=np.int32)}
-        request.reset_state()
         return greedy(lambda inputs: request.infer(inputs | rows, share_inputs=True)[0], prompts, count)
 
     return draw

@@ -268,9 +268,8 @@ def _contents(model: GPT) -> Iterator[Tensor | bytes]:
     ones = torch.ones(c.n_embd)
     for name in ORDERS[0]:
         if name == TABLES:
-            table = rotary_table(
-                torch.arange(c.block_size), rotary_frequencies(c, arange_on(None))
-            )  # (2, T, D), each half twice
+            frequencies = rotary_frequencies(c, arange_on(None))
+            table = rotary_table(torch.arange(c.block_size), frequencies)  # (2, T, D), each half twice
             yield table[..., : c.head_size // 2]
         elif name in ("embedding", "ln_f", "head"):
             ours = {"embedding": "wte.weight", "ln_f": "ln_f.weight", "head": "lm_head.weight"}[name]

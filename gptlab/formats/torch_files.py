@@ -59,18 +59,19 @@ class Unread:
 def load_arrays(path: Path) -> tuple[Any, mmap.mmap]:
     """Return the content of a zip file of `torch.save`, its tensors of fp32 as arrays in the file; and the mapped file.
 
-    Args:
-        path: a file that `refuse_calls` lets pass.
-
     Raises:
+        UserError: see `refuse_calls`.
         ValueError: the file is broken, or holds other things than plain data and tensors.
     """
     try:
+        refuse_calls(path)
         with path.open("rb") as file, zipfile.ZipFile(file) as content:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             [described] = [name for name in content.namelist() if name.endswith("/data.pkl")]
             reader = _Reader(content.read(described), content, described.removesuffix(".pkl"), data)
         return reader.load(), data
+    except UserError:
+        raise
     except Exception as error:  # a pickle can hold anything
         raise ValueError(f"{path} is broken or no checkpoint: {type(error).__name__}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptlab.generation.context import Logits, open_context
+from gptlab.generation.cpu_context import CPUContext
 
 if TYPE_CHECKING:
     from gptlab.models import Model
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Batch:
     """Continues prompts, up to `width` at a time.
 
-    Where a pass costs what its tokens do (see `Context.joinable`), the next prompt begins as soon as a text has ended.
+    Where a pass costs what its tokens do (see `CPUContext`), the next prompt begins as soon as a text has ended.
     Otherwise the next `width` begin when all have ended; of those that have, half or more are left out of the passes.
 
     Args:
@@ -79,16 +80,16 @@ class Batch:
         self.ended |= {number for number, end in zip(given, ended, strict=True) if end}
         if len(self.ended) == len(self.all):
             self._begin()
-        elif self.ended and self.context.joinable:
-            self._join()
+        elif self.ended and isinstance(self.context, CPUContext):
+            self._join(self.context)
         elif 2 * len(self.ended) >= len(self.all) and self.backend is None:
             self._leave()
 
-    def _join(self) -> None:
+    def _join(self, context: CPUContext) -> None:
         for row, number in enumerate(self.all):
             if number in self.ended and self.waiting:
                 self.all[row] = self.waiting.popleft()
-                self.context.replace(row, self.prompts[self.all[row]])
+                context.replace(row, self.prompts[self.all[row]])
                 self.ended.remove(number)
         if self.ended:
             self._leave()

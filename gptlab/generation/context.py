@@ -22,12 +22,12 @@ class Context(ABC):
     reads the whole window again for every token; with other positions the window slides.
     """
 
-    rows: list[list[int]]
-    """The tokens of each row."""
     passes: int = 0
     """Forward passes so far."""
-    joinable: bool
-    """Whether a pass costs what its tokens do, however they are spread over the rows: then `replace` is cheap."""
+
+    def __init__(self, block_size: int, prompts: Sequence[Sequence[int]]) -> None:
+        self.rows = [list(prompt[-block_size:]) for prompt in prompts]
+        """The tokens of each row."""
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append a token to each row.
@@ -45,10 +45,6 @@ class Context(ABC):
     @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows alone."""
-
-    @abstractmethod
-    def replace(self, row: int, prompt: Sequence[int]) -> None:
-        """Begin a row anew, with another prompt."""
 
     @abstractmethod
     def logits(self, last: int = 1) -> Logits:
@@ -79,17 +75,16 @@ def open_context(
         prompts: the tokens of each row, at least one; only the last block_size are used.
         room: the number of tokens that will be appended to a row.
         ahead: the largest number of tokens appended before `logits` is called; `take_back` can remove them.
-        longest: the length of the longest prompt that `replace` will bring.
+        longest: the length of the longest prompt that `CPUContext.replace` will bring.
         bf16_cache: keep keys and values in bf16, half the memory; does something where our library computes.
         backend: the torch.compile backend for single tokens, e.g. "inductor" (on a GPU with CUDA graphs).
     """
     from gptlab.generation.cpu_context import CPUContext, arrays_for
 
-    options: dict[str, Any] = {"ahead": ahead, "longest": longest}
     arrays = arrays_for(model) if backend is None else None
     if arrays is not None:
-        return CPUContext(arrays, prompts, room, bf16_cache=bf16_cache, **options)
+        return CPUContext(arrays, prompts, room, ahead=ahead, longest=longest, bf16_cache=bf16_cache)
     from gptlab.generation.torch_context import TorchContext
 
     assert not isinstance(model, ArrayGPT)
-    return TorchContext(model, prompts, room, backend=backend, **options)
+    return TorchContext(model, prompts, room, ahead=ahead, backend=backend)

@@ -13,7 +13,7 @@ from gptlab.generation.cpu_decoder import Cache, CPUDecoder
 from gptlab.generation.cpu_library import load_library
 from gptlab.models.arrays import ArrayGPT
 from gptlab.models.packed import Array
-from gptlab.models.positions import attention_span
+from gptlab.models.positions import cache_columns, cache_room
 
 if TYPE_CHECKING:
     from gptlab.models import Model
@@ -32,9 +32,10 @@ def arrays_for(model: Model | ArrayGPT) -> ArrayGPT | None:
 
 
 class CPUContext(Context):
-    """See `open_context`. A row has the same logits to the bit whatever stands beside it, however its text is cut."""
+    """See `open_context`. A row has the same logits to the bit whatever stands beside it, however its text is cut.
 
-    joinable = True
+    A pass costs what its tokens do, however they are spread over the rows: so it is cheap to `replace` one.
+    """
 
     def __init__(
         self,
@@ -47,16 +48,15 @@ class CPUContext(Context):
         bf16_cache: bool = False,
     ) -> None:
         c = self.config = model.config
-        self.rows = [list(prompt[-c.block_size :]) for prompt in prompts]
+        super().__init__(c.block_size, prompts)
         self.places = [*range(len(self.rows))]  # the cache's row of each row
         self.unseen = [0] * len(self.rows)  # tokens of each row that lie before its window
         self.lengths = [0] * len(self.rows)  # tokens of each of the cache's rows that have been read
-        longest = max(*map(len, self.rows), min(longest, c.block_size))
-        whole, span = longest + room, attention_span(c)
-        self.columns = max(longest, min(whole, span)) + ahead if c.slides else min(whole, c.block_size)
+        self.columns = cache_columns(c, max(*map(len, self.rows), min(longest, c.block_size)), room, ahead)
         self.decoder = CPUDecoder(model, Cache(c, len(self.rows), self.columns, bf16_cache), len(self.rows))
 
     def replace(self, row: int, prompt: Sequence[int]) -> None:
+        """Begin a row anew, with another prompt."""
         self.rows[row], self.unseen[row] = list(prompt[-self.config.block_size :]), 0
         self.lengths[self.places[row]] = 0
 
@@ -80,7 +80,7 @@ class CPUContext(Context):
         while any(rest := self._unread()):
             share = self.decoder.most // sum(map(bool, rest))
             part = [
-                self._next(row, min(share, self._room(place)), last)
+                self._next(row, min(share, cache_room(self.config, self.columns, self.lengths[place])), last)
                 for row, place in zip(rest, self.places, strict=True)
             ]
             if not any(part):
@@ -95,11 +95,6 @@ class CPUContext(Context):
     def _next(row: list[int], room: int, last: int) -> list[int]:
         """Return the tokens of a row that the next pass has; the last ones, of which logits are wanted, in one."""
         return row[: max(len(row) - last, 1) if 0 < len(row) - room < last else room]
-
-    def _room(self, place: int) -> int:
-        """Return how many tokens of a row the next pass can have."""
-        left = self.columns - self.lengths[place]
-        return max(left, self.columns - attention_span(self.config) + 1) if self.config.slides else left
 
     def _unread(self) -> list[list[int]]:
         """Return the tokens of each row's window that the cache lacks."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.generation.cpu_library import load_library
-from gptlab.models.arrays import EMBEDDING, POSITIONS, ArrayGPT, as_floats
+from gptlab.models.arrays import EMBEDDING, HEAD, POSITIONS, ArrayGPT, as_floats
 from gptlab.models.gpt_config import GATED, GPTConfig
 from gptlab.models.packed import GROUP, Array, Packed
 from gptlab.models.positions import (
@@ -218,16 +218,14 @@ class CPUDecoder:
 
     def _linear(self, name: str, x: Array, y: Array, add: bool = False) -> None:
         """Write a linear layer of x, or x itself where the model has no such layer, into y; with `add`, add it to y."""
-        weight = self.model.weights.get(f"{name}.weight")
-        if name == "lm_head" and weight is None:
-            weight, matrix = self.model.weights[EMBEDDING], self._matrix(EMBEDDING)
-        elif weight is None:
+        matrix = f"{name}.weight"
+        if matrix == HEAD and matrix not in self.model.weights:
+            matrix = EMBEDDING
+        if matrix not in self.model.weights:
             self._add(ADD, x, y, how=int(add), n=y.shape[1])
             return
-        else:
-            matrix = self._matrix(f"{name}.weight")
-        m, n = weight.shape
-        self._add(LINEAR, x, y, how=int(add), n=n, m=m, b=self._wide(f"{name}.bias"), **matrix)
+        m, n = self.model.weights[matrix].shape
+        self._add(LINEAR, x, y, how=int(add), n=n, m=m, b=self._wide(f"{name}.bias"), **self._matrix(matrix))
 
     def _block(self, i: int) -> None:
         c, name = self.config, f"h.{i}"

@@ -12,7 +12,7 @@ from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
-from gptlab.models.positions import attention_span
+from gptlab.models.positions import cache_columns
 from gptlab.models.quantised import is_quantised
 
 
@@ -23,8 +23,6 @@ class TorchContext(Context):
         cache: keep keys and values; without it every token is computed again each time, with the same result.
     """
 
-    joinable = False
-
     def __init__(
         self,
         model: Model,
@@ -32,30 +30,22 @@ class TorchContext(Context):
         room: int,
         *,
         ahead: int = 1,
-        longest: int = 1,
         cache: bool = True,
         backend: str | None = None,
     ) -> None:
         c = model.config
+        super().__init__(c.block_size, prompts)
         self.model = model
-        self.rows = [list(prompt[-c.block_size :]) for prompt in prompts]
         self.device = torch.device("cpu") if is_quantised(model) else next(model.parameters()).device
         self.cache: KVCache | None = None
         self.backend = backend
         self.compiled: Callable[[Tensor], Tensor] | None = None
         if cache and isinstance(model, GPT) and isinstance(c, GPTConfig) and c.has_attention:
-            longest = max(*map(len, self.rows), min(longest, c.block_size))
-            whole = longest + room
-            columns = max(longest, min(whole, attention_span(c))) + ahead if c.slides else min(whole, c.block_size)
+            columns = cache_columns(c, max(map(len, self.rows)), room, ahead)
             dtype = torch.float32 if is_quantised(model) else model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
             self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)
-
-    def replace(self, row: int, prompt: Sequence[int]) -> None:
-        self.rows[row] = list(prompt[-self.model.config.block_size :])
-        if self.cache is not None:
-            self.cache.clear([row])
 
     def keep(self, rows: Sequence[int]) -> None:
         self.rows = [self.rows[i] for i in rows]

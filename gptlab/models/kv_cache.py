@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gptlab.models.layers import PassContext, arange_on, attention_bias, rotation_at
-from gptlab.models.positions import alibi_slopes, attention_span
+from gptlab.models.positions import alibi_slopes, attention_span, cache_room
 
 if TYPE_CHECKING:
     from gptlab.models.gpt_config import GPTConfig
@@ -39,7 +39,6 @@ class KVCache:
     to the last block_size (or window) positions, as in a forward pass over the whole text.
 
     Args:
-        conv_dtype: of the inputs of convolutions; None: as `dtype`.
         columns: S; for texts longer than S at least `attention_span`, plus one for each token of a pass but its first.
     """
 
@@ -50,7 +49,6 @@ class KVCache:
         columns: int,
         *,
         dtype: torch.dtype = torch.float32,
-        conv_dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.columns, self.device = config, columns, torch.device(device)
@@ -61,7 +59,7 @@ class KVCache:
         # The inputs of the convolutions, in columns of their own.
         ring = columns + (config.conv or 1) - 1
         self.conv_inputs = {
-            (block, name): torch.zeros(batch_size, ring, config.n_embd, dtype=conv_dtype or dtype, device=device)
+            (block, name): torch.zeros(batch_size, ring, config.n_embd, dtype=dtype, device=device)
             for block in range(config.n_layer if config.conv else 0)
             for name in ("attn", "mlp")
         }
@@ -77,10 +75,9 @@ class KVCache:
             torch._dynamo.mark_static_address(static)
         return self.static_lengths
 
-    def room(self, row: int | None = None) -> int:
-        """Return how many tokens the next pass can have at most; of one row, where rows need not have as many."""
-        left = self.columns - (max(self.lengths) if row is None else self.lengths[row])
-        return max(left, self.columns - attention_span(self.config) + 1) if self.config.slides else left
+    def room(self) -> int:
+        """Return how many tokens the next pass can have at most."""
+        return cache_room(self.config, self.columns, max(self.lengths))
 
     def advance(self, counts: Sequence[int]) -> None:
         """Make the first `counts` tokens that the last pass wrote in each row count."""
@@ -89,10 +86,6 @@ class KVCache:
     def forget(self, lengths: Sequence[int]) -> None:
         """Keep the first `lengths` tokens of each row."""
         self._set_lengths([min(pair) for pair in zip(self.lengths, lengths, strict=True)])
-
-    def clear(self, rows: Collection[int]) -> None:
-        """Forget all tokens of some rows."""
-        self._set_lengths([0 if row in rows else length for row, length in enumerate(self.lengths)])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep some rows alone; not after `fix_shapes`."""

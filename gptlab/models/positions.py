@@ -1,7 +1,7 @@
 """Numbers that depend on positions and sizes alone, for torch and for numpy.
 
-Args of the functions here: `arange` makes an array of the numbers 0, 1, ... below its argument, in fp32; of numpy by
-default, or see `layers.arange_on`.
+`arange` makes an array of the numbers 0, 1, ... below its argument, in fp32: of numpy by default, or see
+`layers.arange_on`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,25 @@ def numpy_arange(count: int) -> Any:
 def attention_span(config: GPTConfig) -> int:
     """Return how many positions a token attends to at most, itself included."""
     return min(config.window or config.block_size, config.block_size)
+
+
+def cache_columns(config: GPTConfig, longest: int, room: int, ahead: int) -> int:
+    """Return how many columns a KV cache needs.
+
+    Args:
+        longest: tokens of the longest prompt, at most block_size.
+        room: tokens that follow it at most.
+        ahead: tokens of a later pass at most.
+    """
+    if not config.slides:
+        return min(longest + room, config.block_size)
+    return max(longest, min(longest + room, attention_span(config))) + ahead
+
+
+def cache_room(config: GPTConfig, columns: int, length: int) -> int:
+    """Return how many tokens the next pass can have at most, after `length` that lie in a cache of so many columns."""
+    left = columns - length
+    return max(left, columns - attention_span(config) + 1) if config.slides else left
 
 
 def geometric_periods(D: int, base: float, arange: Arange = numpy_arange) -> Any:

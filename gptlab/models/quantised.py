@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptlab.models import arrays
+from gptlab.models.arrays import ArrayGPT
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
 from gptlab.models.packed import Packed
-from gptlab.system.errors import UserError
 
 READ_TOGETHER = {8: 128, 4: 32}  # numbers of what a layer reads that share a scale, by the bits of its weights
 
@@ -74,19 +75,15 @@ def quantise(model: GPT, bits: int) -> GPT:
         UserError: a weight is infinite or not a number.
     """
     model = merged(model).to("cpu").float().eval().requires_grad_(False)
-    head = model.lm_head
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"{name} has numbers that are infinite or none, which {bits} bits cannot hold")
-    tied = head.weight is model.wte.weight
-    embedding = Packed(model.wte.weight.numpy(), bits)
-    model.wte = QuantisedEmbedding(embedding)  # type: ignore[assignment]
-    packed = embedding if tied else Packed(head.weight.numpy(), bits)
-    model.lm_head = QuantisedLinear(packed, head.bias)  # type: ignore[assignment]
-    for parent in [*model.h.modules()]:
+    plain = {name: parameter.numpy() for name, parameter in model.named_parameters()}  # a tied head as the embedding
+    found = arrays.quantise(ArrayGPT(model.config, plain), bits).weights
+    packed = {name.removesuffix(".weight"): each for name, each in found.items() if isinstance(each, Packed)}
+    model.lm_head = QuantisedLinear(packed.get("lm_head", packed["wte"]), model.lm_head.bias)  # type: ignore[assignment]
+    model.wte = QuantisedEmbedding(packed["wte"])  # type: ignore[assignment]
+    for prefix, parent in [*model.h.named_modules(prefix="h")]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantisedLinear(Packed(child.weight.numpy(), bits), child.bias))
+                setattr(parent, name, QuantisedLinear(packed[f"{prefix}.{name}"], child.bias))
     return model
 
 

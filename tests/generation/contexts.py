@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -32,14 +32,23 @@ def is_ours(context: Context) -> bool:
     return isinstance(context, CPUContext)
 
 
+def spy(monkeypatch: pytest.MonkeyPatch, method: str, look: Callable[..., None]) -> None:
+    """Let `look` see a context and the arguments each time that a method of it has been called."""
+    for kind in (CPUContext, TorchContext):
+        monkeypatch.setattr(kind, method, _seen(getattr(kind, method), look))
+
+
+def _seen(method: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
+    def call(context: Context, *arguments: Any) -> Any:
+        found = method(context, *arguments)
+        look(context, *arguments)
+        return found
+
+    return call
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens of the talk, as they are after each that is appended."""
     watched: list[int] = []
-    for kind in (CPUContext, TorchContext):
-
-        def append(self: Any, tokens: Any, append: Any = kind.append) -> None:
-            append(self, tokens)
-            watched[:] = self.rows[0]
-
-        monkeypatch.setattr(kind, "append", append)
+    spy(monkeypatch, "append", lambda context, tokens: watched.__setitem__(slice(None), context.rows[0]))
     return watched

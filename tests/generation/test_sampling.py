@@ -17,14 +17,12 @@ from torch import Tensor
 
 from gptlab.data.tokenizers import CharTokenizer
 from gptlab.generation import cpu_context
-from gptlab.generation.cpu_context import CPUContext
 from gptlab.generation.decoding import generate, prompt_ids, speculate
 from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling, invert_cdf
-from gptlab.generation.torch_context import TorchContext
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
 from gptlab.system.errors import UserError
-from tests.generation.contexts import context_for, logits_of
+from tests.generation.contexts import context_for, logits_of, spy
 
 V, T, B = 11, 13, 7
 
@@ -371,13 +369,7 @@ def speculated(model: GPT, draft: GPT, prompt: list[int], count: int, ahead: int
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row's length at each call of `logits`."""
     found: list[int] = []
-    for kind in (CPUContext, TorchContext):
-
-        def counted(self: Any, last: int = 1, logits: Any = kind.logits) -> Any:
-            found.append(last)
-            return logits(self, last)
-
-        monkeypatch.setattr(kind, "logits", counted)
+    spy(monkeypatch, "logits", lambda context, last=1: found.append(last))
     return found
 
 

@@ -17,13 +17,12 @@ from gptlab.data.chat.template import ChatTemplate
 from gptlab.formats import checkpoint, description
 from gptlab.formats.open_model import open_model
 from gptlab.generation.answers import empty_answers
-from gptlab.generation.cpu_context import CPUContext
-from gptlab.generation.torch_context import TorchContext
 from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training.fit import fit
 from tests.conftest import Result
 from tests.formats.chat_folders import CHATML, TEMPLATES, chat_folder
+from tests.generation.contexts import spy
 from tests.training.runs_compared import assert_same_run
 from tests.training.test_resume import Kill, interrupt
 
@@ -262,13 +261,7 @@ def test_a_conversation_goes_on_in_the_template_also_after_an_answer_without_an_
     folder = chat_folder(tmp_path / "theirs", "llama 3")
     asked: list[list[int]] = []
 
-    for kind in (CPUContext, TorchContext):
-
-        def logits(self: Any, last: int = 1, logits: Any = kind.logits) -> Any:
-            asked.append([*self.rows[0]])
-            return logits(self, last)
-
-        monkeypatch.setattr(kind, "logits", logits)
+    spy(monkeypatch, "logits", lambda context, *last: asked.append([*context.rows[0]]))
     lines = iter(["Hi", "Ho"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError))
     result: Result = command("generate", str(folder), "--interactive", "--max-new-tokens", "3", "--seed", "1")

@@ -24,9 +24,11 @@ class Level(NamedTuple):
 
 AVX2 = frozenset(("avx2", "bmi2", "f16c", "fma"))
 AVX512 = AVX2 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+VNNI = ("-march=x86-64-v4", "-mavx512vnni")
 LEVELS = {  # by the machine's name, the best first
     "x86_64": (
-        Level("x86-64-v4-vnni", ("-march=x86-64-v4", "-mavx512vnni"), AVX512 | {"avx512_vnni"}),
+        Level("x86-64-v4-bf16", (*VNNI, "-mavx512bf16"), AVX512 | {"avx512_vnni", "avx512_bf16"}),
+        Level("x86-64-v4-vnni", VNNI, AVX512 | {"avx512_vnni"}),
         Level("x86-64-v4", ("-march=x86-64-v4",), AVX512),
         Level("x86-64-v3", ("-march=x86-64-v3",), AVX2),
         Level("x86-64", ("-march=x86-64",), frozenset()),

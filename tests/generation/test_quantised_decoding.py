@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import functools
-import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,61 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlab.generation import c_build, cpu_context, cpu_decoder
+from gptlab.generation import cpu_context, cpu_decoder
 from gptlab.generation.cpu_context import CPUContext
-from gptlab.generation.cpu_decoder import INT4, INT8, LINEAR, CStep
+from gptlab.generation.cpu_decoder import INT4, INT8
 from gptlab.generation.cpu_library import load_library
 from gptlab.generation.decoding import generate
 from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Sampling
 from gptlab.models.arrays import as_bf16
 from gptlab.models.packed import Packed
-from gptlab.models.quantised import QuantisedLinear, quantise
+from gptlab.models.quantised import quantise
 from gptlab.system.errors import UserError
-from gptlab.system.machine import processor_features
 from tests.generation.contexts import context_for, is_ours, logits_of
+from tests.generation.layers import LEVELS, compiled, through
 from tests.generation.test_cpu_decoder import needs_library, texts
 from tests.models.test_quantised import BITS, SIZES, drawn, reference
 from tests.models.test_switches import ROWS, Row, V, each, lively
 
 pytestmark = needs_library
-LEVELS = [  # each takes seconds to compile
-    pytest.param(name, marks=[] if name in ("native", "x86-64-v3") else pytest.mark.slow)
-    for name in ("native", *(level.name for levels in c_build.LEVELS.values() for level in levels))
-]
 
 
 def small(bits: int, **fields: Any) -> Any:
     return quantise(lively(**fields).eval(), bits)
 
 
-def through(function: Any, layer: QuantisedLinear, x: Tensor, threads: int = 1) -> Tensor:
-    """x (n, N) through one layer, by the library's function."""
-    (n, N), M = x.shape, layer.out_features
-    y, bias = torch.zeros(n, M), layer.bias
-    packed, scratch, where = layer.packed, torch.zeros(n * (N + 32) + 4096), torch.zeros(3, n, dtype=torch.int64)
-    step = CStep(kind=LINEAR, n=N, m=M, groups=INT8 if packed.bits == 8 else INT4)
-    step.w, step.v = packed.data.ctypes.data, packed.scales.ctypes.data
-    step.x, step.y = x.data_ptr(), y.data_ptr()
-    step.b = None if bias is None else bias.data_ptr()
-    function(ctypes.byref(step), 1, *(t.data_ptr() for t in (*where, scratch)), n, threads)
-    return y
-
-
-@functools.cache
-def compiled(level: str, folder: Path) -> Any:
-    """The library's function for a set of instructions; skips where this machine lacks it."""
-    if level == "native":
-        return load_library()
-    there = next((each for each in c_build.LEVELS.get(platform.machine(), ()) if each.name == level), None)
-    if there is None or not there.features <= {*processor_features().split()}:
-        pytest.skip(f"this processor has not all of {level}")
-    compiler = c_build.compiler()
-    assert compiler is not None
-    c_build.build(compiler, there.flags, folder / f"{level}.so")
-    function = ctypes.CDLL(str(folder / f"{level}.so")).cpu_decoder
-    function.argtypes, function.restype = load_library().argtypes, None
-    return function
+def layer_of(packed: Packed) -> dict[str, Any]:
+    kind = INT8 if packed.bits == 8 else INT4
+    return {"groups": kind, "w": packed.data.ctypes.data, "v": packed.scales.ctypes.data}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -79,20 +47,21 @@ def test_a_layer_is_the_float64_one_on_any_processor(
     function = compiled(level, tmp_path_factory.getbasetemp())
     for size in (*SIZES, (40, 416)):
         for n in (1, 2, 3, 7, 8, 13):
-            layer = QuantisedLinear(Packed(drawn(*size).numpy(), bits), drawn(size[0], seed=4))
+            packed, bias = Packed(drawn(*size).numpy(), bits), drawn(size[0], seed=4)
             x = drawn(n, size[1], seed=n)
             x[0] *= 1e-20
-            expected = reference(x, layer.packed, layer.bias)
-            torch.testing.assert_close(through(function, layer, x).double(), expected, rtol=1e-4, atol=1e-4)
+            found = through(function, x, size[0], bias, **layer_of(packed))
+            torch.testing.assert_close(found.double(), reference(x, packed, bias), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(bits: int) -> None:
-    layer, x = QuantisedLinear(Packed(drawn(50, 300).numpy(), bits), None), drawn(23, 300, seed=2)
-    expected = through(load_library(), layer, x)
+    packed, x = Packed(drawn(50, 300).numpy(), bits), drawn(23, 300, seed=2)
+    expected = through(load_library(), x, 50, None, **layer_of(packed))
     for threads in (1, 2, 3):
         for first, last in ((0, 23), (3, 4), (5, 13), (1, 16)):
-            assert torch.equal(through(load_library(), layer, x[first:last].clone(), threads), expected[first:last])
+            some = through(load_library(), x[first:last].clone(), 50, None, threads, **layer_of(packed))
+            assert torch.equal(some, expected[first:last])
 
 
 @each([row for row in ROWS if row["attention"] != "none"])

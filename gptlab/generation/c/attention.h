@@ -17,16 +17,14 @@ static inline float cached_one(const void *cache, long i, const int is_bfloat16)
 
 // n floats into a cache, to the nearest: x[j] into i + j apart.
 static void keep(void *cache, long i, long apart, const float *x, long n, int is_bfloat16) {
-    for (long j = 0; j < n; j++) {
-        if (!is_bfloat16) {
+    bfloat16 some[LANES];
+    for (long j = 0; j < n; j++)
+        if (is_bfloat16) {
+            if (j % LANES == 0) narrow_bfloat16(x + j, some, n - j < LANES ? n - j : LANES);
+            ((bfloat16 *)cache)[i + j * apart] = some[j % LANES];
+        } else {
             ((float *)cache)[i + j * apart] = x[j];
-            continue;
         }
-        uint32_t word;
-        memcpy(&word, x + j, sizeof word);
-        word = x[j] == x[j] ? word + 0x7fff + (word >> 16 & 1) : 0x7fc00000;
-        ((bfloat16 *)cache)[i + j * apart] = word >> 16;
-    }
 }
 
 // Some rows, one after the other in a sequence, for one head.
@@ -56,11 +54,9 @@ static inline __attribute__((always_inline)) void score(const Queries *a, long t
             for (int i = 0; i < R; i++)
                 sums[i * V + v] = multiply_add(spread(a->q[i * s->stride + d]), keys, sums[i * V + v]);
         }
-    integers lanes;
-    for (int i = 0; i < LANES; i++) lanes[i] = i;
     for (int i = 0; i < R; i++)
         for (int v = 0; v < V; v++) {
-            integers back = (integers){0} + (int32_t)(a->position + i - a->begin - t * KEYS - v * LANES) - lanes;
+            integers back = (integers){0} + (int32_t)(a->position + i - a->begin - t * KEYS - v * LANES) - LANE;
             floats scores = sums[i * V + v] * (float)s->number;
             if (s->b) scores -= a->slope * __builtin_convertvector(back, floats);
             integers seen = (back >= 0) & (back < (int32_t)s->window);
@@ -103,9 +99,8 @@ static inline __attribute__((always_inline)) void attend_tile(const Queries *a, 
     for (; t + T <= tiles; t += T) score(a, t, R, T, most, is_bfloat16);
     for (; t < tiles; t++) score(a, t, R, 1, most, is_bfloat16);
     for (int i = 0; i < R; i++) {
-        float *weights = a->weights + i * a->room, largest = -INFINITY;
+        float *weights = a->weights + i * a->room, largest = largest_of(most[i]);
         floats sums = {0}, none = spread(-INFINITY);
-        for (int lane = 0; lane < LANES; lane++) largest = fmaxf(most[i][lane], largest);
         for (long j = 0; j < a->room; j += LANES) {
             floats scores = load(weights + j), e = exponential(scores - largest);
             e = (floats)((words)e & ~(words)(scores == none));

@@ -74,8 +74,10 @@ static void embed(const Step *s, const Pass *p, Member me) {
 
 // y (rows, m) = x (rows, n) w^T + b, or y + that where `how` is 1. groups: what w is; v: the scales of integers.
 static void linear(const Step *s, const Pass *p, Member me) {
-    if (s->groups == FLOAT || s->groups == BFLOAT16)
-        linear_floats(s, p, me);
+    if (s->groups == FLOAT)
+        linear_float(s, p, me);
+    else if (s->groups == BFLOAT16)
+        linear_bfloat16(s, p, me);
     else
         linear_integers(s, p, me);
 }

@@ -63,24 +63,24 @@ static inline floats multiply_add(floats a, floats b, floats c) {
 #endif
 }
 
+#if defined(__AVX512F__)
+static const integers LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+static const integers LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+
 static inline float total(floats v) {
-    float sums[LANES];
-    memcpy(sums, &v, sizeof sums);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) sums[i] += sums[i + n];
-    return sums[0];
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, LANE ^ half);
+    return v[0];
 }
 
 // Lane i of the result is the sum of v[i]'s lanes, as of `total`: halves are added to halves, for all vectors at once.
 static inline floats totals_of(floats *v) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) {
-        integers low;
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            int lane = i % (LANES / 2);
-            low[i] = i / (LANES / 2) * LANES + lane / half * 2 * half + lane % half;
-        }
+        integers at = LANE & (LANES / 2 - 1);
+        integers low = (LANE & LANES / 2) * 2 + (at & -half) * 2 + (at & (half - 1));
 #pragma GCC unroll 8
         for (int i = 0; i < half; i++)
             v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], low + half);
@@ -91,6 +91,12 @@ static inline floats totals_of(floats *v) {
 static inline floats larger(floats a, floats b) {
     integers which = a > b;
     return (floats)(((words)a & (words)which) | ((words)b & ~(words)which));
+}
+
+static inline float largest_of(floats v) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v = larger(__builtin_shuffle(v, LANE ^ half), v);
+    return v[0];
 }
 
 // e^x: 2^k e^r with |r| <= ln 2 / 2, and e^r by its Taylor series to the seventh power.
@@ -110,6 +116,15 @@ static inline floats exponential(floats x) {
     sum = sum * r + 1.0f;
     integers power = ((integers)shifted - 0x4b400000 + 127) << 23;
     return sum * (floats)power;
+}
+
+// n numbers in bfloat16, to the nearest, ties to even.
+static inline void narrow_bfloat16(const float *x, bfloat16 *to, long n) {
+    for (long j = 0; j < n; j++) {
+        uint32_t word;
+        memcpy(&word, x + j, sizeof word);
+        to[j] = x[j] == x[j] ? (word + 0x7fff + (word >> 16 & 1)) >> 16 : 0x7fc0;
+    }
 }
 
 static inline float widen_bfloat16(bfloat16 h) {

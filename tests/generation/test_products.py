@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gptlab.generation import c_build
 from gptlab.generation.cpu_decoder import BFLOAT16, FLOAT
 from gptlab.generation.cpu_library import load_library
 from tests.generation.layers import LEVELS, compiled, through
@@ -38,6 +42,17 @@ def test_a_layer_is_the_float64_one_on_any_processor(
             x = drawn(n, N, seed=n)
             expected = x.to(dtype).double() @ weight.double().T + bias.double()
             torch.testing.assert_close(layer(function, x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", c_build.COMPILERS)
+def test_each_compiler_builds_the_library(name: str, tmp_path: Path) -> None:
+    command = shutil.which(name)
+    if command is None:
+        pytest.skip(f"there is no {name}")
+    c_build.build(command, c_build.NATIVE, tmp_path / "built.so")
+    function, weight, x = ctypes.CDLL(str(tmp_path / "built.so")).cpu_decoder, drawn(*WIDE), drawn(9, WIDE[1])
+    function.argtypes, function.restype = load_library().argtypes, None
+    torch.testing.assert_close(layer(function, x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-4)
 
 
 @each_kind

@@ -69,9 +69,21 @@ static const integers LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 
 static const integers LANE = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 
+// Lane i of the result is the lanes[i]-th of a, or of b where that is LANES or more.
+static inline floats pick(floats a, floats b, integers lanes) {
+#if defined(__clang__)
+    floats v;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < LANES; i++) v[i] = lanes[i] & LANES ? b[lanes[i] & (LANES - 1)] : a[lanes[i] & (LANES - 1)];
+    return v;
+#else
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 static inline float total(floats v) {
 #pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, LANE ^ half);
+    for (int half = LANES / 2; half; half /= 2) v += pick(v, v, LANE ^ half);
     return v[0];
 }
 
@@ -83,7 +95,7 @@ static inline floats totals_of(floats *v) {
         integers low = (LANE & LANES / 2) * 2 + (at & -half) * 2 + (at & (half - 1));
 #pragma GCC unroll 8
         for (int i = 0; i < half; i++)
-            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low) + __builtin_shuffle(v[2 * i], v[2 * i + 1], low + half);
+            v[i] = pick(v[2 * i], v[2 * i + 1], low) + pick(v[2 * i], v[2 * i + 1], low + half);
     }
     return v[0];
 }
@@ -95,7 +107,7 @@ static inline floats larger(floats a, floats b) {
 
 static inline float largest_of(floats v) {
 #pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2) v = larger(__builtin_shuffle(v, LANE ^ half), v);
+    for (int half = LANES / 2; half; half /= 2) v = larger(pick(v, v, LANE ^ half), v);
     return v[0];
 }
 
@@ -140,13 +152,10 @@ static inline floats widen_halves(const uint16_t *halves) {
 #elif defined(__F16C__)
     return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 #else
-    floats wide;
-    for (int i = 0; i < LANES; i++) {
-        _Float16 half;
-        memcpy(&half, halves + i, sizeof half);
-        wide[i] = half;
-    }
-    return wide;
+    words wide;
+    for (int i = 0; i < LANES; i++) wide[i] = halves[i];
+    floats size = (floats)((wide & 0x7fff) << 13) * 0x1p112f;  // of numbers that are finite
+    return (floats)((words)size | (wide & 0x8000) << 16);
 #endif
 }
 

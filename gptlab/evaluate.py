@@ -135,8 +135,9 @@ def run(args: argparse.Namespace) -> None:
         default = "char" if any(orders.values()) else "byte"
         tokenizer = args.tokenizer or next((each.tokenizer for each in models.values()), default)
         both = [models.get(name) or count_table(name, orders[name], text, tokenizer) for name in names]
-        if bits:  # beside what was asked for, or the model as it is
-            both = [quantised(open_candidate(args.model), bits), both[-1]]
+        if bits:  # beside another model, or the same one as it is
+            other = both[1] if args.compare not in (None, args.model) else open_candidate(args.model)
+            both = [quantised(models[args.model], bits), other]
         bf16 = args.precision == "bf16"
         content = measure_losses(both, text, device, windows, seed=args.seed, batch_size=args.batch_size, bf16=bf16)
     if args.json:

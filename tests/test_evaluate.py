@@ -430,6 +430,8 @@ def test_what_few_bits_cost_stands_beside_the_model_itself_or_another(
     assert 0 < abs(found["nats_per_token"] - found["compare"]["nats_per_token"]) < most
     low, high = found["difference"]["low"], found["difference"]["high"]
     assert -most < low < high < most
+    itself = evaluate(trained, "--precision", precision, "--compare", str(trained))
+    assert itself["difference"] == found["difference"]
     other = evaluate(trained, "--precision", precision, "--compare", str(byte_run))
     assert other["nats_per_token"] == found["nats_per_token"]
     assert (other["compare"]["tokenizer"], other["compare"]["precision"]) == ("byte", "fp32")

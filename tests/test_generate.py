@@ -836,7 +836,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
         (["{model}", "--precision", "int4", "--device", "cuda"], ["--precision int4 is for a CPU", "or use bf16"]),
         (
             ["bigram.ckpt", "a", "--precision", "int8"],
-            ["--precision int8: bigram.ckpt is a Bigram, and no GPT; use fp32"],
+            ["--precision int8: bigram.ckpt: it is a Bigram, and no GPT; use fp32"],
         ),
         (["{model}", "--kv-cache", "bf16"], ["--kv-cache bf16 goes with --precision int8 and int4: leave it out"]),
         (["{model}", "--ahead", "3"], ["--ahead 3", "give --draft MODEL"]),

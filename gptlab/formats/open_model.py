@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gptlab.formats import (
     safetensors_file,
 )
 from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel
-from gptlab.formats.opened import OpenedModel
+from gptlab.formats.opened import OpenedModel, with_bits
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
@@ -59,25 +58,22 @@ def open_model(
     return OpenedModel(name, model.to(device, dtype), tokenizer, info)
 
 
-def quantised(opened: OpenedModel[Model], bits: int | None) -> OpenedModel[Model]:
+def quantised(opened: OpenedModel[Model], bits: int) -> OpenedModel[Model]:
     """Return a model with weights of `bits` bits; the one of `opened` is not to be used any more.
 
     Args:
-        bits: see `models.quantised.quantise`; None: the model stays as it is.
+        bits: see `models.quantised.quantise`.
 
     Raises:
         UserError: it is no GPT, or its weights are no numbers.
     """
-    if bits is None:
-        return opened
-    if not isinstance(opened.model, GPT):
-        raise UserError(
-            f"--precision int{bits}: {opened.name} is a {type(opened.model).__name__}, and no GPT; use fp32"
-        )
-    try:
-        return replace(opened, model=quantise(opened.model, bits), bits=bits)
-    except UserError as error:
-        raise UserError(f"--precision int{bits}: {opened.name}: {error}") from error
+
+    def of_gpt(model: Model, bits: int) -> Model:
+        if not isinstance(model, GPT):
+            raise UserError(f"it is a {type(model).__name__}, and no GPT; use fp32")
+        return quantise(model, bits)
+
+    return with_bits(opened, bits, of_gpt)
 
 
 def load_model(name: str | Path, *, raw_dir: Path | None = None) -> LoadedModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from gptlab.data.chat.chat_format import Format, end_tokens
@@ -12,6 +13,7 @@ from gptlab.formats.description import ModelInfo
 from gptlab.system.errors import UserError
 
 AnyModel = TypeVar("AnyModel", covariant=True)
+OneKind = TypeVar("OneKind")
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,17 @@ class OpenedModel(Generic[AnyModel]):
     def learned_from(self) -> str | None:
         """The sha256 of the text that a run was trained on; None if the model does not say."""
         return self.info.data_sha256 if self.info else None
+
+
+def with_bits(
+    opened: OpenedModel[OneKind], bits: int, quantise: Callable[[OneKind, int], OneKind]
+) -> OpenedModel[OneKind]:
+    """Return a model with weights of `bits` bits; `quantise` makes it of one, as torch or as arrays.
+
+    Raises:
+        UserError: `quantise` refuses the model.
+    """
+    try:
+        return replace(opened, model=quantise(opened.model, bits), bits=bits)
+    except UserError as error:
+        raise UserError(f"--precision int{bits}: {opened.name}: {error}") from error

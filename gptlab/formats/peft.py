@@ -358,11 +358,14 @@ def _checked(module: str, layer: str, pair: dict[str, Tensor], n_out: int, model
         UserError: one is missing, or has another shape.
     """
     weight = model.get_parameter(f"{layer}.weight")
+    for matrix, tensor in pair.items():
+        if tensor.dim() != 2:
+            raise UserError(f"{module}.lora_{matrix} is {list(tensor.shape)} and must be a matrix")
     if layer == "wte" and "A" in pair:
-        pair["A"] = pair["A"][..., : len(weight)]
+        pair["A"] = pair["A"][:, : len(weight)]
     elif layer == "lm_head" and "B" in pair:
         pair["B"] = pair["B"][: len(weight)]
-    rank = max(pair["A"].shape[0], 1) if "A" in pair and pair["A"].dim() == 2 else 1
+    rank = max(len(pair["A"]), 1) if "A" in pair else 1
     shapes = {"A": (rank, len(weight) if layer == "wte" else weight.shape[1]), "B": (n_out, rank)}
     check_shapes(
         {f"{module}.lora_{matrix}": tensor for matrix, tensor in pair.items()},

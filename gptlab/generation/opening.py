@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gptlab.formats.array_model import open_arrays
-from gptlab.formats.opened import OpenedModel
+from gptlab.formats.opened import OpenedModel, with_bits
 from gptlab.generation.cpu_library import load_library
 from gptlab.models.arrays import ArrayGPT, in_bf16, quantise
 from gptlab.system import machine
 from gptlab.system.arguments import BITS
-from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
     from gptlab.models import Model
@@ -31,24 +30,17 @@ def open_to_generate(name: str, device: str, precision: str, is_compiled: bool) 
     """
     bits = BITS.get(precision)
     on_cpu = bits or device == "cpu" or (device == "auto" and not machine.may_have_accelerator())
-    if on_cpu and not is_compiled and load_library() is not None and (found := open_arrays(name)) is not None:
-        return _with_precision(found, precision, bits)
+    if on_cpu and not is_compiled and load_library() is not None and (arrays := open_arrays(name)) is not None:
+        if bits:
+            arrays = with_bits(arrays, bits, quantise)
+        elif precision == "bf16":
+            arrays = replace(arrays, model=in_bf16(arrays.model))
+        return arrays
     import torch
 
     from gptlab.formats.open_model import open_model, quantised
     from gptlab.system.accelerator import device as find_device
 
     where = find_device("cpu" if bits else device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return quantised(open_model(name, where, dtype), bits)
-
-
-def _with_precision(found: OpenedModel[ArrayGPT], precision: str, bits: int | None) -> OpenedModel[Model | ArrayGPT]:
-    if precision == "bf16":
-        return replace(found, model=in_bf16(found.model))
-    if bits is None:
-        return found
-    try:
-        return replace(found, model=quantise(found.model, bits), bits=bits)
-    except UserError as error:
-        raise UserError(f"--precision {precision}: {found.name}: {error}") from error
+    opened = open_model(name, where, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return quantised(opened, bits) if bits else opened

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import struct
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from gptlab.data.chat.conversations import read_examples
@@ -14,6 +16,7 @@ from gptlab.data.find_files import find_texts
 from gptlab.data.prepare import prepare
 from gptlab.data.split import Split
 from gptlab.data.survey import describe, survey
+from gptlab.data.text_files import table_rows
 from gptlab.data.text_options import TextOptions
 from gptlab.data.tokenizers import TokenizerConfig
 from gptlab.system.errors import UserError
@@ -180,6 +183,24 @@ def test_a_file_that_is_cut_off_is_refused(datasets: Any, tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(UserError, match=r"^data.path=\S+arrow cannot be read"):
         texts(load("saved", tmp_path / "set"))
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_offsets_that_lead_out_of_a_column_of_arrow_are_refused(datasets: Any, tmp_path: Path, form: str) -> None:
+    """What they lead to here is the padding; pyarrow would read on as far as they say."""
+    (file,) = saved(datasets, tmp_path / "set", ["abcd", "efghi"]).glob("*.arrow")
+    if form == "file":
+        table = pyarrow.ipc.open_stream(file.read_bytes()).read_all()
+        with pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    content, offsets = file.read_bytes(), struct.pack("<3i", 0, 4, 9)
+    assert texts(load("saved", tmp_path / "set")) == ["abcd", "efghi"]
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 4, 14)))
+    with pytest.raises(UserError, match=r"^data.path=\S+arrow cannot be read: In column 0: .* out of bounds: 14 > 9$"):
+        texts(load("saved", tmp_path / "set"))
+    with pytest.raises(UserError, match=r"out of bounds: 14 > 9$"):
+        deque(table_rows(file, "arrow", TextOptions(), ["text"]), maxlen=0)
 
 
 def test_what_is_no_saved_data_set_names_the_way_out(datasets: Any, tmp_path: Path) -> None:

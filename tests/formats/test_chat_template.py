@@ -59,7 +59,7 @@ def test_a_template_is_found_where_transformers_finds_it(tmp_path: Path, place: 
 
 def test_all_tokens_that_end_a_turn_are_known(tmp_path: Path) -> None:
     """Fault 24: generation stops at one end token where several end a turn."""
-    ends = json.dumps({"eos_token_id": [258, 257, 99_999]})
+    ends = json.dumps({"eos_token_id": [258, 257, 99_999, -1, True, "258", [258]]})
     template = read(folder(tmp_path, {"chat_template": CHATML}, generation_config__json=ends))
     assert [template.tokenizer.decode([i]) for i in template.ends] == ["<|im_end|>", "</s>", "<s>"]
 
@@ -72,4 +72,31 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
 def test_several_templates_of_which_none_is_the_default_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, {"chat_template": [{"name": "rag", "template": "a"}, {"name": "tool_use", "template": "b"}]})
     with pytest.raises(UserError, match="it has the chat templates rag, tool_use; one must be called default"):
+        read_chat_template(tmp_path, read_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": ["default"], "template": "a"},
+        {"name": None, "template": "a"},
+        {"name": "rag", "source": "a"},
+        {"title": "rag", "template": "a"},
+        {"name": "rag"},
+        ["name", "template"],
+        "rag",
+        3,
+    ],
+)
+def test_what_is_no_template_with_a_name_is_none_of_several(tmp_path: Path, other: object) -> None:
+    config = {"chat_template": [{"name": "default", "template": CHATML}, other]}
+    assert read(folder(tmp_path, config)).source == CHATML
+    folder(tmp_path, {"chat_template": [other]})
+    with pytest.raises(UserError, match=r"it has the chat templates .*; one must be called default"):
+        read_chat_template(tmp_path, read_folder(tmp_path))
+
+
+def test_names_of_templates_are_quoted_as_far_as_they_fit_on_a_screen(tmp_path: Path) -> None:
+    folder(tmp_path, {"chat_template": [{"name": "x" * 100_000, "template": "a"}]})
+    with pytest.raises(UserError, match=r"it has the chat templates x{99}; one must be called default"):
         read_chat_template(tmp_path, read_folder(tmp_path))

@@ -596,6 +596,11 @@ def without(key: str) -> str:
     return json.dumps({k: v for k, v in json.loads(llama().to_str()).items() if k != key})
 
 
+def merging(merge: object, **more: object) -> str:
+    spec = json.loads(llama().to_str())
+    return json.dumps(spec | {"model": spec["model"] | {"merges": [merge], **more}})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -612,13 +617,21 @@ def without(key: str) -> str:
             r"its decoder \(missing\) is none that gptlab reads: ByteLevel, Metaspace or ByteFallback",
         ),
         (wordpiece(), r"its decoder \(WordPiece\) is none that gptlab reads"),
+        (merging(["<0x41>", "<0x42>"]), r"vocabulary lacks the token that the merge <0x41> <0x42> makes"),
+        (merging("<0x41> <0x42>"), r"vocabulary lacks the token that the merge <0x41> <0x42> makes"),
+        (merging(["<0x41>", ""], continuing_subword_prefix="##"), r"lacks the token that the merge <0x41>  makes"),
+        (merging("<0x41>"), "cannot be read"),
     ],
 )
-def test_a_tokenizer_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_tokenizer_that_is_damaged_or_of_another_kind_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    """In one message: where `tokenizers` panics, it writes several lines itself."""
     (tmp_path / "tokenizer.json").write_text(content, "latin1" if content.startswith("\x80") else "utf-8")
     with pytest.raises(UserError, match=message) as refused:
         huggingface_tokenizer.read_folder(tmp_path)
     assert str(tmp_path / "tokenizer.json") in str(refused.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_damaged_pair_of_files_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,14 @@ def other_base(about: dict[str, Any], state: dict[str, Tensor]) -> None:
     state["base_model.model.lm_head.base_layer.weight"] = torch.zeros(V, 24)
 
 
+def numberless(about: dict[str, Any], state: dict[str, Tensor]) -> None:
+    state["base_model.model.lm_head.base_layer.weight"] = torch.zeros(())
+
+
+def wider_base(about: dict[str, Any], state: dict[str, Tensor]) -> None:
+    state["base_model.model.lm_head.base_layer.weight"] = torch.zeros(V, 25)
+
+
 def biased(about: dict[str, Any], state: dict[str, Tensor]) -> None:
     state["base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"] = torch.zeros(64, 24)
 
@@ -342,7 +351,8 @@ def emptied(about: dict[str, Any], state: dict[str, Tensor]) -> None:
         (biased, r"it has base_model.model.model.layers.0.mlp.up_proj.base_layer.*: it belongs on another one"),
         (cut, r"v_proj.lora_B is \[15, 2\] and must be \[16, 2\]"),
         (lost, r"v_proj.lora_A is missing"),
-        (other_base, r"it brings base_model.model.lm_head.base_layer.weight, which is not that of this model"),
+        *((each, r"it brings \S+lm_head.base_layer.weight, which is not that") for each in (other_base, numberless)),
+        (wider_base, r"it brings \S+lm_head.base_layer.weight, which is not that of this model"),
         (emptied, r"it has no adapters"),
     ],
 )
@@ -357,6 +367,19 @@ def test_what_our_adapters_cannot_express_is_refused_in_words(change: Any, messa
     with pytest.raises(UserError, match=message):
         read_adapter(tmp_path, model)
     assert torch.equal(model(tokens()), base("llama")(tokens()))
+
+
+@pytest.mark.parametrize("target", ["wte", "q", "lm_head"])
+@pytest.mark.parametrize("axes", [0, 1, 3])
+def test_what_is_no_matrix_is_refused(target: str, axes: int, tmp_path: Path) -> None:
+    """Of tables of tokens the rows that only the export has are cut off."""
+    write_adapter(adapted("llama", LoRAConfig(2, 4.0, (target,))), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = safetensors.torch.load_file(file)
+    for name, tensor in state.items():
+        safetensors.torch.save_file(state | {name: torch.zeros([3, 2, 2][:axes], dtype=tensor.dtype)}, file)
+        with pytest.raises(UserError, match=rf"lora_[AB] is {re.escape(str([3, 2, 2][:axes]))} and must be a matrix"):
+            read_adapter(tmp_path, base("llama"))
 
 
 def test_an_adapter_of_another_family_or_without_weights_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class JsonTokenizer(Tokenizer):
         spec = json.loads(content)
         if _growth_factor(spec.get("normalizer")) * _growth_factor(spec.get("pre_tokenizer")) > GROWTH:
             raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
+        _check_merges(spec["model"])
         self._backend = self._build(special=False)
         vocab = self._backend.get_vocab()
         steps = _decoder_steps(spec.get("decoder"))
@@ -178,6 +179,19 @@ def errors_as_one_message(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise UserError(f"{what} ({error_line(error)})") from error
+
+
+def _check_merges(model: dict[str, Any]) -> None:
+    """Check that each merge makes a token of the vocabulary: of others the library panics, and says so by itself.
+
+    Raises:
+        UserError: one does not.
+    """
+    vocab, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or ():
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if not right.startswith(prefix) or left + right[len(prefix) :] not in vocab:
+            raise UserError(f"its vocabulary lacks the token that the merge {left[:99]} {right[:99]} makes")
 
 
 def _growth_factor(step: dict[str, Any] | None) -> int:

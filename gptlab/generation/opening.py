@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gptlab.formats.array_model import open_arrays
 from gptlab.formats.opened import OpenedModel
 from gptlab.generation.cpu_library import load_library
-from gptlab.models.arrays import ArrayGPT, in_bf16, quantise
+from gptlab.models.arrays import ArrayGPT, in_bf16, in_fp32, quantise
 from gptlab.system import machine
 from gptlab.system.arguments import BITS
 from gptlab.system.errors import UserError
@@ -47,7 +47,7 @@ def _with_precision(found: OpenedModel[ArrayGPT], precision: str, bits: int | No
     if precision == "bf16":
         return replace(found, model=in_bf16(found.model))
     if bits is None:
-        return found
+        return replace(found, model=in_fp32(found.model))
     try:
         return replace(found, model=quantise(found.model, bits), bits=bits)
     except UserError as error:

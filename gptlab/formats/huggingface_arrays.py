@@ -55,13 +55,16 @@ def open_folder(name: str, folder: Path) -> OpenedModel[ArrayGPT] | None:
 
 
 def join_arrays(state: dict[str, Array], config: GPTConfig, family: Family) -> dict[str, Array] | None:
-    """Convert a family's weights to ours, see `huggingface_names.join_weights`; None if one is missing or misfits."""
+    """Convert a family's weights to ours, as `join_weights` does; None if one is missing, or misfits."""
     shapes = expected_shapes(config)
     theirs = {name: their_names(name, family) for name in shapes}
     if {part for names in theirs.values() for part in names} != state.keys():
         return None
     for name, names in theirs.items():
-        if len(names) > 1 and [len(state[part]) for part in names] != [*config.stacked[name.split(".")[-2]]]:
+        parts = [state[part] for part in names]
+        if len({part.dtype for part in parts}) > 1:
+            return None
+        if len(parts) > 1 and tuple(map(len, parts)) != config.stacked[name.split(".")[-2]]:
             return None
     found = {name: joined(name, state, config, family, np.concatenate) for name in shapes}
     return found if {name: each.shape for name, each in found.items()} == shapes else None

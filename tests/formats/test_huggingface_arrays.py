@@ -182,11 +182,22 @@ def test_a_tied_head_in_the_file_is_left_to_torch(tmp_path: Path) -> None:
     assert open_model(str(folder)).model.config.tied is False  # type: ignore[union-attr]
 
 
-def test_weights_of_64_bits_are_left_to_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "dtype"), [("", torch.float64), ("layers.1.self_attn.q_proj", torch.bfloat16), ("gate", torch.float16)]
+)
+def test_weights_of_64_bits_or_of_two_types_in_one_of_ours_are_left_to_torch(
+    part: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     folder = export("LlamaForCausalLM", tmp_path / "model")
-    rewrite(lambda state: {name: each.double() for name, each in state.items()})(folder)
+    rewrite(lambda state: {name: each.to(dtype) if part in name else each for name, each in state.items()})(folder)
     assert open_arrays(str(folder)) is None
     open_model(str(folder))
+
+
+def test_norms_may_have_more_bits_than_matrices(tmp_path: Path) -> None:
+    folder = export("LlamaForCausalLM", tmp_path / "model")
+    rewrite(lambda state: {name: each if "norm" in name else each.bfloat16() for name, each in state.items()})(folder)
+    check_same(folder)
 
 
 def test_names_without_the_base_and_buffers_are_known(tmp_path: Path) -> None:

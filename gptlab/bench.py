@@ -115,7 +115,7 @@ def child(args: argparse.Namespace) -> None:
             from gptlab.training import lightning_setup
 
             lightning_setup.import_lightning()
-            from gptlab.benchmarks import bare_loop, generation_speed, measured_run
+            from gptlab.benchmarks import bare_loop, generation_files, measured_run
             from gptlab.training.settings import from_config
 
             settings = from_config(config)
@@ -124,9 +124,7 @@ def child(args: argparse.Namespace) -> None:
             if args.side == RUN:
                 measured_run.train(settings, args.folder, parent)
             elif parent is not None:
-                {BARE: bare_loop.make_bare_steps, SAMPLING: generation_speed.generate_in_turn}[args.side](
-                    settings, parent
-                )
+                {BARE: bare_loop.make_bare_steps, SAMPLING: generation_files.write_model}[args.side](settings, parent)
     except UserError as error:
         processes.refuse(error)
         if parent is not None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from gptlab import bench, models
-from gptlab.benchmarks import bare_loop, comparison, generation_speed, gpu, plain_loop
+from gptlab.benchmarks import bare_loop, comparison, generation_files, gpu, plain_loop
 from gptlab.benchmarks.alternation import in_another_process
 from gptlab.benchmarks.gpu import Measurement
 from gptlab.benchmarks.measured_run import OPTIM, PARTS
@@ -33,6 +33,7 @@ from gptlab.system.errors import UserError
 from gptlab.system.files import read_json
 from gptlab.training.settings import from_config
 from tests.conftest import TINY, Bell
+from tests.generation.test_cpu_decoder import needs_library
 from tests.test_cli import assert_refused
 
 TOKENS = 6 * 17  # of a step of TINY
@@ -63,7 +64,7 @@ class Here(comparison.Child):
     """A side in a thread of this process, which has imported all that one of its own would import."""
 
     def __init__(self, name: str, words: list[str]) -> None:
-        side = {comparison.BARE: bare_loop.make_bare_steps, comparison.SAMPLING: generation_speed.generate_in_turn}
+        side = {comparison.BARE: bare_loop.make_bare_steps, comparison.SAMPLING: generation_files.write_model}
         self.name, self.turns = name, Turns()
         self.thread = threading.Thread(target=side[name], args=(from_config(compose(words)), self.turns))
         self.thread.start()
@@ -268,6 +269,19 @@ def test_weights_of_few_bits_are_measured_alone_too(command: Any, overrides: tup
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert (list(found["sides"]), list(found["batches"]), found["weights"]) == (["gptlab"], ["2"], "int8")
+    assert set(found["sides"]["gptlab"]) == {
+        *("memory_bytes", "memory_before_bytes", "resident_bytes", "threads", "processes")
+    }
+
+
+@needs_library
+@pytest.mark.usefixtures("here")
+def test_our_memory_is_that_of_generating_without_torch(command: Any, overrides: tuple[str, ...]) -> None:
+    flags = ("--steps", "3", "--rounds", "1", "--batch-sizes", "2")
+    result = command("bench", "--sampling", "--json", *overrides, *flags)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)["sides"]["gptlab"]
+    assert 10e6 < found["memory_before_bytes"] <= found["memory_bytes"] < 150e6  # torch alone has more
 
 
 @pytest.mark.usefixtures("here")

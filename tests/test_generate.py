@@ -33,7 +33,7 @@ from gptlab.data.tokenizers import (
     JsonTokenizer,
     Tokenizer,
 )
-from gptlab.formats import checkpoint, description, huggingface_names, huggingface_tokenizer
+from gptlab.formats import checkpoint, description, huggingface_config, huggingface_names, huggingface_tokenizer
 from gptlab.generation import decoding, sampling
 from gptlab.generation.batch import Batch
 from gptlab.generation.text_stream import TextStream
@@ -794,7 +794,7 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
     tokenizer = BPETokenizer.fit([f"{LESSON} größer 中文. "] * 9, 300)
     torch.manual_seed(1)
     tiny = models.build(GPTConfig(tokenizer.vocab_size, block_size=31, n_layer=2, n_head=3, n_embd=33))
-    (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(tiny.config)))
+    (folder / "config.json").write_text(json.dumps(huggingface_config.config_to_hf(tiny.config)))
     save_file(
         huggingface_names.weights_to_hf(parameters(tiny), tiny.config),
         folder / "model.safetensors",

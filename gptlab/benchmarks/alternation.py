@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptlab.system import machine
+from gptlab.system import machine, threads
 from gptlab.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,9 +123,13 @@ class Parent:
 
 
 class Stopwatch:
-    """Measures seconds between marks; waits for a GPU only at the start and the end, so that its queue stays full."""
+    """Measures seconds between marks; waits for a GPU only at the start and the end, so that its queue stays full.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: whose work is measured; None: the CPU, and torch is not needed.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
         wait_for(device)
         self._begin = time.perf_counter()
@@ -134,7 +138,7 @@ class Stopwatch:
 
     def mark(self) -> None:
         """Mark the end of a step."""
-        if self.device.type != "cuda":
+        if not is_cuda(self.device):
             self._marks.append(time.perf_counter())
             return
         import torch
@@ -148,14 +152,18 @@ class Stopwatch:
         wait_for(self.device)
         total = time.perf_counter() - self._begin
         pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self.device.type == "cuda":
+        if is_cuda(self.device):
             return {"total": total, "seconds": [a.elapsed_time(b) / 1e3 for a, b in pairs]}
         return {"total": total, "seconds": [b - a for a, b in pairs]}
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until `device` has finished its queued work."""
-    if device.type != "cpu":
+def is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Wait until `device` has finished its queued work; None is the CPU, here and below."""
+    if device is not None and device.type != "cpu":
         import torch
 
         torch.accelerator.synchronize(device)
@@ -167,20 +175,18 @@ def in_another_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def memory(device: torch.device) -> int | None:
+def memory(device: torch.device | None) -> int | None:
     """Return this process's peak memory in bytes: allocated by torch on a GPU, else resident; None if unknown."""
-    if device.type == "cuda":
+    if is_cuda(device):
         import torch
 
         return torch.cuda.max_memory_allocated(device)
     return machine.peak_memory_bytes()
 
 
-def about_here(device: torch.device) -> Answer:
+def about_here(device: torch.device | None) -> Answer:
     """Return the facts that a child reports before its first step: memory, threads and processes."""
-    import torch
-
-    return {"memory_before": memory(device), "threads": torch.get_num_threads(), "processes": 1}
+    return {"memory_before": memory(device), "threads": threads.in_use(), "processes": 1}
 
 
 def make_steps(parent: Parent, step: Callable[[], object], device: torch.device) -> None:

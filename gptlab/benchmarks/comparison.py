@@ -111,7 +111,7 @@ def run_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def our_child(name: str, overrides: list[str], folder: Path) -> Child:
-    """Start a process that measures our run, its bare loop or its generation; `name` is RUN, BARE or SAMPLING."""
+    """Start a process that measures our run or its bare loop, or writes its model; `name` is RUN, BARE or SAMPLING."""
     command = [sys.executable, "-m", "gptlab.bench", "--side", name, "--folder", str(folder / name)]
     return Child(name, [*command, *overrides], folder)
 
@@ -120,6 +120,11 @@ def process_figures(said: dict[str, Any], memory: int | None) -> dict[str, Any]:
     """Return the memory in bytes, threads and processes of one side."""
     same = {key: said[key] for key in ("threads", "processes")}
     return {"memory_bytes": memory, "memory_before_bytes": said["memory_before"], **same}
+
+
+def generating_child(folder: Path) -> Child:
+    """Start a process that generates as `python -m gptlab.generate` does."""
+    return Child(RUN, [sys.executable, "-m", "gptlab.benchmarks.generation_speed"], folder)
 
 
 def plain_child(folder: Path) -> Child:
@@ -182,24 +187,26 @@ def compare_generation(
         UserError: a side refuses the run, or dies.
     """
     peer = against if against in PEERS else None
-    with ExitStack() as stack:
-        ours = stack.enter_context(our_child(SAMPLING, overrides, folder))
-        notes.print("preparing")
-        about = ours.receive()
-        sides, said = {RUN: ours}, {RUN: about}
+    files = {"checkpoint": str(folder / "model.ckpt"), "folder": str(folder / "model") if peer else None}
+    notes.print("preparing")
+    with our_child(SAMPLING, overrides, folder) as writer:
+        about = writer.receive()
         prompt = max(1, min(generation.prompt, about["block_size"] // 2))
         weights = generation.weights or ("fp32" if about["precision"] == "fp32" else "bf16")
         if peer:
             check_peer(peer, weights, about, prompt, steps)
-        written = str(folder / "model") if peer else None
-        ours.request(weights=weights, folder=written, format=PEERS[peer].format if peer else None)
+        writer.request(weights=weights, format=PEERS[peer].format if peer else None, **files)
+    with ExitStack() as stack:
+        ours = stack.enter_context(generating_child(folder))
+        how = {"device": about["plain"]["device"], "backend": about["backend"]}
+        sides, said = {RUN: ours}, {RUN: ours.request(checkpoint=files["checkpoint"], weights=weights, **how)}
         if against == LOOP:
             sides[LOOP] = stack.enter_context(plain_child(folder))
-            sides[LOOP].send(**about["plain"])
-            said[LOOP] = sides[LOOP].receive()
+            said[LOOP] = sides[LOOP].request(**about["plain"])
         elif peer:
             sides[peer] = stack.enter_context(peer_child(peer, generation.python, folder))
-            said[peer] = sides[peer].request(folder=written, weights=weights, threads=about["threads"])
+            threads = said[RUN]["threads"]
+            said[peer] = sides[peer].request(folder=files["folder"], weights=weights, threads=threads)
         found: dict[str, Any] = {
             "what": "sampling",
             **run_names(config),

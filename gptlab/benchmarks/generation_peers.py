@@ -143,6 +143,12 @@ PEERS = {
 }
 
 
+def random_prompts(order: dict[str, Any]) -> Prompts:
+    """Return the prompts of an order, the same for each program; for what it has, see `main`."""
+    numbers, length = random.Random(order["batch"]), order["prompt"]
+    return [numbers.choices(range(order["vocabulary"]), k=length) for _ in range(order["batch"])]
+
+
 def main(name: str) -> None:
     """Load what the first order says, by `folder`, `weights` and `threads`; then draw, and answer with the seconds.
 
@@ -161,8 +167,7 @@ def main(name: str) -> None:
         return
     parent.send(threads=order["threads"], processes=1, memory_before=machine.peak_memory_bytes())
     while (order := parent.receive()) is not None:
-        numbers, length = random.Random(order["batch"]), order["prompt"]
-        prompts = [numbers.choices(range(order["vocabulary"]), k=length) for _ in range(order["batch"])]
+        prompts = random_prompts(order)
         begin = time.perf_counter()
         draw(prompts, order["steps"])
         seconds = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Opens a run's model as arrays, without torch; what is more than that, or broken, is for `open_model`."""
+"""Opens a run's model, or a folder of `transformers`, as arrays, without torch; anything else is for `open_model`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ from gptlab.formats.opened import OpenedModel
 from gptlab.models.arrays import EMBEDDING, HEAD, ArrayGPT, expected_shapes
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
+from gptlab.system.files import is_file
+
+BROKEN = (OSError, UserError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
 
 
 def open_arrays(name: str) -> OpenedModel[ArrayGPT] | None:
-    """Open a run directory or a checkpoint of ours.
+    """Open a run directory, a checkpoint of ours, or a folder of `transformers`.
 
     Returns:
         None if `name` is another model, or if anything is amiss: then `open_model` opens it or says what it is.
     """
-    path = Path(name)
-    with suppress(OSError, UserError, RuntimeError, ValueError, OverflowError, KeyError, TypeError, AttributeError):
-        path = path.expanduser()
-        file = find_checkpoint(path)
-        if sys.byteorder == "little" and file.suffix == ".ckpt":
+    with suppress(*BROKEN):
+        path = Path(name).expanduser()
+        if sys.byteorder != "little":
+            return None
+        if is_file(path / "config.json"):
+            from gptlab.formats import huggingface_arrays
+
+            return huggingface_arrays.open_folder(name, path)
+        if (file := find_checkpoint(path)).suffix == ".ckpt":
             return _open(name, file)
     return None
 

@@ -29,7 +29,7 @@ from gptlab.formats.description import (
     model_info,
     verify_checksum,
 )
-from gptlab.formats.reading import load_plain
+from gptlab.formats.torch_reading import load_plain
 from gptlab.models import Model, ModelConfig, weights
 from gptlab.models.heads import HeadedGPT
 from gptlab.models.other_configs import KINDS, HeadedConfig

@@ -19,6 +19,7 @@ from gptlab.system.files import plain_tree
 FORMAT = 2
 SEAL = b"sha256:"  # begins the zip's comment, which has the hash of everything before it
 KEY = "gptlab"  # our entry in Lightning's dict
+DIGEST_KEY = f"{KEY}.sha256"  # a safetensors header's key for the checksum of our own weights
 PREFIX = "model."  # of the model's weights in the LightningModule's
 ADAPTERS = "adapters"  # the key of a description that says on which model they belong, see `adapters.describe`
 ORIGIN = "reference"  # the key of a description that names the model of init_from, see `adapters.origin`

@@ -20,7 +20,8 @@ from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.gguf_vocabulary import CHAT_TEMPLATE, NEVER_DRAWN, SPECIAL, UNUSED, Vocabulary, read_vocabulary
 from gptlab.formats.huggingface_family import Family
-from gptlab.formats.reading import crop_to_tokenizer, naming_path
+from gptlab.formats.reading import naming_path
+from gptlab.formats.torch_reading import crop_to_tokenizer
 from gptlab.formats.writing import chat_format
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from gptlab import models
+from gptlab.formats.huggingface_config import misfits
 from gptlab.formats.huggingface_family import Family, unchanged
 from gptlab.formats.huggingface_gpt import GPT2
 from gptlab.formats.huggingface_llama import LLAMA, QWEN2, QWEN3
-from gptlab.formats.huggingface_names import join_weights, misfits, split_weights, with_all_of
+from gptlab.formats.huggingface_names import join_weights, split_weights, with_all_of
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.layers import arange_on
 from gptlab.models.positions import geometric_periods, rotary_frequencies

@@ -7,25 +7,17 @@ rest is cropped: those ids stand for no text, so they should be neither drawn no
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from gptlab.data.tokenizers import BPETokenizer, Tokenizer
-from gptlab.formats import chat_template, huggingface_names, huggingface_tokenizer
+from gptlab.formats import chat_template, huggingface_config, huggingface_names
 from gptlab.formats.checkpoint import LoadedModel
-from gptlab.formats.description import ModelInfo
-from gptlab.formats.reading import (
-    GPT2_SIZES,
-    crop_to_tokenizer,
-    naming_path,
-    read_json_object,
-    read_weights_bin,
-)
+from gptlab.formats.huggingface_folder import TOKENIZER_FILES, folder_info, read_tokenizer
+from gptlab.formats.reading import naming_path, read_json_object
 from gptlab.formats.safetensors_file import read_safetensors
+from gptlab.formats.torch_reading import crop_to_tokenizer, read_weights_bin
 from gptlab.models import weights
-from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError, error_line
 from gptlab.system.files import is_file, sha256_of
 
@@ -36,7 +28,6 @@ HUB_NAMES = {  # on the hub
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 SETTINGS_FILES = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", chat_template.FILE),
@@ -90,15 +81,13 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
     """
     about = read_json_object(folder / "config.json")
     with naming_path(folder / "config.json"):
-        config = huggingface_names.config_from_hf(about)
+        config = huggingface_config.config_from_hf(about)
     tokenizer = read_tokenizer(folder, config, raw_dir)
     with naming_path(folder):
         model = crop_to_tokenizer(
             weights.fill(config, huggingface_names.weights_from_hf(_weights(folder), config, about)), tokenizer
         )
-    origin = f"Hugging Face {about['model_type']}"
-    read_chat = partial(chat_template.read_chat_format, folder, tokenizer)
-    return model, tokenizer, ModelInfo(folder, None, {}, {}, None, origin, read_chat, family=about["model_type"])
+    return model, tokenizer, folder_info(folder, about["model_type"], tokenizer)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
@@ -123,14 +112,3 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             )
         return state
     raise UserError(f"there are no weights (no {' or '.join(WEIGHT_FILES)}, whole or in shards)")
-
-
-def read_tokenizer(folder: Path, config: GPTConfig, raw_dir: Path) -> Tokenizer:
-    """Read the tokenizer in a model's folder; if there is none, a model of GPT-2's vocabulary gets GPT-2's.
-
-    Raises:
-        UserError: there is no tokenizer, or it cannot be read.
-    """
-    if config.vocab_size in GPT2_SIZES and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return BPETokenizer.gpt2(raw_dir)
-    return huggingface_tokenizer.read_folder(folder, config.vocab_size)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.packed import Array
+
+Weight = Any
+"""A tensor of torch, or an array of numpy."""
 
 FIXED: dict[str, Any] = {
     "norm_place": "pre",
@@ -40,7 +42,7 @@ def nothing_more(config: GPTConfig) -> dict[str, Any]:
     return {}
 
 
-def unchanged(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+def unchanged(name: str, value: Weight, config: GPTConfig) -> Weight:
     """Return a parameter as it is; see `Family.to_ours`."""
     return value
 
@@ -72,13 +74,13 @@ class Family:
     """Complete our fields by what their config says in other ways; returns what of it gptlab cannot express."""
     more: Callable[[GPTConfig], dict[str, Any]] = nothing_more
     """Return fields of their config that are not in `fields`."""
-    row_order: Callable[[str, GPTConfig], Tensor | None] = lambda layer, config: None
+    row_order: Callable[[str, GPTConfig], Array | None] = lambda layer, config: None
     """For each row of our layer return which of theirs it is, (rows,) int64; None: they are in the same order.
 
     Where ours stacks several of theirs, none leaves its own part."""
-    to_ours: Callable[[str, Tensor, GPTConfig], Tensor] = unchanged
+    to_ours: Callable[[str, Weight, GPTConfig], Weight] = unchanged
     """Return our parameter for theirs, given by our name, once names and rows are ours."""
-    to_theirs: Callable[[str, Tensor, GPTConfig], Tensor] = unchanged
+    to_theirs: Callable[[str, Weight, GPTConfig], Weight] = unchanged
     """Undo `to_ours`."""
     embedding_is_scaled: bool = False
     """Whether our embedding is a multiple of theirs."""

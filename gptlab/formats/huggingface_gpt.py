@@ -10,11 +10,11 @@ import logging
 import re
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from gptlab.formats.huggingface_family import FIXED, Family, nothing_more, unchanged
+from gptlab.formats.huggingface_family import FIXED, Family, Weight, nothing_more, unchanged
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.packed import Array
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def gpt2_dropout(hf: dict[str, Any], fields: dict[str, Any]) -> list[str]:
     return []
 
 
-def conv1d(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+def conv1d(name: str, value: Weight, config: GPTConfig) -> Weight:
     """Transpose a matrix of GPT-2, which is (in, out), where nn.Linear has (out, in)."""
     return value.T if CONV1D.search(name) else value
 
@@ -183,12 +183,16 @@ def opt_fields(hf: dict[str, Any], fields: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def opt_to_ours(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+def opt_to_ours(name: str, value: Weight, config: GPTConfig) -> Weight:
     return value[OFFSET:] if name == "wpe.weight" else value
 
 
-def opt_to_theirs(name: str, value: Tensor, config: GPTConfig) -> Tensor:
-    return torch.cat((torch.zeros_like(value[:1]).expand(OFFSET, -1), value)) if name == "wpe.weight" else value
+def opt_to_theirs(name: str, value: Weight, config: GPTConfig) -> Weight:
+    if name != "wpe.weight":
+        return value
+    import torch
+
+    return torch.cat((torch.zeros_like(value[:1]).expand(OFFSET, -1), value))
 
 
 OPT_LAYER = "decoder.layers.{}."
@@ -249,12 +253,12 @@ def neox_norms(hf: dict[str, Any], fields: dict[str, Any]) -> list[str]:
     return []
 
 
-def by_head(layer: str, config: GPTConfig) -> Tensor | None:
+def by_head(layer: str, config: GPTConfig) -> Array | None:
     """Return GPT-NeoX's order of rows: each head's query, key and value, where we have all queries, then all keys."""
     if not layer.endswith(".c_attn"):
         return None
-    rows = torch.arange(3 * config.n_embd).view(config.n_head, 3, config.head_size)
-    return rows.transpose(0, 1).flatten()
+    rows = np.arange(3 * config.n_embd).reshape(config.n_head, 3, config.head_size)
+    return rows.swapaxes(0, 1).flatten()
 
 
 def neox_fields(config: GPTConfig) -> dict[str, Any]:

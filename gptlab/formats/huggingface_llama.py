@@ -9,11 +9,11 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from gptlab.formats.huggingface_family import FIXED, Family, nothing_more
+from gptlab.formats.huggingface_family import FIXED, Family, Weight, nothing_more
 from gptlab.models.gpt_config import GPTConfig
+from gptlab.models.packed import Array
 
 LAYER = "layers.{}."
 
@@ -130,8 +130,10 @@ QWEN3 = dataclasses.replace(
 )
 
 
-def gemma_to_ours(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+def gemma_to_ours(name: str, value: Weight, config: GPTConfig) -> Weight:
     """Multiply the embedding by sqrt(C), as Gemma does in each pass; a head tied to it gets that much less to read."""
+    import torch
+
     wide, root = torch.promote_types(value.dtype, torch.float32), math.sqrt(config.n_embd)
     if name == "wte.weight":
         return value.to(wide) * root
@@ -165,16 +167,16 @@ GEMMA = dataclasses.replace(
 )
 
 
-def halves_swapped(layer: str, config: GPTConfig) -> Tensor | None:
+def halves_swapped(layer: str, config: GPTConfig) -> Array | None:
     """Return NanoChat's order of rows: its queries and keys turn the other way round, as if their halves were swapped.
 
     Values stay as they are.
     """
     if not layer.endswith(".c_attn"):
         return None
-    rows = torch.arange(sum(config.stacked["c_attn"])).view(-1, 2, config.head_size // 2)
+    rows = np.arange(sum(config.stacked["c_attn"])).reshape(-1, 2, config.head_size // 2)
     turned = config.n_head + config.kv_heads
-    return torch.cat((rows[:turned].flip(1), rows[turned:])).flatten()
+    return np.concatenate((rows[:turned, ::-1], rows[turned:])).flatten()
 
 
 NANOCHAT = dataclasses.replace(

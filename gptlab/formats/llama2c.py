@@ -21,9 +21,10 @@ from gptlab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from gptlab.formats import llama2c_tokenizer, reshaping
 from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.description import ModelInfo
+from gptlab.formats.huggingface_config import differences
 from gptlab.formats.huggingface_llama import LLAMA
-from gptlab.formats.huggingface_names import differences
-from gptlab.formats.reading import crop_to_tokenizer, naming_path
+from gptlab.formats.reading import naming_path
+from gptlab.formats.torch_reading import crop_to_tokenizer
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig

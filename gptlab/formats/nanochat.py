@@ -14,7 +14,8 @@ from gptlab.formats import nanochat_tokenizer
 from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface_llama import halves_swapped
-from gptlab.formats.reading import crop_to_tokenizer, load_plain, naming_path, read_json_object, without_wrappers
+from gptlab.formats.reading import naming_path, read_json_object, without_wrappers
+from gptlab.formats.torch_reading import crop_to_tokenizer, load_plain
 from gptlab.models import weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError

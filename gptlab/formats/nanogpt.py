@@ -9,18 +9,12 @@ from typing import Any
 from gptlab import models
 from gptlab.data import meta_pickle
 from gptlab.data.tokenizers import BPETokenizer
-from gptlab.formats import huggingface_names
+from gptlab.formats import huggingface_config
 from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.description import ModelInfo
-from gptlab.formats.reading import (
-    GPT2_SIZES,
-    crop_to_tokenizer,
-    load_plain,
-    naming_path,
-    rename,
-    without_wrappers,
-)
-from gptlab.models import weights
+from gptlab.formats.reading import GPT2_SIZES, naming_path, rename, without_wrappers
+from gptlab.formats.torch_reading import crop_to_tokenizer, load_plain
+from gptlab.models import arrays, weights
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError, error_line
 
@@ -45,8 +39,8 @@ def open_checkpoint(file: Path, raw_dir: Path, content: Any = None) -> LoadedMod
     try:
         args = content["model_args"]
         state = rename(without_wrappers(content["model"]), lambda name: PREFIXES.sub("", name))
-        state = {name: weight for name, weight in state.items() if not huggingface_names.BUFFERS.search(name)}
-        rows = len(state.get(weights.EMBEDDING, state.get(weights.HEAD, ())))
+        state = {name: weight for name, weight in state.items() if not huggingface_config.BUFFERS.search(name)}
+        rows = len(state.get(arrays.EMBEDDING, state.get(arrays.HEAD, ())))
         config = _config(args, rows)
         dataset = "".join(re.findall(r"[\w-][\w.-]{,99}$", str(content.get("config", {}).get("dataset"))))
         step = content.get("iter_num")

@@ -9,7 +9,7 @@ from typing import Any
 from gptlab.data.chat.chat_format import Format
 from gptlab.data.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, JsonTokenizer, Tokenizer
 from gptlab.formats.gguf_tokenizer_json import cut_of
-from gptlab.formats.huggingface_names import config_to_hf, family_of
+from gptlab.formats.huggingface_config import config_to_hf, family_of
 from gptlab.formats.huggingface_tokenizer import is_qwen2, named_tokens
 from gptlab.formats.writing import generation_config, token_ids, write_json_files, write_tokenizer
 from gptlab.models.gpt_config import GPTConfig

@@ -22,8 +22,8 @@ from gptlab.formats import (
     openai_gpt2,
     peft,
     peft_folder,
-    reading,
     safetensors_file,
+    torch_reading,
 )
 from gptlab.formats.checkpoint import LoadedHeaded, LoadedModel
 from gptlab.formats.opened import OpenedModel, with_bits
@@ -165,7 +165,7 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return nanochat.open_checkpoint(path, raw_dir)
     if path.suffix == ".bin" and (header := llama2c.read_header(path)) is not None:
         return llama2c.open_model(path, header)
-    content = reading.load_plain(path)
+    content = torch_reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)
     return _load_checkpoint(path, content, load_base)

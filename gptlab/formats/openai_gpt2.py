@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptlab.formats import huggingface_names
+from gptlab.formats import huggingface_config, huggingface_names
 from gptlab.formats.checkpoint import LoadedModel
 from gptlab.formats.description import ModelInfo
-from gptlab.formats.huggingface import read_tokenizer
-from gptlab.formats.reading import crop_to_tokenizer, naming_path, read_json_object
+from gptlab.formats.huggingface_folder import read_tokenizer
+from gptlab.formats.reading import naming_path, read_json_object
+from gptlab.formats.torch_reading import crop_to_tokenizer
 from gptlab.models import weights
 from gptlab.system.errors import UserError, error_line
 
@@ -31,7 +32,7 @@ def open_folder(folder: Path, raw_dir: Path) -> LoadedModel:
     about = read_json_object(folder / "hparams.json")
     names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
     with naming_path(folder / "hparams.json"):
-        config = huggingface_names.config_from_hf(
+        config = huggingface_config.config_from_hf(
             {"model_type": "gpt2", "vocab_size": None} | {names.get(k, k): value for k, value in about.items()}
         )
     tokenizer = read_tokenizer(folder, config, raw_dir)

@@ -21,16 +21,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptlab.formats.huggingface_config import family_of, their_names
 from gptlab.formats.huggingface_families import FAMILIES
 from gptlab.formats.huggingface_family import Family
 from gptlab.formats.huggingface_gpt import GPT2
-from gptlab.formats.huggingface_names import family_of, their_names
-from gptlab.formats.reading import naming_path, read_json_object, read_weights_bin
+from gptlab.formats.reading import naming_path, read_json_object
 from gptlab.formats.safetensors_file import read_safetensors
+from gptlab.formats.torch_reading import read_weights_bin
 from gptlab.formats.writing import write_weights
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import OUTSIDE, TARGETS, LoRAConfig, adapters, add_adapters
 from gptlab.models.low_rank import WHOLE, Adapted, LowRank
+from gptlab.models.packed import Array
 from gptlab.models.weights import check_shapes, check_sound
 from gptlab.system.errors import UserError
 
@@ -78,7 +80,7 @@ def piece_rows(model: GPT, name: str, family: Family) -> dict[str, tuple[int, in
     return dict(zip(modules, pairwise((0, *accumulate(sizes))), strict=True))
 
 
-def _piece_order(name: str, family: Family, model: GPT, start: int, stop: int) -> Tensor | None:
+def _piece_order(name: str, family: Family, model: GPT, start: int, stop: int) -> Array | None:
     """Return for each row of a piece of our layer which row of their module it is; None: they are in one order."""
     order = family.row_order(name, model.config)
     return None if order is None else order[start:stop] - start

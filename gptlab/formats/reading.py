@@ -1,52 +1,26 @@
-"""Readers for files of others: nothing in them is executed, and errors name the file."""
+"""Readers for files of others: nothing in them is executed, and errors name the file. None of them needs torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, TypeVar
 
 from gptlab.data.tokenizers import Tokenizer
-from gptlab.formats.torch_files import refuse_calls
-from gptlab.models import Model, weights
+from gptlab.models import ModelConfig
 from gptlab.system.errors import UserError, error_line
 from gptlab.system.files import read_bytes
 
-
-def load_plain(path: Path, mapped: bool = True) -> Any:
-    """Load a file of `torch.save` on the CPU; nothing in the file is executed.
-
-    Args:
-        path: the file.
-        mapped: leave the tensors in the file until they are used, where the format allows it.
-
-    Raises:
-        UserError: the file is broken, or holds more than plain data and tensors.
-    """
-    try:
-        refuse_calls(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of other programs
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
-
+AnyWeight = TypeVar("AnyWeight")
+"""A tensor of torch, or an array of numpy."""
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """What DistributedDataParallel, torch.compile, FSDP, activation checkpointing and Fabric put into a weight's name."""
 
 
-def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_wrappers(state: dict[str, AnyWeight]) -> dict[str, AnyWeight]:
     """Return weights by their names without `WRAPPERS`, wherever in a name these stand.
 
     Raises:
@@ -55,13 +29,13 @@ def without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return rename(state, lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS))
 
 
-def rename(state: dict[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
+def rename(state: dict[str, AnyWeight], new_name: Callable[[str], str]) -> dict[str, AnyWeight]:
     """Return weights by new names.
 
     Raises:
         UserError: two would have the same name.
     """
-    renamed: dict[str, Tensor] = {}
+    renamed: dict[str, AnyWeight] = {}
     for name, tensor in state.items():
         if new_name(name) in renamed:
             raise UserError(f"it has {new_name(name)[:99]} twice, once as {name[:99]}: it holds more than one model")
@@ -72,35 +46,22 @@ def rename(state: dict[str, Tensor], new_name: Callable[[str], str]) -> dict[str
 GPT2_SIZES = (50257, 50304)  # GPT-2's vocabulary, and the same padded to a multiple of 64
 
 
-def read_weights_bin(file: Path) -> dict[str, Tensor]:
-    """Read a pytorch_model.bin: weights by name.
-
-    Raises:
-        UserError: the file is broken, or holds something else.
-    """
-    content = load_plain(file)
-    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(content[k], Tensor) for k in content):
-        raise UserError(f"{file} holds something else than weights by name")
-    return content
-
-
-def crop_to_tokenizer(model: Model, tokenizer: Tokenizer) -> Model:
-    """Crop a model's embeddings to the size of its tokenizer.
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Check that a model has all tokens of its tokenizer.
 
     Raises:
         UserError: the tokenizer has more tokens than the model, or begins texts with one that the model lacks.
     """
-    if any(i >= model.config.vocab_size for i in tokenizer.begin):
+    if any(i >= config.vocab_size for i in tokenizer.begin):
         raise UserError(
             f"the tokenizer begins every text with the ids {tokenizer.begin}, and the model has only "
-            f"{model.config.vocab_size} tokens: they do not belong together"
+            f"{config.vocab_size} tokens: they do not belong together"
         )
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: "
             f"they do not belong together"
         )
-    return weights.crop(model, dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size))
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

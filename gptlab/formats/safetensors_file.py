@@ -10,10 +10,9 @@ from torch import Tensor
 
 from gptlab.formats import checkpoint, description
 from gptlab.formats.checkpoint import LoadedModel
+from gptlab.formats.description import DIGEST_KEY
 from gptlab.models import weights
 from gptlab.system.errors import UserError
-
-DIGEST_KEY = f"{description.KEY}.sha256"  # the header's key for the checksum of our own weights
 
 
 def open_export(file: Path) -> LoadedModel:

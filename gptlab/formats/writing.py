@@ -17,14 +17,14 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats import (
     checkpoint,
     description,
+    huggingface_config,
     huggingface_names,
     huggingface_tokenizer,
     reshaping,
-    safetensors_file,
 )
 from gptlab.formats.added_tokens import NAMED
 from gptlab.formats.chat_template import FILE
-from gptlab.formats.description import ModelInfo
+from gptlab.formats.description import DIGEST_KEY, ModelInfo
 from gptlab.formats.huggingface_backend import PAD
 from gptlab.models import Model, weights
 from gptlab.models.gpt import GPT
@@ -49,7 +49,7 @@ def write_weights(path: Path, state: dict[str, Tensor], about: str | None = None
     Raises:
         OSError: the file cannot be written.
     """
-    metadata = {"format": "pt", safetensors_file.DIGEST_KEY: weights.digest(state, about or "")}
+    metadata = {"format": "pt", DIGEST_KEY: weights.digest(state, about or "")}
     try:
         safetensors.torch.save_file(
             state, path, metadata=metadata | ({} if about is None else {description.KEY: about})
@@ -100,7 +100,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     if not isinstance(model, GPT):
         raise UserError(f"transformers has no {type(model).__name__}; use --format safetensors or --format onnx")
     try:
-        family = huggingface_names.family_of(model.config)
+        family = huggingface_config.family_of(model.config)
     except UserError as error:
         raise UserError(f"{error}; use --format safetensors or --format onnx for this model") from error
     named = huggingface_tokenizer.named_tokens(tokenizer)
@@ -114,7 +114,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, info: ModelInfo, folder: Path) 
     if family == "qwen2" and info.origin != ORIGIN_QWEN2 and not huggingface_tokenizer.is_qwen2(tokenizer):
         model = reshaping.add_biases(model)  # as Llama: with qwen2, transformers takes Qwen's tokenizer for any other
     model = reshaping.add_rows(model, max([0, *(i + 1 - model.config.vocab_size for i in special.values())]))
-    config = huggingface_names.config_to_hf(model.config)
+    config = huggingface_config.config_to_hf(model.config)
     chat = chat_format(info)
     write_tokenizer(tokenizer, model.config.block_size, folder, chat=chat)
     write_json_files(folder, {"config.json": config | ids, "generation_config.json": generation_config(named, chat)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gptlab.formats.array_model import open_arrays
 from gptlab.formats.opened import OpenedModel, with_bits
 from gptlab.generation.cpu_library import load_library
-from gptlab.models.arrays import ArrayGPT, in_bf16, quantise
+from gptlab.models.arrays import ArrayGPT, in_bf16, in_fp32, quantise
 from gptlab.system import machine
 from gptlab.system.arguments import BITS
 
@@ -32,10 +32,9 @@ def open_to_generate(name: str, device: str, precision: str, is_compiled: bool) 
     on_cpu = bits or device == "cpu" or (device == "auto" and not machine.may_have_accelerator())
     if on_cpu and not is_compiled and load_library() is not None and (arrays := open_arrays(name)) is not None:
         if bits:
-            arrays = with_bits(arrays, bits, quantise)
-        elif precision == "bf16":
-            arrays = replace(arrays, model=in_bf16(arrays.model))
-        return arrays
+            return with_bits(arrays, bits, quantise)
+        narrowed = in_bf16 if precision == "bf16" else in_fp32
+        return replace(arrays, model=narrowed(arrays.model))
     import torch
 
     from gptlab.formats.open_model import open_model, quantised

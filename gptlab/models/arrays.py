@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,9 @@ class ArrayGPT:
 
     config: GPTConfig
     weights: Mapping[str, Array | Packed]
-    """In fp32, or in bf16 as uint16 (the upper halves of fp32), or packed but for what `quantise` leaves in fp32."""
+    """In fp32, or in bf16 as uint16 (the upper halves of fp32), or packed but for what `quantise` leaves in fp32.
+
+    As they lie in a file, perhaps transposed or in fp16, until `in_fp32`, `in_bf16` or `quantise` has read them."""
     source: object = field(default=None, repr=False)
     """Has the memory of the weights, if that is not the arrays' own: a mapped file, or the parameters of torch."""
 
@@ -79,8 +83,9 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def as_floats(array: Array) -> Array:
-    """Return an array of fp32 or bf16 in fp32; one of fp32 is not copied."""
-    return array if array.dtype == np.float32 else (array.astype(np.uint32) << 16).view(np.float32)
+    """Return an array of fp32, bf16 or fp16 in fp32, side by side in memory; one that is so already is not copied."""
+    wide = (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+    return np.require(wide, np.float32, ("C", "A"))
 
 
 def as_bf16(array: Array) -> Array:
@@ -102,8 +107,7 @@ def quantise(model: ArrayGPT, bits: int) -> ArrayGPT:
         UserError: a weight is infinite or not a number.
     """
     weights: dict[str, Array | Packed] = {}
-    for name, array in model.weights.items():
-        assert not isinstance(array, Packed)
+    for name, array in _floats(model):
         try:
             if is_matrix(name, array):
                 weights[name] = Packed(array, bits)
@@ -113,11 +117,37 @@ def quantise(model: ArrayGPT, bits: int) -> ArrayGPT:
                 raise ValueError
         except ValueError:
             raise UserError(f"{name} has numbers that are infinite or none, which {bits} bits cannot hold") from None
-        if isinstance(model.source, mmap.mmap):
-            model.source.madvise(mmap.MADV_DONTNEED)  # what has been read of the file takes no memory any more
     return ArrayGPT(model.config, weights)
+
+
+def in_fp32(model: ArrayGPT) -> ArrayGPT:
+    """Return the model with all weights in fp32; those that lie so in a file stay there."""
+    return ArrayGPT(model.config, dict(_floats(model)))
 
 
 def in_bf16(model: ArrayGPT) -> ArrayGPT:
     """Return the model with all weights in bf16."""
-    return ArrayGPT(model.config, {name: as_bf16(np.asarray(array)) for name, array in model.weights.items()})
+    return ArrayGPT(model.config, {name: as_bf16(array) for name, array in _floats(model)})
+
+
+def _floats(model: ArrayGPT) -> Iterator[tuple[str, Array]]:
+    """Yield the weights in fp32; what has been read of their file then takes no memory any more."""
+    for name, array in model.weights.items():
+        assert not isinstance(array, Packed)
+        yield name, as_floats(array)
+        if isinstance(model.source, mmap.mmap):
+            model.source.madvise(mmap.MADV_DONTNEED)
+
+
+def digest(weights: Iterable[tuple[str, str, Sequence[int], Any]], about: str) -> str:
+    """Return the sha256 (hex) of weights in the order of their names, and of `about`.
+
+    Args:
+        weights: for each its name, its type as torch writes it, its shape, and its memory.
+        about: the description of the model that stands in their file.
+    """
+    found = hashlib.sha256(about.encode())
+    for name, kind, shape, memory in weights:
+        found.update(f"\n{name} {kind} {list(shape)}\n".encode())
+        found.update(memory)
+    return found.hexdigest()

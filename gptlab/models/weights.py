@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptlab import models
-from gptlab.models import Model, ModelConfig
+from gptlab.models import Model, ModelConfig, arrays
+from gptlab.models.arrays import EMBEDDING, HEAD
 from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.heads import HeadedGPT
@@ -24,8 +24,6 @@ from gptlab.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HEAD = "lm_head.weight"
-EMBEDDING = "wte.weight"
 OF_GPT = "gpt."  # begins the names of a GPT's weights where it has another head
 SCORE = "score.weight"  # is that one's
 SHARED_BYTES = 1 << 30  # that tensors of one storage may take, each with a copy of its own
@@ -175,17 +173,13 @@ def same_numbers(a: Tensor, b: Tensor) -> bool:
 
 
 def digest(state: Mapping[str, Tensor], about: str) -> str:
-    """Return the sha256 (hex) of the tensors with their names, types and shapes, and of `about`.
+    """Return the sha256 (hex) of the tensors with their names, types and shapes, and of `about`: `arrays.digest`."""
 
-    Args:
-        about: the description of the model that stands in the file.
-    """
-    found = hashlib.sha256(about.encode())
-    for name in sorted(state):
+    def each(name: str) -> tuple[str, str, Sequence[int], Any]:
         tensor = state[name].detach().cpu().contiguous()
-        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        return name, str(tensor.dtype), tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data
+
+    return arrays.digest(map(each, sorted(state)), about)
 
 
 def parameters(model: Model) -> dict[str, Tensor]:

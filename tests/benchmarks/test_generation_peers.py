@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptlab import models
-from gptlab.benchmarks import generation_speed
+from gptlab.benchmarks import generation_files
 from gptlab.benchmarks.generation_peers import PEERS
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.system.errors import UserError
@@ -32,7 +32,7 @@ def test_a_program_draws_our_greedy_tokens(tmp_path: Path, peer: str, weights: s
         pytest.importorskip(package, reason=f"{package} is not installed: {peer} is only measured against")
     tokenizer = OURS["byte"]()
     ours = a_model(tokenizer, **LLAMA, tied=False)
-    generation_speed.write_for(PEERS[peer].format, ours, tokenizer, tmp_path / "model", weights)
+    generation_files.write_for(PEERS[peer].format, ours, tokenizer, tmp_path / "model", weights)
     draw = PEERS[peer].load(tmp_path / "model", weights, 1)
     for rows, length, count in ((1, 4, 40), (3, 20, 12), (2, 1, 1)):
         idx = torch.randint(256 - ENDS, (rows, length), generator=torch.Generator().manual_seed(length))
@@ -48,7 +48,7 @@ def test_a_program_draws_our_greedy_tokens(tmp_path: Path, peer: str, weights: s
 def test_a_model_without_keys_and_values_is_refused(tmp_path: Path) -> None:
     model = models.build(GPTConfig(256, block_size=8, n_layer=1, n_head=1, n_embd=8, attention="none"))
     with pytest.raises(UserError, match=r"no graph with keys and values: .*attention=none.*; use --against loop"):
-        generation_speed.write_for("onnx", model, OURS["byte"](), tmp_path / "model", "fp32")
+        generation_files.write_for("onnx", model, OURS["byte"](), tmp_path / "model", "fp32")
     assert not (tmp_path / "model").exists()
 
 
@@ -57,7 +57,7 @@ def test_openvino_attends_where_it_keeps_keys_and_values(tmp_path: Path) -> None
     openvino = pytest.importorskip("openvino", reason="openvino is not installed: it is only measured against")
     from gptlab.benchmarks import graph_peers
 
-    generation_speed.write_for("onnx", a_model(OURS["byte"](), **LLAMA), OURS["byte"](), tmp_path / "model", "fp32")
+    generation_files.write_for("onnx", a_model(OURS["byte"](), **LLAMA), OURS["byte"](), tmp_path / "model", "fp32")
     path = graph_peers.write_for_openvino(tmp_path / "model", "fp32")
     operations = openvino.Core().compile_model(path, "CPU").get_runtime_model().get_ops()
     kinds = [each.get_rt_info()["layerType"].astype(str) for each in operations]

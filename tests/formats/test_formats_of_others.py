@@ -22,6 +22,7 @@ from gptlab import models
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.formats import (
     huggingface,
+    huggingface_config,
     huggingface_names,
     huggingface_tokenizer,
     open_model,
@@ -593,7 +594,7 @@ def test_gpt2_of_124_million_goes_out_and_comes_back(data_dir: Path, tmp_path: P
     state = {name: torch.empty(p.shape).uniform_(-0.05, 0.05, generator=generator) for name, p in shapes.items()}
     ours = fill(config, state)
     assert ours.num_parameters() == 124_439_808
-    (tmp_path / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(config)))
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config.config_to_hf(config)))
     save_file(
         huggingface_names.weights_to_hf(parameters(ours), config),
         tmp_path / "model.safetensors",

@@ -33,8 +33,8 @@ from gptlab.data.tokenizers import CharTokenizer, TokenizerConfig
 from gptlab.formats import (
     checkpoint,
     description,
+    huggingface_config,
     huggingface_families,
-    huggingface_names,
     huggingface_tokenizer,
     safetensors_file,
     writing,
@@ -295,9 +295,9 @@ def strange_dicts(seeds: range, folder: Path) -> None:
             models.from_dict(plain)
 
     def foreign_config(draw: random.Random) -> None:
-        config = with_junk(draw.choice((*theirs, *map(huggingface_names.config_to_hf, (GPT2, llama)))), draw)
+        config = with_junk(draw.choice((*theirs, *map(huggingface_config.config_to_hf, (GPT2, llama)))), draw)
         if isinstance(config, dict):
-            huggingface_names.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
+            huggingface_config.config_from_hf(json.loads(json.dumps(config, default=str, skipkeys=True)))
 
     readers: list[Callable[[random.Random], Any]] = [
         restored,

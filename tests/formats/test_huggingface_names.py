@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab import models
-from gptlab.formats import huggingface_names
+from gptlab.formats import huggingface_config, huggingface_families, huggingface_names
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.weights import check_shapes, crop, empty_model, fill, parameters
 from gptlab.system.errors import UserError
@@ -131,12 +131,12 @@ def ours(name: str) -> GPT:
 
 def imported(model: Any) -> GPT:
     hf = json.loads(model.config.to_json_string())
-    config = huggingface_names.config_from_hf(hf)
+    config = huggingface_config.config_from_hf(hf)
     return fill(config, huggingface_names.weights_from_hf(model.state_dict(), config, hf))
 
 
 def exported(model: GPT) -> Any:
-    config = huggingface_names.config_to_hf(model.config)
+    config = huggingface_config.config_to_hf(model.config)
     model_class = getattr(transformers, config["architectures"][0])
     copy = model_class(model_class.config_class(**json.loads(json.dumps(config)), bos_token_id=0, eos_token_id=None))
     state = huggingface_names.weights_to_hf(model.state_dict(), model.config)
@@ -196,7 +196,7 @@ def test_names_go_there_and_back(name: str) -> None:
     if name.startswith("OPT"):
         state["model.decoder.embed_positions.weight"][:2] = 0  # which stand for no position
     hf = json.loads(model.config.to_json_string())
-    config = huggingface_names.config_from_hf(hf)
+    config = huggingface_config.config_from_hf(hf)
     if config.tied:
         del state["lm_head.weight"]
     if name.startswith("GPTNeoX") and not config.tied:
@@ -214,7 +214,7 @@ def test_names_go_there_and_back(name: str) -> None:
 def test_buffers_are_no_weights(name: str) -> None:
     model = theirs(name)
     state, hf = model.state_dict(), model.config.to_dict()
-    config = huggingface_names.config_from_hf(hf)
+    config = huggingface_config.config_from_hf(hf)
     for i in range(3):
         layer = f"transformer.h.{i}.attn.attention" if "X" not in name else f"gpt_neox.layers.{i}.attention"
         state |= {f"{layer}.bias": torch.ones(1, 1, T, T).bool(), f"{layer}.masked_bias": torch.tensor(-1e9)}
@@ -228,7 +228,7 @@ def test_weights_of_openai_have_no_prefix_and_no_head_but_buffers() -> None:
     del state["lm_head.weight"]
     for i in range(3):
         state |= {f"h.{i}.attn.bias": torch.ones(1, 1, T, T).tril(), f"h.{i}.attn.masked_bias": torch.tensor(-1e4)}
-    config = huggingface_names.config_from_hf(model.config.to_dict())
+    config = huggingface_config.config_from_hf(model.config.to_dict())
     assert_same(fill(config, huggingface_names.weights_from_hf(state, config)), model)
 
 
@@ -294,34 +294,34 @@ GEMMA_CONFIG, NANOCHAT_CONFIG = (
 
 
 def test_configs_of_older_versions_are_read() -> None:
-    assert huggingface_names.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
-    assert huggingface_names.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(
+    assert huggingface_config.config_from_hf(OPENAI) == GPTConfig(50257, dropout=0.1)
+    assert huggingface_config.config_from_hf(OPENAI | {"attn_pdrop": 0.0}) == GPTConfig(
         50257, dropout=0.1, attn_dropout=0.0
     )
-    assert huggingface_names.config_from_hf({k: v for k, v in OPENAI.items() if k != "attn_pdrop"}) == GPTConfig(
+    assert huggingface_config.config_from_hf({k: v for k, v in OPENAI.items() if k != "attn_pdrop"}) == GPTConfig(
         50257, dropout=0.1
     )
     expected = GPTConfig(**(SIZES | ROTARY), n_inner=53, norm_eps=1e-6, rope_base=500000.0)
-    assert huggingface_names.config_from_hf(OLD_LLAMA) == expected
+    assert huggingface_config.config_from_hf(OLD_LLAMA) == expected
     mistral = OLD_LLAMA | {"model_type": "mistral", "num_key_value_heads": None}
-    assert huggingface_names.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
-    assert huggingface_names.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
+    assert huggingface_config.config_from_hf(mistral) == dataclasses.replace(expected, qkv_bias=False, window=4096)
+    assert huggingface_config.config_from_hf(OLD_LLAMA | {"n_layer": None, "rope_parameters": None}) == expected
 
 
 def test_smollm2_is_a_llama() -> None:
     sizes = {"vocab_size": 49152, "block_size": 8192, "n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576}
     expected = GPTConfig(**(ROTARY | sizes | {"n_inner": 1536, "rope_base": 100_000.0, "tied": True}))
-    assert huggingface_names.config_from_hf(SMOLLM2) == expected
+    assert huggingface_config.config_from_hf(SMOLLM2) == expected
     assert parameters(empty_model(expected))["h.29.mlp.c_fc.weight"].shape == (3072, 576)
     assert sum(weight.numel() for weight in parameters(empty_model(expected)).values()) == 134_515_008
 
 
-@pytest.mark.parametrize("name", huggingface_names.FAMILIES)
+@pytest.mark.parametrize("name", huggingface_families.FAMILIES)
 def test_what_a_config_lacks_is_the_default_of_transformers(name: str) -> None:
-    default = huggingface_names.config_from_hf({"model_type": name})
-    grouped = "n_kv_head" in huggingface_names.FAMILIES[name].fields.values()
+    default = huggingface_config.config_from_hf({"model_type": name})
+    grouped = "n_kv_head" in huggingface_families.FAMILIES[name].fields.values()
     default = dataclasses.replace(default, n_kv_head=default.kv_heads if grouped else None)
-    assert default == huggingface_names.config_from_hf(transformers.AutoConfig.for_model(name).to_dict())
+    assert default == huggingface_config.config_from_hf(transformers.AutoConfig.for_model(name).to_dict())
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_what_a_config_lacks_is_the_default_of_transformers(name: str) -> None:
     ],
 )
 def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dict[str, Any]) -> None:
-    assert huggingface_names.config_from_hf(config) == huggingface_names.config_from_hf(same)
+    assert huggingface_config.config_from_hf(config) == huggingface_config.config_from_hf(same)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_configs_say_one_thing_in_several_ways(config: dict[str, Any], same: dic
 )
 def test_what_a_config_has_that_we_lack_is_named_all_at_once(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        huggingface_names.config_from_hf(config)
+        huggingface_config.config_from_hf(config)
 
 
 # What changes neither logits nor weights of a language model, or only in training, or only by rounding.
@@ -456,11 +456,11 @@ BY_AMEND = {
 }
 
 
-@pytest.mark.parametrize("name", huggingface_names.FAMILIES)
+@pytest.mark.parametrize("name", huggingface_families.FAMILIES)
 def test_every_field_of_their_configs_has_been_thought_of(name: str) -> None:
     general = transformers.PretrainedConfig().to_dict()
     fields = transformers.AutoConfig.for_model(name).to_dict().keys() - general.keys()
-    family = huggingface_names.FAMILIES[name]
+    family = huggingface_families.FAMILIES[name]
     known = READ | HARMLESS | BY_AMEND.get(name, set()) | family.required.keys() | family.fields.keys()
     assert fields - known - {"sliding_window"} == set()  # which Qwen has only with use_sliding_window
 
@@ -491,7 +491,7 @@ def test_an_architecture_that_transformers_lacks_is_refused_with_every_reason(
 ) -> None:
     config = GPTConfig(**(SIZES | changes))
     for attempt in (
-        huggingface_names.config_to_hf,
+        huggingface_config.config_to_hf,
         lambda config: huggingface_names.weights_to_hf({}, config),
         lambda config: huggingface_names.weights_from_hf({}, config),
     ):
@@ -504,7 +504,7 @@ def test_a_window_in_every_other_layer_cuts_the_model_to_where_it_hides_nothing(
 ) -> None:
     model = theirs("GPTNeoForCausalLM")
     hf = model.config.to_dict() | {"window_size": 7}
-    config = huggingface_names.config_from_hf(hf)
+    config = huggingface_config.config_from_hf(hf)
     assert (config.block_size, config.window) == (7, None)
     assert "others the last 7, which gptlab has not: it is cut to model.block_size=7" in caplog.text
     gpt = fill(config, huggingface_names.weights_from_hf(model.state_dict(), config, hf))
@@ -518,7 +518,7 @@ def test_a_window_in_every_other_layer_cuts_the_model_to_where_it_hides_nothing(
 
 def test_weights_that_do_not_fit_are_listed_in_their_names_with_what_and_why() -> None:
     model = theirs("LlamaForCausalLM grouped")
-    config = huggingface_names.config_from_hf(model.config.to_dict())
+    config = huggingface_config.config_from_hf(model.config.to_dict())
     state = model.state_dict()
     state["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(7, 60)
     del state["model.norm.weight"]
@@ -543,7 +543,7 @@ def test_of_many_misfits_the_first_ten_are_listed() -> None:
 
 def test_a_bias_that_only_some_blocks_lack_is_missing() -> None:
     model = theirs("Qwen2ForCausalLM")
-    config = huggingface_names.config_from_hf(model.config.to_dict())
+    config = huggingface_config.config_from_hf(model.config.to_dict())
     state = model.state_dict()
     del state["model.layers.1.self_attn.v_proj.bias"]
     with pytest.raises(

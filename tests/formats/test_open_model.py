@@ -15,7 +15,14 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from gptlab import models
-from gptlab.formats import checkpoint, description, huggingface_names, huggingface_tokenizer, open_model
+from gptlab.formats import (
+    checkpoint,
+    description,
+    huggingface_config,
+    huggingface_names,
+    huggingface_tokenizer,
+    open_model,
+)
 from gptlab.models import GPTConfig
 from gptlab.models.weights import parameters
 from gptlab.system.errors import UserError
@@ -33,7 +40,7 @@ def hugging_face(trained: Path, folder: Path) -> Path:
     model, tokenizer, _ = checkpoint.load_checkpoint(trained)
     assert isinstance(model.config, GPTConfig)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(huggingface_names.config_to_hf(model.config)))
+    (folder / "config.json").write_text(json.dumps(huggingface_config.config_to_hf(model.config)))
     save_file(
         huggingface_names.weights_to_hf(parameters(model), model.config),
         folder / "model.safetensors",

@@ -20,8 +20,8 @@ from gptlab.data.tokenizers import CharTokenizer
 from gptlab.formats import open_model, writing
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.huggingface import open_folder
+from gptlab.formats.huggingface_config import family_of
 from gptlab.formats.huggingface_families import FAMILIES
-from gptlab.formats.huggingface_names import family_of
 from gptlab.formats.peft import piece_rows, read_adapter, write_adapter
 from gptlab.models import GPT, GPTConfig
 from gptlab.models.lora import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from gptlab.data.tokenizers import CharTokenizer
 from gptlab.formats.array_model import open_arrays
 from gptlab.formats.checkpoint import describe, save_checkpoint
-from gptlab.formats.description import KEY, PREFIX
+from gptlab.formats.description import KEY, PREFIX, ModelInfo
 from gptlab.formats.open_model import open_model
+from gptlab.formats.writing import write_hf
 from gptlab.generation.opening import open_to_generate
 from gptlab.models import Bigram, BigramConfig, quantised
 from gptlab.models.arrays import ArrayGPT, as_bf16, expected_shapes
@@ -143,11 +145,18 @@ def test_what_is_more_or_broken_is_left_to_torch(tmp_path: Path) -> None:
     assert open_arrays(str(tmp_path / "whole.ckpt")) is not None
 
 
+def exported(folder: Path, network: Any) -> Path:
+    folder.mkdir()
+    write_hf(network, TOKENIZER, ModelInfo(folder, None, {}, {}, None, "gptlab run"), folder)
+    return folder
+
+
 @needs_library
-def test_generating_imports_no_torch(tmp_path: Path) -> None:
-    saved(tmp_path / "m.ckpt", lively(vocab_size=V))
+@pytest.mark.parametrize("write", [saved, exported])
+def test_generating_imports_no_torch(write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "m.ckpt", lively(vocab_size=V))
     code = "import sys; sys.modules['torch'] = None; from gptlab.generate import main; main(sys.argv[1:])"
-    arguments = ["m.ckpt", "abc", "--max-new-tokens", "5", "--precision", "int8", "--device", "cpu", "--seed", "3"]
+    arguments = [path.name, "abc", "--max-new-tokens", "5", "--precision", "int8", "--device", "cpu", "--seed", "3"]
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

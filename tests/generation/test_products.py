@@ -44,11 +44,10 @@ def test_a_layer_is_the_float64_one_on_any_processor(
             torch.testing.assert_close(layer(function, x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", c_build.COMPILERS)
-def test_each_compiler_builds_the_library(name: str, tmp_path: Path) -> None:
-    command = shutil.which(name)
+def test_clang_builds_the_library_too(tmp_path: Path) -> None:
+    command = shutil.which("clang")
     if command is None:
-        pytest.skip(f"there is no {name}")
+        pytest.skip("there is no clang")
     c_build.build(command, c_build.NATIVE, tmp_path / "built.so")
     function, weight, x = ctypes.CDLL(str(tmp_path / "built.so")).cpu_decoder, drawn(*WIDE), drawn(9, WIDE[1])
     function.argtypes, function.restype = load_library().argtypes, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlab import models
-from gptlab.formats import huggingface_names
+from gptlab.formats import huggingface_config
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig, weights
 from gptlab.models.lora import (
     LoRAConfig,
@@ -250,7 +250,7 @@ def test_a_tied_head_is_refused_or_parted_by_name(tmp_path: Any) -> None:
         assert torch.equal(plain.get_parameter(f"{other}.weight"), base.wte.weight)
         again = weights.fill(plain.config, dict(weights.parameters(plain)))
         torch.testing.assert_close(again(tokens(B, T)), model(tokens(B, T)), rtol=1e-5, atol=1e-5)
-        theirs = huggingface_names.config_to_hf(plain.config)
+        theirs = huggingface_config.config_to_hf(plain.config)
         assert theirs["tie_word_embeddings"] is False
     with pytest.raises(UserError, match=r"lora.untie=true: the head and the embedding of this model are apart already"):
         adapted(("lm_head",), untie=True)

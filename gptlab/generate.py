@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("fp32", "bf16", *BITS),
         default="fp32",
-        help="of the weights; int8 and int4 on a CPU (default: fp32)",
+        help="of the weights; int8 and int4 on a CPU, int8 with --compile on a GPU, too (default: fp32)",
     )
     work.add_argument(
         "--kv-cache",
@@ -154,11 +154,14 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--draft speeds up one model: leave --also out, or --draft")
     if args.draft and args.compile:
         raise UserError("--compile reads one token at a time, --draft several: leave one of them out")
-    if args.precision in BITS and args.compile:
-        raise UserError(f"--precision {args.precision} is computed by a library of ours: leave --compile out")
-    check_bits(args.precision, args.device)
-    if args.kv_cache and args.precision not in BITS:
-        raise UserError(f"--kv-cache {args.kv_cache} goes with --precision int8 and int4: leave it out")
+    if args.precision == "int4" and args.compile:
+        raise UserError("--precision int4 is computed by a library of ours: leave --compile out, or use int8")
+    if not args.compile:
+        check_bits(args.precision, args.device, "int8 with --compile")
+    if args.kv_cache and (args.precision not in BITS or args.compile):
+        raise UserError(
+            f"--kv-cache {args.kv_cache} goes with --precision int8 and int4, without --compile: leave it out"
+        )
     if args.ahead and not args.draft:
         raise UserError(f"--ahead {args.ahead} tells --draft how far to look: give --draft MODEL, or leave --ahead out")
     if "" in args.stop:

@@ -246,6 +246,8 @@ def test_the_cache_changes_nothing(objects: Any, model: str, monkeypatch: pytest
 def test_compiling_changes_nothing(objects: Any, model: str) -> None:
     line = (model, "abc", "--num-samples", "3", "--seed", "5", "--max-new-tokens", "70")
     assert texts(objects(*line, "--compile")) == texts(objects(*line))
+    few = objects(model, "abc", "--precision", "int8", "--max-new-tokens", "70", "--temperature", "0", "--compile")
+    assert texts(few) == texts(objects(model, "abc", "--max-new-tokens", "70", "--temperature", "0"))
 
 
 def test_without_a_seed_the_one_that_was_drawn_is_told(command: Any, model: str) -> None:
@@ -830,15 +832,21 @@ def test_the_lessons_line_works_without_a_network_once_gpt2_is_there(
         (["{model}", "--interactive", "--compile"], ["leave --compile out, or --interactive"]),
         (["{model}", "--draft", "{model}", "--compile"], ["--compile reads one token at a time", "leave one of them"]),
         (
-            ["{model}", "--precision", "int8", "--compile"],
-            ["--precision int8 is computed by a library of ours: leave --c"],
+            ["{model}", "--precision", "int4", "--compile"],
+            ["--precision int4 is computed by a library of ours: leave --c"],
         ),
-        (["{model}", "--precision", "int4", "--device", "cuda"], ["--precision int4 is for a CPU", "or use bf16"]),
+        (
+            ["{model}", "--precision", "int4", "--device", "cuda"],
+            ["--precision int4 is for a CPU", "or use int8 with --compile"],
+        ),
         (
             ["bigram.ckpt", "a", "--precision", "int8"],
             ["--precision int8: bigram.ckpt: it is a Bigram, and no GPT; use fp32"],
         ),
-        (["{model}", "--kv-cache", "bf16"], ["--kv-cache bf16 goes with --precision int8 and int4: leave it out"]),
+        (
+            ["{model}", "--kv-cache", "bf16"],
+            ["--kv-cache bf16 goes with --precision int8 and int4, without --compile: leave it out"],
+        ),
         (["{model}", "--ahead", "3"], ["--ahead 3", "give --draft MODEL"]),
         (["{model}", "--stop", ""], ["--stop ''", "give some text"]),
         (["{model}", "a", "--prompt-file", "p"], ["a PROMPT and --prompt-file p: leave one of them out"]),

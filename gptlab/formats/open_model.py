@@ -58,11 +58,12 @@ def open_model(
     return OpenedModel(name, model.to(device, dtype), tokenizer, info)
 
 
-def quantised(opened: OpenedModel[Model], bits: int) -> OpenedModel[Model]:
+def quantised(opened: OpenedModel[Model], bits: int, by: Callable[[GPT, int], GPT] = quantise) -> OpenedModel[Model]:
     """Return a model with weights of `bits` bits; the one of `opened` is not to be used any more.
 
     Args:
         bits: see `models.quantised.quantise`.
+        by: what does it.
 
     Raises:
         UserError: it is no GPT, or its weights are no numbers.
@@ -71,7 +72,7 @@ def quantised(opened: OpenedModel[Model], bits: int) -> OpenedModel[Model]:
     def of_gpt(model: Model, bits: int) -> Model:
         if not isinstance(model, GPT):
             raise UserError(f"it is a {type(model).__name__}, and no GPT; use fp32")
-        return quantise(model, bits)
+        return by(model, bits)
 
     return with_bits(opened, bits, of_gpt)
 

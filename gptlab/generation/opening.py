@@ -22,7 +22,7 @@ def open_to_generate(name: str, device: str, precision: str, is_compiled: bool) 
     Args:
         name: see `open_model`.
         device: auto, cpu, cuda or mps.
-        precision: of the weights: fp32, bf16, int8 or int4, the last two for a CPU.
+        precision: of the weights: fp32, bf16, int8 or int4; int8 is for a CPU unless it is compiled, int4 always.
         is_compiled: whether torch.compile is to compile it.
 
     Raises:
@@ -38,8 +38,12 @@ def open_to_generate(name: str, device: str, precision: str, is_compiled: bool) 
     import torch
 
     from gptlab.formats.open_model import open_model, quantised
+    from gptlab.models.weight_only import weight_only
     from gptlab.system.accelerator import device as find_device
 
-    where = find_device("cpu" if bits else device)
+    where = find_device("cpu" if bits and not is_compiled else device)
     opened = open_model(name, where, torch.bfloat16 if precision == "bf16" else torch.float32)
+    if bits and is_compiled:
+        dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+        return quantised(opened, bits, lambda model, bits: weight_only(model, dtype))
     return quantised(opened, bits) if bits else opened

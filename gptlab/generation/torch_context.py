@@ -13,7 +13,7 @@ from gptlab.models.gpt import GPT
 from gptlab.models.gpt_config import GPTConfig
 from gptlab.models.kv_cache import KVCache
 from gptlab.models.positions import cache_columns
-from gptlab.models.quantised import is_quantised
+from gptlab.models.weight_only import place_of
 
 
 class TorchContext(Context):
@@ -36,13 +36,12 @@ class TorchContext(Context):
         c = model.config
         super().__init__(c.block_size, prompts)
         self.model = model
-        self.device = torch.device("cpu") if is_quantised(model) else next(model.parameters()).device
+        self.device, dtype = place_of(model)
         self.cache: KVCache | None = None
         self.backend = backend
         self.compiled: Callable[[Tensor], Tensor] | None = None
         if cache and isinstance(model, GPT) and isinstance(c, GPTConfig) and c.has_attention:
             columns = cache_columns(c, max(map(len, self.rows)), room, ahead)
-            dtype = torch.float32 if is_quantised(model) else model.wte.weight.dtype
             if self.device.type == "cpu" and dtype == torch.bfloat16:
                 dtype = torch.float32  # torch's attention over bf16 is several times as slow there
             self.cache = KVCache(c, len(self.rows), columns, dtype=dtype, device=self.device)

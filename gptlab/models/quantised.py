@@ -7,6 +7,8 @@ has a scale for each row). Norms, biases and positions stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,13 +80,23 @@ def quantise(model: GPT, bits: int) -> GPT:
     plain = {name: parameter.numpy() for name, parameter in model.named_parameters()}  # a tied head as the embedding
     found = arrays.quantise(ArrayGPT(model.config, plain), bits).weights
     packed = {name.removesuffix(".weight"): each for name, each in found.items() if isinstance(each, Packed)}
-    model.lm_head = QuantisedLinear(packed.get("lm_head", packed["wte"]), model.lm_head.bias)  # type: ignore[assignment]
-    model.wte = QuantisedEmbedding(packed["wte"])  # type: ignore[assignment]
+    head = packed.get("lm_head", packed["wte"])
+    put_in(
+        model,
+        QuantisedEmbedding(packed["wte"]),
+        lambda name, layer: QuantisedLinear(packed.get(name, head), layer.bias),
+    )
+    return model
+
+
+def put_in(model: GPT, embedding: nn.Module, linear: Callable[[str, nn.Linear], nn.Module]) -> None:
+    """Replace the embedding of a model, and each linear layer by what `linear` makes of its name and itself."""
+    model.wte = embedding  # type: ignore[assignment]
+    model.lm_head = linear("lm_head", model.lm_head)  # type: ignore[assignment]
     for prefix, parent in [*model.h.named_modules(prefix="h")]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantisedLinear(packed[f"{prefix}.{name}"], child.bias))
-    return model
+                setattr(parent, name, linear(f"{prefix}.{name}", child))
 
 
 def is_quantised(model: nn.Module) -> bool:

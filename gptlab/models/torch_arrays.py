@@ -20,11 +20,11 @@ def arrays_of(model: GPT) -> ArrayGPT | None:
 
     None where numpy cannot have them: they must be contiguous on a CPU, of one type, fp32 or bf16, without adapters.
     """
-    parameters = [*model.parameters()]
-    types = {p.dtype for p in parameters}
+    tensors = [*model.parameters(), *model.buffers()]
+    types = {t.dtype for t in tensors}
     if model.lora is not None or len(types) > 1 or not types <= {torch.float32, torch.bfloat16}:
         return None
-    if any(p.device.type != "cpu" or not p.is_contiguous() for p in parameters):
+    if any(t.device.type != "cpu" or not t.is_contiguous() for t in tensors):
         return None
     weights: dict[str, Array | Packed] = {}
     for name, module in model.named_modules():
@@ -35,7 +35,7 @@ def arrays_of(model: GPT) -> ArrayGPT | None:
             weights[begin + own] = _array(tensor)
     if model.config.tied:
         weights.pop(HEAD, None)
-    return ArrayGPT(model.config, weights, [*parameters, *model.buffers()])
+    return ArrayGPT(model.config, weights, tensors)
 
 
 def _array(tensor: Tensor) -> Array:

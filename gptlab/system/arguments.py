@@ -11,14 +11,17 @@ from gptlab.system.files import expand_user
 BITS = {"int8": 8, "int4": 4}  # of the weights, by --precision
 
 
-def check_bits(precision: str, device: str) -> None:
+def check_bits(precision: str, device: str, instead: str = "bf16") -> None:
     """Check that --precision has its device.
+
+    Args:
+        instead: what to use there.
 
     Raises:
         UserError: weights of few bits are asked for on another than a CPU.
     """
     if precision in BITS and device not in ("auto", "cpu"):
-        raise UserError(f"--precision {precision} is for a CPU: leave --device {device} out, or use bf16")
+        raise UserError(f"--precision {precision} is for a CPU: leave --device {device} out, or use {instead}")
 
 
 def some_text(given: str) -> str:

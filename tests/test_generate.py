@@ -246,8 +246,6 @@ def test_the_cache_changes_nothing(objects: Any, model: str, monkeypatch: pytest
 def test_compiling_changes_nothing(objects: Any, model: str) -> None:
     line = (model, "abc", "--num-samples", "3", "--seed", "5", "--max-new-tokens", "70")
     assert texts(objects(*line, "--compile")) == texts(objects(*line))
-    few = objects(model, "abc", "--precision", "int8", "--max-new-tokens", "70", "--temperature", "0", "--compile")
-    assert texts(few) == texts(objects(model, "abc", "--max-new-tokens", "70", "--temperature", "0"))
 
 
 def test_without_a_seed_the_one_that_was_drawn_is_told(command: Any, model: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -79,10 +78,11 @@ def test_weights_that_are_no_numbers_are_refused(number: float) -> None:
         weight_only(model, torch.float32)
 
 
-@pytest.mark.parametrize("options", [{"cache": True}, {"cache": True, "backend": "eager"}], ids=str)
-def test_tokens_one_by_one_have_the_logits_of_the_whole_text(options: dict[str, Any]) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_tokens_one_by_one_have_the_logits_of_the_whole_text(backend: str | None) -> None:
     model = weight_only(lively(pos="rope", block_size=64).eval(), torch.float32)
-    context = context_for(model, texts(4), 6, **options)
+    context = context_for(model, texts(4), 6, backend=backend)
     for token in (3, 1, 2, 5, 4):
         found = logits_of(context)[0, -1]
         whole = model(torch.tensor([context.rows[0]]))[0, -1]

@@ -10,8 +10,9 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas as pd
 
-from gptlab.reports.records import LeftOut, Run, read_curves
-from gptlab.reports.report import Report, is_finite, read_runs, report_on
+from gptlab.reports.number_words import is_finite
+from gptlab.reports.records import LeftOut, Run, read_curves, read_runs
+from gptlab.reports.report import Report, report_on
 from gptlab.reports.statistics import half_width
 from gptlab.reports.units import differing, is_number, texts
 from gptlab.runs.identity import REWARD

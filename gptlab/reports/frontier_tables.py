@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlab.reports.frontier import CHOSEN_BY, Frontier
-from gptlab.reports.report import is_finite
+from gptlab.reports.number_words import is_finite
 from gptlab.reports.tables import markdown_row, print_lines, write_text
 from gptlab.system.terminal import as_json, print_table, table
 

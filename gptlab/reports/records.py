@@ -178,3 +178,23 @@ def comparable_value(given: Any) -> int | float | str:
             if math.isfinite(number) and "_" not in str(given):  # nan and 1_000 are words
                 return number
     return harmless(str(given).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t"))
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Read the finished runs; the others are left out.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    found: list[Run] = []
+    left_out: list[LeftOut] = []
+    for path in find_runs(paths):
+        try:
+            found.append(read_run(path))
+        except UserError as error:
+            left_out.append(LeftOut(path, str(error)))
+    if not found:
+        where = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+        why = "".join(f"\n  {each.path}: {each.why}" for each in left_out[:10])
+        raise UserError(f"{where}: no finished run there; a run lies in outputs/<name>/<time>{why}")
+    return found, left_out

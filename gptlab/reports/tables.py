@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gptlab.reports.number_words import compact_number, is_finite
 from gptlab.reports.records import LeftOut
-from gptlab.reports.report import Report, compact_number, is_finite
+from gptlab.reports.report import Report
 from gptlab.reports.units import loss_is_trained
 from gptlab.system.files import write_atomically
 from gptlab.system.terminal import as_json, duration, print_table, table, width

@@ -8,6 +8,7 @@ read the environment when torch is imported. Nothing in this module imports torc
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import MutableMapping
@@ -79,5 +80,11 @@ def in_use() -> int:
     """Return how many threads torch computes with; where it is not imported, as many as it would."""
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(wanted) if wanted.isdecimal() and int(wanted) else cores()
+    return _wanted(os.environ.get("OMP_NUM_THREADS", ""))
+
+
+@functools.cache
+def _wanted(setting: str) -> int:
+    """Return the threads that OMP_NUM_THREADS asks for; counted once, since `cores` takes as long as a small pass."""
+    first = setting.partition(",")[0]
+    return int(first) if first.isdecimal() and int(first) else cores()

@@ -348,3 +348,11 @@ def test_threads_are_those_of_torch_or_as_many_as_it_would_take(monkeypatch: pyt
     for wanted, count in (("3", 3), ("2,1", 2), ("", threads.cores()), ("0", threads.cores()), ("x", threads.cores())):
         monkeypatch.setenv("OMP_NUM_THREADS", wanted)
         assert threads.in_use() == count
+
+
+def test_threads_are_not_counted_anew_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter((5, 6))
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "as many as there are")
+    monkeypatch.setattr(threads, "cores", lambda: next(counts))
+    assert [threads.in_use(), threads.in_use()] == [5, 5]

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from gptlab.reports import tables
-from gptlab.reports.report import Report, build_report, compact_number
+from gptlab.reports.number_words import compact_number
+from gptlab.reports.report import Report, build_report
 from gptlab.system import terminal
 from tests.reports.test_report import fake_run, heads_sweep
 

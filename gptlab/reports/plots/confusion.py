@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from gptlab.reports.confusion import Confusion
+from gptlab.reports.number_words import compact_number
 from gptlab.reports.plots.style import make_panels, shorten_label
-from gptlab.reports.report import Report, compact_number
+from gptlab.reports.report import Report
 
 MAX_PANELS = 4
 MAX_NUMBERS = 12  # classes, above which cells show colours alone

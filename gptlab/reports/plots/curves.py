@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gptlab.reports.number_words import compact_number
 from gptlab.reports.plots.style import (
     COLOURS,
     DARK,
@@ -22,7 +23,7 @@ from gptlab.reports.plots.style import (
     shorten_label,
 )
 from gptlab.reports.records import read_curves
-from gptlab.reports.report import Report, compact_number
+from gptlab.reports.report import Report
 from gptlab.reports.statistics import half_width
 from gptlab.reports.units import NATS, axis_label, is_share, loss_is_trained, unit
 

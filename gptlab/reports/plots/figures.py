@@ -10,11 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from gptlab.reports.number_words import is_finite
 from gptlab.reports.plots.confusion import draw_confusion
 from gptlab.reports.plots.curves import draw_curves, draw_size
 from gptlab.reports.plots.groups import COSTS, draw_by_axis, draw_by_cost, draw_groups
 from gptlab.reports.plots.style import COLOURS, STYLE, Colours, save_figure
-from gptlab.reports.report import Report, is_finite
+from gptlab.reports.report import Report
 
 
 def figures(report: Report) -> Iterator[tuple[str, Figure]]:

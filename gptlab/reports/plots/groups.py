@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from gptlab.reports.number_words import compact_number, is_finite
 from gptlab.reports.plots.style import (
     COLOURS,
     DARK,
@@ -24,7 +25,7 @@ from gptlab.reports.plots.style import (
     set_log_axis,
     shorten_label,
 )
-from gptlab.reports.report import Report, compact_number, is_finite
+from gptlab.reports.report import Report
 from gptlab.reports.units import axis_label
 
 COSTS = {"parameters": "parameters", "flops": "training FLOPs", "seconds": "training time"}

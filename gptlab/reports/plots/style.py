@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from gptlab.reports.report import compact_number
+from gptlab.reports.number_words import compact_number
 from gptlab.system.files import write_atomically
 
 STYLE: Any = {

@@ -24,6 +24,7 @@ from gptlab.data.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
+from gptlab.data.tokenizers.json import check_merges
 from gptlab.formats import added_tokens
 from gptlab.formats.huggingface_backend import EOS, PAD, build_backend, byte_level, merges_of, special_ids, with_begin
 from gptlab.system.errors import UserError, error_line, quoted
@@ -133,7 +134,9 @@ def _with_prefix_space(spec: dict[str, Any], about: dict[str, Any]) -> dict[str,
 def _joined(vocab: dict[str, int], merges: str, about: dict[str, Any]) -> str:
     """Return the tokenizer.json for GPT-2's two files, vocab.json and merges.txt."""
     lines = merges.removeprefix("\ufeff").split("\n")[merges.startswith("#version") :]
-    backend = byte_level(vocab, [tuple(line.split(" ")) for line in lines if line], GPT2_PATTERN)
+    pairs = [tuple(line.split(" ")) for line in lines if line]
+    check_merges({"vocab": vocab, "merges": pairs})
+    backend = byte_level(vocab, pairs, GPT2_PATTERN)
     backend.pre_tokenizer.add_prefix_space = bool(about.get("add_prefix_space"))
     if END_OF_TEXT in vocab:
         backend.add_special_tokens([END_OF_TEXT])

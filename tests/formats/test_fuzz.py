@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from gptlab.models.weights import parameters
 from gptlab.reports import records
 from gptlab.system import files
 from gptlab.system.errors import UserError
+from tests.formats import fuzzing
 from tests.formats.fuzzing import CHARS, GPT2, TEXT, Kind, bpe, fuzz, gpt, said, seen, used, watch
 from tests.formats.test_fuzz_of_others import KINDS as OF_OTHERS
 from tests.formats.test_fuzz_of_others import foreign
@@ -211,6 +213,35 @@ def test_damage_is_harmless(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_more_damage_is_harmless(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = KINDS[name]
     fuzz(kind, range(kind.quick, kind.quick + kind.slow), tmp_path, monkeypatch)
+
+
+def never_end() -> None:
+    with suppress(fuzzing.TooLong):  # as readers do that take all for damage
+        while True:
+            pass
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda folder: os.system("true"),
+        lambda folder: (folder / "elsewhere").write_text("a"),
+        lambda folder: never_end(),
+        lambda folder: len(b"a" * 2 * fuzzing.MOST),
+    ],
+    ids=["start", "write", "hang", "memory"],
+)
+def test_what_no_file_may_do_is_seen_where_the_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: Callable[[Path], Any]
+) -> None:
+    def refuse() -> None:
+        with watch(tmp_path / "here"):
+            deed(tmp_path)
+            raise UserError("it is damaged")
+
+    monkeypatch.setattr(fuzzing, "LONGEST", 0.2)
+    with pytest.raises(AssertionError):
+        refuse()
 
 
 def test_there_are_ten_thousand_cases() -> None:

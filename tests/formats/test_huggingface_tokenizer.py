@@ -634,11 +634,21 @@ def test_a_tokenizer_that_is_damaged_or_of_another_kind_is_refused(
     assert capfd.readouterr().err == ""
 
 
-def test_a_damaged_pair_of_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text('{"a": 0}')
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
-    with pytest.raises(UserError, match=r"vocab.json cannot be read as a tokenizer"):
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("a b", r"vocab.json: its vocabulary lacks the token that the merge a b makes"),
+        ("a", r"vocab.json cannot be read"),
+    ],
+)
+def test_a_damaged_pair_of_files_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], merge: str, message: str
+) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merge}\n")
+    with pytest.raises(UserError, match=message):
         huggingface_tokenizer.read_folder(tmp_path)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_without_a_tokenizer_names_the_way_out(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class JsonTokenizer(Tokenizer):
         spec = json.loads(content)
         if _growth_factor(spec.get("normalizer")) * _growth_factor(spec.get("pre_tokenizer")) > GROWTH:
             raise UserError(f"its steps before the vocabulary can make a text more than {GROWTH} times as long")
-        _check_merges(spec["model"])
+        check_merges(spec["model"])
         self._backend = self._build(special=False)
         vocab = self._backend.get_vocab()
         steps = _decoder_steps(spec.get("decoder"))
@@ -181,7 +181,7 @@ def errors_as_one_message(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({error_line(error)})") from error
 
 
-def _check_merges(model: dict[str, Any]) -> None:
+def check_merges(model: dict[str, Any]) -> None:
     """Check that each merge makes a token of the vocabulary: of others the library panics, and says so by itself.
 
     Raises:

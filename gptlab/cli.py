@@ -19,6 +19,7 @@ VERBS = {
     "generate": "let a trained model go on with a prompt",
     "rank": "say which of two answers is better, as data for training",
     "evaluate": "the exact loss of a model on a text, beside another's if you like",
+    "serve": "let other programs ask a model, as they ask OpenAI's",
     "export": "write a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors",
     "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",

@@ -17,13 +17,14 @@ from gptlab.generation.random_numbers import RandomNumbers
 from gptlab.generation.sampling import Array, Sampling, as_array
 from gptlab.generation.scoring import text_logits
 from gptlab.generation.text_stream import TextStream
+from gptlab.models.other_configs import BigramConfig
 from gptlab.system.errors import UserError, error_line
 
 if TYPE_CHECKING:
     from gptlab.models import Model
     from gptlab.models.arrays import ArrayGPT
 
-TABLE = 4096  # tokens that a model which sees but one may be asked for
+TABLE = 4096  # tokens for which a bigram, which sees but one, may be asked
 
 
 class Token(NamedTuple):
@@ -123,8 +124,8 @@ class Engine:
     @property
     def context_size(self) -> int:
         """The most tokens of a prompt and its answer."""
-        size = self.opened.model.config.block_size
-        return size if size > 1 else TABLE
+        config = self.opened.model.config
+        return TABLE if isinstance(config, BigramConfig) else config.block_size
 
     def _new_batch(self) -> Batch:
         size = self.context_size
@@ -139,7 +140,7 @@ class Engine:
         """Make an end of all answers, and wait for the thread."""
         with self.changed:
             self.is_stopped = True
-            self.changed.notify()
+            self.changed.notify_all()
         if self.thread.is_alive():
             self.thread.join()
 
@@ -154,7 +155,12 @@ class Engine:
                 raise Full
             self.count += len(jobs)
             self.inbox += jobs
-            self.changed.notify()
+            self.changed.notify_all()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until there is nothing to draw, and return whether that came about in time."""
+        with self.changed:
+            return self.changed.wait_for(lambda: not self.count, seconds)
 
     def _run(self) -> None:
         while self._wait():
@@ -285,6 +291,7 @@ class Engine:
     def _end(self, job: Job, error: str | None = None, deliver: bool = True) -> None:
         with self.changed:
             self.count -= 1
+            self.changed.notify_all()
         if deliver:
             self.outbox.append((job, job.part(error)))
 

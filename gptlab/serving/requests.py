@@ -76,7 +76,7 @@ def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGP
     if best is not None and best > common["samples"]:
         raise fields.refuse("best_of", best, f"must be at most n, {common['samples']}: leave it out")
     fields.end()
-    length = _max_tokens("max_tokens", most, COMPLETION_TOKENS, prompts, opened.name, limits)
+    length = _max_tokens("max_tokens", most, COMPLETION_TOKENS, "prompt", prompts, opened.name, limits)
     return Request(prompts, texts, length, echo=echo, log_probs=log_probs, is_chat=False, **common)
 
 
@@ -114,7 +114,7 @@ def chat_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGPT], li
     common = _common(fields, limits, 1)
     fields.end()
     name = "max_tokens" if most is None else "max_completion_tokens"
-    length = _max_tokens(name, most or older, limits.context_size, [ids], opened.name, limits)
+    length = _max_tokens(name, most or older, limits.context_size, "messages", [ids], opened.name, limits)
     log_probs = (likely or 0) if wanted else None
     return Request([ids], [""], length, echo=False, log_probs=log_probs, is_chat=True, **common)
 
@@ -231,17 +231,22 @@ def _message(fields: Fields, value: Any, name: str) -> Message:
 
 
 def _max_tokens(
-    name: str, asked: int | None, default: int, prompts: list[list[int]], model: str, limits: Limits
+    name: str, asked: int | None, default: int, source: str, prompts: list[list[int]], model: str, limits: Limits
 ) -> int:
-    """Return the length of an answer, which fits into the context after each prompt."""
+    """Return the length of an answer, which fits into the context after each prompt.
+
+    Args:
+        name, asked: the parameter, and its value.
+        default: the length where none is asked for.
+        source: the parameter that the prompts come from.
+    """
     longest = max(map(len, prompts))
     left = limits.context_size - longest
     if asked is None:
         most = left if limits.max_tokens is None else min(left, limits.max_tokens)
         if most < 1:
-            raise _too_long(
-                f"the prompt has {longest:,} tokens, and an answer needs 1", model, limits.context_size, name
-            )
+            said = f"the prompt has {longest:,} tokens, and an answer needs 1"
+            raise _too_long(said, model, limits.context_size, source)
         return min(default, most)
     if limits.max_tokens is not None and asked > limits.max_tokens:
         raise ApiError(

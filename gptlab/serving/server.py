@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from gptlab.serving.app import Service
 from gptlab.system.errors import UserError
 
+BACKLOG = 2048  # connections that the system accepts before the server does
 LEAVE = 3  # seconds for which connections may stay open after the last answer
 
 
@@ -27,18 +28,22 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is taken, or none of this machine.
     """
+    bound: socket.socket | None = None
     try:
         [(family, kind, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(2048)
-    except OSError as error:
+        bound.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:
+        if bound is not None:
+            bound.close()
         ways = {
             errno.EADDRINUSE: "something listens there already; give another --port, or 0 for any free one",
             errno.EACCES: "that is not allowed; give a --port above 1023",
         }
-        way_out = ways.get(error.errno or 0, f"{error.strerror}; give a --host of this machine, e.g. 127.0.0.1")
+        code, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, "no such name")
+        way_out = ways.get(code or 0, f"{said}; give a --host of this machine, e.g. 127.0.0.1")
         raise UserError(f"--host {host} --port {port}: {way_out}") from error
     return bound
 

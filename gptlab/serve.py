@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> None:
             engines[opened.name] = Engine(opened, args.width, args.queue, bf16_cache=args.precision in BITS)
         if key is None and not is_local(args.host):
             note(f"--host {args.host} without --api-key: whoever reaches this machine can use the models")
-        options = Options(key, args.allow_origin, args.max_tokens, args.timeout)
+        alone = key is None and is_local(args.host)
+        options = Options(key, alone, args.allow_origin, args.max_tokens, args.timeout)
         note(f"serving at {address(bound)}/v1 (Ctrl-C stops it)")
         serve(build_app(engines, options), bound, args.grace)
 

@@ -10,7 +10,7 @@ from typing import Any
 from gptlab.generation.answers import stream_of
 from gptlab.serving.bodies import Bodies
 from gptlab.serving.engine import Engine, Full, Job, Part
-from gptlab.serving.errors import ApiError, do_not_retry, retry_later
+from gptlab.serving.errors import STOPPING, ApiError, do_not_retry, retry_later
 from gptlab.serving.requests import Request
 
 LATE = -1  # in place of a choice's number: the time is up
@@ -110,7 +110,7 @@ class Answering:
                 "timeout",
             )
         if part.error is not None and self.engine.is_stopped:
-            raise retry_later(503, "the server stops", "stopping")
+            raise retry_later(503, STOPPING, "stopping")
         if part.error is not None:
             raise do_not_retry(500, part.error, "generation_failed")
         return part

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,12 +19,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from gptlab.serving.access import HostCheck, KeyCheck, answer
 from gptlab.serving.answering import Answering
 from gptlab.serving.engine import Engine
-from gptlab.serving.errors import ApiError, do_not_retry, retry_later
-from gptlab.serving.fields import Fields, read_object, shown
+from gptlab.serving.errors import STOPPING, ApiError, do_not_retry, retry_later
+from gptlab.serving.fields import read_object, shown
 from gptlab.serving.requests import Limits, Request, chat_request, completion_request
 
 PAGE = Path(__file__).parent / "page"
@@ -38,6 +37,8 @@ class Options:
     """What a server allows."""
 
     api_key: str | None = None
+    is_local: bool = False
+    """Only programs of this machine are to call it, see `HostCheck`."""
     origins: Sequence[str] = ()
     """Web pages of these origins may call it from a browser."""
     max_tokens: int | None = None
@@ -113,9 +114,9 @@ class Service:
 
     async def _answer(self, http: HttpRequest, read: Callable[..., Request]) -> Response:
         if self.is_stopping:
-            raise retry_later(503, "the server stops", "stopping", seconds=5)
+            raise retry_later(503, STOPPING, "stopping", seconds=5)
         body = read_object(await self._body(http))
-        engine = self.engine(Fields(body).value("model"))
+        engine = self.engine(body.get("model"))
         limits = Limits(engine.context_size, self.options.max_tokens, engine.width + engine.most_waiting)
         request = await asyncio.to_thread(read, body, engine.opened, limits)  # tokenising may take a while
         answering = Answering(request, engine, self.options.timeout)
@@ -199,11 +200,6 @@ async def whole_or_gone(http: HttpRequest, work: Awaitable[dict[str, Any]]) -> R
             task.cancel()
 
 
-def answer(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return a JSON response; in ASCII, so that any text can be in it."""
-    return Response(json.dumps(body, separators=(",", ":")), status, headers, "application/json")
-
-
 async def explain(http: HttpRequest, error: Exception) -> Response:
     """Return the response to an error."""
     if isinstance(error, HTTPException):
@@ -217,29 +213,6 @@ async def explain(http: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         error = do_not_retry(500, "an error of the server; its terminal says more", "internal_error")
     return answer(error.body, error.status, error.headers)
-
-
-class KeyCheck:
-    """Lets only those call /v1 who have the key.
-
-    Args:
-        app: what they call.
-        key: the key.
-    """
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self.key = app, key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            kind, _, key = given.partition(b" ")
-            if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
-                message = "the key is missing or wrong; send the header Authorization: Bearer KEY"
-                error = ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
-                await answer(error.body, 401, error.headers)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 async def no_page(http: HttpRequest) -> Response:
@@ -276,6 +249,8 @@ def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
     if options.origins:  # outermost: a browser asks without the key whether it may call
         any_header: dict[str, Any] = {"allow_origins": [*options.origins], "allow_headers": ["*"]}
         middleware.append(Middleware(CORSMiddleware, allow_methods=["GET", "POST"], **any_header))
+    if options.is_local:
+        middleware.append(Middleware(HostCheck))
     if options.api_key is not None:
         middleware.append(Middleware(KeyCheck, key=options.api_key))
     handlers = {ApiError: explain, HTTPException: explain, ClientDisconnect: explain, Exception: explain}

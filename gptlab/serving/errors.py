@@ -11,6 +11,7 @@ TYPES = {
     500: "server_error",
     503: "server_error",
 }
+STOPPING = "the server is being stopped; try again when it runs again"
 
 
 class ApiError(Exception):

@@ -168,6 +168,15 @@ def test_who_has_no_key_is_refused(serve: Any, ours: OpenedModel[Any]) -> None:
     assert served.client.get("/v1/models", headers={"authorization": "bearer sesame é".encode()}).status_code == 200
 
 
+def test_a_web_page_that_says_this_machine_is_its_own_is_refused(serve: Any, ours: OpenedModel[Any]) -> None:
+    served: Served = serve(ours, is_local=True)
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
+        assert served.client.get("/v1/models", headers={"host": host}).status_code == 200, host
+    for host in ("my.org", "my.org:8000", "localhost.my.org", "127.0.0.1.my.org:80", "["):
+        found = served.client.get("/v1/models", headers={"host": host})
+        refused(found, 403, None, host, "--api-key", code="wrong_host")
+
+
 def test_only_pages_that_are_allowed_may_call(serve: Any, ours: OpenedModel[Any]) -> None:
     asks = {"origin": "https://my.org", "access-control-request-method": "POST"}
     closed: Served = serve(ours)
@@ -206,7 +215,7 @@ def damaged(draw: random.Random, name: str) -> tuple[str, bytes]:
     raw = bytearray(json.dumps(body).encode())
     if draw.random() < 0.2:
         for _ in range(draw.randrange(1, 6)):
-            place = draw.randrange(len(raw))
+            place = draw.randrange(len(raw) + 1)
             raw[place : place + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
     return route, bytes(raw)
 

@@ -157,7 +157,7 @@ def test_who_stops_takes_no_more(serve: Any, ours: OpenedModel[Any]) -> None:
     served: Served = serve(ours)
     served.client.app.state.service.is_stopping = True  # type: ignore[attr-defined]
     found = served.post("completions", prompt="a")
-    refused(found, 503, None, "stops", code="stopping")
+    refused(found, 503, None, "being stopped", code="stopping")
     assert found.headers["retry-after"] == "5"
     assert served.client.get("/health").status_code == 503
 

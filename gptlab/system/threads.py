@@ -8,6 +8,7 @@ read the environment when torch is imported. Nothing in this module imports torc
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import MutableMapping
@@ -80,4 +81,10 @@ def in_use() -> int:
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.get_num_threads())
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(wanted) if wanted.isdecimal() and int(wanted) else cores()
+    return int(wanted) if wanted.isdecimal() and int(wanted) else own_cores()
+
+
+@functools.cache
+def own_cores() -> int:
+    """Return `cores`, counted once: that reads files, and every pass asks."""
+    return cores()

@@ -88,3 +88,14 @@ def test_torch_reads_what_was_prepared(tmp_path: Path, verb: str) -> None:
     assert result.returncode == 1
     assert "none.ckpt" in result.stderr
     assert f"GOMP_SPINCOUNT = '{threads.SPINS}'" in result.stderr
+
+
+def test_every_pass_asks_and_the_files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "cores", lambda: counted.append(1) or 7)
+    threads.own_cores.cache_clear()
+    assert [threads.in_use() for _ in range(3)] == [7, 7, 7]
+    assert len(counted) == 1
+    threads.own_cores.cache_clear()

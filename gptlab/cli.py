@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "turn a text into ids, and write them for other programs",
     "generate": "let a trained model go on with a prompt",
     "rank": "say which of two answers is better, as data for training",
+    "serve": "let other programs ask a model, as they ask OpenAI's",
     "evaluate": "the exact loss of a model on a text, beside another's if you like",
     "export": "write a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors",
     "report": "the tables and plots of a sweep, or of any runs",

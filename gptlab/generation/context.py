@@ -29,14 +29,15 @@ class Context(ABC):
         self.rows = [list(prompt[-block_size:]) for prompt in prompts]
         """The tokens of each row."""
 
-    def append(self, tokens: Sequence[int]) -> None:
+    def append(self, tokens: Sequence[int | None]) -> None:
         """Append a token to each row.
 
         Args:
-            tokens: one for each row, (B,).
+            tokens: one for each row, (B,); None: the row gets none.
         """
         for row, token in zip(self.rows, tokens, strict=True):
-            row.append(int(token))
+            if token is not None:
+                row.append(int(token))
 
     @abstractmethod
     def take_back(self, count: int) -> None:
@@ -65,6 +66,7 @@ def open_context(
     *,
     ahead: int = 1,
     longest: int = 1,
+    rows: int | None = None,
     bf16_cache: bool = False,
     backend: str | None = None,
 ) -> Context:
@@ -75,7 +77,8 @@ def open_context(
         prompts: the tokens of each row, at least one; only the last block_size are used.
         room: the number of tokens that will be appended to a row.
         ahead: the largest number of tokens appended before `logits` is called; `take_back` can remove them.
-        longest: the length of the longest prompt that `CPUContext.replace` will bring.
+        longest: the length of the longest prompt that `CPUContext.join` will bring.
+        rows: how many rows there will be at most, with those that join; None: as many as prompts.
         bf16_cache: keep keys and values in bf16, half the memory; does something where our library computes.
         backend: the torch.compile backend for single tokens, e.g. "inductor" (on a GPU with CUDA graphs).
     """
@@ -83,7 +86,8 @@ def open_context(
 
     arrays = arrays_for(model) if backend is None else None
     if arrays is not None:
-        return CPUContext(arrays, prompts, room, ahead=ahead, longest=longest, bf16_cache=bf16_cache)
+        options: dict[str, Any] = {"longest": longest, "rows": rows, "bf16_cache": bf16_cache}
+        return CPUContext(arrays, prompts, room, ahead=ahead, **options)
     from gptlab.generation.torch_context import TorchContext
 
     assert not isinstance(model, ArrayGPT)

@@ -18,6 +18,8 @@ from gptlab.models.positions import cache_columns, cache_room
 if TYPE_CHECKING:
     from gptlab.models import Model
 
+PART = 64  # tokens of a pass beside which others wait
+
 
 def arrays_for(model: Model | ArrayGPT) -> ArrayGPT | None:
     """Return the arrays of a model that our library can compute; None if it cannot, or there is no library."""
@@ -34,7 +36,7 @@ def arrays_for(model: Model | ArrayGPT) -> ArrayGPT | None:
 class CPUContext(Context):
     """See `open_context`. A row has the same logits to the bit whatever stands beside it, however its text is cut.
 
-    A pass costs what its tokens do, however they are spread over the rows: so it is cheap to `replace` one.
+    A pass costs what its tokens do, however they are spread over the rows: so rows may `join` at any time.
     """
 
     def __init__(
@@ -45,20 +47,25 @@ class CPUContext(Context):
         *,
         ahead: int = 1,
         longest: int = 1,
+        rows: int | None = None,
         bf16_cache: bool = False,
     ) -> None:
         c = self.config = model.config
         super().__init__(c.block_size, prompts)
         self.places = [*range(len(self.rows))]  # the cache's row of each row
         self.unseen = [0] * len(self.rows)  # tokens of each row that lie before its window
-        self.lengths = [0] * len(self.rows)  # tokens of each of the cache's rows that have been read
+        places = rows or len(self.rows)
+        self.lengths = [0] * places  # tokens of each of the cache's rows that have been read
         self.columns = cache_columns(c, max(*map(len, self.rows), min(longest, c.block_size)), room, ahead)
-        self.decoder = CPUDecoder(model, Cache(c, len(self.rows), self.columns, bf16_cache), len(self.rows))
+        self.decoder = CPUDecoder(model, Cache(c, places, self.columns, bf16_cache), places)
 
-    def replace(self, row: int, prompt: Sequence[int]) -> None:
-        """Begin a row anew, with another prompt."""
-        self.rows[row], self.unseen[row] = list(prompt[-self.config.block_size :]), 0
-        self.lengths[self.places[row]] = 0
+    def join(self, prompt: Sequence[int]) -> None:
+        """Add a row at the end, in a place of the cache that is free."""
+        place = min({*range(len(self.lengths))} - {*self.places})
+        self.rows.append(list(prompt[-self.config.block_size :]))
+        self.places.append(place)
+        self.unseen.append(0)
+        self.lengths[place] = 0
 
     def keep(self, rows: Sequence[int]) -> None:
         self.rows = [self.rows[i] for i in rows]
@@ -77,19 +84,39 @@ class CPUContext(Context):
             self._move_windows()
         self.passes += 1
         found: dict[int, Array] = {}
-        while any(rest := self._unread()):
-            share = self.decoder.most // sum(map(bool, rest))
-            part = [
-                self._next(row, min(share, cache_room(self.config, self.columns, self.lengths[place])), last)
-                for row, place in zip(rest, self.places, strict=True)
-            ]
-            if not any(part):
-                raise ValueError(f"the context was made for {self.columns} tokens, and more have been appended")
-            ended = [i for i, row in enumerate(part) if row and len(row) == len(rest[i])]
-            found |= zip(ended, self._read(part, ended, last), strict=True)
-            for place, row in zip(self.places, part, strict=True):
-                self.lengths[place] += len(row)
+        while any(self._unread()):
+            found |= self._pass(last, self.decoder.most)
         return np.stack([found[i] for i in range(len(self.rows))])
+
+    def part(self) -> dict[int, Array]:
+        """Read up to `PART` tokens in one pass, spread over the rows, instead of all that there are.
+
+        Returns:
+            The logits after the last token, (1, V), of each row that has been read to its end.
+        """
+        if not self.config.slides and max(self._seen()) > self.columns:
+            self._move_windows()
+        self.passes += 1
+        return self._pass(1, max(PART, len(self.rows)))
+
+    def _pass(self, last: int, most: int) -> dict[int, Array]:
+        """Compute one pass of up to `most` tokens.
+
+        Returns:
+            The logits of the last tokens, (last, V), of each row that has been read to its end.
+        """
+        rest = self._unread()
+        part = [
+            self._next(row, min(share, cache_room(self.config, self.columns, self.lengths[place])), last)
+            for row, share, place in zip(rest, shares([*map(len, rest)], most), self.places, strict=True)
+        ]
+        if not any(part):
+            raise ValueError(f"the context was made for {self.columns} tokens, and more have been appended")
+        ended = [i for i, row in enumerate(part) if row and len(row) == len(rest[i])]
+        found = dict(zip(ended, self._read(part, ended, last), strict=True))
+        for place, row in zip(self.places, part, strict=True):
+            self.lengths[place] += len(row)
+        return found
 
     @staticmethod
     def _next(row: list[int], room: int, last: int) -> list[int]:
@@ -138,3 +165,15 @@ class CPUContext(Context):
         wanted = [token for i in ended for token in range(ends[i] - last, ends[i])]
         logits = self.decoder([token for row in part for token in row], sequence, position, wanted)
         return logits.reshape(len(ended), last, logits.shape[1])
+
+
+def shares(wanted: Sequence[int], most: int) -> list[int]:
+    """Return how much of `most` each gets: what it wants, or where that is too much in all, an even share of the rest.
+
+    The others may get all that somebody wants less.
+    """
+    found, left = [0] * len(wanted), most
+    for rank, i in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
+        found[i] = min(wanted[i], left // (len(wanted) - rank))
+        left -= found[i]
+    return found

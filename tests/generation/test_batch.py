@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from gptlab.generation import cpu_context
 from gptlab.generation.batch import Batch
+from gptlab.generation.cpu_context import shares
 from gptlab.models import build
 from gptlab.models.bigram import BigramConfig
 from gptlab.models.quantised import quantise
@@ -89,6 +91,59 @@ def test_tokens_can_be_taken_back_from_a_window_that_has_moved() -> None:
     context.append([5])
     fresh = context_for(model, [[*texts(7)[0], 3, 1, 5][-8:]], 1)
     assert torch.equal(logits_of(context), logits_of(fresh))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_prompts_that_come_later_and_are_read_in_parts_change_no_text(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_context, "PART", 4)
+    model, prompts = MODELS[kind](block_size=20), texts(*LENGTHS)
+    batch = Batch(model, [], ROOM, 3, longest=20)
+    found: dict[int, list[int]] = {}
+    left = [*enumerate(prompts)]
+    while left or batch.all:
+        if left and batch.free:
+            number, prompt = left.pop(0)
+            assert [*batch.add([prompt])] == [number]
+            found[number] = []
+        logits = batch.logits()
+        numbers = batch.numbers
+        tokens = logits.argmax(-1).tolist()
+        assert len(tokens) == len(numbers) <= 3
+        for number, token in zip(numbers, tokens, strict=True):
+            found[number].append(token)
+        batch.append(tokens, [len(found[number]) > number % ROOM for number in numbers])
+    assert found == {i: alone(model, prompt, i % ROOM + 1) for i, prompt in enumerate(prompts)}
+
+
+def test_a_long_prompt_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_context, "PART", 4)
+    batch = Batch(MODELS["quantised"](block_size=20), texts(2), 9, 2, longest=20)
+    batch.logits()
+    batch.append([1], [False])
+    batch.add([texts(17)[0]])
+    for _ in range(5):
+        assert len(batch.logits()) == len(batch.numbers) == 1
+        batch.append([1], [False])
+    assert len(batch.logits()) == len(batch.numbers) == 2
+
+
+@pytest.mark.parametrize("kind", ["torch", "quantised"])
+def test_a_prompt_that_leaves_makes_room_at_once(kind: str) -> None:
+    batch = Batch(MODELS[kind](block_size=20), texts(2, 3), 9, 2, longest=20)
+    assert batch.free == 0
+    batch.leave([0])
+    assert batch.numbers == [1]
+    assert batch.free == (1 if kind == "quantised" else 0)  # torch takes the next when all have ended
+    batch.leave([1])
+    assert batch.free == 2
+
+
+def test_a_pass_is_shared_so_that_nobody_waits_for_the_longest() -> None:
+    assert shares([1, 100, 1, 1], 64) == [1, 61, 1, 1]
+    assert shares([100, 100, 0, 2], 10) == [4, 4, 0, 2]
+    assert shares([], 10) == []
 
 
 def test_rows_that_are_compiled_stay_until_all_have_ended() -> None:

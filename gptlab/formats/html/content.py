@@ -46,6 +46,7 @@ def sizes_of(config: GPTConfig) -> dict[str, Any]:
         "heads": c.n_head,
         "kvHeads": c.kv_heads,
         "headSize": c.head_size,
+        "padded": -(-c.head_size // 4) * 4,
         "width": c.n_embd,
         "hidden": c.hidden,
         "mlp": c.mlp,

@@ -1,5 +1,6 @@
 // The backend that is the model itself, in this page.
 
+const MOST_WEIGHTS = 1 << 24; // of attention that are kept at once
 const BREATH = 12; // milliseconds after which the browser may draw and listen
 
 /** Wait until the browser has done what waits. */
@@ -78,19 +79,20 @@ class LocalBackend {
   }
 
   async score(ids, signal) {
-    const first = Math.max(0, ids.length - this.card.blockSize), pause = pacer(signal);
-    const context = new Context(this.model, ids.slice(first, first + 1));
-    const found = ids.map(() => ({}));
-    for (let at = first + 1; at < ids.length; at++) {
-      found[at] = this.shown(await context.next(pause), ids[at]);
-      context.append(ids[at]);
+    const context = new Context(this.model, ids.slice(0, 1)), pause = pacer(signal);
+    const found = [{}];
+    for (const id of ids.slice(1)) {
+      found.push(this.shown(await context.next(pause), id));
+      context.append(id);
     }
     return found;
   }
 
   async attention(ids, signal) {
     const { layers, heads, blockSize } = this.model.config;
-    const seen = ids.slice(-blockSize), count = seen.length, pause = pacer(signal), cache = this.model.newCache();
+    const most = Math.floor(Math.sqrt(MOST_WEIGHTS / (layers * heads)));
+    const seen = ids.slice(-Math.min(blockSize, most)), count = seen.length;
+    const pause = pacer(signal), cache = this.model.newCache();
     const maps = new Float32Array(layers * heads * count * count);
     for (let at = 0; at < count; at++) {
       this.model.read(cache, seen[at], undefined, (layer, head, weights, from) => {

@@ -28,14 +28,27 @@ function erf(x) {
   return Math.sign(x) * (1 - Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction);
 }
 
-const gelu = (x) => x / (1 + Math.exp(-2 * 0.7978845608 * (x + 0.044715 * x * x * x)));
+const POWERS = Float64Array.from({ length: 2047 }, (_, i) => 2 ** (i - 1023)); // of 2
+
+/** e^x within 1e-10 of it, in half the time of Math.exp: 2^k e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. */
+function exponential(x) {
+  if (!(x > -700)) return x <= -700 ? 0 : NaN;
+  if (x > 700) return Infinity;
+  const k = Math.floor(x * Math.LOG2E + 0.5), r = x - k * Math.LN2;
+  const square = r * r;
+  const low = 1 + r + (1 / 2 + r * (1 / 6)) * square;
+  const high = 1 / 24 + r * (1 / 120) + (1 / 720 + r * (1 / 5040) + square * (1 / 40320)) * square;
+  return (low + high * square * square) * POWERS[k + 1023];
+}
+
+const gelu = (x) => x / (1 + exponential(-2 * 0.7978845608 * (x + 0.044715 * x * x * x)));
 const ACTIVATIONS = {
   gelu,
   geglu: gelu,
   gelu_exact: (x) => 0.5 * x * (1 + erf(x * Math.SQRT1_2)),
   relu: (x) => Math.max(x, 0),
   relu2: (x) => Math.max(x, 0) ** 2,
-  swiglu: (x) => x / (1 + Math.exp(-x)),
+  swiglu: (x) => x / (1 + exponential(-x)),
 };
 
 /** The layers, with the memory that one token's pass needs. */
@@ -51,6 +64,17 @@ class GPT {
     this.products = new Products(matrices.map((each) => each.shape), plain);
     for (const each of matrices) each.place = this.products.place(each.integers, ...each.shape);
     this.tensors = tensors;
+    const part = (name) => ({
+      weight: tensors[`${name}.weight`],
+      scales: tensors[`${name}.weight`]?.floats,
+      bias: tensors[`${name}.bias`]?.floats,
+    });
+    const names = ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "attn.q_norm", "attn.k_norm", "attn.conv"];
+    names.push("mlp.c_fc", "mlp.c_proj", "mlp.conv");
+    const parts = (i) => Object.fromEntries(names.map((name) => [name.replace(".", "_"), part(`h.${i}.${name}`)]));
+    this.blocks = Array.from({ length: c.layers }, (_, i) => parts(i));
+    [this.ln_e, this.ln_f, this.lm_head] = ["ln_e", "ln_f", "lm_head"].map(part);
+    if (!this.lm_head.weight) this.lm_head.weight = tensors["wte.weight"]; // tied
     const buffer = (size) => new Float32Array(size);
     [this.x, this.h, this.h2, this.mixed] = [0, 0, 0, 0].map(() => buffer(c.width));
     this.y = buffer(c.heads * c.headSize);
@@ -58,6 +82,7 @@ class GPT {
     this.hidden = buffer(c.hidden);
     this.fc = buffer(c.hidden * (c.gated ? 2 : 1));
     this.scores = buffer(c.columns);
+    this.query = buffer(c.padded);
     this.activation = ACTIVATIONS[c.mlp];
   }
 
@@ -65,7 +90,7 @@ class GPT {
   newCache() {
     const c = this.config;
     const each = (size) => Array.from({ length: c.layers }, () => new Float32Array(size));
-    const size = c.hasAttention ? c.kvHeads * c.columns * c.headSize : 0;
+    const size = c.hasAttention ? c.kvHeads * c.columns * c.padded : 0;
     const conv = c.conv * c.width;
     return { length: 0, keys: each(size), values: each(size), conv: { attn: each(conv), mlp: each(conv) } };
   }
@@ -80,11 +105,13 @@ class GPT {
   read(cache, token, logits, watch) {
     const c = this.config;
     this.embed(token, cache.length);
-    for (let i = 0; i < c.layers; i++) this.block(cache, i, watch);
+    // Of the last block, later tokens read keys and values alone, unless it has convolutions.
+    const isRead = logits || watch || c.conv || !c.hasAttention || c.layers === 0;
+    for (let i = 0; i < c.layers; i++) this.block(cache, i, watch, isRead || i + 1 < c.layers);
     cache.length += 1;
     if (!logits) return;
-    const last = c.pre ? this.norm("ln_f", this.x, this.h) : this.x;
-    this.linear("lm_head", last, logits, false);
+    const last = c.pre ? this.norm(this.ln_f, this.x, this.h) : this.x;
+    this.linear(this.lm_head, last, logits, false);
     const cap = c.softcap;
     if (cap !== null) for (let i = 0; i < logits.length; i++) logits[i] = cap * Math.tanh(logits[i] / cap);
   }
@@ -96,41 +123,42 @@ class GPT {
       const x = Math.fround(Math.fround(integers[token * C + j] * scales[token]) * this.config.embeddingScale);
       this.x[j] = table ? x + table.floats[position * C + j] : x;
     }
-    if (this.config.embedNorm) this.norm("ln_e", this.x, this.x);
+    if (this.config.embedNorm) this.norm(this.ln_e, this.x, this.x);
   }
 
-  block(cache, i, watch) {
-    const c = this.config, name = `h.${i}`, pre = c.pre;
+  block(cache, i, watch, isRead) {
+    const c = this.config, { ln_1, ln_2 } = this.blocks[i], pre = c.pre;
     if (c.parallel) {
-      let source = pre ? this.norm(`${name}.ln_1`, this.x, this.h) : this.x;
+      let source = pre ? this.norm(ln_1, this.x, this.h) : this.x;
       if (source === this.x) this.h.set(this.x); // attention changes x before the MLP reads it
-      source = c.parallelNorms ? this.norm(`${name}.ln_2`, this.x, this.h2) : this.h;
+      source = c.parallelNorms ? this.norm(ln_2, this.x, this.h2) : this.h;
       if (source === this.x) source = this.h;
-      this.attend(cache, i, this.h, c.residual, watch);
+      this.attend(cache, i, this.h, c.residual, watch, isRead);
+      if (!isRead) return;
       this.mlp(cache, i, source, true);
-      if (!pre) this.norm(`${name}.ln_1`, this.x, this.x);
+      if (!pre) this.norm(ln_1, this.x, this.x);
       return;
     }
     if (c.hasAttention) {
-      this.attend(cache, i, pre ? this.norm(`${name}.ln_1`, this.x, this.h) : this.x, c.residual, watch);
-      if (!pre) this.norm(`${name}.ln_1`, this.x, this.x);
+      this.attend(cache, i, pre ? this.norm(ln_1, this.x, this.h) : this.x, c.residual, watch, isRead);
+      if (!isRead) return;
+      if (!pre) this.norm(ln_1, this.x, this.x);
     }
     if (c.hasMlp) {
-      this.mlp(cache, i, pre ? this.norm(`${name}.ln_2`, this.x, this.h) : this.x, c.residual);
-      if (!pre) this.norm(`${name}.ln_2`, this.x, this.x);
+      this.mlp(cache, i, pre ? this.norm(ln_2, this.x, this.h) : this.x, c.residual);
+      if (!pre) this.norm(ln_2, this.x, this.x);
     }
   }
 
   /** A norm of x into y; returns y, or x itself where the model has no norm. */
-  norm(name, x, y) {
+  norm(part, x, y) {
     const kind = this.config.norm;
     if (kind === "none") return x;
-    this.normalise(name, x, y, 0, x.length, kind === "rmsnorm");
+    this.normalise(part, x, y, 0, x.length, kind === "rmsnorm");
     return y;
   }
 
-  normalise(name, x, y, begin, n, rms) {
-    const w = this.tensors[`${name}.weight`]?.floats, b = this.tensors[`${name}.bias`]?.floats;
+  normalise({ scales: w, bias: b }, x, y, begin, n, rms) {
     let mean = 0, square = 0;
     if (!rms) {
       for (let j = 0; j < n; j++) mean += x[begin + j];
@@ -142,13 +170,10 @@ class GPT {
   }
 
   /** A linear layer of x, or x itself where the model has no such layer, into y, or added to it. */
-  linear(name, x, y, adds) {
-    const head = name === "lm_head" && !this.tensors["lm_head.weight"];
-    const weight = this.tensors[head ? "wte.weight" : `${name}.weight`];
-    const bias = this.tensors[`${name}.bias`]?.floats;
-    const sums = weight ? this.products.multiply(weight.place, x) : x;
+  linear({ weight, bias }, x, y, adds) {
+    const sums = weight ? this.products.multiply(weight.place, x) : x, scales = weight?.scales;
     for (let o = 0; o < y.length; o++) {
-      let sum = weight ? Math.fround(sums[o] * weight.scales[o]) : sums[o];
+      let sum = scales ? Math.fround(sums[o] * scales[o]) : sums[o];
       if (bias) sum = Math.fround(sum + bias[o]);
       y[o] = adds ? y[o] + sum : sum;
     }
@@ -158,7 +183,7 @@ class GPT {
   convolve(cache, i, name, x) {
     const taps = this.config.conv, C = this.config.width;
     if (!taps) return x;
-    const ring = cache.conv[name][i], w = this.tensors[`h.${i}.${name}.conv.weight`].floats;
+    const ring = cache.conv[name][i], w = this.blocks[i][`${name}_conv`].scales;
     ring.set(x, (cache.length % taps) * C);
     this.mixed.set(x);
     for (let tap = 0; tap < taps; tap++) {
@@ -170,36 +195,37 @@ class GPT {
   }
 
   mlp(cache, i, x, adds) {
-    const { hidden: n, gated } = this.config, name = `h.${i}.mlp`;
-    this.linear(`${name}.c_fc`, this.convolve(cache, i, "mlp", x), this.fc, false);
+    const { hidden: n, gated } = this.config, { mlp_c_fc, mlp_c_proj } = this.blocks[i];
+    this.linear(mlp_c_fc, this.convolve(cache, i, "mlp", x), this.fc, false);
     for (let j = 0; j < n; j++) {
       const y = Math.fround(this.activation(this.fc[j]));
       this.hidden[j] = gated ? y * this.fc[n + j] : y;
     }
-    this.linear(`${name}.c_proj`, this.hidden, this.x, adds);
+    this.linear(mlp_c_proj, this.hidden, this.x, adds);
   }
 
-  attend(cache, i, x, adds, watch) {
-    const c = this.config, name = `h.${i}.attn`, D = c.headSize, qkv = this.qkv;
-    this.linear(`${name}.c_attn`, this.convolve(cache, i, "attn", x), qkv, false);
+  attend(cache, i, x, adds, watch, isRead) {
+    const c = this.config, part = this.blocks[i], D = c.headSize, qkv = this.qkv;
+    this.linear(part.attn_c_attn, this.convolve(cache, i, "attn", x), qkv, false);
     for (let h = 0; h < c.heads + c.kvHeads; h++) {
-      if (c.qkNorm) this.normalise(`${name}.${h < c.heads ? "q" : "k"}_norm`, qkv, qkv, h * D, D, true);
+      if (c.qkNorm) this.normalise(h < c.heads ? part.attn_q_norm : part.attn_k_norm, qkv, qkv, h * D, D, true);
       if (c.rotary) this.rotate(h * D, cache.length);
     }
     const keys = cache.keys[i], values = cache.values[i], column = cache.length % c.columns;
     for (let k = 0; k < c.kvHeads; k++) {
-      const at = (k * c.columns + column) * D, from = (c.heads + k) * D;
+      const at = (k * c.columns + column) * c.padded, from = (c.heads + k) * D;
       for (let d = 0; d < D; d++) {
         keys[at + d] = bfloat16(qkv[from + d]);
         values[at + d] = bfloat16(qkv[from + c.kvHeads * D + d]);
       }
     }
+    if (!isRead) return;
     const first = Math.max(0, cache.length - c.span + 1);
     for (let h = 0; h < c.heads; h++) {
       this.head(keys, values, h, first, cache.length);
       if (watch) watch(i, h, this.scores.subarray(0, cache.length - first + 1), first);
     }
-    this.linear(`${name}.c_proj`, this.y, this.x, adds);
+    this.linear(part.attn_c_proj, this.y, this.x, adds);
   }
 
   /** Turn the pairs (j, j + R/2) of a head by the angle of its position. */
@@ -219,20 +245,40 @@ class GPT {
     const c = this.config, D = c.headSize, count = position - first + 1, scores = this.scores;
     const base = Math.floor((h * c.kvHeads) / c.heads) * c.columns;
     const slope = this.tensors.slopes ? this.tensors.slopes.floats[h] : 0;
+    const q = this.query, columns = c.columns, P = c.padded;
+    for (let d = 0; d < D; d++) q[d] = this.qkv[h * D + d];
     let most = -Infinity, total = 0;
     for (let t = 0; t < count; t++) {
-      const at = (base + ((first + t) % c.columns)) * D;
-      let sum = 0;
-      for (let d = 0; d < D; d++) sum += this.qkv[h * D + d] * keys[at + d];
-      scores[t] = Math.fround(sum * c.scoreScale) - slope * (count - 1 - t);
-      most = Math.max(most, scores[t]);
+      const at = (base + ((first + t) % columns)) * P;
+      let a = 0, b = 0, e = 0, f = 0;
+      for (let d = 0; d < P; d += 4) {
+        a += q[d] * keys[at + d];
+        b += q[d + 1] * keys[at + d + 1];
+        e += q[d + 2] * keys[at + d + 2];
+        f += q[d + 3] * keys[at + d + 3];
+      }
+      scores[t] = Math.fround((a + b + e + f) * c.scoreScale) - slope * (count - 1 - t);
+      if (!(scores[t] <= most)) most = scores[t];
     }
-    for (let t = 0; t < count; t++) total += scores[t] = Math.exp(scores[t] - most);
+    for (let t = 0; t < count; t++) total += scores[t] = exponential(scores[t] - most);
     for (let t = 0; t < count; t++) scores[t] /= total;
-    this.y.fill(0, h * D, (h + 1) * D);
-    for (let t = 0; t < count; t++) {
-      const at = (base + ((first + t) % c.columns)) * D, weight = scores[t];
-      for (let d = 0; d < D; d++) this.y[h * D + d] += weight * values[at + d];
+    const end = (base + columns) * P;
+    for (let d = 0; d < P; d += 4) {
+      let at = (base + (first % columns)) * P + d, a = 0, b = 0, e = 0, f = 0;
+      for (let t = 0; t < count; t++) {
+        const weight = scores[t];
+        a += weight * values[at];
+        b += weight * values[at + 1];
+        e += weight * values[at + 2];
+        f += weight * values[at + 3];
+        at += P;
+        if (at >= end) at -= columns * P;
+      }
+      const y = this.y, to = h * D + d;
+      y[to] = a;
+      if (d + 1 < D) y[to + 1] = b;
+      if (d + 2 < D) y[to + 2] = e;
+      if (d + 3 < D) y[to + 3] = f;
     }
   }
 }

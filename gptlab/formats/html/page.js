@@ -21,7 +21,7 @@ class Page {
     this.backend = backend;
     this.tokens = [];
     this.running = null; // an AbortController
-    this.row = new TokenRow(byId("text"), (number) => this.choices.show(number, this.tokens[number]), (number) => this.open(number));
+    this.row = new TokenRow(byId("text"), (number) => this.choices.show(number, this.tokens[number]), (...given) => this.open(...given));
     this.choices = new Choices(byId("choices"), this.row, (number, id) => this.branch(number, id));
     this.attention = new AttentionView(backend);
     this.describe();
@@ -146,9 +146,10 @@ class Page {
 
   /** Ask what the model thinks of what it did not write. */
   async score(signal) {
-    if (this.tokens.every((token, at) => at === 0 || token.likely)) return;
+    const last = this.tokens.findLastIndex((token, at) => at > 0 && !token.likely);
+    if (last < 0) return;
     try {
-      const found = await this.backend.score(this.ids, signal.aborted ? undefined : signal);
+      const found = await this.backend.score(this.ids.slice(0, last + 1), signal.aborted ? undefined : signal);
       found.forEach((each, at) => {
         const token = this.tokens[at];
         if (!token || token.likely || each.bits === undefined) return;
@@ -192,9 +193,9 @@ class Page {
     this.drawAttention();
   }
 
-  open(number) {
+  open(number, byKeyboard) {
     this.choices.show(number, this.tokens[number]);
-    this.choices.enter();
+    this.choices.enter(byKeyboard);
   }
 
   /** Put another token in a place, and go on from it. */

@@ -2,7 +2,7 @@
 // is one of integers, and groups are added in float64 in one order, so that both have the same bits.
 
 const TOGETHER = 128; // numbers of what a layer reads that share a scale, as in quantised.py
-const STEP = 16; // numbers that are multiplied at once
+const STEP = 32; // numbers of a step of the kernel's inner loop
 const PAGE_BYTES = 65536;
 
 /** Round up to a multiple. */
@@ -20,7 +20,7 @@ class Products {
     const widest = Math.max(STEP, ...shapes.map(([, columns]) => upTo(columns, STEP)));
     const tallest = Math.max(1, ...shapes.map(([rows]) => rows));
     const groups = Math.ceil(widest / TOGETHER);
-    const sizes = [8 * groups, 4 * tallest, widest, ...shapes.map(([rows, columns]) => rows * upTo(columns, STEP))];
+    const sizes = [8 * groups, 4 * tallest, 2 * widest, ...shapes.map(([rows, columns]) => rows * upTo(columns, STEP))];
     const bytes = sizes.reduce((sum, size) => sum + upTo(size, STEP), 0);
     const memory = plain ? null : wasmMemory(bytes);
     this.buffer = memory ? memory.buffer : new ArrayBuffer(bytes);
@@ -28,7 +28,7 @@ class Products {
     [this.scalesAt, this.outputsAt, this.numbersAt] = sizes.slice(0, 3).map((size) => this.take(size));
     this.scales = new Float64Array(this.buffer, this.scalesAt, groups);
     this.outputs = new Float32Array(this.buffer, this.outputsAt, tallest);
-    this.numbers = new Int8Array(this.buffer, this.numbersAt, widest);
+    this.numbers = new Int16Array(this.buffer, this.numbersAt, widest); // 16 bits wide, as the kernel multiplies them
     this.kernel = (memory && wasmKernel(memory)) || plainKernel(this.buffer);
   }
 
@@ -74,7 +74,8 @@ class Products {
 /** The kernel in JavaScript: outputs[row] = the sum over groups of (the sum of products) * scale. */
 function plainKernel(buffer) {
   const bytes = new Int8Array(buffer);
-  return (w, x, scalesAt, outputsAt, rows, stride) => {
+  return (w, numbersAt, scalesAt, outputsAt, rows, stride) => {
+    const x = new Int16Array(buffer, numbersAt, stride);
     const scales = new Float64Array(buffer, scalesAt);
     const outputs = new Float32Array(buffer, outputsAt, rows);
     for (let row = 0; row < rows; row++, w += stride) {
@@ -85,10 +86,10 @@ function plainKernel(buffer) {
         for (let j = begin; j < end; j += 4) {
           sum =
             (sum +
-              bytes[w + j] * bytes[x + j] +
-              bytes[w + j + 1] * bytes[x + j + 1] +
-              bytes[w + j + 2] * bytes[x + j + 2] +
-              bytes[w + j + 3] * bytes[x + j + 3]) |
+              bytes[w + j] * x[j] +
+              bytes[w + j + 1] * x[j + 1] +
+              bytes[w + j + 2] * x[j + 2] +
+              bytes[w + j + 3] * x[j + 3]) |
             0;
         }
         total += sum * scales[g];
@@ -129,7 +130,6 @@ function kernelModule() {
   const increase = (local, by) => [...get(local), ...constant(by), ...add, ...set(local)];
   const loop = (...body) => [0x03, VOID, ...body.flat(), 0x0b];
   const again = [0x0d, 0]; // br_if to the loop
-  const load = [...simd(0), 0, 0];
   const lane = (n) => [...get(sum), ...simd(27), n];
   const body = [
     loop(
@@ -142,12 +142,10 @@ function kernelModule() {
         get(left), constant(TOGETHER), get(left), constant(TOGETHER), [0x48, 0x1b], set(groupLeft),
         get(left), get(groupLeft), subtract, set(left),
         loop(
-          get(w), load, get(numbers), load, simd(156), // i16x8.extmul_low_i8x16_s
-          get(w), load, get(numbers), load, simd(157), // i16x8.extmul_high_i8x16_s
-          simd(142), // i16x8.add: two products of at most 127 * 127 fit
-          simd(126), // i32x4.extadd_pairwise_i16x8_s
-          get(sum), simd(174), set(sum), // i32x4.add
-          increase(w, STEP), increase(numbers, STEP),
+          get(sum),
+          ...[0, 1, 2, 3].map((part) => [...get(w), ...simd(1), 0, 8 * part, ...get(numbers), ...simd(0), 0, 16 * part, ...simd(186), ...simd(174)]),
+          set(sum), // v128.load8x8_s, v128.load, i32x4.dot_i16x8_s, i32x4.add
+          increase(w, STEP), increase(numbers, 2 * STEP),
           get(groupLeft), constant(STEP), subtract, tee(groupLeft), again,
         ),
         lane(0), lane(1), add, lane(2), add, lane(3), add, [0xb7], // f64.convert_i32_s

@@ -107,6 +107,7 @@ class Choices {
       else return;
       event.preventDefault();
     });
+    box.parentElement.addEventListener("pointerleave", () => box.parentElement.contains(document.activeElement) || this.hide());
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
     document.addEventListener("pointerdown", (event) => {
       if (!box.contains(event.target) && !row.box.contains(event.target)) this.hide();
@@ -139,8 +140,10 @@ class Choices {
     return found;
   }
 
-  enter() {
-    this.box.querySelector("button")?.focus();
+  /** Bring the box into view; from the keyboard, go into it. */
+  enter(byKeyboard) {
+    this.box.scrollIntoView({ block: "nearest" });
+    if (byKeyboard) this.box.querySelector("button")?.focus();
   }
 
   hide() {

@@ -30,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
         help="a run directory, a checkpoint file, a Hugging Face folder or hub name, ...",
     )
     p.add_argument(
-        "dir", metavar="DIR", type=some_path, help="the folder to make; it must not be there yet, or be empty; with --format html a file, such as page.html"
+        "dir",
+        metavar="DIR",
+        type=some_path,
+        help="the folder to make; it must not be there yet, or be empty; with --format html a file, such as page.html",
     )
     p.add_argument(
         "--format",

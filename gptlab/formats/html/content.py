@@ -118,11 +118,10 @@ def tokenizer_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     special = tokenizer.special_tokens
     found = {"end_of_text": tokenizer.end_of_text, "begin": [*tokenizer.begin], "special": special}
+    letters = tokenizer.chars if isinstance(tokenizer, CharTokenizer) else "".join(getattr(tokenizer, "words", ()))
+    if surrogates := [c for c in letters if 0xD800 <= ord(c) < 0xE000]:
+        raise UserError(f"--format html: its tokens have lone surrogates, which no page can hold: {surrogates[:7]}")
     if isinstance(tokenizer, CharTokenizer):
-        if surrogates := [c for c in tokenizer.chars if 0xD800 <= ord(c) < 0xE000]:
-            raise UserError(
-                f"--format html: its characters have lone surrogates, which no page can hold: {surrogates[:7]}"
-            )
         return found | {"kind": "char", "tokens": tokenizer.chars}
     if isinstance(tokenizer, ByteTokenizer):
         return found | {"kind": "byte"}

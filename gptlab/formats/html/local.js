@@ -108,5 +108,9 @@ class LocalBackend {
 
 if (typeof document !== "undefined") {
   const content = (id) => document.getElementById(id).textContent;
-  openPage(new LocalBackend(JSON.parse(content("model")), content("weights")));
+  try {
+    openPage(new LocalBackend(JSON.parse(content("model")), content("weights")));
+  } catch (error) {
+    document.getElementById("summary").textContent = `This file is damaged: ${error.message}. Copy it again.`;
+  }
 }

@@ -321,25 +321,25 @@ class Context {
 
 /** Open the model that content.py wrote: its description, and its weights in base64. */
 function openModel(description, base64, plain = false) {
+  const counts = description.tensors.map(([, , shape]) => shape.reduce((a, b) => a * b, 1));
+  const sizes = description.tensors.map(([, kind, [rows]], i) => (kind === "float32" ? 4 * counts[i] : 4 * rows + counts[i]));
   const bytes = fromBase64(base64);
+  if (bytes.length !== sizes.reduce((a, b) => a + b, 0)) throw new Error("its weights have another size than it says");
   const tensors = {};
   let at = 0;
   const take = (Kind, count) => {
-    const size = count * Kind.BYTES_PER_ELEMENT;
-    const some = new Kind(bytes.buffer.slice(at, at + size));
-    at += size;
-    return some;
+    const begin = at;
+    at += count * Kind.BYTES_PER_ELEMENT;
+    return new Kind(bytes.buffer.slice(begin, at));
   };
-  for (const [name, kind, shape] of description.tensors) {
-    const count = shape.reduce((a, b) => a * b, 1);
-    tensors[name] = { shape };
-    if (kind === "float32") tensors[name].floats = take(Float32Array, count);
-    else Object.assign(tensors[name], { scales: take(Float32Array, shape[0]), integers: take(Int8Array, count) });
-  }
-  if (at !== bytes.length) throw new Error("the file is damaged: its weights have another size than it says");
+  description.tensors.forEach(([name, kind, shape], i) => {
+    if (kind === "float32") tensors[name] = { shape, floats: take(Float32Array, counts[i]) };
+    else tensors[name] = { shape, scales: take(Float32Array, shape[0]), integers: take(Int8Array, counts[i]) };
+  });
   return new GPT(description.config, tensors, plain);
 }
 
+/** The bytes that base64 stands for. */
 function fromBase64(text) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const letters = atob(text);

@@ -31,7 +31,9 @@ def check_path(path: Path) -> None:
         UserError: a browser would not know the file by it, or it is a folder.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{path}: --format html writes one file, which browsers know by its ending; name it {path}.html")
+        raise UserError(
+            f"{path}: --format html writes one file, which browsers know by its ending; name it {path}.html"
+        )
     if path.is_dir():
         raise UserError(f"{path} is a folder, and --format html writes one file; choose another name")
 
@@ -80,9 +82,7 @@ def page(model: Model, tokenizer: Tokenizer, info: ModelInfo, name: str) -> str:
 def assembled(data: dict[str, Any], weights: str) -> str:
     """Return index.html with all that it links to in it, and a policy that lets nothing else run."""
     style = (HERE / "style.css").read_text("utf-8")
-    script = '"use strict";\n' + "\n".join(
-        (HERE / name).read_text("utf-8") for name in (*PAGE_SCRIPTS, *MODEL_SCRIPTS)
-    )
+    script = '"use strict";\n' + "\n".join((HERE / name).read_text("utf-8") for name in (*PAGE_SCRIPTS, *MODEL_SCRIPTS))
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'"

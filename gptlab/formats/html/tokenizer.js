@@ -29,6 +29,33 @@ function textOf(chunks) {
   return chunks.map((bytes) => decoder.decode(bytes, { stream: true })).join("") + decoder.decode();
 }
 
+const PLACES = 2 ** 31; // in a piece, beside which an id of 22 bits fits into a number
+
+/** Numbers, of which the smallest comes out first. */
+class Heap {
+  items = [];
+
+  push(item) {
+    let at = this.items.push(item) - 1;
+    for (let up; at > 0 && this.items[(up = (at - 1) >> 1)] > item; at = up) this.items[at] = this.items[up];
+    this.items[at] = item;
+  }
+
+  pop() {
+    const items = this.items, first = items[0], last = items.pop();
+    if (!items.length) return first;
+    let at = 0;
+    for (let down = 1; down < items.length; down = 2 * at + 1) {
+      if (down + 1 < items.length && items[down + 1] < items[down]) down++;
+      if (items[down] >= last) break;
+      items[at] = items[down];
+      at = down;
+    }
+    items[at] = last;
+    return first;
+  }
+}
+
 class Tokenizer {
   /** @param {object} description as content.py writes it. */
   constructor(description) {
@@ -68,22 +95,31 @@ class Tokenizer {
     return (whole.match(this.pieces) || []).flatMap((piece) => this.merge(letters(utf8.encode(piece))));
   }
 
-  /** The ids of a piece: of neighbours, those are merged first that have the lowest id together. */
+  /** The ids of a piece: of neighbours, those are merged first that have the lowest id together, the leftmost first. */
   merge(piece) {
     if (this.ranks.has(piece)) return [this.ranks.get(piece)];
-    const starts = Array.from({ length: piece.length + 1 }, (_, i) => i);
-    const rank = (i) => (i + 2 < starts.length ? (this.ranks.get(piece.slice(starts[i], starts[i + 2])) ?? Infinity) : Infinity);
-    const ranks = starts.map((_, i) => rank(i));
-    for (;;) {
-      let best = 0;
-      for (let i = 1; i < ranks.length; i++) if (ranks[i] < ranks[best]) best = i;
-      if (ranks[best] === Infinity) break;
-      starts.splice(best + 1, 1);
-      ranks.splice(best + 1, 1);
-      ranks[best] = rank(best);
-      if (best) ranks[best - 1] = rank(best - 1);
+    const n = piece.length, next = new Int32Array(n + 1), before = new Int32Array(n + 1); // of the parts, by where they begin
+    for (let i = 0; i <= n; i++) [next[i], before[i]] = [i + 1, i - 1];
+    const rank = (i) => (next[i] < n ? this.ranks.get(piece.slice(i, next[next[i]])) : undefined);
+    const waiting = new Heap();
+    const wait = (i) => {
+      const found = rank(i);
+      if (found !== undefined) waiting.push(found * PLACES + i);
+    };
+    for (let i = 0; i < n; i++) wait(i);
+    for (let best = waiting.pop(); best !== undefined; best = waiting.pop()) {
+      const at = best % PLACES;
+      if (next[at] === -1 || rank(at) !== (best - at) / PLACES) continue; // merged since
+      const gone = next[at];
+      next[at] = next[gone];
+      next[gone] = -1;
+      if (next[at] < n) before[next[at]] = at;
+      wait(at);
+      if (at > 0) wait(before[at]);
     }
-    return starts.slice(1).map((end, i) => this.ranks.get(piece.slice(starts[i], end)));
+    const found = [];
+    for (let i = 0; i < n; i = next[i]) found.push(this.ranks.get(piece.slice(i, next[i])));
+    return found;
   }
 
   /** The distinct characters that `encode` leaves out. */

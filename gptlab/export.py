@@ -1,4 +1,4 @@
-"""`python -m gptlab.export MODEL DIR`: a model for transformers, llama.cpp, llama2.c, ONNX, a browser, or as safetensors."""
+"""`python -m gptlab.export MODEL DIR`: a model for transformers, llama.cpp, llama2.c, ONNX or a browser, or alone."""
 
 from __future__ import annotations
 

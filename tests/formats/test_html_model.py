@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 
 from gptlab.formats.html.content import described
 from gptlab.generation.context import open_context

@@ -28,7 +28,7 @@ from tests.formats.javascript import needs_node, run_node
 
 pytestmark = needs_node
 
-ODD = "'ſ' 'S 'LL 've\u00b2\u2167\u0660x_y \x1c\x1f \u180e\u200b\ufeff\u0345\u20ac\u00ad 12345 \r\n \n\n  end  "
+ODD = "'\u017f' 'S 'LL 've\u00b2\u2167\u0660x_y \x1c\x1f \u180e\u200b\ufeff\u0345\u20ac\u00ad 12345 \r\n \n\n  end  "
 LEARNED = ENGLISH + ODD + "".join(AWKWARD)
 BPE = BPETokenizer.fit([LEARNED], 500)
 TOKENIZERS = {

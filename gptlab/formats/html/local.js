@@ -1,17 +1,20 @@
 // The backend that is the model itself, in this page.
 
 const MOST_WEIGHTS = 1 << 24; // of attention that are kept at once
-const BREATH = 12; // milliseconds after which the browser may draw and listen
+const BREATH = 30; // milliseconds after which the browser may draw and listen
 
-/** Wait until the browser has done what waits. */
+/** Wait until the browser has drawn what is new; where nothing is drawn, as in a hidden tab, a moment. */
 function breathe() {
   return new Promise((resolve) => {
-    const channel = new MessageChannel();
-    channel.port1.onmessage = () => {
-      channel.port1.close();
-      resolve();
-    };
-    channel.port2.postMessage(null);
+    setTimeout(resolve, 100);
+    requestAnimationFrame(() => {
+      const channel = new MessageChannel();
+      channel.port1.onmessage = () => {
+        channel.port1.close();
+        resolve();
+      };
+      channel.port2.postMessage(null);
+    });
   });
 }
 

@@ -87,9 +87,10 @@ def assembled(data: dict[str, Any], weights: str) -> str:
         f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'"
     )
+    allowed = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     found = (HERE / "index.html").read_text("utf-8")
     for mark, content in {
-        '<meta name="referrer" content="no-referrer">': f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="referrer" content="no-referrer">': allowed,
         "<title>gptlab</title>": f"<title>{html.escape(data['card']['name'])}</title>",
         '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
         '<script src="page.js"></script>': f'<script type="application/json" id="model">{_quoted(data)}</script>\n'

@@ -48,7 +48,9 @@ class AttentionView {
 
   /** Read the attention of a text. */
   async open(tokens) {
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     const found = await this.backend.attention(tokens.map((token) => token.id));
+    if (turn !== this.turn) return; // another text has come meanwhile
     this.first = tokens.length - found.count; // tokens before the window
     this.found = found;
     this.tokens = tokens.slice(this.first);

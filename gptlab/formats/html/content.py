@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from gptlab.data.tokenizers import (
 )
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.model_card import training_facts
+from gptlab.formats.writing import chat_format
 from gptlab.models.arrays import EMBEDDING, ArrayGPT, quantise
 from gptlab.models.gpt_config import GATED, GPTConfig
 from gptlab.models.packed import Array, Packed
@@ -33,6 +32,7 @@ from gptlab.models.positions import (
 from gptlab.system.errors import UserError
 
 MOST_BYTES = 1 << 28  # of weights; a browser keeps them three times while it opens a page
+HIDDEN = {"sha256 of the text", "seed", "device", "precision", "train/loss, the run's last"}  # of the facts
 OTHERWISE = "use --format gguf, or --format onnx --kv-cache for transformers.js in a browser"
 
 
@@ -137,14 +137,13 @@ def tokenizer_of(tokenizer: Tokenizer) -> dict[str, Any]:
     )
 
 
-def chat_of(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any] | None:
+def chat_of(info: ModelInfo) -> dict[str, Any] | None:
     """Return gptlab's chat format as the page reads it; None: the model continues texts, or has another template."""
-    with suppress(UserError):
-        if isinstance(info.chat, ChatFormat):
-            chat = info.chat
-            turns = {role: chat.turn(role) for role in ("user", "assistant")}
-            return {"begin": [*chat.begin], "turns": turns, "end": chat.end}
-    return None
+    chat = chat_format(info)
+    if not isinstance(chat, ChatFormat):
+        return None
+    turns = {role: chat.turn(role) for role in ("user", "assistant")}
+    return {"begin": [*chat.begin], "turns": turns, "end": chat.end}
 
 
 def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: ModelInfo, name: str) -> dict[str, Any]:
@@ -158,19 +157,22 @@ def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: Mode
         name: the file's, for a model without a name of its own.
     """
     given = info.config.get("name")
-    facts = {"parameters": f"{parameters:,}", **training_facts(tokenizer, info), "weights": "8 bits"}
+    facts = {"parameters": parameters, **training_facts(tokenizer, info), "weights": "8 bits"}
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, sees {config.block_size:,} tokens"
-    shown: dict[str, Callable[[Any], str]] = {"val/loss": "{:.4f} nats a token".format, "val/bpb": "{:.4f}".format}
-    words = {key: shown.get(key, str)(value) for key, value in facts.items() if key not in HIDDEN}
+    words = {key: _words(key, value) for key, value in facts.items() if key not in HIDDEN}
     return {
         "name": given if isinstance(given, str) and given else name,
         "facts": [[key, value] for key, value in {**words, "shape": shape}.items()],
         "blockSize": config.block_size,
         "layers": config.n_layer if config.has_attention else 0,
         "heads": config.n_head,
-        "chat": chat_of(tokenizer, info),
+        "chat": chat_of(info),
         "ends": sorted(end_tokens(tokenizer)),
     }
 
 
-HIDDEN = {"sha256 of the text", "seed", "device", "precision", "train/loss, the run's last"}
+def _words(name: str, value: Any) -> str:
+    """Return a fact as the page shows it."""
+    if isinstance(value, float):
+        return f"{value:.4f}{' nats a token' if name == 'val/loss' else ''}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -37,7 +37,7 @@ class Page {
     });
     byId("modes").addEventListener("change", () => this.clear());
     byId("more").addEventListener("click", () => byId("ask").reportValidity() && this.write());
-    byId("stop").addEventListener("click", () => this.running?.abort());
+    byId("stop").addEventListener("click", () => this.stop());
     byId("clear").addEventListener("click", () => this.clear());
     byId("loss").addEventListener("toggle", () => this.drawLoss());
     byId("attention").addEventListener("toggle", () => this.drawAttention());
@@ -136,8 +136,11 @@ class Page {
       if (!running.signal.aborted) wrong = error.message;
     }
     const rate = (1000 * made) / (performance.now() - began);
-    if (!wrong) await this.score(running.signal);
-    if (this.running === running) this.running = null;
+    const scoring = running.isStopped ? new AbortController() : running;
+    scoring.done = finished;
+    if (this.running === running) this.running = scoring;
+    if (!wrong && !scoring.signal.aborted) await this.score(scoring.signal);
+    if (this.running === scoring) this.running = null;
     running.finished();
     this.show();
     const speed = `${made} tokens, ${rate.toFixed(rate < 10 ? 1 : 0)} a second${how.temperature ? `, seed ${how.seed}` : ""}`;
@@ -149,7 +152,7 @@ class Page {
     const last = this.tokens.findLastIndex((token, at) => at > 0 && !token.likely);
     if (last < 0) return;
     try {
-      const found = await this.backend.score(this.ids.slice(0, last + 1), signal.aborted ? undefined : signal);
+      const found = await this.backend.score(this.ids.slice(0, last + 1), signal);
       found.forEach((each, at) => {
         const token = this.tokens[at];
         if (!token || token.likely || each.bits === undefined) return;
@@ -159,6 +162,13 @@ class Page {
     } catch (error) {
       if (!signal.aborted) throw error;
     }
+  }
+
+  /** Let the text be as it is, and score what of it was read. */
+  stop() {
+    if (!this.running) return;
+    this.running.isStopped = true;
+    this.running.abort();
   }
 
   /** Stop what runs, and wait until it has. */
@@ -186,6 +196,7 @@ class Page {
     byId("loss").hidden = !isThere;
     byId("attention").hidden = !isThere || !this.backend.card.layers;
     byId("stop").disabled = !isRunning;
+    byId("status").setAttribute("aria-busy", String(isRunning));
     byId("clear").disabled = !isThere;
     byId("more").disabled = !isThere || isRunning || this.backend.card.ends.includes(this.tokens.at(-1)?.id);
     if (isRunning) return;

@@ -24,7 +24,7 @@ function tokenElement(token) {
   const found = element("span", "token", token.special ? token.special : token.text);
   found.classList.toggle("given", Boolean(token.given));
   found.classList.toggle("mark", Boolean(token.special));
-  if (token.special || token.text === "") found.setAttribute("aria-label", token.special ?? visible("", token.id));
+  found.setAttribute("aria-label", token.special ?? visible(token.text, token.id));
   found.setAttribute("role", "button");
   found.tabIndex = -1;
   colour(found, token);

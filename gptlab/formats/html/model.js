@@ -1,14 +1,12 @@
 // A GPT with weights of 8 bits, token by token: the steps of gptlab's cpu_decoder.py, in their order. What a layer reads is
 // rounded to 8 bits, keys and values to bfloat16, as `generate --precision int8` does.
 
-const words = new Uint32Array(1);
-const floats = new Float32Array(words.buffer);
-
-/** The nearest number of bfloat16, ties to even. */
-function bfloat16(x) {
-  floats[0] = x;
-  words[0] = (words[0] + 0x7fff + ((words[0] >>> 16) & 1)) & 0xffff0000;
-  return floats[0];
+/** Keep floats as the nearest numbers of bfloat16, ties to even; both arrays are of their bits. */
+function keepInBfloat16(from, begin, count, to, at) {
+  for (let i = 0; i < count; i++) {
+    const bits = from[begin + i];
+    to[at + i] = (bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000;
+  }
 }
 
 /** The error function, to 1.2e-16 of 1 near 0 and 1e-15 elsewhere: by its series, or a continued fraction. */
@@ -80,6 +78,7 @@ class GPT {
     this.y = buffer(c.heads * c.headSize);
     this.qkv = buffer((c.heads + 2 * c.kvHeads) * c.headSize);
     this.hidden = buffer(c.hidden);
+    this.qkvBits = new Uint32Array(this.qkv.buffer);
     this.fc = buffer(c.hidden * (c.gated ? 2 : 1));
     this.scores = buffer(c.columns);
     this.query = buffer(c.padded);
@@ -92,7 +91,9 @@ class GPT {
     const each = (size) => Array.from({ length: c.layers }, () => new Float32Array(size));
     const size = c.hasAttention ? c.kvHeads * c.columns * c.padded : 0;
     const conv = c.conv * c.width;
-    return { length: 0, keys: each(size), values: each(size), conv: { attn: each(conv), mlp: each(conv) } };
+    const keys = each(size), values = each(size);
+    const [keyBits, valueBits] = [keys, values].map((all) => all.map((some) => new Uint32Array(some.buffer)));
+    return { length: 0, keys, values, keyBits, valueBits, conv: { attn: each(conv), mlp: each(conv) } };
   }
 
   /**
@@ -214,10 +215,8 @@ class GPT {
     const keys = cache.keys[i], values = cache.values[i], column = cache.length % c.columns;
     for (let k = 0; k < c.kvHeads; k++) {
       const at = (k * c.columns + column) * c.padded, from = (c.heads + k) * D;
-      for (let d = 0; d < D; d++) {
-        keys[at + d] = bfloat16(qkv[from + d]);
-        values[at + d] = bfloat16(qkv[from + c.kvHeads * D + d]);
-      }
+      keepInBfloat16(this.qkvBits, from, D, cache.keyBits[i], at);
+      keepInBfloat16(this.qkvBits, from + c.kvHeads * D, D, cache.valueBits[i], at);
     }
     if (!isRead) return;
     const first = Math.max(0, cache.length - c.span + 1);

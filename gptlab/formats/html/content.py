@@ -31,7 +31,7 @@ from gptlab.models.positions import (
 )
 from gptlab.system.errors import UserError
 
-MOST_BYTES = 1 << 28  # of weights; a browser keeps them three times while it opens a page
+MOST_BYTES = 1 << 28  # of weights; a browser holds them four times while it opens a page
 HIDDEN = {"sha256 of the text", "seed", "device", "precision", "train/loss, the run's last"}  # of the facts
 OTHERWISE = "use --format gguf, or --format onnx --kv-cache for transformers.js in a browser"
 

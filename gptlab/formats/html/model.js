@@ -60,7 +60,10 @@ class GPT {
     const c = (this.config = config);
     const matrices = Object.values(tensors).filter((each) => each.integers);
     this.products = new Products(matrices.map((each) => each.shape), plain);
-    for (const each of matrices) each.place = this.products.place(each.integers, ...each.shape);
+    for (const each of matrices) {
+      each.place = this.products.place(each.integers, ...each.shape);
+      if (each !== tensors["wte.weight"]) each.integers = null; // of which a copy is enough
+    }
     this.tensors = tensors;
     const part = (name) => ({
       weight: tensors[`${name}.weight`],

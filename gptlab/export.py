@@ -1,4 +1,4 @@
-"""`python -m gptlab.export MODEL DIR`: a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors."""
+"""`python -m gptlab.export MODEL DIR`: a model for transformers, llama.cpp, llama2.c, ONNX or a browser, or alone."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def parser() -> argparse.ArgumentParser:
         help="a run directory, a checkpoint file, a Hugging Face folder or hub name, ...",
     )
     p.add_argument(
-        "dir", metavar="DIR", type=some_path, help="the folder to make; it must not be there yet, or be empty"
+        "dir",
+        metavar="DIR",
+        type=some_path,
+        help="the folder to make; it must not be there yet, or be empty; with --format html a file, such as page.html",
     )
     p.add_argument(
         "--format",
         default="hf",
-        choices=("hf", "safetensors", "onnx", "peft", "gguf", "llama2c"),
+        choices=("hf", "safetensors", "onnx", "peft", "gguf", "llama2c", "html"),
         help="hf: for AutoModelForCausalLM and AutoTokenizer; safetensors: weights in GPT-2's names, with all that "
         "gptlab needs; onnx: logits of input_ids, checked with onnxruntime; peft: adapters for Hugging Face's PEFT in "
-        "DIR/adapter, and the model without them in DIR/base; gguf: for llama.cpp; llama2c: for run.c of llama2.c "
-        "(default: hf)",
+        "DIR/adapter, and the model without them in DIR/base; gguf: for llama.cpp; llama2c: for run.c of llama2.c; "
+        "html: one page that runs the model in any browser, without a network (default: hf)",
     )
     p.add_argument(
         "--quant",
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--kv-cache: --format {args.format} has none of its own; add --format onnx, or leave it out")
 
     from gptlab.formats import gguf, onnx, onnx_cached
+    from gptlab.formats.html.page import check_path, write_html
     from gptlab.formats.llama2c import write_llama2c
     from gptlab.formats.model_card import model_card
     from gptlab.formats.open_model import load_with_adapters
@@ -79,11 +83,17 @@ def run(args: argparse.Namespace) -> None:
         onnx.require_onnx()
     if args.format == "gguf":
         gguf.require_gguf()
+    if args.format == "html":
+        check_path(args.dir)
     opened, tokenizer, info = load_with_adapters(args.model)
     if args.format == "peft":
         with whole_folder(args.dir) as folder:
             write_base_and_adapter(opened, tokenizer, info, folder, args.dir)
         print(f"{args.dir}: a PEFT adapter, and its base")
+        return
+    if args.format == "html":
+        kind = write_html(merged_with_words(opened), tokenizer, info, args.dir)
+        print(f"{args.dir}: {kind} ({size_in_words(args.dir.stat().st_size)}); open it in a browser")
         return
     writers: dict[str, Callable[[Model, Tokenizer, ModelInfo, Path], str]] = {
         "hf": write_hf,

@@ -157,7 +157,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n",
         f"A language model of {model.num_parameters():,} parameters, {made}. It sees at most {c.block_size} tokens.\n",
         f"## Use\n\n{use}",
-        "## Training\n\n" + _table(_training(tokenizer, info)),
+        "## Training\n\n" + _table(training_facts(tokenizer, info)),
     ]
     if info.metrics:
         protocol = Windows.of(None, None, c.block_size).protocol("val") + tokenizer.begin_protocol
@@ -178,8 +178,8 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
     return vars(config) | kept
 
 
-def _training(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any]:
-    """Facts about the model's training; of paths only the names."""
+def training_facts(tokenizer: Tokenizer, info: ModelInfo) -> dict[str, Any]:
+    """Return facts about the model's training, by what they are called; of paths only the names."""
     run, summary = flatten(info.config), _summary(info)
     paths = run.get("data.path") or []
     names = ", ".join(Path(str(path)).name for path in (paths if isinstance(paths, list) else [paths]))

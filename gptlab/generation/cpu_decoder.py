@@ -20,10 +20,9 @@ from gptlab.models.packed import GROUP, Array, Packed
 from gptlab.models.positions import (
     alibi_slopes,
     attention_span,
-    geometric_periods,
-    numpy_arange,
     rotary_frequencies,
     rotary_scale,
+    sinusoids,
 )
 from gptlab.system import threads
 
@@ -286,9 +285,3 @@ class CPUDecoder:
         sizes = {"n": c.hidden, "groups": 2 if c.mlp in GATED else 1, "stride": self.fc.shape[1]}
         self._add(ACTIVATE, self.fc, self.hidden, how=ACTIVATIONS[c.mlp], **sizes)
         self._linear(f"{name}.c_proj", self.hidden, self.x, add)
-
-
-def sinusoids(T: int, C: int) -> Array:
-    """Return what `layers.sinusoids` does of positions 0 to T - 1, (T, C)."""
-    turns = numpy_arange(T)[:, None] / geometric_periods(C, 10_000.0)
-    return np.stack((np.sin(turns), np.cos(turns)), axis=-1).reshape(T, -1)[:, :C].copy()

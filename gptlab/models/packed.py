@@ -57,6 +57,13 @@ class Packed:
         plain = self._plain(self.data, self.scales)
         return plain.reshape(-1, plain.shape[2] * GROUP)[: self.shape[0], : self.shape[1]]
 
+    def integers(self) -> Array:
+        """Return the integers of a matrix of 8 bits, (M, N) int8 from -127 to 127."""
+        assert self.bits == 8
+        M, N = self.shape
+        rows = self.data.transpose(0, 3, 1, 2, 4).reshape(len(self.data) * ROWS, -1)[:M, :N]
+        return (rows ^ 128).view(np.int8)
+
     def rows(self, idx: Array) -> Array:
         """Return rows in fp32, (..., N), by their numbers (...)."""
         block, row = np.divmod(idx.reshape(-1), ROWS)

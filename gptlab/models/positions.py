@@ -50,6 +50,12 @@ def geometric_periods(D: int, base: float, arange: Arange = numpy_arange) -> Any
     return base ** (arange(-(-D // 2)) * 2 / D)
 
 
+def sinusoids(T: int, C: int) -> Any:
+    """Return what `layers.sinusoids` does of positions 0 to T - 1, (T, C), of numpy."""
+    turns = numpy_arange(T)[:, None] / geometric_periods(C, 10_000.0)
+    return np.stack((np.sin(turns), np.cos(turns)), axis=-1).reshape(T, -1)[:, :C].copy()
+
+
 def rotary_frequencies(config: GPTConfig, arange: Arange = numpy_arange) -> Any:
     """Return by how many radians each pair of a head turns in a position, (R/2,); see `GPTConfig.rope_scaling`.
 

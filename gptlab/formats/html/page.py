@@ -1,0 +1,111 @@
+"""Writes a model as one page of HTML that runs it in a browser, without a network and without a server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from gptlab.data.tokenizers import Tokenizer
+from gptlab.formats.description import ModelInfo
+from gptlab.formats.html.content import OTHERWISE, card_of, described, tokenizer_of
+from gptlab.models import Model
+from gptlab.models.gpt import GPT
+from gptlab.models.lora import merged
+from gptlab.models.torch_arrays import arrays_of
+from gptlab.system.errors import UserError
+from gptlab.system.files import write_atomically
+
+HERE = Path(__file__).parent
+MODEL_SCRIPTS = ("products.js", "model.js", "tokenizer.js", "sampling.js", "local.js")  # what a server does itself
+PAGE_SCRIPTS = ("tokens.js", "charts.js", "page.js")
+
+
+def check_path(path: Path) -> None:
+    """Check the name of a page.
+
+    Raises:
+        UserError: a browser would not know the file by it, or it is a folder.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"{path}: --format html writes one file, which browsers know by its ending; name it {path}.html"
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, and --format html writes one file; choose another name")
+
+
+def write_html(model: Model, tokenizer: Tokenizer, info: ModelInfo, path: Path) -> str:
+    """Write a page that is the model.
+
+    Args:
+        model: a GPT; its matrices are written in 8 bits.
+        tokenizer: its tokenizer.
+        info: its info.
+        path: the file.
+
+    Returns:
+        The name of the format.
+
+    Raises:
+        UserError: the page cannot have such a model or tokenizer, or the file cannot be written.
+    """
+    content = page(model, tokenizer, info, path.stem).encode()
+    write_atomically(path, lambda file: file.write(content))
+    return "a page of HTML with weights of 8 bits"
+
+
+def page(model: Model, tokenizer: Tokenizer, info: ModelInfo, name: str) -> str:
+    """Return the text of a page; arguments and errors as in `write_html`.
+
+    Args:
+        name: of a model without a name of its own.
+    """
+    if not isinstance(model, GPT):
+        raise UserError(f"--format html: a page has GPTs, and this is a {type(model).__name__}; use --format onnx")
+    plain = merged(model).to("cpu").float().eval().requires_grad_(False)
+    arrays = arrays_of(plain)
+    if arrays is None:
+        raise UserError(f"--format html: its weights are of several types; {OTHERWISE} for this model")
+    described_model, weights = described(arrays)
+    data = {
+        "card": card_of(model.config, model.num_parameters(), tokenizer, info, name),
+        "tokenizer": tokenizer_of(tokenizer),
+        "model": described_model,
+    }
+    return assembled(data, weights)
+
+
+def assembled(data: dict[str, Any], weights: str) -> str:
+    """Return index.html with all that it links to in it, and a policy that lets nothing else run."""
+    style = (HERE / "style.css").read_text("utf-8")
+    script = '"use strict";\n' + "\n".join((HERE / name).read_text("utf-8") for name in (*PAGE_SCRIPTS, *MODEL_SCRIPTS))
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
+        f"img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    allowed = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    found = (HERE / "index.html").read_text("utf-8")
+    for mark, content in {
+        '<meta name="referrer" content="no-referrer">': allowed,
+        "<title>gptlab</title>": f"<title>{html.escape(data['card']['name'])}</title>",
+        '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
+        '<script src="page.js"></script>': f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
+        f'<script type="text/plain" id="weights">{weights}</script>\n<script>{script}</script>',
+    }.items():
+        assert found.count(mark) == 1, mark
+        found = found.replace(mark, content)
+    return found
+
+
+def _hash(content: str) -> str:
+    """Return the name by which a policy allows an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
+def _quoted(data: dict[str, Any]) -> str:
+    """Return JSON that ends no element of HTML."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> None:
     model, form = merged_with_words(opened), "onnx_cached" if args.kv_cache else args.format
     with whole_folder(args.dir) as folder:
         kind = writers[args.format](model, tokenizer, info, folder)
-        text = model_card(model, tokenizer, info, form, args.dir.resolve().name)
+        for_genai = (folder / "genai_config.json").exists()
+        text = model_card(model, tokenizer, info, form, args.dir.resolve().name, for_genai)
         (folder / "README.md").write_text(text, "utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sizes = ", ".join(f"{path.relative_to(folder)} {size_in_words(path.stat().st_size)}" for path in files)

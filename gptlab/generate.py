@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         type=some_name,
-        help="a run directory (its best checkpoint), a checkpoint, a Hugging Face directory or hub name (gpt2)",
+        help="a run directory (its best checkpoint), a checkpoint, a Hugging Face folder or hub name (gpt2), a .gguf "
+        "file, ... (docs/interop.md lists all)",
     )
     p.add_argument(
         "prompt",

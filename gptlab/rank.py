@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         text = decoded(args.prompts.read_bytes(), str(args.prompts))
     except OSError as error:
-        raise UserError(f"{args.prompts}: {error.strerror}") from error
+        raise UserError(f"PROMPTS {args.prompts}: {error.strerror}; give a file with a prompt in each line") from error
     prompts = [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"{args.prompts} is empty; give a prompt in each line")

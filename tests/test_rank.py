@@ -182,3 +182,22 @@ def test_prompts_are_checked_before_anyone_is_asked(rank: Any, command: Any, tra
         result = command("rank", str(trained), name, "out.jsonl")
         assert result.returncode == 1
         assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("gone/out.jsonl", "cannot write in gone: No such file or directory"),
+        ("prompts.txt/out.jsonl", "cannot write in prompts.txt: Not a directory"),
+        (".", "OUT .: Is a directory; give a file"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_anyone_is_asked(
+    command: Any, trained: Path, tmp_path: Path, out: str, words: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("the cat\n")
+    result = command("rank", str(trained), "prompts.txt", out)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "1 of 1" not in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]

@@ -34,11 +34,17 @@ class Difference:
         if self.low <= 0 <= self.high:
             return f"no difference is shown: {self.interval()}"
         better = "A" if self.mean < 0 else "B"
-        return f"{better} is better by {abs(self.mean):.4f} {self.unit}: {self.interval()}"
+        return f"{better} is better by {abs(self.mean):.{self.digits()}f} {self.unit}: {self.interval()}"
 
     def interval(self) -> str:
         """Return the mean difference and its interval in words."""
-        return f"A - B is {self.mean:+.4f}, {LEVEL:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
+        mean, low, high = (f"{value:+.{self.digits()}f}" for value in (self.mean, self.low, self.high))
+        return f"A - B is {mean}, {LEVEL:.0%} interval {low} to {high}"
+
+    def digits(self) -> int:
+        """Return how many decimal places to show: four, or more where the interval would have no width in them."""
+        width = self.high - self.low
+        return max(4, math.ceil(-math.log10(width))) if width > 1e-9 else 4  # below that it is rounding
 
     def method(self) -> str:
         """Return the method in one line."""

@@ -111,4 +111,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
                 read_safetensors(folder / file)[0] if file.endswith(".safetensors") else read_weights_bin(folder / file)
             )
         return state
+    refuse_onnx(folder)
     raise UserError(f"there are no weights (no {' or '.join(WEIGHT_FILES)}, whole or in shards)")
+
+
+def refuse_onnx(path: Path) -> None:
+    """Raise a UserError for a model in ONNX: a file, or a folder of which nothing else can be read."""
+    graphs = [path / name for name in ("model.onnx", "onnx/model.onnx")]
+    if path.suffix == ".onnx" or any(is_file(graph) for graph in graphs):
+        raise UserError(
+            f"{path}: ONNX is written here, and not read: give the model that it was exported from, or export that "
+            f"with --format safetensors"
+        )

@@ -113,8 +113,6 @@ for _ in range({new}):
     ids = ids + unread
 print(tokenizer.decode(ids))
 ```
-
-With a genai_config.json here, `onnxruntime_genai.Model("{name}")` reads this folder, too.
 """,
     "gguf": """\
 ```
@@ -134,9 +132,12 @@ or `python -m gptlab.generate {path}/model.gguf "{prompt}"`. Prompt and text tog
 llama.cpp may be asked for more, and then ends (learned positions) or writes what the model has not learned.
 """,
 }
+GENAI = '\n`onnxruntime_genai.Model("{name}")` reads this folder, too.\n'
 
 
-def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, name: str) -> str:
+def model_card(
+    model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, name: str, for_genai: bool = False
+) -> str:
     """Return the text of an export's README.md.
 
     Args:
@@ -145,6 +146,7 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
         info: its info.
         form: the format of the export: hf, safetensors, onnx, onnx_cached, gguf or llama2c.
         name: the name of the folder.
+        for_genai: whether onnxruntime-genai reads it, too.
     """
     c = model.config
     front: dict[str, Any] = {"library_name": LIBRARIES[form], "pipeline_tag": "text-generation"}
@@ -152,7 +154,8 @@ def model_card(model: Model, tokenizer: Tokenizer, info: ModelInfo, form: str, n
     made = f"trained by gptlab, run `{info.config.get('name')}`" if info.config else f"from a {info.origin}"
     prompt = "PROMPT" if tokenizer.unknown("To be") else "To be"
     new = max(1, min(100, c.block_size - 8))
-    use = USE[form].format(name=name, path=quote(name), prompt=prompt, new=new, **_sizes(c))
+    use = USE[form] + (GENAI if for_genai else "")
+    use = use.format(name=name, path=quote(name), prompt=prompt, new=new, **_sizes(c))
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n",
         f"A language model of {model.num_parameters():,} parameters, {made}. It sees at most {c.block_size} tokens.\n",

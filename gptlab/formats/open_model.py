@@ -151,6 +151,8 @@ def load_with_adapters(name: str | Path, *, raw_dir: Path | None = None, depth: 
             f"{name}: no such run directory or checkpoint file (runs lie in outputs/<name>/<time>), and no known model "
             f"(those of Hugging Face are named organisation/name); {did_you_mean(str(name), huggingface.HUB_NAMES)}"
         )
+    if not is_there(path / "checkpoints"):
+        huggingface.refuse_onnx(path)
     return _load_checkpoint(path, None, load_base)
 
 
@@ -166,6 +168,7 @@ def _load_file(path: Path, raw_dir: Path, load_base: Callable[[str], LoadedModel
         return nanochat.open_checkpoint(path, raw_dir)
     if path.suffix == ".bin" and (header := llama2c.read_header(path)) is not None:
         return llama2c.open_model(path, header)
+    huggingface.refuse_onnx(path)
     content = torch_reading.load_plain(path)
     if isinstance(content, dict) and "model_args" in content:
         return nanogpt.open_checkpoint(path, raw_dir, content)

@@ -36,7 +36,10 @@ def load_plain(path: Path, mapped: bool = True) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}") from error
+        raise UserError(
+            f"{path} is broken or no checkpoint: torch.load says {type(error).__name__}; copy it again, or give a run "
+            f"directory or another model"
+        ) from error
 
 
 def read_weights_bin(file: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,10 +89,12 @@ class Rankings:
         models: the names of the models that answer.
 
     Raises:
-        UserError: a file has rows of other prompts or models, or none of this command.
+        UserError: a file has rows of other prompts or models, or none of this command, or it cannot be written.
     """
 
     def __init__(self, path: Path, prompts: Sequence[str], models: Sequence[str]) -> None:
+        if path.is_dir():
+            raise UserError(f"OUT {path}: Is a directory; give a file, which need not be there yet")
         self.path, self.unranked = path, path.with_name(f"{path.stem}.unranked.jsonl")
         self.done: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -110,6 +113,7 @@ class Rankings:
                         f"by the names that it was begun with, or another file"
                     )
                 self._count(row)
+            _check_writable(file)
 
     def add(self, pair: Pair, better: int | None, what: str = CHOSEN) -> None:
         """Write what has become of a pair.
@@ -170,8 +174,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its rows are not of this command ({error!s:.99}); give another file") from error
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"OUT {path}: {error.strerror}; give another file") from error
     return rows
+
+
+def _check_writable(path: Path) -> None:
+    """Raise a UserError if a file cannot be written; it is not made."""
+    with explain_write_errors(path.parent):
+        if path.exists():
+            path.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def rank_pairs(

@@ -189,7 +189,8 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cannot write in {folder}: {error.strerror or error}; free some space there, or choose another "
-            f"folder (hydra.run.dir=... for runs, data.cache_dir=... for prepared data, --out for reports)"
+            f"folder (hydra.run.dir=... for runs, data.cache_dir=... for prepared data, DIR for exports, --out for "
+            f"reports and ids)"
         ) from error
 
 

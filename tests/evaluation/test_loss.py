@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gptlab.data.batches import IGNORED, EvalBatches, Share, Windows
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer
 from gptlab.evaluation import comparison
-from gptlab.evaluation.comparison import compare_losses
+from gptlab.evaluation.comparison import Difference, compare_losses
 from gptlab.evaluation.loss import Measurement, measure, token_nats
 from gptlab.evaluation.ngrams import NGrams
 from gptlab.models import GPT, Bigram, BigramConfig, GPTConfig
@@ -191,6 +191,22 @@ def test_the_words_name_the_better_one(shift: float, words: str) -> None:
     b = a + np.random.default_rng(2).normal(0, 1, 4001)
     b += a.mean() - b.mean()
     assert compare_losses(measured(a), measured(b), True, 1).words().startswith("no difference is shown: A - B is")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (
+            -7.3e-5,
+            -2.1e-5,
+            "A is better by 0.00005 nats per token: A - B is -0.00005, 95% interval -0.00007 to -0.00002",
+        ),
+        (0.0019, 0.0025, "B is better by 0.0022 nats per token: A - B is +0.0022, 95% interval +0.0019 to +0.0025"),
+        (0.0, 0.0, "no difference is shown: A - B is +0.0000, 95% interval +0.0000 to +0.0000"),
+    ],
+)
+def test_an_interval_is_shown_with_as_many_digits_as_its_width_needs(low: float, high: float, words: str) -> None:
+    assert Difference((low + high) / 2, low, high, "nats per token", 108, 1033.0, 1337).words() == words
 
 
 def test_a_models_difference_from_itself_is_nothing() -> None:

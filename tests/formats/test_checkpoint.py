@@ -196,7 +196,7 @@ def nothing(path: Path, content: dict[str, Any]) -> None:
         (nothing, r"no such run directory or checkpoint file; runs lie in outputs/<name>/<time>"),
         (a_directory, r"is not a run directory with a checkpoint .*; runs lie in outputs/<name>/<time>"),
         (an_unfinished_run, r"is not a run directory with a checkpoint .*has one from its first validation on"),
-        (empty, r"is broken or no checkpoint: torch.load says EOFError"),
+        (empty, r"is broken or no checkpoint: torch.load says EOFError; copy it again, or give a run directory"),
         (random_bytes, r"is broken or no checkpoint: torch.load says \w+Error"),
         (text, r"is broken or no checkpoint: torch.load says \w+Error"),
         (truncated, r"is broken or no checkpoint: torch.load says \w+Error"),

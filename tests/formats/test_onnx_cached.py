@@ -133,6 +133,7 @@ def test_what_readers_need_lies_beside_the_graph(made: tuple[str, Path, Any]) ->
     assert (out / "tokenizer.json").is_file()
     assert (out / "generation_config.json").is_file()
     assert (out / "genai_config.json").exists() == (name != "llama of characters")
+    assert ("onnxruntime_genai.Model" in (out / "README.md").read_text()) == (name != "llama of characters")
     if name == "one of our own":
         about = json.loads((out / "genai_config.json").read_text())["model"]
         assert (about["type"], about["context_length"], about["eos_token_id"]) == ("decoder", BLOCK, 306)

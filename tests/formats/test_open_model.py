@@ -271,3 +271,22 @@ def test_vocabularies_are_looked_for_where_gptlab_data_says(
     open_model.load_model(folder)
     open_model.load_model(folder, raw_dir=tmp_path)
     assert given == [tmp_path / "data", tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("model.onnx", ""), ("model.onnx", "config.json"), ("onnx/model.onnx", "config.json")],
+)
+def test_onnx_is_refused_by_name(folder: Path, tmp_path: Path, name: str, beside: str) -> None:
+    graph = tmp_path / "graph" / name
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(b"\x08\x0a")
+    for file in folder.iterdir():
+        if beside and file.name != "model.safetensors":
+            shutil.copy(file, tmp_path / "graph")
+    for path in (graph, tmp_path / "graph"):
+        with pytest.raises(UserError, match="ONNX is written here, and not read: give the model"):
+            open_model.load_model(path)
+    if beside:
+        shutil.copy(folder / "model.safetensors", tmp_path / "graph")
+        open_model.load_model(tmp_path / "graph")

@@ -243,6 +243,7 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         "prepare",
         "generate",
         "rank",
+        "serve",
         "evaluate",
         "export",
         "report",

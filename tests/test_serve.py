@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from gptlab.system.errors import UserError
 from tests.conftest import Bell
 from tests.serving.conftest import events, joined
 from tests.test_cli import assert_refused
-from tests.test_generate import ABC, gpt
+from tests.test_generate import ABC, gpt, saying
 
 # Tells of each pass, and waits before the first one.
 GATED = """
@@ -87,6 +88,30 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(
         text = first.result().json()["choices"][0]["text"]
         assert len(text) == 30
         assert joined(events(stream.result().text)) == {0: text}
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+
+
+def test_a_second_signal_makes_an_end_of_what_runs(
+    shell: Any, started: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    endless = str(saying(tmp_path / "endless.ckpt", ABC, ABC.encode("abc").tolist()))
+    process = shell("-m", "gptlab.serve", endless, "--port", "0")
+    started.append(process)
+    base = url(process)
+    ask = {"prompt": ["a"] * 100, "max_tokens": 4000, "stream": True}
+    with (
+        httpx.Client(trust_env=False, timeout=60) as client,
+        client.stream("POST", f"{base}/completions", json=ask) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: {")
+        process.send_signal(signal.SIGINT)
+        while client.get(base.replace("/v1", "/health")).status_code == 200:
+            pass
+        process.send_signal(signal.SIGINT)
+        *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
 

@@ -63,8 +63,8 @@ def address(bound: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """Stops in order: after the first signal what runs is finished, and new requests are told to go; a second one ends
-    it at once.
+    """Stops in order: after a signal what runs is finished, and new requests are told to go. A second one makes an end
+    of what runs, too.
 
     Args:
         app: the application of `build_app`.
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, **how))
         self.service: Service = app.state.service
         self.grace = grace
-        self.stop_at: float | None = None
+        self.told_at: float | None = None  # when it was first told to stop
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,17 +91,17 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.is_stopping:
-            self.should_exit = self.force_exit = True
+            self.grace = 0.0
         self.service.is_stopping = True
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; returns whether to stop now."""
         loop = asyncio.get_running_loop()
         if self.service.is_stopping:
-            self.stop_at = loop.time() + self.grace if self.stop_at is None else self.stop_at
+            self.told_at = loop.time() if self.told_at is None else self.told_at
             if not self.service.active:
                 self.should_exit = True
-            elif loop.time() > self.stop_at:
+            elif loop.time() >= self.told_at + self.grace:
                 for engine in self.service.engines.values():
                     engine.stop()
                 self.should_exit = True

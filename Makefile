@@ -36,7 +36,7 @@ install: $(DEV) ## set up .venv with the pinned versions of everything
 train: $(READY) ## a minute of training on real text (ARGS="model=gpt1m" and the like train another model)
 	$(BIN)/python -m gptlab.train $(or $(ARGS),experiment=first)
 
-test: $(DEV) ## the tests, about ten minutes on two cores
+test: $(DEV) ## the tests, about eight minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-all: $(DEV) ## the slow tests too

@@ -234,13 +234,18 @@ def test_on_other_systems_torch_does_the_work(fresh: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("code", ["exit 1", "exit 0"])
-def test_with_a_broken_compiler_torch_does_the_work(fresh: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+def test_with_a_broken_compiler_torch_does_the_work_and_says_so(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
     compiler = fresh / "cc"
     compiler.write_text(f"#!/bin/sh\n{code}\n")
     compiler.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
     assert_torch_generates()
     assert not list(fresh.rglob("*.so"))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "cannot be built" in said
+    assert "mend the compiler" in said
 
 
 @needs_library

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.chat.chat_format import ChatFormat, end_tokens
+from gptlab.data.chat.chat_format import ChatFormat, Format, end_tokens
 from gptlab.data.tokenizers import (
     CL100K_PATTERN,
     BPETokenizer,
@@ -137,9 +137,8 @@ def tokenizer_of(tokenizer: Tokenizer) -> dict[str, Any]:
     )
 
 
-def chat_of(info: ModelInfo) -> dict[str, Any] | None:
+def chat_of(chat: Format | None) -> dict[str, Any] | None:
     """Return gptlab's chat format as the page reads it; None: the model continues texts, or has another template."""
-    chat = chat_format(info)
     if not isinstance(chat, ChatFormat):
         return None
     turns = {role: chat.turn(role) for role in ("user", "assistant")}
@@ -166,7 +165,7 @@ def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: Mode
         "blockSize": config.block_size,
         "layers": config.n_layer if config.has_attention else 0,
         "heads": config.n_head,
-        "chat": chat_of(info),
+        "chat": chat_of(chat_format(info)),
         "ends": sorted(end_tokens(tokenizer)),
     }
 

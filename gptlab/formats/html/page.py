@@ -22,6 +22,7 @@ from gptlab.system.files import write_atomically
 HERE = Path(__file__).parent
 MODEL_SCRIPTS = ("products.js", "model.js", "tokenizer.js", "sampling.js", "local.js")  # what a server does itself
 PAGE_SCRIPTS = ("tokens.js", "charts.js", "page.js")
+SCRIPT = '<script src="page.js"></script>'  # where index.html has its scripts
 
 
 def check_path(path: Path) -> None:
@@ -93,7 +94,7 @@ def assembled(data: dict[str, Any], weights: str) -> str:
         '<meta name="referrer" content="no-referrer">': allowed,
         "<title>gptlab</title>": f"<title>{html.escape(data['card']['name'])}</title>",
         '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
-        '<script src="page.js"></script>': f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
+        SCRIPT: f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
         f'<script type="text/plain" id="weights">{weights}</script>\n<script>{script}</script>',
     }.items():
         assert found.count(mark) == 1, mark

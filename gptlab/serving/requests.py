@@ -82,9 +82,7 @@ def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGP
         raise fields.refuse("best_of", best, f"must be at most n, {common['samples']}: leave it out")
     fields.end()
     length = _max_tokens("max_tokens", most, COMPLETION_TOKENS, "prompt", prompts, opened.name, limits)
-    return Request(
-        prompts, texts, length, echo=echo, log_probs=log_probs, is_chat=False, token_ids=token_ids, **common
-    )
+    return Request(prompts, texts, length, echo=echo, log_probs=log_probs, is_chat=False, token_ids=token_ids, **common)
 
 
 def chat_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGPT], limits: Limits) -> Request:

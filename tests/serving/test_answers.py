@@ -17,7 +17,6 @@ from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import draw_answers, empty_answers
 from gptlab.generation.opening import open_to_generate
 from gptlab.generation.sampling import Sampling
-from gptlab.serving import app
 from tests.serving.conftest import BLOCK, Served, joined
 from tests.test_generate import ABC, chat_tokenizer, saying
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
 from gptlab.formats.html.content import chat_of
 from gptlab.formats.opened import OpenedModel
-from gptlab.generation.opening import open_to_generate
 from gptlab.serving.page import FILES, HEADERS
 from tests.serving.conftest import Served
 from tests.serving.test_refusals import refused
-from tests.test_generate import gpt
 
 
 def test_the_pages_files_are_served_and_no_others(serve: Any, ours: OpenedModel[Any]) -> None:
@@ -32,7 +28,16 @@ def test_the_pages_files_are_served_and_no_others(serve: Any, ours: OpenedModel[
     assert [name for name in names if f'="{name}"' in text] == names
     assert "<script>" not in text
     assert " style=" not in text
-    for name in ("index.html", "local.js", "model.js", "page.py", "server.py", "static/", "..%2fserver.js", "../app.py"):
+    for name in (
+        "index.html",
+        "local.js",
+        "model.js",
+        "page.py",
+        "server.py",
+        "static/",
+        "..%2fserver.js",
+        "../app.py",
+    ):
         assert client.get(f"/{name}").status_code == 404, name
 
 

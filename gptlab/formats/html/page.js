@@ -96,6 +96,7 @@ class Page {
     const running = await this.begin();
     const prompt = byId("prompt").value, { signal } = running;
     this.show();
+    this.say("Reading the text.");
     try {
       const ids = this.isChat ? await this.turn(prompt, signal) : await this.backend.encode(prompt, false, signal);
       const given = (await this.backend.tokens(ids)).map((token) => ({ ...token, given: true }));

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from gptlab.data.chat.chat_format import chat_tokenizer
 from gptlab.data.tokenizers import ByteTokenizer
 from tests.browser import NEEDS_CHROMIUM, Page, expect
 from tests.conftest import ROOT
@@ -43,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     gpt(folder / "abc.ckpt", ABC, block_size=BLOCK)
     gpt(folder / "bytes.ckpt", ByteTokenizer(end_of_text=True), block_size=BLOCK)
+    gpt(folder / "chat.ckpt", chat_tokenizer(ABC), config={"task": {"name": "sft"}}, block_size=BLOCK)
     return folder
 
 
@@ -64,8 +66,8 @@ def one(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> Iterator[str]:
-    yield from start(folder, "abc.ckpt", "bytes.ckpt")
+def several(folder: Path) -> Iterator[str]:
+    yield from start(folder, "abc.ckpt", "bytes.ckpt", "chat.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +142,8 @@ def test_an_error_of_the_server_is_shown_as_it_is(page: Page) -> None:
     page.errors.clear()
 
 
-def test_two_models_and_a_branch_within_a_character(chromium: Any, two: str) -> None:
-    page = Page(chromium, two)
+def test_two_models_and_a_branch_within_a_character(chromium: Any, several: str) -> None:
+    page = Page(chromium, several)
     expect(page.find("#name")).to_have_text("abc.ckpt")
     page.write(prompt=PROMPT, temperature=0, count=5)
     page.find("#models select").select_option("bytes.ckpt")
@@ -159,12 +161,35 @@ def test_two_models_and_a_branch_within_a_character(chromium: Any, two: str) -> 
     assert ids[:5] == [*"é中".encode()]
     body = {"prompt": ids[:9], "model": "bytes.ckpt", "max_tokens": 12, "temperature": 0}
     found = httpx.post(
-        f"{two}/v1/completions", json=body | {"logprobs": 0, "token_ids": True}, timeout=60, trust_env=False
+        f"{several}/v1/completions", json=body | {"logprobs": 0, "token_ids": True}, timeout=60, trust_env=False
     ).json()["choices"][0]
     assert [each["id"] for each in found["logprobs"]["content"]] == ids[9:]
     assert any(id >= 128 for id in ids[5:])
     assert page.errors == []
     page.context.close()
+
+
+def test_a_chat_has_its_turns(chromium: Any, several: str) -> None:
+    page = Page(chromium, several)
+    page.find("#models select").select_option("chat.ckpt")
+    expect(page.find("#prompt-label")).to_have_text("Say something")
+    text = page.write(prompt="a face", temperature=0, count=5)
+    assert text.startswith("<|begin_of_text|><|user|>a face<|end|><|assistant|>")
+    again = page.write(prompt="bad")
+    assert again.startswith(text)
+    assert "<|user|>bad<|end|><|assistant|>" in again[len(text) :]
+    page.find("input[value=continue]").click()
+    assert page.write(prompt="abc").startswith("abc")
+    assert page.errors == []
+    page.context.close()
+
+
+def test_writing_twice_writes_one_text(page: Page, one: str) -> None:
+    page.fill(prompt=PROMPT, temperature=0, count=9)
+    page.page.evaluate("for (let i = 0; i < 3; i++) document.getElementById('write').click()")
+    page.finished()
+    expect(page.tokens).to_have_count(len(PROMPT) + 9)
+    assert page.text == PROMPT + completed(one, PROMPT, temperature=0, max_tokens=9)
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(chromium: Any, locked: str) -> None:

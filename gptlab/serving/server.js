@@ -60,7 +60,8 @@ class ServerBackend {
   /** Let a model of /v1/models be the one that is asked. */
   choose({ id, description, context_size, tokens }) {
     const facts = [["model", description], ["sees", `${context_size.toLocaleString("en")} tokens, with what it writes`]];
-    this.card = { name: id, facts, summary: description, blockSize: context_size, layers: 0, heads: 0, chat: tokens.chat, ends: tokens.ends };
+    this.card = { name: id, facts, summary: description, blockSize: context_size, layers: 0, heads: 0 }; // no attention
+    Object.assign(this.card, { chat: tokens.chat, ends: tokens.ends });
     this.begin = tokens.begin;
     this.names = Object.fromEntries(Object.entries(tokens.special).map(([name, token]) => [token, name]));
     this.bytes = new Map(); // of the tokens that the server has named
@@ -155,10 +156,11 @@ function addFields() {
     form.hidden = true;
     if (!window.page) openModels();
   });
-  const models = element("label", "", "Model "), select = element("select");
+  const models = element("p"), choice = element("label", "", "Model "), select = element("select");
   models.id = "models";
   models.hidden = true;
-  models.append(select);
+  choice.append(select);
+  models.append(choice);
   byId("ask").before(form, models);
   byId("ask").hidden = true;
 }

@@ -142,8 +142,8 @@ def test_an_error_of_the_server_is_shown_as_it_is(page: Page) -> None:
     page.errors.clear()
 
 
-def test_two_models_and_a_branch_within_a_character(chromium: Any, several: str) -> None:
-    page = Page(chromium, several)
+def test_two_models_and_a_branch_within_a_character_on_a_phone(chromium: Any, several: str) -> None:
+    page = Page(chromium, several, 360)
     expect(page.find("#name")).to_have_text("abc.ckpt")
     page.write(prompt=PROMPT, temperature=0, count=5)
     page.find("#models select").select_option("bytes.ckpt")
@@ -165,6 +165,7 @@ def test_two_models_and_a_branch_within_a_character(chromium: Any, several: str)
     ).json()["choices"][0]
     assert [each["id"] for each in found["logprobs"]["content"]] == ids[9:]
     assert any(id >= 128 for id in ids[5:])
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.errors == []
     page.context.close()
 
@@ -184,12 +185,24 @@ def test_a_chat_has_its_turns(chromium: Any, several: str) -> None:
     page.context.close()
 
 
-def test_writing_twice_writes_one_text(page: Page, one: str) -> None:
+def test_another_model_is_chosen_while_the_prompt_is_read(chromium: Any, several: str) -> None:
+    page = Page(chromium, several)
     page.fill(prompt=PROMPT, temperature=0, count=9)
-    page.page.evaluate("for (let i = 0; i < 3; i++) document.getElementById('write').click()")
-    page.finished()
-    expect(page.tokens).to_have_count(len(PROMPT) + 9)
-    assert page.text == PROMPT + completed(one, PROMPT, temperature=0, max_tokens=9)
+    page.page.evaluate(
+        """() => {
+        document.getElementById("write").click();
+        const select = document.querySelector("#models select");
+        select.value = "1";
+        select.dispatchEvent(new Event("change"));
+        }"""
+    )
+    page.page.wait_for_load_state("networkidle")
+    expect(page.find("#name")).to_have_text("bytes.ckpt")
+    assert page.text == ""  # nothing of what the other was asked
+    expect(page.find("#stop")).to_be_disabled()
+    assert page.write(prompt="é", count=3).startswith("é")
+    assert page.errors == []
+    page.context.close()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(chromium: Any, locked: str) -> None:

@@ -2,8 +2,9 @@
 //
 // The model is behind a backend: this page's own (local.js), or one that asks a server. A backend has
 //
-//   card                        {name, facts: [[what, value]], summary (undefined: of the facts), blockSize, layers, heads, ends: [id], chat}, where chat is null
-//                               or {begin: [id], turns: {user: id, assistant: id}, end: id}, and layers is 0 without attention
+//   card                        {name, facts: [[what, value]], summary, blockSize, layers, heads, ends: [id], chat}, where chat
+//                               is null or {begin: [id], turns: {user: id, assistant: id}, end: id}, layers is 0 without
+//                               attention, and a summary that is undefined is made of the facts
 //   encode(text, isTurn, signal)
 //                               the ids of a text with what begins one, or of a turn in a chat alone; an Error's message is shown
 //   decode(ids)                 their text

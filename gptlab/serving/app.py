@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gptlab.data.chat.chat_format import Format
-from gptlab.formats.html.content import chat_of
+from gptlab.formats.html.shared import chat_of
 from gptlab.serving.access import HostCheck, KeyCheck, answer
 from gptlab.serving.answering import Answering
 from gptlab.serving.engine import Engine

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
-from gptlab.formats.html.content import chat_of
+from gptlab.formats.html.shared import chat_of
 from gptlab.formats.opened import OpenedModel
 from gptlab.serving.page import FILES, HEADERS
 from tests.serving.conftest import Served

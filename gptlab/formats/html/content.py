@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.chat.chat_format import ChatFormat, Format, end_tokens
+from gptlab.data.chat.chat_format import end_tokens
 from gptlab.data.tokenizers import (
     CL100K_PATTERN,
     BPETokenizer,
@@ -17,6 +17,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats.description import ModelInfo
+from gptlab.formats.html.shared import chat_of
 from gptlab.formats.model_card import training_facts
 from gptlab.formats.writing import chat_format
 from gptlab.models.arrays import EMBEDDING, ArrayGPT, quantise
@@ -135,14 +136,6 @@ def tokenizer_of(tokenizer: Tokenizer) -> dict[str, Any]:
         f"--format html: its tokenizer is a {tokenizer.name} of another kind, and a page has characters, bytes, words "
         f"and byte-level BPE; {OTHERWISE} for this model"
     )
-
-
-def chat_of(chat: Format | None) -> dict[str, Any] | None:
-    """Return gptlab's chat format as the page reads it; None: the model continues texts, or has another template."""
-    if not isinstance(chat, ChatFormat):
-        return None
-    turns = {role: chat.turn(role) for role in ("user", "assistant")}
-    return {"begin": [*chat.begin], "turns": turns, "end": chat.end}
 
 
 def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: ModelInfo, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ expect = sync_api.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 SECONDS = 20_000  # milliseconds, on a busy machine
+expect.set_options(timeout=SECONDS)
 
 
 class Page:
@@ -47,7 +48,7 @@ class Page:
         return self.finished()
 
     def finished(self) -> str:
-        expect(self.find("#status")).to_contain_text("a second", timeout=SECONDS)
+        expect(self.find("#status")).to_contain_text("a second")
         return self.text
 
     @property

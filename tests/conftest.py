@@ -239,6 +239,17 @@ def shell(tmp_path: Path) -> Any:
     return shell
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Chromium, for modules that import tests.browser."""
+    from tests.browser import CHROMIUM, sync_api
+
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real data sets, from GPTLAB_DATA."""

@@ -48,22 +48,22 @@ ABC = CharTokenizer("\n abcdefghijk")
 LESSON = "Every effort moves you"
 
 
-def saved(path: Path, model: models.Model, tokenizer: Tokenizer) -> Path:
-    about = checkpoint.describe(model, tokenizer, {}, "", 7, {"val/loss": 1.25})
+def saved(path: Path, model: models.Model, tokenizer: Tokenizer, config: dict[str, Any] | None = None) -> Path:
+    about = checkpoint.describe(model, tokenizer, config or {}, "", 7, {"val/loss": 1.25})
     state = {description.PREFIX + name: value for name, value in parameters(model).items()}
     checkpoint.save_checkpoint({description.KEY: about, "state_dict": state}, path)
     return path
 
 
-def gpt(path: Path, tokenizer: Tokenizer, seed: int = 1, **fields: Any) -> Path:
-    """The checkpoint of a random model with confident predictions."""
+def gpt(path: Path, tokenizer: Tokenizer, seed: int = 1, config: dict[str, Any] | None = None, **fields: Any) -> Path:
+    """The checkpoint of a random model with confident predictions; config: of the run that made it."""
     torch.manual_seed(seed)
     shape = {"block_size": 61, "n_layer": 2, "n_head": 3, "n_embd": 33} | fields
     model = models.build(GPTConfig(tokenizer.vocab_size, **shape)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5)
-    return saved(path, model, tokenizer)
+    return saved(path, model, tokenizer, config)
 
 
 def saying(path: Path, tokenizer: Tokenizer, ids: list[int]) -> Path:

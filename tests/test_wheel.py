@@ -34,7 +34,7 @@ def test_the_wheel_carries_conf_and_works_from_an_empty_folder(trained: Path, tm
         f"gptlab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")
     )
     assert "gptlab/generation/c/decoder.c" in names
-    assert "gptlab/formats/html/index.html" in names
+    assert {"gptlab/formats/html/index.html", "gptlab/formats/html/page.js", "gptlab/serving/server.js"} <= {*names}
     assert not any(name.startswith(("tests", "outputs", "conf/")) for name in names)
 
     site = {"PYTHONPATH": str(tmp_path / "site")}

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,19 +15,20 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gptlab.data.chat.chat_format import Format
+from gptlab.formats.html.shared import chat_of
 from gptlab.serving.access import HostCheck, KeyCheck, answer
 from gptlab.serving.answering import Answering
 from gptlab.serving.engine import Engine
 from gptlab.serving.errors import STOPPING, ApiError, do_not_retry, retry_later
 from gptlab.serving.fields import read_object, shown
+from gptlab.serving.page import page_routes
 from gptlab.serving.requests import Limits, Request, chat_request, completion_request
 
-PAGE = Path(__file__).parent / "page"
 GONE = 499  # the client has left: nobody reads this
 
 
@@ -83,6 +83,7 @@ class Service:
     def described(self, name: str) -> dict[str, Any]:
         """Return a model as /v1/models shows it."""
         engine = self.engines[name]
+        tokenizer, chat = engine.opened.tokenizer, chat_format(engine)
         return {
             "id": name,
             "object": "model",
@@ -90,7 +91,13 @@ class Service:
             "owned_by": "gptlab",
             "description": engine.opened.words,
             "context_size": engine.context_size,
-            "is_chat": has_chat(engine),
+            "is_chat": chat is not None,
+            "tokens": {
+                "begin": [*tokenizer.begin],
+                "ends": sorted(engine.opened.ends),
+                "special": tokenizer.special_tokens,
+                "chat": chat_of(chat),
+            },
         }
 
     async def models(self, http: HttpRequest) -> Response:
@@ -162,12 +169,12 @@ class Service:
             raise do_not_retry(408, f"the body was not there after {seconds:g} seconds", "timeout") from error
 
 
-def has_chat(engine: Engine) -> bool:
-    """Return whether a model answers in a chat."""
+def chat_format(engine: Engine) -> Format | None:
+    """Return the format in which a model answers in a chat; None if it does not."""
     try:
-        return engine.opened.chat is not None
+        return engine.opened.chat
     except ValueError:  # a broken template
-        return False
+        return None
 
 
 class EventStream(StreamingResponse):
@@ -215,10 +222,6 @@ async def explain(http: HttpRequest, error: Exception) -> Response:
     return answer(error.body, error.status, error.headers)
 
 
-async def no_page(http: HttpRequest) -> Response:
-    return PlainTextResponse("gptlab serves models here: see /v1/models, and POST to /v1/completions\n")
-
-
 def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
     """Return the application; `app.state.service` is its `Service`.
 
@@ -236,14 +239,13 @@ def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
         for engine in engines.values():
             engine.stop()
 
-    page: BaseRoute = Mount("/", StaticFiles(directory=PAGE, html=True)) if PAGE.is_dir() else Route("/", no_page)
     routes = [
         Route("/health", service.health),
         Route("/v1/models", service.models),
         Route("/v1/models/{name:path}", service.model),
         Route("/v1/completions", service.completions, methods=["POST"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
-        page,
+        *page_routes(),
     ]
     middleware = []
     if options.origins:  # outermost: a browser asks without the key whether it may call

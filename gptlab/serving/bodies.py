@@ -86,7 +86,7 @@ class Choice:
                 found["logprobs"] = self._completion_log_probs(part.tokens)
         else:
             if self.request.log_probs is not None:
-                found["logprobs"] = {"content": [self._chat_log_prob(token) for token in part.tokens], "refusal": None}
+                found["logprobs"] = {"content": [self._token(token) for token in part.tokens], "refusal": None}
             role = {} if self.begun else {"role": "assistant"}
             if self.request.stream:
                 found["delta"] = {**role, "content": text}
@@ -102,6 +102,7 @@ class Choice:
             "token_logprobs": [token.log_prob for token in tokens],
             "top_logprobs": likely if self.request.log_probs else None,
             "text_offset": [self._move(token.id) for token in tokens],
+            **({"content": [self._token(token) for token in tokens]} if self.request.token_ids else {}),
         }
 
     def _likely(self, token: Token) -> dict[str, float] | None:
@@ -117,7 +118,7 @@ class Choice:
             self.offset += len(self.decoder.decode(self.tokenizer.tokens[token]))
         return begin
 
-    def _chat_log_prob(self, token: Token) -> dict[str, Any]:
+    def _token(self, token: Token) -> dict[str, Any]:
         return {
             **self._named(token.id, token.log_prob),
             "top_logprobs": [self._named(each, number) for each, number in token.likely],
@@ -125,7 +126,8 @@ class Choice:
 
     def _named(self, token: int, number: float | None) -> dict[str, Any]:
         raw = self.tokenizer.tokens[token]
-        return {"token": self._name(token), "logprob": number, "bytes": [*raw]}
+        number_of = {"id": token} if self.request.token_ids else {}
+        return {"token": self._name(token), "logprob": number, "bytes": [*raw], **number_of}
 
     def _name(self, token: int) -> str:
         """Return a token as text; one that is no whole characters as OpenAI names it, bytes:\\xe2\\x80."""

@@ -57,6 +57,8 @@ class Request:
     """How many of the likeliest tokens are wanted with their log-probabilities; None: no log-probabilities."""
     stream: bool
     include_usage: bool
+    token_ids: bool = False
+    """Whether the log-probabilities of a completion have the ids and bytes of the tokens, too."""
 
 
 def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGPT], limits: Limits) -> Request:
@@ -70,6 +72,9 @@ def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGP
     prompts, texts = _prompts(fields, opened, limits)
     echo = fields.flag("echo")
     log_probs = fields.whole("logprobs", 0, COMPLETION_LOG_PROBS)
+    token_ids = fields.flag("token_ids")
+    if token_ids and log_probs is None:
+        raise fields.refuse("token_ids", True, f"needs logprobs, from 0 to {COMPLETION_LOG_PROBS}")
     most = fields.whole("max_tokens", 0, 10**9, " (0 with echo only returns the prompt)")
     common = _common(fields, limits, len(prompts))
     best = fields.whole("best_of", 1, 10**9)
@@ -77,7 +82,7 @@ def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGP
         raise fields.refuse("best_of", best, f"must be at most n, {common['samples']}: leave it out")
     fields.end()
     length = _max_tokens("max_tokens", most, COMPLETION_TOKENS, "prompt", prompts, opened.name, limits)
-    return Request(prompts, texts, length, echo=echo, log_probs=log_probs, is_chat=False, **common)
+    return Request(prompts, texts, length, echo=echo, log_probs=log_probs, is_chat=False, token_ids=token_ids, **common)
 
 
 def chat_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGPT], limits: Limits) -> Request:

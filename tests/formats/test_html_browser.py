@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,13 @@ import pytest
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
 from gptlab.formats.html.page import write_html
 from gptlab.formats.open_model import load_model
+from tests.browser import NEEDS_CHROMIUM, Page, expect
 from tests.test_export import PROMPT, TOKENIZERS, T, a_run
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'gptlab[browser]'"
-)
-expect = sync_api.expect
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEW = 40  # beyond the block
-SECONDS = 20_000  # milliseconds, on a busy machine
 NAMED = "button, input, select, textarea, svg, canvas, [role=group], [role=button], [role=img], fieldset"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -51,49 +36,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Page:
-    """The page as somebody uses it."""
-
-    def __init__(self, chromium: Any, file: Path, width: int = 1200) -> None:
-        self.context = chromium.new_context(offline=True, viewport={"width": width, "height": 900})
-        self.context.set_default_timeout(SECONDS)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(file.as_uri())
-
-    def find(self, what: str) -> Any:
-        return self.page.locator(what)
-
-    def fill(self, **values: Any) -> None:
-        if not self.page.evaluate("document.getElementById('sampling').open"):
-            self.find("#sampling summary").click()
-        for name, value in values.items():
-            self.find(f"#{name.replace('_', '-')}").fill(str(value))
-
-    def write(self, **values: Any) -> str:
-        """Type a prompt and the controls, and return the text once it is finished."""
-        self.fill(**values)
-        self.find("#write").click()
-        return self.finished()
-
-    def finished(self) -> str:
-        expect(self.find("#status")).to_contain_text("a second", timeout=SECONDS)
-        return self.text
-
-    @property
-    def text(self) -> str:
-        return str(self.find("#text").text_content())
-
-    @property
-    def tokens(self) -> Any:
-        return self.find("#text .token")
-
-
 @pytest.fixture
 def page(chromium: Any, runs: Path) -> Iterator[Page]:
-    opened = Page(chromium, runs / "text.html")
+    opened = Page(chromium, (runs / "text.html").as_uri())
     yield opened
     assert opened.errors == []  # there is nothing that the policy has stopped, either
     opened.context.close()
@@ -193,7 +138,7 @@ def test_what_is_wrong_is_said(page: Page) -> None:
 
 
 def test_everything_has_a_name_and_fits_a_phone(chromium: Any, runs: Path) -> None:
-    page = Page(chromium, runs / "text.html", 360)
+    page = Page(chromium, (runs / "text.html").as_uri(), 360)
     page.write(prompt=PROMPT, temperature=0, count=60)
     page.page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     expect(page.find("#attention-words")).to_contain_text("Layer 1")
@@ -207,7 +152,7 @@ def test_everything_has_a_name_and_fits_a_phone(chromium: Any, runs: Path) -> No
 
 
 def test_a_chat_has_its_turns(chromium: Any, runs: Path) -> None:
-    page = Page(chromium, runs / "chat.html")
+    page = Page(chromium, (runs / "chat.html").as_uri())
     expect(page.find("#prompt-label")).to_have_text("Say something")
     turn = "<|user|>You may<|end|><|assistant|>"
     text = page.write(prompt="You may", temperature=0, count=5)

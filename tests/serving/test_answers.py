@@ -17,7 +17,6 @@ from gptlab.formats.opened import OpenedModel
 from gptlab.generation.answers import draw_answers, empty_answers
 from gptlab.generation.opening import open_to_generate
 from gptlab.generation.sampling import Sampling
-from gptlab.serving import app
 from tests.serving.conftest import BLOCK, Served, joined
 from tests.test_generate import ABC, chat_tokenizer, saying
 
@@ -210,19 +209,5 @@ def test_the_lists_of_models(serve: Any, ours: OpenedModel[Any], chat: OpenedMod
     assert [(each["id"], each["is_chat"]) for each in listed["data"]] == [(ours.name, False), (chat.name, True)]
     assert served.client.get(f"/v1/models/{ours.name}").json() == listed["data"][0]
     assert served.client.get("/health").json()["status"] == "ok"
-    assert "/v1/completions" in served.client.get("/").text
     text = served.texts("abc", model=ours.name, seed=1)
     assert text == [generated(ours, "abc", 16, Sampling(), 1)]
-
-
-def test_the_page_is_served_where_there_is_one(
-    serve: Any, ours: OpenedModel[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "index.html").write_text("<h1>Hello</h1>")
-    (tmp_path / "page.js").write_text("1")
-    monkeypatch.setattr(app, "PAGE", tmp_path)
-    served: Served = serve(ours)
-    assert served.client.get("/").text == "<h1>Hello</h1>"
-    assert "javascript" in served.client.get("/page.js").headers["content-type"]
-    assert served.client.get("/../secret").status_code == served.client.get("/v1/x").status_code == 404
-    assert served.texts("abc", seed=1)

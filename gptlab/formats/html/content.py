@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlab.data.chat.chat_format import ChatFormat, end_tokens
+from gptlab.data.chat.chat_format import end_tokens
 from gptlab.data.tokenizers import (
     CL100K_PATTERN,
     BPETokenizer,
@@ -17,6 +17,7 @@ from gptlab.data.tokenizers import (
     WordTokenizer,
 )
 from gptlab.formats.description import ModelInfo
+from gptlab.formats.html.shared import chat_of
 from gptlab.formats.model_card import training_facts
 from gptlab.formats.writing import chat_format
 from gptlab.models.arrays import EMBEDDING, ArrayGPT, quantise
@@ -137,15 +138,6 @@ def tokenizer_of(tokenizer: Tokenizer) -> dict[str, Any]:
     )
 
 
-def chat_of(info: ModelInfo) -> dict[str, Any] | None:
-    """Return gptlab's chat format as the page reads it; None: the model continues texts, or has another template."""
-    chat = chat_format(info)
-    if not isinstance(chat, ChatFormat):
-        return None
-    turns = {role: chat.turn(role) for role in ("user", "assistant")}
-    return {"begin": [*chat.begin], "turns": turns, "end": chat.end}
-
-
 def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: ModelInfo, name: str) -> dict[str, Any]:
     """Return what the page says of the model, and what its controls need to know.
 
@@ -166,7 +158,7 @@ def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: Mode
         "blockSize": config.block_size,
         "layers": config.n_layer if config.has_attention else 0,
         "heads": config.n_head,
-        "chat": chat_of(info),
+        "chat": chat_of(chat_format(info)),
         "ends": sorted(end_tokens(tokenizer)),
     }
 

@@ -2,9 +2,11 @@
 //
 // The model is behind a backend: this page's own (local.js), or one that asks a server. A backend has
 //
-//   card                        {name, facts: [[what, value]], blockSize, layers, heads, ends: [id], chat}, where chat is null
-//                               or {begin: [id], turns: {user: id, assistant: id}, end: id}, and layers is 0 without attention
-//   encode(text, isTurn)        the ids of a text with what begins one, or of a turn in a chat alone; an Error's message is shown
+//   card                        {name, facts: [[what, value]], summary, blockSize, layers, heads, ends: [id], chat}, where chat
+//                               is null or {begin: [id], turns: {user: id, assistant: id}, end: id}, layers is 0 without
+//                               attention, and a summary that is undefined is made of the facts
+//   encode(text, isTurn, signal)
+//                               the ids of a text with what begins one, or of a turn in a chat alone; an Error's message is shown
 //   decode(ids)                 their text
 //   tokens(ids)                 [{id, text, special}]: the text that each adds; special: the name of a special token
 //   steps(ids, how, count, signal)
@@ -53,12 +55,12 @@ class Page {
 
   /** Say what the model is. */
   describe() {
-    const { name, facts, chat } = this.backend.card;
+    const { name, facts, summary, chat } = this.backend.card;
     document.title = name;
     byId("name").textContent = name;
     const fact = Object.fromEntries(facts);
     const known = [["parameters", "parameters"], ["val/loss", ""]].filter(([key]) => fact[key] !== undefined);
-    byId("summary").textContent = [
+    byId("summary").textContent = summary ?? [
       ...known.map(([key, unit]) => `${key === "val/loss" ? "loss " : ""}${fact[key]} ${unit}`.trim()),
       ...(fact.data ? [`trained on ${fact.data}`] : []),
     ].join(", ");
@@ -92,39 +94,41 @@ class Page {
 
   /** Begin a text with the prompt, or say it in the chat. */
   async start() {
-    await this.halt();
-    const prompt = byId("prompt").value;
+    const running = await this.begin();
+    const prompt = byId("prompt").value, { signal } = running;
+    this.show();
+    this.say("Reading the text.");
     try {
-      const ids = this.isChat ? await this.turn(prompt) : await this.backend.encode(prompt);
+      const ids = this.isChat ? await this.turn(prompt, signal) : await this.backend.encode(prompt, false, signal);
       const given = (await this.backend.tokens(ids)).map((token) => ({ ...token, given: true }));
+      signal.throwIfAborted();
       const kept = this.isChat ? this.tokens : [];
       this.cut(kept.length);
       this.add(given.slice(kept.length));
     } catch (error) {
-      this.say(error.message, true);
+      this.end(running);
+      this.say(signal.aborted ? "Stopped." : error.message, !signal.aborted);
       return;
     }
     if (this.isChat) byId("prompt").value = "";
-    await this.write();
+    await this.write(running);
   }
 
   /** The ids of the conversation so far with another thing that the user says, up to where the answer begins. */
-  async turn(text) {
+  async turn(text, signal) {
     const { begin, turns, end } = this.backend.card.chat;
     const before = this.tokens.length ? this.ids : [...begin];
     if (this.tokens.length && before.at(-1) !== end) before.push(end);
-    return [...before, turns.user, ...(await this.backend.encode(text, true)), end, turns.assistant];
+    return [...before, turns.user, ...(await this.backend.encode(text, true, signal)), end, turns.assistant];
   }
 
-  /** Continue the text. */
-  async write() {
-    await this.halt();
-    const how = this.sampling(), count = Number(byId("count").value), running = (this.running = new AbortController());
+  /** Continue the text; `running` is what `begin` has returned, if that was called before. */
+  async write(running) {
+    running ??= await this.begin();
+    const how = this.sampling(), count = Number(byId("count").value);
     const began = performance.now();
     let made = 0, wrong = "";
     this.show();
-    const finished = new Promise((resolve) => (running.finished = resolve));
-    running.done = finished;
     try {
       this.say("Reading the text.");
       for await (const token of this.backend.steps(this.ids, how, count, running.signal)) {
@@ -137,20 +141,18 @@ class Page {
     }
     const rate = (1000 * made) / (performance.now() - began);
     const scoring = running.isStopped ? new AbortController() : running;
-    scoring.done = finished;
-    if (this.running === running) this.running = scoring;
-    if (!wrong && !scoring.signal.aborted) await this.score(scoring.signal);
-    if (this.running === scoring) this.running = null;
-    running.finished();
-    this.show();
+    Object.assign(scoring, { done: running.done, finished: running.finished });
+    this.running = scoring;
+    if (!wrong && !scoring.signal.aborted) wrong = await this.score(scoring.signal);
+    this.end(scoring);
     const speed = `${made} tokens, ${rate.toFixed(rate < 10 ? 1 : 0)} a second${how.temperature ? `, seed ${how.seed}` : ""}`;
     this.say(wrong || `${running.signal.aborted ? "Stopped: " : ""}${speed}`, Boolean(wrong));
   }
 
-  /** Ask what the model thinks of what it did not write. */
+  /** Ask what the model thinks of what it did not write, and return what went wrong. */
   async score(signal) {
     const last = this.tokens.findLastIndex((token, at) => at > 0 && !token.likely);
-    if (last < 0) return;
+    if (last < 0) return "";
     try {
       const found = await this.backend.score(this.ids.slice(0, last + 1), signal);
       found.forEach((each, at) => {
@@ -160,8 +162,9 @@ class Page {
         colour(this.row.elements[at], token);
       });
     } catch (error) {
-      if (!signal.aborted) throw error;
+      if (!signal.aborted) return error.message;
     }
+    return "";
   }
 
   /** Let the text be as it is, and score what of it was read. */
@@ -171,12 +174,22 @@ class Page {
     this.running.abort();
   }
 
-  /** Stop what runs, and wait until it has. */
-  async halt() {
+  /** Stop what runs, wait until it has, and return the controller of what runs from now on, until `end`. */
+  async begin() {
     this.choices.hide();
-    if (!this.running) return;
-    this.running.abort();
-    await this.running.done;
+    while (this.running) {
+      this.running.abort();
+      await this.running.done;
+    }
+    const running = (this.running = new AbortController());
+    running.done = new Promise((resolve) => (running.finished = resolve));
+    return running;
+  }
+
+  end(running) {
+    this.running = null;
+    running.finished();
+    this.show();
   }
 
   add(tokens) {
@@ -211,23 +224,26 @@ class Page {
 
   /** Put another token in a place, and go on from it. */
   async branch(number, id) {
-    await this.halt();
     if (!byId("ask").reportValidity()) return;
     const { likely } = this.tokens[number];
+    const running = await this.begin();
+    if (this.tokens[number]?.likely !== likely) return this.end(running); // another text has come meanwhile
     const token = (await this.backend.tokens([...this.ids.slice(0, number), id])).at(-1);
     const bits = -Math.log2(likely.find((each) => each.id === id).probability);
     this.cut(number);
     this.add([{ ...token, bits, likely }]);
     this.row.elements.at(-1).focus();
     this.choices.hide();
-    await this.write();
+    await this.write(running);
   }
 
-  async clear() {
-    await this.halt();
+  /** Forget the text; `change` is called when nothing runs. */
+  async clear(change) {
+    const running = await this.begin();
     this.cut(0);
+    change?.();
     this.label();
-    this.show();
+    this.end(running);
     this.say("");
     byId("prompt").focus();
   }

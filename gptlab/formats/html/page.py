@@ -12,6 +12,7 @@ from typing import Any
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.html.content import OTHERWISE, card_of, described, tokenizer_of
+from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS, SCRIPT
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
@@ -19,9 +20,7 @@ from gptlab.models.torch_arrays import arrays_of
 from gptlab.system.errors import UserError
 from gptlab.system.files import write_atomically
 
-HERE = Path(__file__).parent
 MODEL_SCRIPTS = ("products.js", "model.js", "tokenizer.js", "sampling.js", "local.js")  # what a server does itself
-PAGE_SCRIPTS = ("tokens.js", "charts.js", "page.js")
 
 
 def check_path(path: Path) -> None:
@@ -93,7 +92,7 @@ def assembled(data: dict[str, Any], weights: str) -> str:
         '<meta name="referrer" content="no-referrer">': allowed,
         "<title>gptlab</title>": f"<title>{html.escape(data['card']['name'])}</title>",
         '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
-        '<script src="page.js"></script>': f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
+        SCRIPT: f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
         f'<script type="text/plain" id="weights">{weights}</script>\n<script>{script}</script>',
     }.items():
         assert found.count(mark) == 1, mark

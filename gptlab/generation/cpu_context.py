@@ -84,8 +84,8 @@ class CPUContext(Context):
             self._move_windows()
         self.passes += 1
         found: dict[int, Array] = {}
-        while any(self._unread()):
-            found |= self._pass(last, self.decoder.most)
+        while any(rest := self._unread()):
+            found |= self._pass(rest, last, self.decoder.most)
         return np.stack([found[i] for i in range(len(self.rows))])
 
     def part(self) -> dict[int, Array]:
@@ -97,15 +97,14 @@ class CPUContext(Context):
         if not self.config.slides and max(self._seen()) > self.columns:
             self._move_windows()
         self.passes += 1
-        return self._pass(1, max(PART, len(self.rows)))
+        return self._pass(self._unread(), 1, max(PART, len(self.rows)))
 
-    def _pass(self, last: int, most: int) -> dict[int, Array]:
-        """Compute one pass of up to `most` tokens.
+    def _pass(self, rest: list[list[int]], last: int, most: int) -> dict[int, Array]:
+        """Compute one pass of up to `most` of the tokens that have not been read, `rest`.
 
         Returns:
             The logits of the last tokens, (last, V), of each row that has been read to its end.
         """
-        rest = self._unread()
         part = [
             self._next(row, min(share, cache_room(self.config, self.columns, self.lengths[place])), last)
             for row, share, place in zip(rest, shares([*map(len, rest)], most), self.places, strict=True)

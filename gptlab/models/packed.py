@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Packed:
-    """A matrix (M, N) of integers with their scales, in the order in which cpu_decoder.c reads them.
+    """A matrix (M, N) of integers with their scales, in the order in which c/integers.h reads them.
 
     `data` is uint8: (M / 16, N / 32, 8, 16, 4) with 8 bits: blocks of 16 rows, groups of 32 columns; then, for each
     four columns, those of each row. With 4 bits it is (M / 16, N / 32, 4, 16, 4): the lower halves of the bytes are the

@@ -15,7 +15,7 @@ from gptlab.generation.batch import Batch
 from gptlab.generation.context import open_context
 from gptlab.generation.decoding import Step, prompt_ids, speculate
 from gptlab.generation.random_numbers import RandomNumbers
-from gptlab.generation.sampling import Sampling, as_array
+from gptlab.generation.sampling import Sampling, log_probabilities
 from gptlab.generation.text_stream import Piece, TextStream
 from gptlab.system.errors import UserError, quoted
 
@@ -242,8 +242,7 @@ def stream_pieces(steps: Iterator[Step], streams: list[TextStream], probs: bool)
 
 def surprisal(step: Step) -> list[float]:
     """-log2 of the model's own probability of each row's token, before any filter: bits, a number for each row."""
-    logits = as_array(step.logits)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    nats = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(shifted)), step.tokens]
+    log_probs = log_probabilities(step.logits)
+    nats = 0 - log_probs[np.arange(len(log_probs)), step.tokens]  # not -0.0 where a token was certain
     found: list[float] = (nats / math.log(2)).tolist()
     return found

@@ -22,6 +22,14 @@ def as_array(logits: Any) -> Array:
     return found
 
 
+def log_probabilities(logits: Any) -> Array:
+    """Return the log-softmax of logits of torch or of numpy, (B, V) fp64."""
+    shifted = as_array(logits)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
 def _check_finite(best: Array) -> None:
     if not np.isfinite(best).all():
         raise UserError("the model's logits are no numbers: its weights are damaged, or its training has diverged")

@@ -14,7 +14,7 @@ from gptlab.formats.opened import OpenedModel
 from gptlab.generation.batch import Batch
 from gptlab.generation.context import Logits
 from gptlab.generation.random_numbers import RandomNumbers
-from gptlab.generation.sampling import Array, Sampling, as_array
+from gptlab.generation.sampling import Array, Sampling, as_array, log_probabilities
 from gptlab.generation.scoring import text_logits
 from gptlab.generation.text_stream import TextStream
 from gptlab.models.other_configs import BigramConfig
@@ -322,8 +322,7 @@ def tokens_of(logits: Array, ids: Sequence[int], likely: int) -> list[Token]:
         ids: the n tokens.
         likely: how many of the likeliest are wanted beside each.
     """
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    log_probs = log_probabilities(logits)
     most = min(likely, logits.shape[-1])
     found = []
     for row, token in zip(log_probs, ids, strict=True):

@@ -18,12 +18,12 @@ from gptlab.formats.array_model import open_arrays
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.open_model import open_model
 from gptlab.generation.opening import open_to_generate
-from gptlab.models.arrays import ArrayGPT, as_floats
+from gptlab.models.arrays import as_floats
 from gptlab.models.packed import Packed
 from gptlab.models.weights import parameters
 from gptlab.system.errors import UserError
 from tests.formats.test_huggingface_names import OURS, THEIRS, V, ours, theirs
-from tests.generation.contexts import context_for, logits_of
+from tests.generation.contexts import check_opens_with_torchs_logits
 from tests.generation.test_cpu_decoder import needs_library
 
 TOKENIZER = CharTokenizer("".join(map(chr, range(192, 192 + V))))
@@ -96,15 +96,7 @@ def test_what_is_more_is_left_to_torch(name: str, tmp_path: Path) -> None:
 def test_each_precision_has_the_logits_of_the_model_that_torch_opens(
     name: str, dtype: torch.dtype, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, prompts = str(saved(name, tmp_path / "model", dtype)), [[1, 2, 3, 4], [5]]
-    found = []
-    for opens in (open_arrays, lambda name: None):
-        monkeypatch.setattr("gptlab.generation.opening.open_arrays", opens)
-        opened = open_to_generate(path, "cpu", precision, is_compiled=False)
-        assert isinstance(opened.model, ArrayGPT) == (opens is open_arrays)
-        found.append((opened.words, logits_of(context_for(opened.model, prompts, 3))))
-    assert found[0][0] == found[1][0]
-    assert torch.equal(found[0][1], found[1][1])
+    check_opens_with_torchs_logits(str(saved(name, tmp_path / "model", dtype)), precision, monkeypatch)
 
 
 def change(key: str, value: Any) -> Callable[[Path], None]:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptlab.formats.array_model import open_arrays
 from gptlab.generation.context import Context, open_context
 from gptlab.generation.cpu_context import CPUContext
+from gptlab.generation.opening import open_to_generate
 from gptlab.generation.torch_context import TorchContext
+from gptlab.models.arrays import ArrayGPT
 
 
 def context_for(
@@ -30,6 +33,18 @@ def logits_of(context: Context, last: int = 1) -> Tensor:
 def is_ours(context: Context) -> bool:
     """Whether our library computes."""
     return isinstance(context, CPUContext)
+
+
+def check_opens_with_torchs_logits(path: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a model opens as arrays, with the words and the logits of the one that torch opens, to the bit."""
+    prompts, found = [[1, 2, 3, 4], [5]], []
+    for opens in (open_arrays, lambda name: None):
+        monkeypatch.setattr("gptlab.generation.opening.open_arrays", opens)
+        opened = open_to_generate(path, "cpu", precision, is_compiled=False)
+        assert isinstance(opened.model, ArrayGPT) == (opens is open_arrays)
+        found.append((opened.words, logits_of(context_for(opened.model, prompts, 3))))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, method: str, look: Callable[..., None]) -> None:

@@ -27,7 +27,7 @@ from gptlab.models.torch_arrays import arrays_of
 from gptlab.models.weights import parameters
 from gptlab.system import machine
 from gptlab.system.errors import UserError
-from tests.generation.contexts import context_for, logits_of
+from tests.generation.contexts import check_opens_with_torchs_logits
 from tests.generation.test_cpu_decoder import needs_library
 from tests.models.test_switches import ROWS, Row, V, each, lively
 
@@ -66,15 +66,7 @@ def test_a_checkpoint_as_arrays_is_the_model_that_torch_opens(row: Row, tmp_path
 def test_each_precision_has_the_logits_of_the_model_that_torch_opens(
     precision: str, fields: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, prompts = str(saved(tmp_path / "m.ckpt", lively(**fields))), [[1, 2, 3, 4], [5]]
-    found = []
-    for opens in (open_arrays, lambda name: None):
-        monkeypatch.setattr("gptlab.generation.opening.open_arrays", opens)
-        opened = open_to_generate(path, "cpu", precision, is_compiled=False)
-        assert isinstance(opened.model, ArrayGPT) == (opens is open_arrays)
-        found.append((opened.words, logits_of(context_for(opened.model, prompts, 3))))
-    assert found[0][0] == found[1][0]
-    assert torch.equal(found[0][1], found[1][1])
+    check_opens_with_torchs_logits(str(saved(tmp_path / "m.ckpt", lively(**fields))), precision, monkeypatch)
 
 
 def test_bf16_is_rounded_as_torch_rounds() -> None:

@@ -5,9 +5,7 @@ Shapes are named B T C H D V as in models/; tags begin with "vitals", so that th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning as L
@@ -19,10 +17,9 @@ from gptlab.data.tokenizers import Tokenizer
 from gptlab.distributed.sharding import full_tensor, gathered_model, total_norm
 from gptlab.evaluation.loss import cross_entropy
 from gptlab.models import Model
-from gptlab.models.attention import attention_weights
 from gptlab.models.gpt import GPT
 from gptlab.models.heads import has_logits, language_model
-from gptlab.models.layers import CausalSelfAttention
+from gptlab.models.watching import watch_blocks
 from gptlab.models.weights import OF_GPT
 from gptlab.training.loggers import TensorBoard
 from gptlab.training.module import LMModule
@@ -129,32 +126,17 @@ def look_inside(model: Model, idx: Tensor, targets: Tensor, predicts: bool = Tru
     return {f"vitals_{name}": float(value) for name, value in values.items()}
 
 
-@contextmanager
-def record_blocks(model: Model, counted: Tensor, values: dict[str, Tensor]) -> Iterator[None]:
+def record_blocks(model: Model, counted: Tensor, values: dict[str, Tensor]) -> AbstractContextManager[None]:
     """Record into `values` the activations and attention of each block, at the positions (B, T) in `counted`."""
 
-    def activations(name: str, block: nn.Module, inputs: Any, x: Tensor) -> None:
-        values[f"activation_rms/{name}"] = x[counted].float().square().mean().sqrt()  # (B, T, C)
+    def activations(i: int, x: Tensor) -> None:
+        values[f"activation_rms/h.{i}"] = x[counted].float().square().mean().sqrt()  # (B, T, C)
 
-    def attention(name: str, attend: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        weights = attention_weights(q.float(), k.float(), bias, rest[0])  # (B, H, T, T)
+    def attention(i: int, weights: Tensor) -> None:
         entropies = torch.special.entr(weights).sum(-1).transpose(1, 2)[counted].mean(0)  # (H,)
-        values.update((f"attention_entropy/{name}.head.{head}", entropy) for head, entropy in enumerate(entropies))
-        return attend(q, k, v, bias, *rest)
+        values.update((f"attention_entropy/h.{i}.head.{head}", entropy) for head, entropy in enumerate(entropies))
 
-    hooks, replaced = [], []
-    try:
-        for i, block in enumerate(model.h if isinstance(model, GPT) else ()):
-            hooks.append(block.register_forward_hook(partial(activations, f"h.{i}")))
-            if isinstance(attn := getattr(block, "attn", None), CausalSelfAttention):
-                replaced.append((attn, attn.attention))
-                attn.attention = partial(attention, f"h.{i}", attn.attention)
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for attn, attend in replaced:
-            attn.attention = attend
+    return watch_blocks(model, activations, attention)
 
 
 def token_labels(tokenizer: Tokenizer) -> list[str]:

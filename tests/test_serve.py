@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -177,6 +178,25 @@ def test_which_addresses_are_local() -> None:
     assert not any(map(is_local, ("0.0.0.0", "::", "192.168.1.7", "my.org")))
     with pytest.raises(UserError, match="--port"), listen("127.0.0.1", 0) as one:
         listen("127.0.0.1", one.getsockname()[1])
+
+
+def test_a_token_is_sent_at_once() -> None:
+    """And not held back until the client has acknowledged the one before, as by Nagle's algorithm."""
+
+    async def connection() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def accepted(reader: Any, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as bound:
+            async with await asyncio.start_server(accepted, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname())
+                writer.close()
+                return int(await found)
+
+    assert asyncio.run(connection())
 
 
 def test_help_and_a_server_load_no_torch(model: str) -> None:

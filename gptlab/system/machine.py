@@ -13,14 +13,14 @@ from pathlib import Path
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and in Windows
 
 
-def resident_bytes() -> int | None:
-    """Return the resident memory of this process; None if the system is not Linux."""
-    return _status_bytes("VmRSS")
+def resident_bytes(process: int | None = None) -> int | None:
+    """Return the resident memory of a process, by default of this one; None if the system is not Linux."""
+    return _status_bytes("VmRSS", process)
 
 
-def _status_bytes(field: str) -> int | None:
+def _status_bytes(field: str, process: int | None = None) -> int | None:
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process or 'self'}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gptlab.models.arrays import ArrayGPT
 
 TABLE = 4096  # tokens for which a bigram, which sees but one, may be asked
+PAUSE = 0.02  # seconds between two parts of an answer; more would be seen by nobody, and each costs what a token does
 
 
 class Token(NamedTuple):
@@ -65,7 +67,7 @@ class Job:
     deliver: Callable[[Part], None]
     """Called with each part, by `Engine.post`."""
     in_parts: bool = False
-    """Whether parts are wanted as they come, and not the answer as a whole."""
+    """Whether parts are wanted as they come, and not the answer as a whole; the first one comes at once."""
     likely: int | None = None
     """How many of the likeliest tokens are wanted with the log-probability of each; None: no log-probabilities."""
     is_scored: bool = False
@@ -75,6 +77,8 @@ class Job:
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     numbers: RandomNumbers = field(init=False)
+    flushed: float = 0.0
+    """When its last part went out."""
 
     def __post_init__(self) -> None:
         self.numbers = RandomNumbers(self.seed)
@@ -281,7 +285,9 @@ class Engine:
         return job.stream.finish is not None
 
     def _flush(self, job: Job) -> None:
-        if job.in_parts and (job.text or job.tokens):
+        now = time.monotonic()
+        if job.in_parts and (job.text or job.tokens) and now - job.flushed >= PAUSE:
+            job.flushed = now
             self.outbox.append((job, job.part()))
 
     def _close(self, job: Job) -> None:

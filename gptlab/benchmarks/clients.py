@@ -76,9 +76,7 @@ def ask(connection: http.client.HTTPConnection, number: int, body: Body) -> Answ
     begin = time.perf_counter()
     first, pieces, finish = 0.0, list[str](), None
     try:
-        content = json.dumps({**body, "stream": True})
-        connection.request("POST", "/v1/completions", content, {"content-type": "application/json"})
-        for chunk in events(connection.getresponse()):
+        for chunk in events(send(connection, json.dumps({**body, "stream": True}))):
             for choice in chunk["choices"]:
                 if choice["text"]:
                     first = first or time.perf_counter() - begin
@@ -90,6 +88,19 @@ def ask(connection: http.client.HTTPConnection, number: int, body: Body) -> Answ
     seconds = time.perf_counter() - begin
     tokens = body["max_tokens"] if finish == "length" else len(pieces)
     return Answer(number, "".join(pieces), tokens, first or seconds, seconds)
+
+
+def send(connection: http.client.HTTPConnection, content: str) -> http.client.HTTPResponse:
+    """Send a request; on a new connection if the server has closed this one since its last answer, as it may."""
+    for is_last in (False, True):
+        try:
+            connection.request("POST", "/v1/completions", content, {"content-type": "application/json"})
+            return connection.getresponse()
+        except (ConnectionError, http.client.RemoteDisconnected):
+            connection.close()
+            if is_last:
+                raise
+    raise AssertionError
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[Any]:

@@ -43,16 +43,17 @@ def test_a_server_of_ours_is_measured(model: str, tmp_path: Path, capsys: pytest
 
 
 class Failing(BaseHTTPRequestHandler):
-    """Answers the prompt good; cuts off the stream of cut, and refuses the rest."""
+    """Answers the prompts good and once, after which it hangs up; cuts off the stream of cut, and refuses the rest."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         prompt = json.loads(self.rfile.read(int(self.headers["content-length"])))["prompt"]
-        self.send_response(200 if prompt in ("good", "cut") else 429)
+        self.send_response(200 if prompt in ("good", "once", "cut") else 429)
+        self.close_connection = prompt == "once"
         chunks = [{"text": "a", "finish_reason": None}, {"text": "bc", "finish_reason": "stop"}]
         lines = [f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks]
-        body = "".join(lines) + ("data: [DONE]\n\n" if prompt == "good" else "")
+        body = "".join(lines) + ("data: [DONE]\n\n" if prompt in ("good", "once") else "")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
@@ -82,6 +83,11 @@ def test_an_answer_that_fails_is_lost_and_the_others_are_not(failing: str, clien
     found = serving.figures([(answers, seconds)])
     assert (found["requests"], found["lost"]) == (4, 2)
     assert found["tokens_per_sec"] == [pytest.approx(4 / seconds)]
+
+
+def test_a_server_that_hangs_up_after_an_answer_is_asked_on_a_new_connection(failing: str) -> None:
+    answers, _ = ask_all(failing, [{"prompt": "once", "max_tokens": 5}] * 3, 1)
+    assert [(answer.text, answer.error) for answer in answers] == [("abc", None)] * 3
 
 
 def test_another_answer_is_found(failing: str) -> None:

@@ -82,6 +82,8 @@ def ask(connection: http.client.HTTPConnection, number: int, body: Body) -> Answ
                     first = first or time.perf_counter() - begin
                     pieces.append(choice["text"])
                 finish = choice["finish_reason"] or finish
+        if finish is None:
+            raise ValueError("the answer was cut off")
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         connection.close()
         return Answer(number, "".join(pieces), len(pieces), first, time.perf_counter() - begin, repr(error))

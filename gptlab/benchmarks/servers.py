@@ -49,8 +49,8 @@ def llama_server_command(program: str, load: Load, port: int) -> list[str]:
 
 
 def llama_cpp_python_command(program: str, load: Load, port: int) -> list[str]:
-    """The server of llama-cpp-python, which answers one request after another."""
-    room = ["--n_ctx", str(max(256, load.tokens)), "--n_threads", str(load.threads)]
+    """The server of llama-cpp-python, which answers one after another; by default a request cuts off the one before."""
+    room = ["--n_ctx", str(max(256, load.tokens)), "--n_threads", str(load.threads), "--interrupt_requests", "false"]
     return [program, "-m", "llama_cpp.server", "--model", load.model, "--host", HOST, "--port", str(port), *room]
 
 

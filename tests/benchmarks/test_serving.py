@@ -43,17 +43,18 @@ def test_a_server_of_ours_is_measured(model: str, tmp_path: Path, capsys: pytest
 
 
 class Failing(BaseHTTPRequestHandler):
-    """Answers the prompts good and once, after which it hangs up; cuts off the stream of cut, and refuses the rest."""
+    """Answers good, and once, after which it hangs up; cuts off the stream of cut, the answer of short; refuses bad."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         prompt = json.loads(self.rfile.read(int(self.headers["content-length"])))["prompt"]
-        self.send_response(200 if prompt in ("good", "once", "cut") else 429)
+        self.send_response(429 if prompt == "bad" else 200)
         self.close_connection = prompt == "once"
-        chunks = [{"text": "a", "finish_reason": None}, {"text": "bc", "finish_reason": "stop"}]
+        end = None if prompt == "short" else "stop"
+        chunks = [{"text": "a", "finish_reason": None}, {"text": "bc", "finish_reason": end}]
         lines = [f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks]
-        body = "".join(lines) + ("data: [DONE]\n\n" if prompt in ("good", "once") else "")
+        body = "".join(lines) + ("data: [DONE]\n\n" if prompt != "cut" else "")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
@@ -74,14 +75,15 @@ def failing() -> Iterator[str]:
 
 @pytest.mark.parametrize("clients", [1, 4])
 def test_an_answer_that_fails_is_lost_and_the_others_are_not(failing: str, clients: int) -> None:
-    prompts = ["good", "bad", "cut", "good"]
+    prompts = ["good", "bad", "cut", "good", "short"]
     answers, seconds = ask_all(failing, [{"prompt": prompt, "max_tokens": 5} for prompt in prompts], clients)
-    assert [answer.number for answer in answers] == [0, 1, 2, 3]
+    assert [answer.number for answer in answers] == [0, 1, 2, 3, 4]
     assert [(answer.text, answer.tokens) for answer in answers if answer.error is None] == [("abc", 2)] * 2
     assert "429" in str(answers[1].error)
-    assert "cut off" in str(answers[2].error)
+    assert "the stream was cut off" in str(answers[2].error)
+    assert "the answer was cut off" in str(answers[4].error)
     found = serving.figures([(answers, seconds)])
-    assert (found["requests"], found["lost"]) == (4, 2)
+    assert (found["requests"], found["lost"]) == (5, 3)
     assert found["tokens_per_sec"] == [pytest.approx(4 / seconds)]
 
 

@@ -7,7 +7,7 @@ has a scale for each row). Norms, biases and positions stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,19 @@ def quantise(model: GPT, bits: int) -> GPT:
     model = merged(model).to("cpu").float().eval().requires_grad_(False)
     plain = {name: parameter.numpy() for name, parameter in model.named_parameters()}  # a tied head as the embedding
     found = arrays.quantise(ArrayGPT(model.config, plain), bits).weights
-    packed = {name.removesuffix(".weight"): each for name, each in found.items() if isinstance(each, Packed)}
-    head = packed.get("lm_head", packed["wte"])
+    put_packed(model, {name: each for name, each in found.items() if isinstance(each, Packed)})
+    return model
+
+
+def put_packed(model: GPT, packed: Mapping[str, Packed]) -> None:
+    """Replace the matrices, the embedding and the head of a model by packed ones, which are by the names of weights."""
+    embedding = packed[arrays.EMBEDDING]
+    head = packed.get(arrays.HEAD, embedding)
     put_in(
         model,
-        QuantisedEmbedding(packed["wte"]),
-        lambda name, layer: QuantisedLinear(packed.get(name, head), layer.bias),
+        QuantisedEmbedding(embedding),
+        lambda name, layer: QuantisedLinear(packed.get(f"{name}.weight", head), layer.bias),
     )
-    return model
 
 
 def put_in(model: GPT, embedding: nn.Module, linear: Callable[[str, nn.Linear], nn.Module]) -> None:

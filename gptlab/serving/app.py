@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,13 +21,20 @@ from starlette.types import Receive, Scope, Send
 
 from gptlab.data.chat.chat_format import Format
 from gptlab.formats.html.shared import chat_of
+from gptlab.formats.opened import OpenedModel
+from gptlab.generation.attention_reader import heads_of
 from gptlab.serving.access import HostCheck, KeyCheck, answer
 from gptlab.serving.answering import Answering
 from gptlab.serving.engine import Engine
 from gptlab.serving.errors import STOPPING, ApiError, do_not_retry, retry_later
 from gptlab.serving.fields import read_object, shown
+from gptlab.serving.inspection import Attention, one_prompt, tokens_body
 from gptlab.serving.page import page_routes
 from gptlab.serving.requests import Limits, Request, chat_request, completion_request
+
+if TYPE_CHECKING:
+    from gptlab.models import Model
+    from gptlab.models.arrays import ArrayGPT
 
 GONE = 499  # the client has left: nobody reads this
 
@@ -58,6 +65,7 @@ class Service:
 
     def __init__(self, engines: dict[str, Engine], options: Options) -> None:
         self.engines, self.options = engines, options
+        self.attention = Attention()
         self.created = int(time.time())
         self.active = 0
         """Requests that are being answered."""
@@ -83,7 +91,7 @@ class Service:
     def described(self, name: str) -> dict[str, Any]:
         """Return a model as /v1/models shows it."""
         engine = self.engines[name]
-        tokenizer, chat = engine.opened.tokenizer, chat_format(engine)
+        tokenizer, chat, heads = engine.opened.tokenizer, chat_format(engine), heads_of(engine.opened.model)
         return {
             "id": name,
             "object": "model",
@@ -92,6 +100,7 @@ class Service:
             "description": engine.opened.words,
             "context_size": engine.context_size,
             "is_chat": chat is not None,
+            "attention": {"layers": heads.layers, "heads": heads.per_layer} if heads else None,
             "tokens": {
                 "begin": [*tokenizer.begin],
                 "ends": sorted(engine.opened.ends),
@@ -119,10 +128,30 @@ class Service:
     async def chat(self, http: HttpRequest) -> Response:
         return await self._answer(http, chat_request)
 
+    async def tokens(self, http: HttpRequest) -> Response:
+        opened, ids = await self._one_prompt(http)
+        return answer(tokens_body(opened, ids))
+
+    async def attention_weights(self, http: HttpRequest) -> Response:
+        opened, ids = await self._one_prompt(http)
+        with self._active():
+            return await whole_or_gone(http, self.attention.body(opened, ids, self.options.timeout))
+
+    async def _one_prompt(self, http: HttpRequest) -> tuple[OpenedModel[Model | ArrayGPT], list[int]]:
+        body = await self.read_object(http)
+        engine = self.engine(body.get("model"))
+        return engine.opened, await asyncio.to_thread(one_prompt, body, engine.opened, engine.context_size)
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+
     async def _answer(self, http: HttpRequest, read: Callable[..., Request]) -> Response:
-        if self.is_stopping:
-            raise retry_later(503, STOPPING, "stopping", seconds=5)
-        body = read_object(await self._body(http))
+        body = await self.read_object(http)
         engine = self.engine(body.get("model"))
         limits = Limits(engine.context_size, self.options.max_tokens, engine.width + engine.most_waiting)
         request = await asyncio.to_thread(read, body, engine.opened, limits)  # tokenising may take a while
@@ -140,12 +169,14 @@ class Service:
         finally:
             end()
 
-    async def _body(self, http: HttpRequest) -> bytes:
+    async def read_object(self, http: HttpRequest) -> dict[str, Any]:
         """Return the body of a request.
 
         Raises:
-            ApiError: it is too large, of another type, or comes too slowly.
+            ApiError: it is no JSON object, too large, of another type, or comes too slowly; or the server stops.
         """
+        if self.is_stopping:
+            raise retry_later(503, STOPPING, "stopping", seconds=5)
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which no other web page's form can send
             given = f"content-type {kind[:99]}" if kind else "no content-type"
@@ -164,7 +195,7 @@ class Service:
 
         most, seconds = self.options.body_bytes, self.options.timeout
         try:
-            return await asyncio.wait_for(read(), seconds)
+            return read_object(await asyncio.wait_for(read(), seconds))
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise do_not_retry(408, f"the body was not there after {seconds:g} seconds", "timeout") from error
 
@@ -238,6 +269,7 @@ def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
         yield
         for engine in engines.values():
             engine.stop()
+        service.attention.stop()
 
     routes = [
         Route("/health", service.health),
@@ -245,6 +277,8 @@ def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
         Route("/v1/models/{name:path}", service.model),
         Route("/v1/completions", service.completions, methods=["POST"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
+        Route("/v1/tokens", service.tokens, methods=["POST"]),
+        Route("/v1/attention", service.attention_weights, methods=["POST"]),
         *page_routes(),
     ]
     middleware = []

@@ -130,9 +130,13 @@ class Choice:
         return {"token": self._name(token), "logprob": number, "bytes": [*raw], **number_of}
 
     def _name(self, token: int) -> str:
-        """Return a token as text; one that is no whole characters as OpenAI names it, bytes:\\xe2\\x80."""
-        raw = self.tokenizer.tokens[token]
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return token_name(self.tokenizer, token)
+
+
+def token_name(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text; one that is no whole characters as OpenAI names it, bytes:\\xe2\\x80."""
+    raw = tokenizer.tokens[token]
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

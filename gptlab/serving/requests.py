@@ -69,7 +69,7 @@ def completion_request(body: dict[str, Any], opened: OpenedModel[Model | ArrayGP
     """
     fields = Fields(body)
     fields.value("model")
-    prompts, texts = _prompts(fields, opened, limits)
+    prompts, texts = read_prompts(fields, opened, limits)
     echo = fields.flag("echo")
     log_probs = fields.whole("logprobs", 0, COMPLETION_LOG_PROBS)
     token_ids = fields.flag("token_ids")
@@ -159,10 +159,14 @@ def _common(fields: Fields, limits: Limits, prompts: int) -> dict[str, Any]:
     }
 
 
-def _prompts(
+def read_prompts(
     fields: Fields, opened: OpenedModel[Model | ArrayGPT], limits: Limits
 ) -> tuple[list[list[int]], list[str]]:
-    """Return the prompts as ids and as texts."""
+    """Return the prompts of a body as ids and as texts.
+
+    Raises:
+        ApiError: there is none, one has what the model does not know, or there are too many.
+    """
     value = fields.value("prompt")
     must = "must be a text, a list of texts, a list of ids, or a list of lists of ids"
     if value is None or value == []:

@@ -48,13 +48,13 @@ class Page:
         return self.finished()
 
     def finished(self) -> str:
-        expect(self.find("#status")).to_contain_text("a second")
+        expect(self.find(".status")).to_contain_text("a second")
         return self.text
 
     @property
     def text(self) -> str:
-        return str(self.find("#text").text_content())
+        return str(self.find(".text").text_content())
 
     @property
     def tokens(self) -> Any:
-        return self.find("#text .token")
+        return self.find(".text .token")

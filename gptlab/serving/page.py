@@ -10,12 +10,13 @@ from starlette.routing import Route
 
 from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS, SCRIPT
 
-SCRIPTS = (*PAGE_SCRIPTS, "server.js")
+OWN_SCRIPTS = ("vote.js", "views.js", "server.js")
+SCRIPTS = (*PAGE_SCRIPTS, *OWN_SCRIPTS)
 FILES: dict[str, tuple[Path, str]] = {
     "": (HERE / "index.html", "text/html"),
     "style.css": (HERE / "style.css", "text/css"),
     **{name: (HERE / name, "text/javascript") for name in PAGE_SCRIPTS},
-    "server.js": (Path(__file__).parent / "server.js", "text/javascript"),
+    **{name: (Path(__file__).parent / name, "text/javascript") for name in OWN_SCRIPTS},
 }
 """What the server gives, by its address, and nothing else: a file, and its type."""
 HEADERS = {

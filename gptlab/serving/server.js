@@ -52,16 +52,12 @@ async function* eventsOf(response) {
   }
 }
 
+/** A model of /v1/models. */
 class ServerBackend {
-  constructor(model) {
-    this.choose(model);
-  }
-
-  /** Let a model of /v1/models be the one that is asked. */
-  choose({ id, description, context_size, tokens }) {
+  constructor({ id, description, context_size, tokens, attention }) {
     const facts = [["model", description], ["sees", `${context_size.toLocaleString("en")} tokens, with what it writes`]];
-    this.card = { name: id, facts, summary: description, blockSize: context_size, layers: 0, heads: 0 }; // no attention
-    Object.assign(this.card, { chat: tokens.chat, ends: tokens.ends });
+    this.card = { name: id, facts, summary: description, blockSize: context_size, chat: tokens.chat, ends: tokens.ends };
+    Object.assign(this.card, attention ?? { layers: 0, heads: 0 });
     this.begin = tokens.begin;
     this.names = Object.fromEntries(Object.entries(tokens.special).map(([name, token]) => [token, name]));
     this.bytes = new Map(); // of the tokens that the server has named
@@ -69,7 +65,7 @@ class ServerBackend {
   }
 
   body(prompt, more) {
-    return { model: this.card.name, prompt, logprobs: LIKELY, token_ids: true, ...more };
+    return { model: this.card.name, prompt, ...more };
   }
 
   /** What the page shows of an entry of logprobs.content. */
@@ -82,26 +78,22 @@ class ServerBackend {
     return logprob === null ? {} : { bits: Math.max(0, -logprob / Math.LN2), likely };
   }
 
-  /** Let the server read a prompt, a text or ids, and return its ids. */
-  async read(prompt, signal) {
-    const response = await ask("v1/completions", this.body(prompt, { echo: true, max_tokens: 0 }), signal);
-    const { content } = (await response.json()).choices[0].logprobs;
-    this.scored = { ids: content.map(({ id }) => id), found: content.map((entry) => this.shown(entry)) };
-    return this.scored.ids;
+  /** Ask for the tokens of a text or of ids, and return the ids. */
+  async name(prompt, signal) {
+    const { data } = await (await ask("v1/tokens", this.body(prompt), signal)).json();
+    for (const { id, bytes } of data) this.bytes.set(id, Uint8Array.from(bytes));
+    return data.map(({ id }) => id);
   }
 
   async encode(text, isTurn = false, signal = undefined) {
     if (isTurn && !text) return [];
-    const ids = await this.read(text, signal);
+    const ids = await this.name(text, signal);
     return isTurn ? ids.slice(this.begin.length) : ids;
   }
 
-  async decode(ids) {
-    return (await this.tokens(ids)).map((token) => token.text).join("");
-  }
-
-  async tokens(ids) {
-    if (ids.some((id) => !this.bytes.has(id) && !(id in this.names))) await this.read(ids);
+  async tokens(ids, signal) {
+    const unknown = [...new Set(ids)].filter((id) => !this.bytes.has(id) && !(id in this.names));
+    if (unknown.length) await this.name(unknown, signal);
     const add = this.stream();
     return ids.map(add);
   }
@@ -122,7 +114,7 @@ class ServerBackend {
     const { temperature, topK, topP, minP, repetitionPenalty, seed } = how;
     const sampling = { temperature, top_k: topK, top_p: topP, min_p: minP, repetition_penalty: repetitionPenalty, seed };
     const most = Math.max(1, Math.min(count, this.card.blockSize - ids.length)); // the server says so where there is no room
-    const body = this.body(ids, { ...sampling, max_tokens: most, stream: true });
+    const body = this.body(ids, { ...sampling, logprobs: LIKELY, token_ids: true, max_tokens: most, stream: true });
     for await (const { choices } of eventsOf(await ask("v1/completions", body, signal))) {
       for (const entry of choices[0]?.logprobs?.content ?? []) {
         const seen = this.shown(entry);
@@ -132,14 +124,35 @@ class ServerBackend {
   }
 
   async score(ids, signal) {
-    const isRead = ids.length <= this.scored.ids.length && ids.every((id, at) => id === this.scored.ids[at]);
-    if (!isRead) await this.read(ids, signal);
-    return this.scored.found.slice(0, ids.length);
+    const { scored } = this;
+    if (ids.length <= scored.ids.length && ids.every((id, at) => id === scored.ids[at])) return scored.found.slice(0, ids.length);
+    const body = this.body(ids, { echo: true, logprobs: LIKELY, token_ids: true, max_tokens: 0 });
+    const { content } = (await (await ask("v1/completions", body, signal)).json()).choices[0].logprobs;
+    const found = content.map((entry) => this.shown(entry));
+    this.scored = { ids, found };
+    return found;
+  }
+
+  async attention(ids, signal) {
+    const { count, heads, weights } = await (await ask("v1/attention", this.body(ids), signal)).json();
+    const bytes = Uint8Array.from(atob(weights), (each) => each.charCodeAt(0)), each = (count * (count + 1)) / 2;
+    const numbers = new DataView(bytes.buffer);
+    return {
+      count,
+      weights(layer, head) {
+        const found = new Float32Array(count * count);
+        let at = (layer * heads + head) * each;
+        for (let row = 0; row < count; row++) {
+          for (let column = 0; column <= row; column++) found[row * count + column] = numbers.getUint16(2 * at++, true) / 65535;
+        }
+        return found;
+      },
+    };
   }
 }
 
-/** The fields above the prompt: the key, where one is wanted, and the model, where there are several. */
-function addFields() {
+/** The form for the server's key, which is there where one is wanted. */
+function addKeyForm() {
   const form = element("form"), field = element("div", "fields"), label = element("label", "", "Key of the server ");
   const key = element("input"), send = element("button", "", "Use this key");
   form.id = "key-form";
@@ -156,12 +169,7 @@ function addFields() {
     form.hidden = true;
     if (!window.page) openModels();
   });
-  const models = element("p"), choice = element("label", "", "Model "), select = element("select");
-  models.id = "models";
-  models.hidden = true;
-  choice.append(select);
-  models.append(choice);
-  byId("ask").before(form, models);
+  byId("ask").before(form);
   byId("ask").hidden = true;
 }
 
@@ -176,19 +184,11 @@ async function openModels() {
     if (error.status === 401) byId("key").focus();
     return;
   }
-  const backend = new ServerBackend(models[0]);
+  const backends = models.map((model) => new ServerBackend(model));
   byId("ask").hidden = false;
-  openPage(backend);
-  const select = byId("models").querySelector("select");
-  select.replaceChildren(...models.map(({ id }, at) => new Option(id, String(at))));
-  byId("models").hidden = models.length < 2;
-  select.addEventListener("change", () => {
-    window.page.clear(() => {
-      backend.choose(models[Number(select.value)]);
-      window.page.describe();
-    });
-  });
+  openPage(backends[0]);
+  window.views = new Views(window.page, backends);
 }
 
-addFields();
+addKeyForm();
 openModels();

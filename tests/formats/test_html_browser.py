@@ -55,13 +55,13 @@ def test_the_text_is_that_of_generate_again_after_a_reload(command: Any, page: P
     expected = generated(command, runs, "--temperature", "0")
     assert len(expected) == len(PROMPT) + NEW
     assert page.write(prompt=PROMPT, temperature=0, count=NEW) == expected
-    expect(page.find("#status")).not_to_contain_text("seed")
+    expect(page.find(".status")).not_to_contain_text("seed")
     page.page.reload()
-    expect(page.find("#written")).to_be_hidden()
+    expect(page.find(".paper")).to_be_hidden()
     assert page.write(prompt=PROMPT, temperature=0, count=NEW) == expected
     drawn = generated(command, runs, "--temperature", "0.9", "--top-k", "9", "--top-p", "0.9", "--seed", "5")
     assert page.write(temperature=0.9, top_k=9, top_p=0.9, seed=5) == drawn != expected
-    expect(page.find("#status")).to_have_text(re.compile(f"^{NEW} tokens, [0-9.]+ a second, seed 5$"))
+    expect(page.find(".status")).to_have_text(re.compile(f"^{NEW} tokens, [0-9.]+ a second, seed 5$"))
 
 
 def test_stop_and_go_on(page: Page) -> None:
@@ -71,21 +71,21 @@ def test_stop_and_go_on(page: Page) -> None:
     expect(page.find("#more")).to_be_disabled()
     page.find("#stop").click()
     stopped = page.finished()
-    expect(page.find("#status")).to_contain_text("Stopped: ")
+    expect(page.find(".status")).to_contain_text("Stopped: ")
     page.fill(count=7)
     page.find("#more").click()
-    expect(page.find("#status")).to_have_text(re.compile("^7 tokens"))
+    expect(page.find(".status")).to_have_text(re.compile("^7 tokens"))
     assert page.text.startswith(stopped)
     assert len(page.text) == len(stopped) + 7
     page.find("#clear").click()
-    expect(page.find("#written")).to_be_hidden()
+    expect(page.find(".paper")).to_be_hidden()
 
 
 def test_another_token_is_taken_by_pointer_or_by_keyboard(page: Page) -> None:
     first = page.write(prompt=PROMPT, temperature=0, count=9)
     place = len(PROMPT) + 3
     page.tokens.nth(place).hover()
-    choices = page.find("#choices button")
+    choices = page.find(".choices button")
     expect(choices).to_have_count(5)
     other = str(choices.nth(1).locator("span").first.text_content()).replace("␣", " ").replace("⏎", "\n")
     assert other != first[place]
@@ -113,23 +113,23 @@ def test_it_shows_what_the_model_thought(page: Page) -> None:
     assert levels[0] == ""  # nothing predicts the first
     assert all(levels[1:])
     assert len(set(levels)) > 9
-    for name in ("loss", "attention", "card"):
-        page.find(f"#{name} summary").click()
-    expect(page.find("#loss-words")).to_contain_text("bits a token (")
-    expect(page.find("#loss-chart rect")).to_have_count(len(levels) - 1)
-    expect(page.find("#attention-words")).to_contain_text("Layer 1, head 1: from")
-    expect(page.find("#attention-text .token")).to_have_count(T)
-    page.find("#layer").select_option("2")
-    page.find("#attention-text .token").first.click()
-    expect(page.find("#attention-words")).to_contain_text("Layer 2, head 1: from")
-    expect(page.find("#attention-words")).to_contain_text("100.0%, goes to")  # the first sees nothing but itself
+    for name in (".loss", ".attention", "#card"):
+        page.find(f"{name} summary").click()
+    expect(page.find(".loss-words")).to_contain_text("bits a token (")
+    expect(page.find(".loss-chart rect")).to_have_count(len(levels) - 1)
+    expect(page.find(".attention-words")).to_contain_text("Layer 1, head 1: from")
+    expect(page.find(".attention-text .token")).to_have_count(T)
+    page.find(".layer").select_option("2")
+    page.find(".attention-text .token").first.click()
+    expect(page.find(".attention-words")).to_contain_text("Layer 2, head 1: from")
+    expect(page.find(".attention-words")).to_contain_text("100.0%, goes to")  # the first sees nothing but itself
     expect(page.find("#facts")).to_contain_text("2.2500 nats a token")
 
 
 def test_what_is_wrong_is_said(page: Page) -> None:
     page.fill(prompt="中")
     page.find("#write").click()
-    expect(page.find("#status")).to_have_text("The model has never seen 中: leave it out.")
+    expect(page.find(".wrong")).to_have_text("The model has never seen 中: leave it out.")
     page.fill(prompt=PROMPT, top_p=7)
     page.find("#sampling summary").click()
     page.find("#write").click()
@@ -141,7 +141,7 @@ def test_everything_has_a_name_and_fits_a_phone(chromium: Any, runs: Path) -> No
     page = Page(chromium, (runs / "text.html").as_uri(), 360)
     page.write(prompt=PROMPT, temperature=0, count=60)
     page.page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
-    expect(page.find("#attention-words")).to_contain_text("Layer 1")
+    expect(page.find(".attention-words")).to_contain_text("Layer 1")
     page.tokens.last.click()
     named = page.find(NAMED)
     assert named.count() > 60

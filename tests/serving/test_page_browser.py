@@ -98,14 +98,14 @@ def test_the_text_is_the_servers_again_after_a_reload(page: Page, one: str) -> N
     expected = completed(one, PROMPT, max_tokens=40, repetition_penalty=1.1, **how)
     for _ in range(2):
         assert page.write(prompt=PROMPT, count=40, penalty=1.1, **how) == PROMPT + expected
-        expect(page.find("#status")).to_have_text(re.compile("^40 tokens, [0-9.]+ a second, seed 5$"))
+        expect(page.find(".status")).to_have_text(re.compile("^40 tokens, [0-9.]+ a second, seed 5$"))
         levels = page.tokens.evaluate_all("all => all.map((each) => each.style.getPropertyValue('--level'))")
         assert levels[0] == ""
         assert all(levels[1:])
         page.page.reload()
         expect(page.find("#ask")).to_be_visible()
-        expect(page.find("#written")).to_be_hidden()
-    for each in ("#key-form", "#models", "#attention", "#modes"):
+        expect(page.find(".paper")).to_be_hidden()
+    for each in ("#key-form", "#models", "#vote", "#modes"):
         expect(page.find(each)).to_be_hidden()
 
 
@@ -116,14 +116,14 @@ def test_stop_frees_the_servers_row(page: Page, one: str) -> None:
     assert answers(one) == 1
     page.find("#stop").click()
     stopped = page.finished()
-    expect(page.find("#status")).to_contain_text("Stopped: ")
+    expect(page.find(".status")).to_contain_text("Stopped: ")
     assert len(stopped) < BLOCK
     deadline = time.monotonic() + 20
     while answers(one):
         assert time.monotonic() < deadline
     page.fill(count=7)
     page.find("#more").click()
-    expect(page.find("#status")).to_have_text(re.compile("^7 tokens"))
+    expect(page.find(".status")).to_have_text(re.compile("^7 tokens"))
     assert page.text.startswith(stopped)
     assert len(page.text) == len(stopped) + 7
 
@@ -131,13 +131,12 @@ def test_stop_frees_the_servers_row(page: Page, one: str) -> None:
 def test_an_error_of_the_server_is_shown_as_it_is(page: Page) -> None:
     page.fill(prompt="xyz")
     page.find("#write").click()
-    expect(page.find("#status")).to_contain_text("never seen: 'x' 'y' 'z'; leave them out")
-    expect(page.find("#status")).to_have_class("wrong")
+    expect(page.find(".wrong")).to_contain_text("never seen: 'x' 'y' 'z'; leave them out")
     assert page.text == ""
     page.write(prompt="a" * (BLOCK - 3), temperature=0, count=9)
-    expect(page.find("#status")).to_contain_text("3 tokens")
+    expect(page.find(".status")).to_contain_text("3 tokens")
     page.find("#more").click()
-    expect(page.find("#status")).to_contain_text(f"abc.ckpt has room for {BLOCK} tokens in all")
+    expect(page.find(".wrong")).to_contain_text(f"abc.ckpt has room for {BLOCK} tokens in all")
     assert [each for each in page.errors if "status of 400" not in each] == []  # of which Chromium tells by itself
     page.errors.clear()
 
@@ -146,18 +145,18 @@ def test_two_models_and_a_branch_within_a_character_on_a_phone(chromium: Any, se
     page = Page(chromium, several, 360)
     expect(page.find("#name")).to_have_text("abc.ckpt")
     page.write(prompt=PROMPT, temperature=0, count=5)
-    page.find("#models select").select_option("bytes.ckpt")
+    page.find("#model").select_option("bytes.ckpt")
     expect(page.find("#name")).to_have_text("bytes.ckpt")
-    expect(page.find("#written")).to_be_hidden()
+    expect(page.find(".paper")).to_be_hidden()
     expect(page.find("#prompt")).to_have_value(PROMPT)
     page.write(prompt="é中", temperature=0, count=12)
     assert page.text.startswith("é中")
     assert page.tokens.count() == 5 + 12
     page.tokens.nth(8).click()
-    page.find("#choices button").nth(1).click()
+    page.find(".choices button").nth(1).click()
     expect(page.tokens).to_have_count(9 + 12)
     page.finished()
-    ids = page.page.evaluate("window.page.ids")
+    ids = page.page.evaluate("window.page.columns[0].ids")
     assert ids[:5] == [*"é中".encode()]
     body = {"prompt": ids[:9], "model": "bytes.ckpt", "max_tokens": 12, "temperature": 0}
     found = httpx.post(
@@ -172,7 +171,7 @@ def test_two_models_and_a_branch_within_a_character_on_a_phone(chromium: Any, se
 
 def test_a_chat_has_its_turns(chromium: Any, several: str) -> None:
     page = Page(chromium, several)
-    page.find("#models select").select_option("chat.ckpt")
+    page.find("#model").select_option("chat.ckpt")
     expect(page.find("#prompt-label")).to_have_text("Say something")
     text = page.write(prompt="a face", temperature=0, count=5)
     assert text.startswith("<|begin_of_text|><|user|>a face<|end|><|assistant|>")
@@ -191,7 +190,7 @@ def test_another_model_is_chosen_while_the_prompt_is_read(chromium: Any, several
     page.page.evaluate(
         """() => {
         document.getElementById("write").click();
-        const select = document.querySelector("#models select");
+        const select = document.querySelector("#model");
         select.value = "1";
         select.dispatchEvent(new Event("change"));
         }"""

@@ -33,24 +33,39 @@ function drawLoss(chart, words, tokens) {
 
 /** Where each token looks, for one layer and head at a time. */
 class AttentionView {
-  /** @param {object} backend see page.js. */
-  constructor(backend) {
-    this.backend = backend;
+  /** @param {Element} box a column's. */
+  constructor(box) {
+    this.find = (name) => box.querySelector(`.${name}`);
     this.tokens = [];
     this.chosen = 0;
-    this.row = new TokenRow(byId("attention-text"), (number, byPointer) => byPointer || this.choose(number), (number) => this.choose(number));
-    for (const [id, count] of [["layer", backend.card.layers], ["head", backend.card.heads]]) {
-      const options = Array.from({ length: count }, (_, i) => new Option(String(i + 1), String(i)));
-      byId(id).replaceChildren(...options);
-      byId(id).addEventListener("change", () => this.draw());
+    const choose = (number) => this.choose(number);
+    this.row = new TokenRow(this.find("attention-text"), (number, byPointer) => byPointer || choose(number), choose);
+    for (const name of ["layer", "head"]) this.find(name).addEventListener("change", () => this.draw());
+  }
+
+  /** @param {object} backend see page.js. */
+  use(backend) {
+    if (this.backend === backend) return;
+    this.backend = backend;
+    this.found = null;
+    for (const [name, count] of [["layer", backend.card.layers], ["head", backend.card.heads]]) {
+      this.find(name).replaceChildren(...Array.from({ length: count }, (_, i) => new Option(String(i + 1), String(i))));
     }
   }
 
   /** Read the attention of a text. */
   async open(tokens) {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
-    const found = await this.backend.attention(tokens.map((token) => token.id));
-    if (turn !== this.turn) return; // another text has come meanwhile
+    this.reading?.abort();
+    const { signal } = (this.reading = new AbortController());
+    this.find("attention-words").textContent = "Reading the text.";
+    let found;
+    try {
+      found = await this.backend.attention(tokens.map((token) => token.id), signal);
+    } catch (error) {
+      if (!signal.aborted) this.find("attention-words").textContent = error.message;
+      return;
+    }
+    if (signal.aborted) return; // another text has come meanwhile
     this.first = tokens.length - found.count; // tokens before the window
     this.found = found;
     this.tokens = tokens.slice(this.first);
@@ -68,7 +83,7 @@ class AttentionView {
 
   draw() {
     if (!this.found) return;
-    const layer = Number(byId("layer").value), head = Number(byId("head").value), count = this.tokens.length;
+    const layer = Number(this.find("layer").value), head = Number(this.find("head").value), count = this.tokens.length;
     const weights = this.found.weights(layer, head); // (count, count)
     const mine = weights.subarray(this.chosen * count, this.chosen * count + count);
     const most = Math.max(...mine);
@@ -78,15 +93,15 @@ class AttentionView {
       each.setAttribute("aria-label", `${visible(this.tokens[at].text, this.tokens[at].id)}, ${percent(mine[at])}`);
     });
     const best = mine.indexOf(most), name = (at) => `${visible(this.tokens[at].text, this.tokens[at].id)} (${at + 1})`;
-    byId("attention-words").textContent =
+    this.find("attention-words").textContent =
       `Layer ${layer + 1}, head ${head + 1}: from ${name(this.chosen)} most of its attention, ${percent(most)}, goes to ` +
-      `${name(best)}. Choose another token to look from it.${this.first ? ` The model sees the last ${count} tokens.` : ""}`;
+      `${name(best)}. Choose another token to look from it.${this.first ? ` These are the last ${count} tokens.` : ""}`;
     this.paint(weights, count);
   }
 
   /** The whole map: a row for each token. */
   paint(weights, count) {
-    const canvas = byId("attention-map");
+    const canvas = this.find("attention-map");
     canvas.width = canvas.height = count;
     const pixels = new ImageData(count, count);
     const [red, green, blue] = getComputedStyle(document.documentElement).getPropertyValue("--look").trim().split(" ").map(Number);

@@ -48,9 +48,6 @@ class LocalBackend {
     return isTurn ? this.tokenizer.encode(text) : this.tokenizer.prompt(text);
   }
 
-  async decode(ids) {
-    return this.tokenizer.decode(ids);
-  }
 
   async tokens(ids) {
     const stream = new TextStream(this.tokenizer);

@@ -1,4 +1,4 @@
-// The page: it continues a text or answers in a chat, and shows what the model thought of each token.
+// The page: a form with a prompt and the controls, and the columns that it lets write, see column.js.
 //
 // The model is behind a backend: this page's own (local.js), or one that asks a server. A backend has
 //
@@ -7,77 +7,90 @@
 //                               attention, and a summary that is undefined is made of the facts
 //   encode(text, isTurn, signal)
 //                               the ids of a text with what begins one, or of a turn in a chat alone; an Error's message is shown
-//   decode(ids)                 their text
-//   tokens(ids)                 [{id, text, special}]: the text that each adds; special: the name of a special token
+//   tokens(ids, signal)         [{id, text, special}]: the text that each adds; special: the name of a special token
 //   steps(ids, how, count, signal)
 //                               an async iterator of at most `count` new tokens: {id, text, special, bits, likely}; bits: the
 //                               surprisal; likely: the five likeliest, [{id, text, probability}]; it ends after one of card.ends
 //   score(ids, signal)          [{bits, likely}], an entry for each id; empty where nothing predicts it
-//   attention(ids)              {count, weights(layer, head)}: of the last `count` ids, a row of `count` weights for each
+//   attention(ids, signal)      {count, weights(layer, head)}: of the last `count` ids, a row of `count` weights for each
 //
 // `how` is {temperature, topK, topP, minP, repetitionPenalty, seed}; null: no such filter. `signal` is an AbortSignal; after
 // it, the iterator throws. All but card return promises.
 
 class Page {
   constructor(backend) {
-    this.backend = backend;
-    this.tokens = [];
-    this.running = null; // an AbortController
-    this.row = new TokenRow(byId("text"), (number) => this.choices.show(number, this.tokens[number]), (...given) => this.open(...given));
-    this.choices = new Choices(byId("choices"), this.row, (number, id) => this.branch(number, id));
-    this.attention = new AttentionView(backend);
-    this.describe();
+    this.columns = [];
+    this.around = (start) => start(); // called with what a prompt begins
+    this.setColumns([backend]);
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.start();
+      this.around(() => this.start());
     });
-    byId("ask").addEventListener("invalid", () => (byId("sampling").open = true), true);
+    byId("ask").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || !(event.ctrlKey || event.metaKey || this.isChat)) return;
       event.preventDefault();
       byId("ask").requestSubmit();
     });
     byId("modes").addEventListener("change", () => this.clear());
-    byId("more").addEventListener("click", () => byId("ask").reportValidity() && this.write());
+    byId("more").addEventListener("click", () => this.goOn());
     byId("stop").addEventListener("click", () => this.stop());
     byId("clear").addEventListener("click", () => this.clear());
-    byId("loss").addEventListener("toggle", () => this.drawLoss());
-    byId("attention").addEventListener("toggle", () => this.drawAttention());
+    this.describe([backend.card]);
+  }
+
+  /** Let there be a column for each of these backends; those that are there keep their texts. */
+  setColumns(backends) {
+    while (this.columns.length < backends.length) {
+      const column = new Column(backends[this.columns.length], this);
+      this.columns.push(column);
+      byId("columns").append(column.box);
+    }
+    this.shown = backends.length;
+    this.columns.forEach((column, at) => (column.box.hidden = at >= this.shown));
+    this.used.forEach((column, at) => {
+      column.use(backends[at]);
+      column.call(this.shown === 1 ? "The text" : `${at + 1}: ${backends[at].card.name}`);
+      column.show();
+    });
+    document.body.classList.toggle("several", this.shown > 1);
+  }
+
+  /** The columns that are shown. */
+  get used() {
+    return this.columns.slice(0, this.shown);
   }
 
   get isChat() {
-    return Boolean(this.backend.card.chat) && byId("ask").elements.mode.value === "chat";
+    return this.canChat && byId("ask").elements.mode.value === "chat";
   }
 
-  get ids() {
-    return this.tokens.map((token) => token.id);
+  get canChat() {
+    return this.used.every((column) => column.backend.card.chat);
   }
 
-  /** Say what the model is. */
-  describe() {
-    const { name, facts, summary, chat } = this.backend.card;
-    document.title = name;
-    byId("name").textContent = name;
-    const fact = Object.fromEntries(facts);
-    const known = [["parameters", "parameters"], ["val/loss", ""]].filter(([key]) => fact[key] !== undefined);
-    byId("summary").textContent = summary ?? [
-      ...known.map(([key, unit]) => `${key === "val/loss" ? "loss " : ""}${fact[key]} ${unit}`.trim()),
-      ...(fact.data ? [`trained on ${fact.data}`] : []),
-    ].join(", ");
+  /** Say what the models are. */
+  describe(cards) {
+    document.title = cards.map(({ name }) => name).join(", ");
+    byId("name").textContent = cards.map(({ name }) => name).join(" and ");
+    byId("summary").textContent = cards.map(summaryOf).join("; ");
+    const facts = cards.flatMap((card) => card.facts);
     byId("facts").replaceChildren(...facts.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
-    byId("modes").hidden = !chat;
+    byId("card").querySelector("summary").textContent = cards.length > 1 ? "About these models" : "About this model";
     this.label();
+    this.show();
   }
 
   label() {
+    byId("modes").hidden = !this.canChat;
     byId("prompt-label").textContent = this.isChat ? "Say something" : "Begin the text";
     byId("write").textContent = this.isChat ? "Send" : "Write";
   }
 
-  /** The values of the controls. */
+  /** The values of the controls for each column in use; without a seed all have the same. */
   sampling() {
     const number = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
-    return {
+    const how = {
       temperature: number("temperature") ?? 1,
       topK: number("top-k"),
       topP: number("top-p"),
@@ -85,176 +98,66 @@ class Page {
       repetitionPenalty: number("penalty") ?? 1,
       seed: number("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0],
     };
+    return this.used.map((column) => ({ ...how, ...column.change(how) }));
   }
 
-  say(words, isWrong = false) {
-    byId("status").textContent = words;
-    byId("status").classList.toggle("wrong", isWrong);
+  get count() {
+    return Number(byId("count").value);
   }
 
-  /** Begin a text with the prompt, or say it in the chat. */
+  /** What a column is to write by; null, and the form says why, where a control has no value. */
+  controls(column) {
+    if (!byId("ask").reportValidity()) return null;
+    return { how: this.sampling()[this.columns.indexOf(column)], count: this.count };
+  }
+
+  /** Begin texts with the prompt, or say it in the chats. */
   async start() {
-    const running = await this.begin();
-    const prompt = byId("prompt").value, { signal } = running;
-    this.show();
-    this.say("Reading the text.");
-    try {
-      const ids = this.isChat ? await this.turn(prompt, signal) : await this.backend.encode(prompt, false, signal);
-      const given = (await this.backend.tokens(ids)).map((token) => ({ ...token, given: true }));
-      signal.throwIfAborted();
-      const kept = this.isChat ? this.tokens : [];
-      this.cut(kept.length);
-      this.add(given.slice(kept.length));
-    } catch (error) {
-      this.end(running);
-      this.say(signal.aborted ? "Stopped." : error.message, !signal.aborted);
-      return;
-    }
-    if (this.isChat) byId("prompt").value = "";
-    await this.write(running);
+    const hows = this.sampling(), { isChat, used, count } = this, prompt = byId("prompt").value;
+    const running = await Promise.all(used.map((column) => column.read(prompt, isChat)));
+    if (isChat && running.some(Boolean)) byId("prompt").value = "";
+    await Promise.all(used.map((column, at) => running[at] && column.write(hows[at], count, running[at])));
   }
 
-  /** The ids of the conversation so far with another thing that the user says, up to where the answer begins. */
-  async turn(text, signal) {
-    const { begin, turns, end } = this.backend.card.chat;
-    const before = this.tokens.length ? this.ids : [...begin];
-    if (this.tokens.length && before.at(-1) !== end) before.push(end);
-    return [...before, turns.user, ...(await this.backend.encode(text, true, signal)), end, turns.assistant];
-  }
-
-  /** Continue the text; `running` is what `begin` has returned, if that was called before. */
-  async write(running) {
-    running ??= await this.begin();
-    const how = this.sampling(), count = Number(byId("count").value);
-    const began = performance.now();
-    let made = 0, wrong = "";
-    this.show();
-    try {
-      this.say("Reading the text.");
-      for await (const token of this.backend.steps(this.ids, how, count, running.signal)) {
-        this.add([token]);
-        made += 1;
-        if (made % 16 === 1) this.say(`Writing: ${made} tokens`);
-      }
-    } catch (error) {
-      if (!running.signal.aborted) wrong = error.message;
-    }
-    const rate = (1000 * made) / (performance.now() - began);
-    const scoring = running.isStopped ? new AbortController() : running;
-    Object.assign(scoring, { done: running.done, finished: running.finished });
-    this.running = scoring;
-    if (!wrong && !scoring.signal.aborted) wrong = await this.score(scoring.signal);
-    this.end(scoring);
-    const speed = `${made} tokens, ${rate.toFixed(rate < 10 ? 1 : 0)} a second${how.temperature ? `, seed ${how.seed}` : ""}`;
-    this.say(wrong || `${running.signal.aborted ? "Stopped: " : ""}${speed}`, Boolean(wrong));
-  }
-
-  /** Ask what the model thinks of what it did not write, and return what went wrong. */
-  async score(signal) {
-    const last = this.tokens.findLastIndex((token, at) => at > 0 && !token.likely);
-    if (last < 0) return "";
-    try {
-      const found = await this.backend.score(this.ids.slice(0, last + 1), signal);
-      found.forEach((each, at) => {
-        const token = this.tokens[at];
-        if (!token || token.likely || each.bits === undefined) return;
-        Object.assign(token, each);
-        colour(this.row.elements[at], token);
-      });
-    } catch (error) {
-      if (!signal.aborted) return error.message;
-    }
-    return "";
-  }
-
-  /** Let the text be as it is, and score what of it was read. */
-  stop() {
-    if (!this.running) return;
-    this.running.isStopped = true;
-    this.running.abort();
-  }
-
-  /** Stop what runs, wait until it has, and return the controller of what runs from now on, until `end`. */
-  async begin() {
-    this.choices.hide();
-    while (this.running) {
-      this.running.abort();
-      await this.running.done;
-    }
-    const running = (this.running = new AbortController());
-    running.done = new Promise((resolve) => (running.finished = resolve));
-    return running;
-  }
-
-  end(running) {
-    this.running = null;
-    running.finished();
-    this.show();
-  }
-
-  add(tokens) {
-    this.tokens.push(...tokens);
-    this.row.add(tokens);
-  }
-
-  cut(count) {
-    this.tokens.length = count;
-    this.row.cut(count);
-  }
-
-  /** Show what there is, and let the buttons do what can be done. */
-  show() {
-    const isThere = this.tokens.length > 0, isRunning = Boolean(this.running);
-    byId("written").hidden = !isThere;
-    byId("loss").hidden = !isThere;
-    byId("attention").hidden = !isThere || !this.backend.card.layers;
-    byId("stop").disabled = !isRunning;
-    byId("status").setAttribute("aria-busy", String(isRunning));
-    byId("clear").disabled = !isThere;
-    byId("more").disabled = !isThere || isRunning || this.backend.card.ends.includes(this.tokens.at(-1)?.id);
-    if (isRunning) return;
-    this.drawLoss();
-    this.drawAttention();
-  }
-
-  open(number, byKeyboard) {
-    this.choices.show(number, this.tokens[number]);
-    this.choices.enter(byKeyboard);
-  }
-
-  /** Put another token in a place, and go on from it. */
-  async branch(number, id) {
+  /** Continue the texts as they stand. */
+  async goOn() {
     if (!byId("ask").reportValidity()) return;
-    const { likely } = this.tokens[number];
-    const running = await this.begin();
-    if (this.tokens[number]?.likely !== likely) return this.end(running); // another text has come meanwhile
-    const token = (await this.backend.tokens([...this.ids.slice(0, number), id])).at(-1);
-    const bits = -Math.log2(likely.find((each) => each.id === id).probability);
-    this.cut(number);
-    this.add([{ ...token, bits, likely }]);
-    this.row.elements.at(-1).focus();
-    this.choices.hide();
-    await this.write(running);
+    const hows = this.sampling();
+    await Promise.all(this.used.map(async (column, at) => {
+      if (column.canGoOn) await column.write(hows[at], this.count, await column.begin());
+    }));
   }
 
-  /** Forget the text; `change` is called when nothing runs. */
+  stop() {
+    for (const column of this.used) column.stop();
+  }
+
+  /** Forget the texts; `change` is called when nothing runs. */
   async clear(change) {
-    const running = await this.begin();
-    this.cut(0);
+    await Promise.all(this.columns.map((column) => column.clear()));
     change?.();
     this.label();
-    this.end(running);
-    this.say("");
     byId("prompt").focus();
   }
 
-  drawLoss() {
-    if (byId("loss").open && this.tokens.length) drawLoss(byId("loss-chart"), byId("loss-words"), this.tokens);
+  /** Let the buttons do what can be done. */
+  show() {
+    const columns = this.used, isThere = columns.some((column) => column.tokens.length);
+    byId("legend").hidden = !columns.some((column) => column.tokens.length && !column.isBlind);
+    byId("stop").disabled = !columns.some((column) => column.running);
+    byId("clear").disabled = !isThere;
+    byId("more").disabled = !columns.some((column) => column.canGoOn && !column.isBlind);
   }
+}
 
-  async drawAttention() {
-    if (byId("attention").open && this.tokens.length && !this.running) await this.attention.open(this.tokens);
-  }
+/** A model in a line. */
+function summaryOf({ facts, summary }) {
+  const fact = Object.fromEntries(facts);
+  const known = [["parameters", "parameters"], ["val/loss", ""]].filter(([key]) => fact[key] !== undefined);
+  return summary ?? [
+    ...known.map(([key, unit]) => `${key === "val/loss" ? "loss " : ""}${fact[key]} ${unit}`.trim()),
+    ...(fact.data ? [`trained on ${fact.data}`] : []),
+  ].join(", ");
 }
 
 /** Show a backend's model. */

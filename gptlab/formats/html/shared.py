@@ -8,7 +8,7 @@ from typing import Any
 from gptlab.data.chat.chat_format import ChatFormat, Format
 
 HERE = Path(__file__).parent
-PAGE_SCRIPTS = ("tokens.js", "charts.js", "page.js")
+PAGE_SCRIPTS = ("tokens.js", "charts.js", "column.js", "page.js")
 SCRIPT = '<script src="page.js"></script>'
 """Where index.html has its scripts."""
 

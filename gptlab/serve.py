@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from gptlab.system.arguments import BITS, check_bits, some_name, some_text
+from gptlab.system.arguments import BITS, check_bits, some_name, some_path, some_text
 from gptlab.system.errors import UserError, command_line
 
 KEY = "GPTLAB_API_KEY"
@@ -39,6 +39,13 @@ def parser() -> argparse.ArgumentParser:
         type=some_text,
         metavar="URL",
         help="let web pages of this origin call it, e.g. https://my.org; can be repeated",
+    )
+    p.add_argument(
+        "--votes",
+        type=some_path,
+        metavar="FILE",
+        help="which answers people prefer is written to this file, a line each, for task=reward and task=dpo "
+        "(default: they download it from the page)",
     )
     limits = p.add_argument_group("limits")
     limits.add_argument(
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     """Serve the models until SIGTERM or Ctrl-C.
 
     Raises:
-        UserError: a flag is out of range, the address is taken, or a model cannot be read.
+        UserError: a flag is out of range, the address is taken, a model cannot be read, or the votes cannot be written.
     """
     check_flags(args)
     from gptlab.generation.opening import open_to_generate
@@ -100,7 +107,9 @@ def run(args: argparse.Namespace) -> None:
     from gptlab.serving.app import Options, build_app
     from gptlab.serving.engine import Engine
     from gptlab.serving.server import address, is_local, listen, serve
+    from gptlab.serving.votes import Votes
 
+    votes = None if args.votes is None else Votes(args.votes)
     key = args.api_key or os.environ.get(KEY) or None
     with listen(args.host, args.port) as bound:
         engines = {}
@@ -111,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
         if key is None and not is_local(args.host):
             note(f"--host {args.host} without --api-key: whoever reaches this machine can use the models")
         alone = key is None and is_local(args.host)
-        options = Options(key, alone, args.allow_origin, args.max_tokens, args.timeout)
+        options = Options(key, alone, args.allow_origin, args.max_tokens, args.timeout, votes)
         note(f"serving at {address(bound)}/v1 (Ctrl-C stops it)")
         serve(build_app(engines, options), bound, args.grace)
 

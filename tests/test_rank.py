@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gptlab.data.chat.conversations import Message, Preference, read_examples
+from gptlab.generation.ranking import Pair, Rankings
 from gptlab.reports.statistics import share_interval
 from tests.conftest import Result
 
@@ -201,3 +202,10 @@ def test_a_target_that_cannot_be_written_is_refused_before_anyone_is_asked(
     assert words in result.stderr
     assert "1 of 1" not in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+def test_an_answer_with_an_unusual_line_end_is_one_row(tmp_path: Path) -> None:
+    pair = Pair(0, "a\u2028b", ("c\x85d", "e"), ("one", "two"))
+    rankings = Rankings(tmp_path / "out.jsonl", [pair.prompt], ["one", "two"])
+    rankings.add(pair, 0)
+    assert Rankings(tmp_path / "out.jsonl", [pair.prompt], ["one", "two"]).done == {0}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from gptlab.generation.sampling import Sampling
 from gptlab.models import Model
 from gptlab.models.arrays import ArrayGPT
 from gptlab.system.errors import UserError
-from gptlab.system.files import explain_write_errors
+from gptlab.system.files import append_line, check_writable, cut_unfinished_line, explain_write_errors
 
 CHOSEN, TIE, SKIPPED, SAME = "chosen", "tie", "skipped", "same"
 """What becomes of a pair; same: its answers are, or one of them is empty, so that nobody is asked."""
@@ -113,7 +111,8 @@ class Rankings:
                         f"by the names that it was begun with, or another file"
                     )
                 self._count(row)
-            _check_writable(file)
+            with explain_write_errors(file.parent):
+                check_writable(file)
 
     def add(self, pair: Pair, better: int | None, what: str = CHOSEN) -> None:
         """Write what has become of a pair.
@@ -128,10 +127,8 @@ class Rankings:
         unranked = {"prompt": pair.prompt, what: pair.answers, "number": pair.number}
         row = unranked if better is None else pair.record(better)
         file = self.unranked if better is None else self.path
-        with explain_write_errors(file.parent), file.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(row, ensure_ascii=False) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
+        with explain_write_errors(file.parent):
+            append_line(file, json.dumps(row, ensure_ascii=False))
         self._count(row)
 
     def _count(self, row: dict[str, Any]) -> None:
@@ -159,11 +156,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(path, len(whole))
-        rows = [json.loads(line) for line in whole.decode().splitlines() if line]
+        cut_unfinished_line(path)
+        rows = [json.loads(line) for line in path.read_bytes().decode().split("\n") if line]
         for row in rows:
             if type(row["number"]) is not int or not isinstance(row["prompt"], str):
                 raise ValueError("no number or prompt")
@@ -176,15 +170,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"OUT {path}: {error.strerror}; give another file") from error
     return rows
-
-
-def _check_writable(path: Path) -> None:
-    """Raise a UserError if a file cannot be written; it is not made."""
-    with explain_write_errors(path.parent):
-        if path.exists():
-            path.open("a").close()
-        else:
-            tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def rank_pairs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -31,6 +32,7 @@ from gptlab.serving.fields import read_object, shown
 from gptlab.serving.inspection import Attention, one_prompt, tokens_body
 from gptlab.serving.page import page_routes
 from gptlab.serving.requests import Limits, Request, chat_request, completion_request
+from gptlab.serving.votes import Votes, vote_of
 
 if TYPE_CHECKING:
     from gptlab.models import Model
@@ -52,6 +54,8 @@ class Options:
     """Of an answer."""
     timeout: float = 600.0
     """Seconds of a request."""
+    votes: Votes | None = None
+    """Where votes are written; None: whoever votes keeps the line."""
     body_bytes: int = 4 << 20
 
 
@@ -136,6 +140,15 @@ class Service:
         opened, ids = await self._one_prompt(http)
         with self._active():
             return await whole_or_gone(http, self.attention.body(opened, ids, self.options.timeout))
+
+    async def vote(self, http: HttpRequest) -> Response:
+        row, is_ranked = vote_of(await self.read_object(http), lambda name: self.engine(name).opened.name)
+        votes = self.options.votes
+        if votes is not None:
+            with self._active():
+                await asyncio.to_thread(votes.add, row, is_ranked)
+        file = None if votes is None else (votes.path if is_ranked else votes.unranked).name
+        return answer({"object": "vote", "line": json.dumps(row, ensure_ascii=False), "file": file})
 
     async def _one_prompt(self, http: HttpRequest) -> tuple[OpenedModel[Model | ArrayGPT], list[int]]:
         body = await self.read_object(http)
@@ -279,6 +292,7 @@ def build_app(engines: dict[str, Engine], options: Options) -> Starlette:
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
         Route("/v1/tokens", service.tokens, methods=["POST"]),
         Route("/v1/attention", service.attention_weights, methods=["POST"]),
+        Route("/v1/votes", service.vote, methods=["POST"]),
         *page_routes(),
     ]
     middleware = []

@@ -10,6 +10,7 @@ TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    507: "server_error",
 }
 STOPPING = "the server is being stopped; try again when it runs again"
 

@@ -35,6 +35,9 @@ class Vote {
     this.download.hidden = true;
     this.box.append(this.buttons, this.status, this.download);
     byId("columns").before(this.box);
+    for (const [id, kind] of [["clear", "click"], ["modes", "change"]]) {
+      byId(id).addEventListener(kind, () => this.open(!this.box.hidden));
+    }
     page.around = (start) => (this.box.hidden ? start() : this.ask(start));
   }
 
@@ -59,12 +62,12 @@ class Vote {
     this.enable(false);
     this.status.textContent = "Both are writing.";
     const columns = this.page.used;
-    await Promise.all(columns.map((column, at) => column.clear(() => {
+    await this.page.clear(() => columns.forEach((column, at) => {
       column.use(sides[at].backend);
       column.change = sides[at].change;
       column.call(`Answer ${at + 1}`);
       column.blind(true);
-    })));
+    }));
     if (this.asked !== asked) return;
     await start();
     if (this.asked !== asked) return;

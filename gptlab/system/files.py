@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,48 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, and flush it to disk; a file that cannot take all of it stays as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        content = f"{line}\n".encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Remove what follows the last line end of a file, which a killed process has left half written.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written; it is not made.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if path.exists():
+        path.open("ab").close()
+    else:
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def sync(path: Path) -> None:

@@ -192,7 +192,7 @@ def test_another_model_is_chosen_while_the_prompt_is_read(chromium: Any, several
         document.getElementById("write").click();
         const select = document.querySelector("#model");
         select.value = "1";
-        select.dispatchEvent(new Event("change"));
+        select.dispatchEvent(new Event("change", { bubbles: true }));
         }"""
     )
     page.page.wait_for_load_state("networkidle")

@@ -234,15 +234,12 @@ class Column {
     await this.write(found.how, found.count, running);
   }
 
-  /** Forget the text; `change` is called when nothing runs. */
-  async clear(change) {
-    const running = await this.begin();
+  /** Forget the text; only while nothing else runs. */
+  forget() {
     this.cut(0);
     this.row.clear();
-    change?.();
     this.said = "";
     this.say("");
-    this.end(running);
   }
 
   drawLoss() {

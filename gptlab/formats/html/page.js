@@ -113,10 +113,13 @@ class Page {
 
   /** Begin texts with the prompt, or say it in the chats. */
   async start() {
-    const hows = this.sampling(), { isChat, used, count } = this, prompt = byId("prompt").value;
-    const running = await Promise.all(used.map((column) => column.read(prompt, isChat)));
-    if (isChat && running.some(Boolean)) byId("prompt").value = "";
-    await Promise.all(used.map((column, at) => running[at] && column.write(hows[at], count, running[at])));
+    const hows = this.sampling(), { isChat, count } = this, prompt = byId("prompt").value;
+    await Promise.all(this.used.map(async (column, at) => {
+      const running = await column.read(prompt, isChat);
+      if (!running) return;
+      if (isChat && byId("prompt").value === prompt) byId("prompt").value = "";
+      await column.write(hows[at], count, running);
+    }));
   }
 
   /** Continue the texts as they stand. */
@@ -134,8 +137,12 @@ class Page {
 
   /** Forget the texts; `change` is called when nothing runs. */
   async clear(change) {
-    await Promise.all(this.columns.map((column) => column.clear()));
+    const columns = [...this.columns], running = [];
+    for (const column of columns) column.running?.abort();
+    for (const column of columns) running.push(await column.begin());
+    for (const column of columns) column.forget();
     change?.();
+    columns.forEach((column, at) => column.end(running[at]));
     this.label();
     byId("prompt").focus();
   }

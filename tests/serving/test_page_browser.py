@@ -43,6 +43,7 @@ main(sys.argv[1:])
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     gpt(folder / "abc.ckpt", ABC, block_size=BLOCK)
+    gpt(folder / "other.ckpt", ABC, seed=2, block_size=BLOCK)
     gpt(folder / "bytes.ckpt", ByteTokenizer(end_of_text=True), block_size=BLOCK)
     gpt(folder / "chat.ckpt", chat_tokenizer(ABC), config={"task": {"name": "sft"}}, block_size=BLOCK)
     return folder

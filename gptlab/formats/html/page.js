@@ -41,13 +41,9 @@ class Page {
 
   /** Let there be a column for each of these backends; those that are there keep their texts. */
   setColumns(backends) {
-    while (this.columns.length < backends.length) {
-      const column = new Column(backends[this.columns.length], this);
-      this.columns.push(column);
-      byId("columns").append(column.box);
-    }
+    while (this.columns.length < backends.length) this.columns.push(new Column(backends[this.columns.length], this));
     this.shown = backends.length;
-    this.columns.forEach((column, at) => (column.box.hidden = at >= this.shown));
+    byId("columns").replaceChildren(...this.used.map((column) => column.box));
     this.used.forEach((column, at) => {
       column.use(backends[at]);
       column.call(this.shown === 1 ? "The text" : `${at + 1}: ${backends[at].card.name}`);

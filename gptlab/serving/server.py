@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import signal
 import socket
@@ -12,13 +13,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gptlab.serving.app import Service
 from gptlab.system.errors import UserError
 
 BACKLOG = 2048  # connections that the system accepts before the server does
+HEADER_SECONDS = 20.0  # in which the headers of a request must come
 LEAVE = 3  # seconds for which connections may stay open after the last answer
 
 
@@ -63,6 +67,48 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Connection(H11Protocol):
+    """A connection that is closed where the headers of a request do not come: uvicorn would wait for ever.
+
+    Args:
+        given: what uvicorn gives.
+        header_seconds: from the beginning of the connection, or the end of the response before.
+    """
+
+    def __init__(self, *given: Any, header_seconds: float, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.header_seconds = header_seconds
+        self.header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _await_headers(self) -> None:
+        """Let the time run while the next thing to come is a request."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_timer()
+        elif self.header_timer is None:
+            self.header_timer = self.loop.call_later(self.header_seconds, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
+
+
 class Server(uvicorn.Server):
     """Stops in order: after a signal what runs is finished, and new requests are told to go. A second one makes an end
     of what runs, too.
@@ -70,10 +116,12 @@ class Server(uvicorn.Server):
     Args:
         app: the application of `build_app`.
         grace: how many seconds running answers have to end.
+        header_seconds: see `Connection`.
     """
 
-    def __init__(self, app: Starlette, grace: float) -> None:
-        how: dict[str, Any] = {"lifespan": "on", "ws": "none", "http": "h11", "timeout_graceful_shutdown": LEAVE}
+    def __init__(self, app: Starlette, grace: float, header_seconds: float = HEADER_SECONDS) -> None:
+        how: dict[str, Any] = {"lifespan": "on", "ws": "none", "timeout_graceful_shutdown": LEAVE}
+        how["http"] = functools.partial(Connection, header_seconds=header_seconds)
         how |= {"log_level": "error", "access_log": False, "server_header": False}
         super().__init__(uvicorn.Config(app, **how))
         self.service: Service = app.state.service

@@ -48,9 +48,11 @@ class Vote {
     this.enable(false);
     this.status.textContent = "Two answers will come, in an order that is drawn. Whose they are is shown after the vote.";
     for (const column of this.page.used) column.blind(isOpen);
+    if (isOpen) this.page.used.forEach((column, at) => column.call(`Answer ${at + 1}`));
   }
 
   enable(isEnabled) {
+    this.box.classList.toggle("asks", isEnabled);
     for (const button of this.buttons.children) button.disabled = !isEnabled;
   }
 
@@ -78,9 +80,9 @@ class Vote {
       this.status.textContent = "The answers are the same, or one is empty: there is nothing to vote on. Ask again.";
     } else {
       Object.assign(asked, { answers });
-      this.status.textContent = "Which answer is better? Keys 1, 2 and 0 do, too.";
+      this.status.textContent = "Which answer is better? The keys 1, 2 and 0 work, too.";
       this.enable(true);
-      this.buttons.firstElementChild.focus();
+      this.buttons.firstElementChild.focus({ preventScroll: true });
     }
   }
 
@@ -119,6 +121,6 @@ class Vote {
       this.download.href = URL.createObjectURL(new Blob(this.lines.map((line) => `${line}\n`), { type: "application/jsonl" }));
       this.download.hidden = false;
     }
-    byId("prompt").focus();
+    byId("prompt").focus({ preventScroll: true });
   }
 }

@@ -14,6 +14,8 @@ expect = sync_api.expect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+NAMED = "button, input, select, textarea, svg, canvas, [role=group], [role=button], [role=img], fieldset"
+"""What must have a name for those who do not see it."""
 SECONDS = 20_000  # milliseconds, on a busy machine
 expect.set_options(timeout=SECONDS)
 

@@ -13,11 +13,10 @@ import pytest
 from gptlab.data.chat.chat_format import ChatFormat, chat_tokenizer
 from gptlab.formats.html.page import write_html
 from gptlab.formats.open_model import load_model
-from tests.browser import NEEDS_CHROMIUM, Page, expect
+from tests.browser import NAMED, NEEDS_CHROMIUM, Page, expect
 from tests.test_export import PROMPT, TOKENIZERS, T, a_run
 
 NEW = 40  # beyond the block
-NAMED = "button, input, select, textarea, svg, canvas, [role=group], [role=button], [role=img], fieldset"
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptlab.data.chat.conversations import Message, Preference, read_examples
-from tests.browser import NEEDS_CHROMIUM, Page, expect
+from tests.browser import NAMED, NEEDS_CHROMIUM, Page, expect
 from tests.serving.test_page_browser import BLOCK, PROMPT, answers, completed, folder, start
 
 pytestmark = NEEDS_CHROMIUM
@@ -27,7 +27,7 @@ def votes(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path, votes: Path) -> Iterator[str]:
-    yield from start(folder, "abc.ckpt", "other.ckpt", "bytes.ckpt", "chat.ckpt", "--votes", votes.name)
+    yield from start(folder, "abc.ckpt", "other.ckpt", "bytes.ckpt", "chat.ckpt", "table.ckpt", "--votes", votes.name)
 
 
 @pytest.fixture
@@ -149,6 +149,32 @@ def test_attention_is_shown_for_the_model_that_answers(page: Page) -> None:
     expect(column.find(".attention-words")).to_contain_text("100.0%, goes to")  # the first sees nothing but itself
     page.find("#more").click()
     expect(column.find(".attention-text .token")).to_have_count(len(PROMPT) + 20)
+    page.find("#model").select_option("table.ckpt")  # which sees but one token
+    page.write()
+    expect(column.find(".loss")).to_be_visible()
+    expect(column.find(".attention")).to_be_hidden()
+
+
+def test_everything_has_a_name_beside_another_text_on_a_phone(chromium: Any, served: str) -> None:
+    page = Page(chromium, served, 360)
+    one, other = two(page)
+    page.find("#model-2").select_option("bytes.ckpt")
+    page.fill(prompt=PROMPT, temperature=0, count=40)
+    page.find("#write").click()
+    for column in (one, other):
+        column.finished()
+        column.find(".loss summary").click()
+        column.find(".attention summary").click()
+        expect(column.find(".attention-words")).to_contain_text("Layer 1")
+    other.find(".text .token").last.click()
+    named = page.find(NAMED).filter(visible=True)
+    assert named.count() > 100
+    for each in named.all():
+        expect(each).to_have_accessible_name(re.compile("."))
+    expect(other.find(".text")).to_have_accessible_name("2: bytes.ckpt")
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.errors == []
+    page.context.close()
 
 
 def vote(page: Page, prompt: str, key: str) -> list[str]:

@@ -18,7 +18,7 @@ from gptlab.data.chat.chat_format import chat_tokenizer
 from gptlab.data.tokenizers import ByteTokenizer
 from tests.browser import NEEDS_CHROMIUM, Page, expect
 from tests.conftest import ROOT
-from tests.test_generate import ABC, gpt
+from tests.test_generate import ABC, gpt, saying
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -43,6 +43,7 @@ main(sys.argv[1:])
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     gpt(folder / "abc.ckpt", ABC, block_size=BLOCK)
+    saying(folder / "table.ckpt", ABC, [1, 2, 3])
     gpt(folder / "other.ckpt", ABC, seed=2, block_size=BLOCK)
     gpt(folder / "bytes.ckpt", ByteTokenizer(end_of_text=True), block_size=BLOCK)
     gpt(folder / "chat.ckpt", chat_tokenizer(ABC), config={"task": {"name": "sft"}}, block_size=BLOCK)
@@ -176,8 +177,12 @@ def test_a_chat_has_its_turns(chromium: Any, several: str) -> None:
     expect(page.find("#prompt-label")).to_have_text("Say something")
     text = page.write(prompt="a face", temperature=0, count=5)
     assert text.startswith("<|begin_of_text|><|user|>a face<|end|><|assistant|>")
+    asked: list[Any] = []
+    page.page.on("request", lambda request: asked.append((request.url.rpartition("/")[2], request.post_data_json)))
     again = page.write(prompt="bad")
     assert again.startswith(text)
+    assert [name for name, _ in asked] == ["tokens", "completions", "completions"]
+    assert [body.get("max_tokens") for _, body in asked] == [None, 5, 0]  # what was said is scored once, at the end
     assert "<|user|>bad<|end|><|assistant|>" in again[len(text) :]
     page.find("input[value=continue]").click()
     assert page.write(prompt="abc").startswith("abc")

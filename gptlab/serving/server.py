@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -97,8 +96,8 @@ class Connection(H11Protocol):
         self._stop_timer()
 
     def _await_headers(self) -> None:
-        """Let the time run while the next thing to come is a request."""
-        if self.conn.their_state is not h11.IDLE:
+        """Let the time run while no request is being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self.header_timer is None:
             self.header_timer = self.loop.call_later(self.header_seconds, self.transport.close)

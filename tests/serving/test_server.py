@@ -83,5 +83,6 @@ def test_the_time_for_headers_is_none_for_a_body() -> None:
     async def body(port: int) -> None:
         async with Client(port) as client:
             assert b"408" in (await client.answer(POST)).partition(b"\r\n")[0]  # after 0.6 seconds, not 0.2
+            assert await client.rest(b"{") == b""  # it is too late for the rest
 
     serving(body, header_seconds=0.2, timeout=0.6)

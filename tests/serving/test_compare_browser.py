@@ -155,6 +155,23 @@ def test_attention_is_shown_for_the_model_that_answers(page: Page) -> None:
     expect(column.find(".attention")).to_be_hidden()
 
 
+def test_another_view_is_chosen_by_keyboard(page: Page) -> None:
+    page.write(prompt=PROMPT, temperature=0, count=3)
+    page.find("#views input[value=one]").focus()
+    for view in ("two", "vote"):
+        page.page.keyboard.press("ArrowRight")
+        expect(page.find(f"#views input[value={view}]")).to_be_focused()
+        expect(page.find(".column")).to_have_count(2)
+        expect(page.find(".paper").first).to_be_hidden()
+    expect(page.find("#vote")).to_be_visible()
+    expect(page.find("#prompt")).to_have_value(PROMPT)
+    page.page.keyboard.press("ArrowRight")  # from the last to the first
+    expect(page.find("#vote")).to_be_hidden()
+    assert page.write().startswith(PROMPT)
+    page.find("#clear").click()
+    expect(page.find("#prompt")).to_be_focused()
+
+
 def test_everything_has_a_name_beside_another_text_on_a_phone(chromium: Any, served: str) -> None:
     page = Page(chromium, served, 360)
     one, other = two(page)

@@ -35,7 +35,10 @@ class Page {
     byId("modes").addEventListener("change", () => this.clear());
     byId("more").addEventListener("click", () => this.goOn());
     byId("stop").addEventListener("click", () => this.stop());
-    byId("clear").addEventListener("click", () => this.clear());
+    byId("clear").addEventListener("click", () => {
+      this.clear();
+      byId("prompt").focus();
+    });
     this.describe([backend.card]);
   }
 
@@ -140,7 +143,6 @@ class Page {
     change?.();
     columns.forEach((column, at) => column.end(running[at]));
     this.label();
-    byId("prompt").focus();
   }
 
   /** Let the buttons do what can be done. */

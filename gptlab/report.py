@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         return
     reference = "" if args.reference is True else args.reference
     report = build_report(args.paths, args.metric, args.baseline, args.sort, reference)
+    page = None if args.json else page_of_one_run(args.paths)
     out = folder_of_files(args)
     if out is not None:
         images: list[str] = []
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         print(terminal.as_json(tables.report_dict(report)), end="")
     else:
         tables.print_report(report, console)
-        if page := page_of_one_run(args):
+        if page:
             console.print(f"page: {page}", markup=False, soft_wrap=True)
         where = f"files: {out}" if out else "for files (HTML, Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
         console.print(where, markup=False, soft_wrap=True)
@@ -130,20 +131,20 @@ def show_frontier(args: argparse.Namespace, console: Console) -> None:
         console.print(where, markup=False, soft_wrap=True)
 
 
-def page_of_one_run(args: argparse.Namespace) -> Path | None:
-    """Write the page of the run that is reported alone, anew or for the first time; returns its path.
+def page_of_one_run(paths: Sequence[Path]) -> Path | None:
+    """Write the page of a run that is reported alone, which one of an older version lacks; returns its path.
 
-    None: there are several runs, or its folder cannot be written, which ends no report.
+    None: there are several runs, or the page cannot be written, which ends no report.
     """
     from gptlab.reports import records
     from gptlab.reports.pages.run_page import write_run_page
 
-    if len(args.paths) != 1 or not records.is_run(args.paths[0]):
+    if len(paths) != 1 or not records.is_run(paths[0]):
         return None
     try:
-        return write_run_page(args.paths[0])
+        return write_run_page(paths[0])
     except UserError as error:
-        print(harmless(f"{args.paths[0]}: its page is not written: {error}"), file=sys.stderr)
+        print(harmless(f"{paths[0]}: its page is not written: {error}"), file=sys.stderr)
         return None
 
 

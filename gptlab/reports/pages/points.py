@@ -37,8 +37,7 @@ class Points:
 
     def steps(self, name: str) -> np.ndarray:
         """Return the steps of a line's numbers; none if there is no such line."""
-        rows = self.lines[name][0] if name in self.lines else []
-        return numbers([self.axes["step"][row] for row in rows])
+        return numbers([self.axes["step"][row] for row in self.lines[name][0]]) if name in self.lines else np.empty(0)
 
 
 def read_points(run_dir: Path) -> Points:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from gptlab.reports import frontier_tables, tables
 from gptlab.reports.frontier import Frontier
-from gptlab.reports.number_words import compact_number, is_finite
+from gptlab.reports.number_words import is_finite
 from gptlab.reports.pages.files import page_of
 from gptlab.reports.records import LeftOut
 from gptlab.reports.report import Report
@@ -31,10 +31,16 @@ MEASURED = {
 }
 """By which column of the groups a column of the table is sorted."""
 OF_RUNS = {
-    **{"seed": "{}", "val/loss": "{:.4f}", "best_val_loss": "{:.4f}", "best_step": "{:,}", "train/loss": "{:.4f}"},
-    **{"steps": "{:,}", "tokens_per_sec": "{:,.0f}"},
+    "seed": ("seed", "{}"),
+    "val/loss": ("val/loss", "{:.4f}"),
+    "best_val_loss": ("best", "{:.4f}"),
+    "best_step": ("at step", "{:,.0f}"),
+    "train/loss": ("train", "{:.4f}"),
+    "steps": ("steps", "{:,.0f}"),
+    "tokens_per_sec": ("tokens/s", "{:,.0f}"),
 }
-"""Numbers of a run in the second table, and how they are written."""
+"""Numbers of a run in the second table: what they are called there, and how they are written."""
+ENDS = {"finished": "finished", "stopped_early": "stopped early"}  # of a run
 
 Cell = dict[str, Any]  # "text"; "sort", a number that it is sorted by; "href"; "bar": low, mean and high
 
@@ -48,7 +54,7 @@ def write_report_page(report: Report, folder: Path, plots: Sequence[str]) -> Pat
     Raises:
         UserError: a picture cannot be read, or the folder cannot be written.
     """
-    runs = report.runs.to_dict("records")
+    runs: list[dict[str, Any]] = report.runs.to_dict("records")  # type: ignore[assignment]
     above = _common_folder([row["run"] for row in runs])
     data = {
         "name": harmless(above.name or "Report"),
@@ -117,26 +123,22 @@ def _groups(report: Report) -> dict[str, Any]:
     for cell, (low, mean, high) in zip(shown[report.metric], bars, strict=True):
         if is_finite(mean):
             cell["bar"] = [low, mean, high] if is_finite(low) and is_finite(high) else [mean, mean, mean]
-    return _table("Groups", columns, zip(*shown.values(), strict=True), sorted_by=report.metric)
+    return _table("Groups", columns, zip(*shown.values(), strict=True))
 
 
 def _runs(report: Report, runs: list[dict[str, Any]], above: Path, folder: Path) -> dict[str, Any]:
     """Return the table of the runs, each with a link to its page, if it has one."""
-    written = {report.metric: "{:.4f}", **OF_RUNS}
-    keys = [key for key in written if any(is_finite(row.get(key)) for row in runs)]
+    shown = {report.metric: (report.metric, "{:.4f}"), **OF_RUNS}
+    keys = [key for key in shown if any(is_finite(row.get(key)) for row in runs)]
     rows = []
     for row in runs:
         path = Path(row["run"])
-        cells = [
-            {"text": harmless(os.path.relpath(path, above)), **_href(path, folder)},
-            {"text": harmless(row["group"])},
-        ]
+        cells = [{"text": harmless(os.path.relpath(path, above)), **_href(path, folder)}, _cell(row["group"])]
         for key in keys:
-            known = is_finite(row.get(key))
-            cells.append(_cell(written[key].format(row[key]) if known else "-", row.get(key)))
+            cells.append(_cell(shown[key][1].format(row[key]) if is_finite(row.get(key)) else "-", row.get(key)))
         cells.append(_cell(duration(row["train_seconds"]), row["train_seconds"]))
-        rows.append([*cells, {"text": harmless(str(row.get("status", "-")))}])
-    return _table("Runs", ["run", "group", *keys, "time", "status"], rows)
+        rows.append([*cells, _cell(ENDS.get(str(row.get("status")), "-"))])
+    return _table("Runs", ["run", "group", *(shown[key][0] for key in keys), "time", "status"], rows)
 
 
 def _href(run: Path, folder: Path) -> Cell:
@@ -164,12 +166,11 @@ def _confusions(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Cell]], sorted_by: str = "") -> dict[str, Any]:
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Cell]]) -> dict[str, Any]:
     return {
         "title": title,
-        "columns": [harmless(column) for column in columns],
+        "columns": [*map(harmless, columns)],
         "rows": [[*row] for row in rows],
-        "bars": sorted_by,
     }
 
 
@@ -178,6 +179,6 @@ def _cells(texts: Sequence[str], values: Sequence[Any] = ()) -> list[Cell]:
     return [_cell(text, values[i] if len(values) else None) for i, text in enumerate(texts)]
 
 
-def _cell(text: str, value: Any) -> Cell:
+def _cell(text: str, value: Any = None) -> Cell:
     number = value.item() if hasattr(value, "item") else value
     return {"text": harmless(text), **({"sort": number} if is_finite(number) else {})}

@@ -6,13 +6,13 @@ class SortedTable {
   /** @param {object} about {title, columns, rows: [[{text, sort, href, bar}]]}, see report_page.py. */
   constructor({ title, columns, rows }) {
     this.rows = rows;
+    this.isNumber = columns.map((_, i) => rows.some((row) => row[i].sort !== undefined));
     this.turned = { column: -1, isDown: false };
     this.headings = columns.map((name, i) => {
       const button = make("button", { type: "button" }, name || "name");
       button.addEventListener("click", () => this.sort(i));
-      return make("th", { scope: "col" }, button);
+      return make("th", { scope: "col", ...this.style(i) }, button);
     });
-    this.isNumber = columns.map((_, i) => rows.some((row) => row[i].sort !== undefined));
     this.ends = columns.map((_, i) => {
       const all = rows.flatMap((row) => row[i].bar ?? []);
       return [Math.min(...all), Math.max(...all)];
@@ -23,11 +23,15 @@ class SortedTable {
     this.element = make("div", { class: "wide", role: "region", "aria-label": title, tabindex: "0" }, table);
   }
 
+  style(column) {
+    return column && this.isNumber[column] ? { class: "number" } : {};
+  }
+
   row(cells) {
     const made = cells.map((cell, i) => {
       const content = cell.href ? [make("a", { href: cell.href }, cell.text)] : [cell.text];
       if (cell.bar) content.push(this.bar(cell.bar, this.ends[i]));
-      const place = i ? make("td", this.isNumber[i] ? { class: "number" } : {}) : make("th", { scope: "row" });
+      const place = i ? make("td", this.style(i)) : make("th", { scope: "row" });
       place.append(...content);
       return place;
     });

@@ -40,7 +40,7 @@ class Reader(html.parser.HTMLParser):
 
 def read_page(path: Path) -> dict[str, Any]:
     """Return the data of a page, which must be one file that a strict policy guards."""
-    reader = Reader(path.read_text("ascii" if path.name == "ascii" else "utf-8"))
+    reader = Reader(path.read_text("utf-8"))
     data, script = reader.of("script")
     (style,) = reader.of("style")
     assert reader.names.count("script") == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,20 +41,19 @@ class Points:
 def read_points(run_dir: Path) -> Points:
     """Read metrics.csv; rows that were cut off are left out, and a file that cannot be read has no points."""
     try:
-        text = read_bytes(run_dir / "metrics.csv").decode(errors="replace")
-        rows = csv.reader(io.StringIO(text, newline=""))
-        header = next(rows, [])
-        whole = [row for row in rows if len(row) == len(header)]
-    except (UserError, csv.Error):
-        header, whole = [], []
-    columns = dict(zip(header, zip(*whole, strict=True), strict=False))
+        header, *rows = read_bytes(run_dir / "metrics.csv").decode(errors="replace").splitlines()
+    except (UserError, ValueError):  # it has no line
+        return Points({}, {})
+    names = header.split(",")
+    whole = [row for row in rows if row.count(",") == len(names) - 1]
+    cells = ",".join(whole).split(",")  # of numbers, without quotes: csv would take twice as long
+    columns = {name: cells[place :: len(names)] for place, name in enumerate(names)}
     if "step" not in columns:
         return Points({}, {})
     lines = {}
-    for name, cells in columns.items():
-        filled = np.array([row for row, cell in enumerate(cells) if cell], dtype=int)
-        if name not in AXES and len(filled):
-            lines[name] = (filled, numbers([cells[row] for row in filled]))
+    for name, column in columns.items():
+        if name not in AXES and (filled := [cell for cell in column if cell]):
+            lines[name] = (np.flatnonzero([*map(bool, column)]), numbers(filled))
     return Points({name: columns[name] for name in AXES if name in columns}, lines)
 
 

@@ -36,7 +36,7 @@ def compared(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str
     rows = differences(recorded["presets"], config)
     filled = [row for row in rows if row[1] in UNDECIDED and row[0] not in typed]
     return {
-        "groups": [str(word) for word in recorded.get("groups", [])],
+        "groups": [*dict.fromkeys(map(str, recorded.get("groups", [])))],
         "changed": [row for row in rows if row not in filled],
         "filled": filled,
         "defaults": [row for row in differences(recorded["defaults"], config) if row not in filled],

@@ -123,9 +123,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def write_page(run_dir: Path) -> None:
     """Write the page of a run that has ended; if it cannot be written, that is one line of the log."""
-    from gptlab.reports.pages.run_page import write_run_page
-
     try:
+        from gptlab.reports.pages.run_page import write_run_page
+
         write_run_page(run_dir)
     except Exception as error:  # whatever it is, the run has ended well
         what = error if isinstance(error, UserError) else error_line(error)

@@ -22,7 +22,7 @@ class Scale {
     let low = Infinity, high = -Infinity;
     for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
     this.to = isLog ? Math.log : (value) => value;
-    if (low === high) [low, high] = isLog ? [low / 2, high * 2] : [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)];
+    if (low === high) [low, high] = isLog ? [low / 2, high * 2] : [Math.min(0, 2 * low), Math.max(0, 2 * high) || Number(low === 0)];
     Object.assign(this, { low, high, isLog, from, pixels: (to - from) / (this.to(high) - this.to(low)) });
   }
 
@@ -35,9 +35,8 @@ class Scale {
     if (this.isLog && this.high / this.low >= 8) return this.factors(count);
     const wide = (this.high - this.low) / count, ten = 10 ** Math.floor(Math.log10(wide));
     const step = ten * [1, 2, 5, 10].find((times) => times * ten >= wide);
-    const ticks = [];
-    for (let i = Math.ceil(this.low / step - 1e-9); i * step <= this.high + step * 1e-9; i++) ticks.push(Number((i * step).toPrecision(12)));
-    return ticks;
+    const first = Math.ceil(this.low / step - 1e-9), places = Array.from({ length: 2 * count }, (_, i) => (first + i) * step);
+    return places.filter((place) => place <= this.high + step * 1e-9).map((place) => Number(place.toPrecision(12)));
   }
 
   /** Return the tenfolds between the ends, with their double and their fivefold where there are few. */

@@ -15,8 +15,9 @@ from gptlab.system.errors import amount
 from gptlab.system.terminal import duration
 
 Fact = tuple[str, str]  # what it is, and its value
-PARTS = ("val", "test")
-KNOWN = ("loss", "bpb", "ppl", "gap")  # measures of a part that stand in places of their own
+PARTS = ("val/", "test/")
+LARGE = ("val/bpb", "val/accuracy", "val/reward")  # what stands large beside the losses, where it was measured
+ELSEWHERE = (*LARGE, "val/loss", "val/ppl", "val/gap")  # what is above, or no news beside it
 CLIPPED_OFTEN = 0.1  # share of the points with a clipped gradient, from which on it is noteworthy
 STILL_FALLING = 0.01  # share of its loss that a run gained over its last quarter, from which on it is noteworthy
 
@@ -38,7 +39,7 @@ def headline(run: Run) -> list[Fact]:
     found = [(f"val/loss{_in_unit('val/loss', run)}", measure("val/loss", summary["val/loss"]))]
     if is_finite(summary.get("best_val_loss")) and is_finite(summary.get("best_step")):
         found.append((f"best val/loss, at step {summary['best_step']:,}", measure("", summary["best_val_loss"])))
-    for key in ("val/bpb", "val/accuracy", "val/reward"):
+    for key in LARGE:
         if key in summary:
             found.append((f"{key}{_in_unit(key, run)}", measure(key, summary[key])))
     found.append(("training", time(summary["train_seconds"])))
@@ -49,10 +50,8 @@ def numbers(run: Run) -> list[Fact]:
     """Return the other numbers of the summary that a reader looks for."""
     summary = run.summary
     found = [("train/loss, the last", measure("", summary["train/loss"]))]
-    for part in PARTS:
-        kinds = [key.partition("/")[2] for key in summary if key.startswith(f"{part}/")]
-        shown = [kind for kind in kinds if kind not in KNOWN] if part == "val" else kinds
-        for key in (f"{part}/{kind}" for kind in shown):
+    for key in summary:
+        if key.startswith(PARTS) and key not in ELSEWHERE:
             found.append((f"{key}{_in_unit(key, run)}", measure(key, summary[key])))
     trained = summary.get("trained_parameters", summary["parameters"])
     found += [

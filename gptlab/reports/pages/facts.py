@@ -29,7 +29,7 @@ def measure(key: str, value: Any) -> str:
     return f"{value:.2%}" if is_share(key) else f"{value:.4f}"
 
 
-def time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return duration(seconds) if is_finite(seconds) else "-"
 
 
@@ -42,7 +42,7 @@ def headline(run: Run) -> list[Fact]:
     for key in LARGE:
         if key in summary:
             found.append((f"{key}{_in_unit(key, run)}", measure(key, summary[key])))
-    found.append(("training", time(summary["train_seconds"])))
+    found.append(("training", _duration(summary["train_seconds"])))
     return [*found, ("parameters", compact_number(summary["parameters"]))]
 
 
@@ -63,7 +63,7 @@ def numbers(run: Run) -> list[Fact]:
     ]
     total = summary.get("total_seconds")
     if isinstance(total, float) and total >= summary["train_seconds"]:  # of a resumed run it is only the time since
-        found.append(("time, with validations and samples", time(total)))
+        found.append(("time, with validations and samples", _duration(total)))
     for key, name, words in (
         ("tokens_per_sec", "tokens per second", "{:,.0f}"),
         ("mfu", "share of the device's peak (mfu)", "{:.1%}"),

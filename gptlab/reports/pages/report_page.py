@@ -72,10 +72,11 @@ def write_report_page(report: Report, folder: Path, plots: Sequence[str]) -> Pat
 def write_frontier_page(frontier: Frontier, folder: Path, plots: Sequence[str]) -> Path:
     """Write frontier.html; returns its path. Arguments and errors as in `write_report_page`."""
     columns = frontier_tables.table_columns(frontier)
+    shown = [_cells(texts, [_first_number(text) for text in texts]) for texts in columns.values()]
     data = {
         "name": f"{frontier.metric} against KL",
         "status": "in ascending order of KL, then the best of n",
-        "tables": [_table("Groups", columns, zip(*[_cells(column) for column in columns.values()], strict=True))],
+        "tables": [_table("Groups", columns, zip(*shown, strict=True))],
         "confusions": [],
         "conditions": [*frontier.conditions],
         "notes": [],
@@ -136,9 +137,13 @@ def _runs(report: Report, runs: list[dict[str, Any]], above: Path, folder: Path)
         cells = [{"text": harmless(os.path.relpath(path, above)), **_href(path, folder)}, _cell(row["group"])]
         for key in keys:
             cells.append(_cell(shown[key][1].format(row[key]) if is_finite(row.get(key)) else "-", row.get(key)))
-        cells.append(_cell(duration(row["train_seconds"]), row["train_seconds"]))
-        rows.append([*cells, _cell(ENDS.get(str(row.get("status")), "-"))])
-    return _table("Runs", ["run", "group", *(shown[key][0] for key in keys), "time", "status"], rows)
+        rows.append([*cells, _cell(duration(row["train_seconds"]), row["train_seconds"])])
+    columns = ["run", "group", *(shown[key][0] for key in keys), "time"]
+    ends = [ENDS.get(str(row.get("status")), "-") for row in runs]
+    if {*ends} != {"finished"}:  # else it is no news
+        columns.append("end")
+        rows = [[*row, _cell(end)] for row, end in zip(rows, ends, strict=True)]
+    return _table("Runs", columns, rows)
 
 
 def _href(run: Path, folder: Path) -> Cell:
@@ -172,6 +177,13 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Cell]]) -
         "columns": [*map(harmless, columns)],
         "rows": [[*row] for row in rows],
     }
+
+
+def _first_number(text: str) -> float | None:
+    """Return the number that a cell begins with, as of "0.8123 ± 0.0045"."""
+    with suppress(ValueError):
+        return float(text.partition(" ")[0])
+    return None
 
 
 def _cells(texts: Sequence[str], values: Sequence[Any] = ()) -> list[Cell]:

@@ -46,6 +46,7 @@ def test_a_page_has_the_groups_and_the_runs(tmp_path: Path) -> None:
     assert column(groups, "p")[1] == {"text": "-"}
     assert len(runs["rows"]) == 8
     assert {cell["text"] for cell in column(runs, "at step")} == {"4,750"}
+    assert "end" not in runs["columns"]
     assert any(line.startswith("difference: from n_head=4") for line in data["conditions"])
     assert data["leftOut"] == [[str(tmp_path / "sweep" / "odd"), "has not begun: there is no config.yaml"]]
     assert data["pictures"] == []
@@ -57,6 +58,13 @@ def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
     for cell in column(groups, "val/loss"):
         assert cell["bar"] == [cell["sort"]] * 3
         assert cell["text"].endswith("± ?")
+
+
+def test_how_runs_ended_is_said_where_one_did_not_finish(tmp_path: Path) -> None:
+    fake_run(tmp_path / "sweep" / "1", 1.5, seed=1)
+    fake_run(tmp_path / "sweep" / "2", 1.5, seed=2, summary={"status": "stopped_early"})
+    _, runs = page_of(tmp_path / "sweep", tmp_path / "report")["tables"]
+    assert [cell["text"] for cell in column(runs, "end")] == ["finished", "stopped early"]
 
 
 @pytest.mark.parametrize("name", ["a run", "javascript:alert(1)", "#?%41&<b>", "Größe"])
@@ -98,6 +106,9 @@ def test_a_frontier_and_its_report_find_each_other(tmp_path: Path) -> None:
     data = read_page(write_frontier_page(build_frontier([tmp_path / "sweep"]), out, ()))
     assert data["name"] == "test/reward against KL"
     assert data["tables"][0]["columns"][:3] == ["", "task", "n"]
+    for cell in column(data["tables"][0], "KL"):
+        assert cell["text"].startswith(f"{cell['sort']:.4f}")
+    assert all("sort" not in cell for cell in column(data["tables"][0], "task"))
     assert any("best of" in row[0]["text"] for row in data["tables"][0]["rows"])
     assert data["links"] == [["The runs' report", "index.html"]]
     assert page_of(tmp_path / "sweep", out)["links"] == [["Reward against KL", "frontier.html"]]

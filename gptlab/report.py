@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.system.arguments import some_path, some_text
-from gptlab.system.errors import command_line
+from gptlab.system.errors import UserError, command_line
+from gptlab.system.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gptlab.reports import difference, tables
+    from gptlab.reports.pages.report_page import write_report_page
     from gptlab.reports.report import build_report
     from gptlab.system import terminal
 
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         return
     reference = "" if args.reference is True else args.reference
     report = build_report(args.paths, args.metric, args.baseline, args.sort, reference)
+    page = None if args.json else page_of_one_run(args.paths)
     out = folder_of_files(args)
     if out is not None:
         images: list[str] = []
@@ -91,11 +95,14 @@ def run(args: argparse.Namespace) -> None:
 
             images = write_plots(report, out)
         tables.write_files(report, out, images)  # before what is printed, whose reader may have gone
+        write_report_page(report, out, images)
     if args.json:
         print(terminal.as_json(tables.report_dict(report)), end="")
     else:
         tables.print_report(report, console)
-        where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
+        if page:
+            console.print(f"page: {page}", markup=False, soft_wrap=True)
+        where = f"files: {out}" if out else "for files (HTML, Markdown, CSV, JSON, LaTeX, plots): --out FOLDER"
         console.print(where, markup=False, soft_wrap=True)
 
 
@@ -103,6 +110,7 @@ def show_frontier(args: argparse.Namespace, console: Console) -> None:
     """Write and print reward against KL."""
     from gptlab.reports import frontier_tables
     from gptlab.reports.frontier import build_frontier
+    from gptlab.reports.pages.report_page import write_frontier_page
     from gptlab.system import terminal
 
     frontier = build_frontier(args.paths, args.metric)
@@ -114,12 +122,30 @@ def show_frontier(args: argparse.Namespace, console: Console) -> None:
 
             images = write_frontier(frontier, out)
         frontier_tables.write_files(frontier, out, images)
+        write_frontier_page(frontier, out, images)
     if args.json:
         print(terminal.as_json(frontier_tables.frontier_dict(frontier)), end="")
     else:
         frontier_tables.print_frontier(frontier, console)
-        where = f"files: {out}" if out else "for files (Markdown, CSV, JSON, plot): --out FOLDER"
+        where = f"files: {out}" if out else "for files (HTML, Markdown, CSV, JSON, plot): --out FOLDER"
         console.print(where, markup=False, soft_wrap=True)
+
+
+def page_of_one_run(paths: Sequence[Path]) -> Path | None:
+    """Write the page of a run that is reported alone, which one of an older version lacks; returns its path.
+
+    None: there are several runs, or the page cannot be written, which ends no report.
+    """
+    from gptlab.reports import records
+    from gptlab.reports.pages.run_page import write_run_page
+
+    if len(paths) != 1 or not records.is_run(paths[0]):
+        return None
+    try:
+        return write_run_page(paths[0])
+    except UserError as error:
+        print(harmless(f"{paths[0]}: its page is not written: {error}"), file=sys.stderr)
+        return None
 
 
 def folder_of_files(args: argparse.Namespace) -> Path | None:

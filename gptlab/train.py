@@ -19,8 +19,8 @@ from omegaconf import DictConfig, read_write
 from gptlab.distributed import processes
 from gptlab.runs import closing, compose, directory, hydra_parser, resume, words
 from gptlab.runs.compose import CONF, VERSION_BASE
-from gptlab.system.errors import UserError, command_line
-from gptlab.system.files import expand_user
+from gptlab.system.errors import UserError, command_line, error_line
+from gptlab.system.files import expand_user, write_json
 from gptlab.system.terminal import escaped, pasteable
 
 log = logging.getLogger(__name__)
@@ -108,12 +108,28 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     elif directory.has_checkpoint(run_dir):
         again = pasteable("resume", str(run_dir))
         raise UserError(f"{run_dir} holds a run: go on with it by {again}, or choose another folder")
+    if directory.first_process() and not resuming:
+        write_json(run_dir / directory.PRESETS, compose.presets_of(HydraConfig.get().overrides.task, config))
     from gptlab.training import lightning_setup
 
     lightning_setup.import_lightning()
     from gptlab.training import fit, settings
 
-    return fit.fit(settings.from_config(config), run_dir, resuming)
+    summary = fit.fit(settings.from_config(config), run_dir, resuming)
+    if directory.first_process():
+        write_page(run_dir)
+    return summary
+
+
+def write_page(run_dir: Path) -> None:
+    """Write the page of a run that has ended; if it cannot be written, that is one line of the log."""
+    try:
+        from gptlab.reports.pages.run_page import write_run_page
+
+        write_run_page(run_dir)
+    except Exception as error:  # whatever it is, the run has ended well
+        what = error if isinstance(error, UserError) else error_line(error)
+        log.warning("the run's page is not written: %s", what)
 
 
 def read_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from gptlab.system.errors import UserError
 from tests.conftest import TINY, Result
+from tests.reports.pages.reading import read_page
 
 RUN = ("data=text", "data.cache_dir=cache", *TINY)
 
@@ -56,9 +58,21 @@ def test_train_then_generate_then_resume(command: Any, text_file: Path, tmp_path
     assert first.stdout.count("the cat") == 2
     assert "step 7), val/loss" in first.stderr
 
+    page = read_page(run_dir / "index.html")
+    assert f"\n  page        {run_dir.relative_to(tmp_path) / 'index.html'}\n" in result.stdout
+    assert page["curves"]["axes"]["step"][-1] == 7
+    assert ["trainer.max_steps", "2000", "7"] in page["presets"]["changed"]
+    assert ["model.n_embd", "128", "33"] in page["presets"]["changed"]
+    assert ["data.name", "auto", "text"] in page["presets"]["defaults"]
+    assert page["presets"]["groups"] == ["data=text", "trainer=cpu"]
+
     result = command("train", f"resume={run_dir.relative_to(tmp_path)}", "trainer.max_steps=9")
     assert result.returncode == 0, result.stderr
     assert " this time, " in result.stdout
+    page = read_page(run_dir / "index.html")
+    assert page["curves"]["axes"]["step"][0] == 0
+    assert page["curves"]["axes"]["step"][-1] == 9
+    assert ["trainer.max_steps", "2000", "9"] in page["presets"]["changed"]
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 9
     assert len(list((tmp_path / "outputs" / "first").iterdir())) == 1  # no second directory
 
@@ -119,6 +133,22 @@ def test_a_full_disk_is_one_message(command: Any, text_file: Path, tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_refused(refused, "cannot write in", "free some space", "hydra.run.dir")
     assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    command: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise UserError("cannot write in mine: No space left on device")
+
+    monkeypatch.setattr("gptlab.reports.pages.run_page.write_atomically", full)
+    words = (*RUN, f"data.path='{text_file}'", "hydra.run.dir=mine", "trainer.max_steps=1")
+    result = command("train", *words)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the run's page is not written: cannot write in mine: No space left on device\n") == 1
+    assert "finished after 1 steps" in result.stdout
+    assert "  page  " not in result.stdout
+    assert (tmp_path / "mine" / "summary.json").is_file()
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe", "word"])

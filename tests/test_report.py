@@ -18,7 +18,7 @@ from tests.reports.post_training import lexicon_runs
 from tests.reports.test_report import fake_run, heads_sweep
 from tests.test_cli import assert_refused
 
-FILES = {"report.md", "report.csv", "report.json", "report.tex", "runs.csv"}
+FILES = {"index.html", "report.md", "report.csv", "report.json", "report.tex", "runs.csv"}
 
 
 def test_a_sweeps_folder_gets_a_table_files_and_plots(command: Any, tmp_path: Path) -> None:
@@ -46,9 +46,21 @@ def test_any_runs_will_do(command: Any, tmp_path: Path) -> None:
         result = command("report", *some)
         assert "--out FOLDER" in result.stdout
         assert not (tmp_path / "sweep" / "report").exists()
+        pages = [*(tmp_path / "sweep").glob("*/index.html")]
+        assert pages == ([tmp_path / some[0] / "index.html"] if len(some) == 1 else [])
+        assert (f"page: {some[0]}/index.html\n" in result.stdout) == (len(some) == 1)
     result = command("report", *runs, "--out", "there/it is", "--no-plots")
     assert result.stdout.endswith("files: there/it is\n")
     assert {path.name for path in (tmp_path / "there" / "it is").iterdir()} == FILES
+
+
+def test_a_page_that_cannot_be_written_ends_no_report(command: Any, tmp_path: Path) -> None:
+    fake_run(tmp_path / "run", 1.5)
+    (tmp_path / "run" / "index.html").mkdir()
+    result = command("report", "run")
+    assert result.returncode == 0
+    assert result.stderr.startswith("run: its page is not written: cannot write in run: ")
+    assert "page: " not in result.stdout
 
 
 def test_json_goes_to_standard_output_alone(command: Any, tmp_path: Path) -> None:
@@ -67,7 +79,7 @@ def test_a_frontier_has_files_of_its_own(command: Any, tmp_path: Path) -> None:
     assert "test/reward against test/kl, the divergence from the reference" in result.stdout
     assert result.stdout.endswith("files: sweep/report\n")
     names = {path.name for path in (tmp_path / "sweep" / "report").iterdir()}
-    assert names == {f"frontier.{kind}" for kind in ("md", "csv", "json", "png", "svg")}
+    assert names == {f"frontier.{kind}" for kind in ("html", "md", "csv", "json", "png", "svg")}
     printed = command("report", "sweep", "--frontier", "--json", "--metric", "val/reward").stdout
     assert json.loads(printed)["metric"] == "val/reward"
     assert "--out FOLDER" in command("report", "sweep/grpo-0", "--frontier", "--no-plots").stdout

@@ -9,9 +9,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from gptlab.runs import directory
 from gptlab.runs.identity import does, flatten, row
@@ -19,6 +17,9 @@ from gptlab.runs.upgrades import NEW
 from gptlab.system.errors import UserError
 from gptlab.system.files import plain_tree, read_bytes, read_json
 from gptlab.system.terminal import harmless, pasteable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARKS = {"config.yaml", "summary.json", "job.json"}  # any of them makes a folder a run's
 NEEDED = ("val/loss", "train/loss", "steps", "tokens", "parameters", "flops", "train_seconds", "seed")
@@ -132,6 +133,8 @@ def _unfinished(path: Path, config: dict[str, Any]) -> str:
 
 def read_curves(path: Path) -> pd.DataFrame:
     """Return the numbers of a run's metrics.csv, indexed by step; an empty frame if none can be read."""
+    import pandas as pd  # which the page at the end of a run goes without
+
     try:
         frame = pd.read_csv(io.BytesIO(read_bytes(path / "metrics.csv")), on_bad_lines="skip")
         frame = frame.apply(pd.to_numeric, errors="coerce").dropna(subset="step")

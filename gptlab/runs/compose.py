@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,29 @@ def search_path(config_dir: str | None) -> list[str]:
 def run_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the composed config of one run as plain data, without the groups sweep and hydra."""
     return resolved(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("sweep", "hydra")]))
+
+
+def presets_of(words: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a command line compares with: its groups without its other words, and conf/ without any word.
+
+    Called where Hydra is initialised. A composition takes 0.1 s; what is the run's own config is not composed again.
+
+    Args:
+        words: the overrides of the command line.
+        config: what they compose to.
+
+    Returns:
+        "groups", the words that choose a group; "values", the others; "presets" and "defaults", a config each. The
+        latter two are missing if the groups compose to nothing by themselves.
+    """
+    groups = [word for word in words if (CONF / word.lstrip("+~").partition("=")[0]).is_dir()]
+    found: dict[str, Any] = {"groups": groups, "values": [word for word in words if word not in groups]}
+    try:
+        presets = run_config(hydra.compose("train", groups)) if found["values"] else config
+        defaults = run_config(hydra.compose("train")) if groups else presets
+    except (HydraException, OmegaConfBaseException):  # e.g. a group that refers to a key that was typed
+        return found
+    return {**found, "presets": presets, "defaults": defaults}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

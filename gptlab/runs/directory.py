@@ -16,6 +16,8 @@ from gptlab.system.terminal import pasteable
 
 SUMMARY_FORMAT = 1
 LOCK = ".lock"
+PRESETS = "presets.json"  # what the chosen groups compose to without further words, see `compose.presets_of`
+PAGE = "index.html"  # a finished run's page, or a report's
 MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -116,12 +118,12 @@ def resumable(run_dir: Path) -> Path:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Remove the log, the folder and its empty parents of a run that was refused before it started."""
+    """Remove the first files, the folder and its empty parents of a run that was refused before it started."""
     here = Path.cwd()
     if in_use(run_dir):
         return  # by another process
     with suppress(OSError):  # not there, or not empty
-        if {path.name for path in run_dir.iterdir()} <= {"train.log", LOCK}:
+        if {path.name for path in run_dir.iterdir()} <= {"train.log", LOCK, PRESETS}:
             for path in run_dir.iterdir():
                 path.unlink()
         for folder in (run_dir, *(parent for parent in run_dir.parents if here in parent.parents)):

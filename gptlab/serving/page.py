@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS, SCRIPT
+from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS
+from gptlab.system.html_page import SCRIPT
 
 OWN_SCRIPTS = ("vote.js", "views.js", "server.js")
 SCRIPTS = (*PAGE_SCRIPTS, *OWN_SCRIPTS)

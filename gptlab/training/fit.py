@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from gptlab.runs.directory import first_process, write_config
+from gptlab.runs.directory import PAGE, first_process, write_config
 from gptlab.runs.environment import environment
 from gptlab.system.errors import UserError
 from gptlab.system.files import explain_write_errors, write_json
@@ -175,7 +175,8 @@ def write_run_files(run_dir: Path, run: Run, start: Start | None) -> None:
         return
     with explain_write_errors(run_dir):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier end
+        for name in ("summary.json", PAGE):  # of an earlier end
+            (run_dir / name).unlink(missing_ok=True)
         remove_temporary_files(run_dir)
         cut_curves(run_dir, start.lengths if start else {})
     write_config(run_dir / "config.yaml", run.config)

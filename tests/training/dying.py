@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gptlab.runs.directory import PAGE
+
 
 class Marks(ctypes.Structure):
     """What a process says of itself while it lives, in memory that its parent sees after its death."""
@@ -112,7 +114,7 @@ def arm(aim: Aim, marks: Marks, run_dir: Path, cache_dir: Path) -> None:
             return "checkpoint"
         if run_dir / "plugins" in path.parents:
             return "embeddings"
-        if path.parent != run_dir or path.name in ("train.log", ".lock"):
+        if path.parent != run_dir or path.name in ("train.log", ".lock") or PAGE in path.name:
             return ""
         if "summary.json" in path.name:
             return "summary"

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS, SCRIPT
+from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS
+from gptlab.system.html_page import SCRIPT
 
 SCRIPTS = (*PAGE_SCRIPTS, "server.js")
 FILES: dict[str, tuple[Path, str]] = {

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 from pathlib import Path
 from typing import Any
 
 from gptlab.data.tokenizers import Tokenizer
 from gptlab.formats.description import ModelInfo
 from gptlab.formats.html.content import OTHERWISE, card_of, described, tokenizer_of
-from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS, SCRIPT
+from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
 from gptlab.models.lora import merged
 from gptlab.models.torch_arrays import arrays_of
 from gptlab.system.errors import UserError
 from gptlab.system.files import write_atomically
+from gptlab.system.html_page import one_file
 
 MODEL_SCRIPTS = ("products.js", "model.js", "tokenizer.js", "sampling.js", "local.js")  # what a server does itself
 
@@ -82,29 +79,6 @@ def assembled(data: dict[str, Any], weights: str) -> str:
     """Return index.html with all that it links to in it, and a policy that lets nothing else run."""
     style = (HERE / "style.css").read_text("utf-8")
     script = '"use strict";\n' + "\n".join((HERE / name).read_text("utf-8") for name in (*PAGE_SCRIPTS, *MODEL_SCRIPTS))
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
-        f"img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    allowed = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-    found = (HERE / "index.html").read_text("utf-8")
-    for mark, content in {
-        '<meta name="referrer" content="no-referrer">': allowed,
-        "<title>gptlab</title>": f"<title>{html.escape(data['card']['name'])}</title>",
-        '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
-        SCRIPT: f'<script type="application/json" id="model">{_quoted(data)}</script>\n'
-        f'<script type="text/plain" id="weights">{weights}</script>\n<script>{script}</script>',
-    }.items():
-        assert found.count(mark) == 1, mark
-        found = found.replace(mark, content)
-    return found
-
-
-def _hash(content: str) -> str:
-    """Return the name by which a policy allows an inline script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
-
-
-def _quoted(data: dict[str, Any]) -> str:
-    """Return JSON that ends no element of HTML."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    page = (HERE / "index.html").read_text("utf-8")
+    name = data["card"]["name"]
+    return one_file(page, name, style, script, {"model": data}, {"weights": weights}, "'wasm-unsafe-eval'")

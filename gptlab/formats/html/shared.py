@@ -9,8 +9,6 @@ from gptlab.data.chat.chat_format import ChatFormat, Format
 
 HERE = Path(__file__).parent
 PAGE_SCRIPTS = ("tokens.js", "charts.js", "page.js")
-SCRIPT = '<script src="page.js"></script>'
-"""Where index.html has its scripts."""
 
 
 def chat_of(chat: Format | None) -> dict[str, Any] | None:

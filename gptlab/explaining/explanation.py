@@ -109,7 +109,7 @@ def lens_section(opened: OpenedModel[Model], ids: np.ndarray, device: torch.devi
     first = max(len(ids) - MOST_CELLS // rows, 0)
     shown = lens.ids[:, first:]
     return {
-        "rows": ["embedding", *(f"block {i}" for i in range(1, rows))],
+        "rows": ["embedding", *(f"layer {i}" for i in range(1, rows))],
         "first": first,
         "ids": shown.tolist(),
         "probabilities": lens.probabilities[:, first:].tolist(),

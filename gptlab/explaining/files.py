@@ -47,14 +47,14 @@ def page(explanation: Explanation) -> str:
     """Return the text of the page."""
     style = "\n".join(path.read_text("utf-8") for path in STYLES)
     script = '"use strict";\n' + "\n".join(path.read_text("utf-8") for path in SCRIPTS)
-    content = jsonable(rounded(explanation.content))
+    content = {key: each for key, each in explanation.content.items() if key != "model"}  # it has a path
     maps = {} if explanation.maps is None else {"maps": explanation.maps.encoded()}
     return one_file(
         (HERE / "explain.html").read_text("utf-8"),
         f"{explanation.content['name']}: a text explained",
         style,
         script,
-        {"explanation": content},
+        {"explanation": jsonable(rounded(content))},
         maps,
     )
 

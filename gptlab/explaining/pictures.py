@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 STYLE: Any = {"font.size": 8.0, "text.parse_math": False, "savefig.dpi": 120.0, "axes.titlesize": 9.0}
 COLOURS = "Blues"
 MODEL, COUNTS = "#0072B2", "#D55E00"  # Okabe and Ito's, as in reports
-MOST_COLUMNS = 64  # of the lens: tokens whose text can be read
+MOST_COLUMNS = 48  # of the lens: tokens whose text can be read
 MOST_MAPS = 400  # heads in the picture of attention
+MOST_NUMBERS = 16  # layers or heads whose scores are written into their cells
 LETTERS = 8  # of a token in a label
 
 Draw = Callable[["Figure", Explanation], None]
@@ -84,6 +85,11 @@ def draw_surprisal(figure: Figure, explanation: Explanation) -> None:
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
 
 
+def inside(is_dark: bool) -> dict[str, Any]:
+    """Return how a text in the middle of a cell is set."""
+    return {"ha": "center", "va": "center", "color": "white" if is_dark else "black"}
+
+
 def label_tokens(axes: Axes, places: Any, texts: list[str]) -> None:
     """Write tokens below an axis."""
     axes.set_xticks(places, [label(text) for text in texts], rotation=90, family="monospace")
@@ -96,17 +102,17 @@ def draw_lens(figure: Figure, explanation: Explanation) -> None:
     first = max(lens["first"], len(tokens) - MOST_COLUMNS)
     probabilities = np.array(lens["probabilities"])[:, first - lens["first"] :, 0]  # (R, columns)
     ids = np.array(lens["ids"])[:, first - lens["first"] :, 0]
-    figure.set_size_inches(1.5 + 0.42 * ids.shape[1], 1.4 + 0.28 * len(ids))
+    texts = [[label(lens["texts"][str(token)]) for token in row] for row in ids]
+    longest = max(len(text) for row in texts for text in row)
+    figure.set_size_inches(2 + (0.2 + 0.05 * longest) * ids.shape[1], 1.4 + 0.28 * len(ids))
     axes = figure.subplots()
     image = axes.imshow(probabilities, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    for (row, column), token in np.ndenumerate(ids):
-        dark = probabilities[row, column] > 0.6
-        text = label(lens["texts"][str(token)])
-        axes.text(column, row, text, ha="center", va="center", size=6, color="white" if dark else "black")
+    for (row, column), share in np.ndenumerate(probabilities):
+        axes.text(column, row, texts[row][column], size=6, **inside(share > 0.6))
     axes.set_yticks(range(len(ids)), lens["rows"])
     label_tokens(axes, range(ids.shape[1]), [token["text"] for token in tokens[first:]])
     axes.set(xlabel="after this token", title="the likeliest next token by layer")
-    figure.colorbar(image, label="its probability", fraction=0.05, pad=0.01)
+    figure.colorbar(image, label="its probability", fraction=0.03, pad=0.01)
 
 
 def draw_attention(figure: Figure, explanation: Explanation) -> None:
@@ -126,20 +132,25 @@ def draw_attention(figure: Figure, explanation: Explanation) -> None:
             if not i:
                 axes.set_title(f"head {j + 1}")
             if not j:
-                axes.set_ylabel(f"block {total - rows + i + 1}")
+                axes.set_ylabel(f"layer {total - rows + i + 1}")
     figure.supxlabel("looked at; the darker, the more (the square root of the weight)", size=8)
 
 
 def draw_heads(figure: Figure, explanation: Explanation) -> None:
     """Draw the scores of the heads, a panel for each kind."""
+    from matplotlib.colors import PowerNorm
+
     heads = explanation.content["heads"]
     names = {"previous": "previous token", "induction": "induction", "first": "first token"}
     layers, count = np.array(heads["previous"]).shape
     figure.set_size_inches(0.9 + 3 * max(0.3 * count, 1.8), 1.1 + max(0.24 * layers, 1.0))
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, (name, words) in zip(panels, names.items(), strict=True):
-        image = axes.imshow(heads[name], cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-        axes.set(title=words, xlabel="head", ylabel="block")
+        image = axes.imshow(heads[name], cmap=COLOURS, norm=PowerNorm(0.5, 0, 1), aspect="auto")
+        axes.set(title=words, xlabel="head", ylabel="layer")
+        for (layer, head), score in np.ndenumerate(heads[name]):
+            if max(layers, count) <= MOST_NUMBERS:
+                axes.text(head, layer, f"{score:.2f}".lstrip("0"), size=6, **inside(score > 0.4))
         for axis, size in ((axes.xaxis, count), (axes.yaxis, layers)):
             step = -(-size // 12)
             axis.set_ticks(range(0, size, step), [str(i + 1) for i in range(0, size, step)])

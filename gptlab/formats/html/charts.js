@@ -80,7 +80,7 @@ class AttentionView {
     const best = mine.indexOf(most), name = (at) => `${visible(this.tokens[at].text, this.tokens[at].id)} (${at + 1})`;
     byId("attention-words").textContent =
       `Layer ${layer + 1}, head ${head + 1}: from ${name(this.chosen)} most of its attention, ${percent(most)}, goes to ` +
-      `${name(best)}. Choose another token to look from it.${this.first ? ` The model sees the last ${count} tokens.` : ""}`;
+      `${name(best)}. Choose another token to look from it.${this.first ? ` ${this.found.cut}` : ""}`;
     this.paint(weights, count);
   }
 

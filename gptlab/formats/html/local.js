@@ -105,7 +105,7 @@ class LocalBackend {
     }
     const size = count * count;
     const weights = (layer, head) => maps.subarray((layer * heads + head) * size, (layer * heads + head + 1) * size);
-    return { count, weights };
+    return { count, weights, cut: `The model sees the last ${count} tokens.` };
   }
 }
 

@@ -13,7 +13,8 @@
 //                               an async iterator of at most `count` new tokens: {id, text, special, bits, likely}; bits: the
 //                               surprisal; likely: the five likeliest, [{id, text, probability}]; it ends after one of card.ends
 //   score(ids, signal)          [{bits, likely}], an entry for each id; empty where nothing predicts it
-//   attention(ids)              {count, weights(layer, head)}: of the last `count` ids, a row of `count` weights for each
+//   attention(ids)              {count, weights(layer, head), cut}: of the last `count` ids, a row of `count` weights for each;
+//                               cut: why not of all, in words
 //
 // `how` is {temperature, topK, topP, minP, repetitionPenalty, seed}; null: no such filter. `signal` is an AbortSignal; after
 // it, the iterator throws. All but card return promises.

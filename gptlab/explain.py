@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         metavar="DIR",
         type=some_path,
-        help="where the files go, which replace older ones (default: explain/ in the run directory, else explain/ here)",
+        help="where the files go; older ones are replaced (default: explain/ in the run directory, else explain/ here)",
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     p.add_argument("--json", action="store_true", help="the numbers as JSON on standard output; no files without --out")

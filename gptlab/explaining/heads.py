@@ -5,7 +5,7 @@ Olsson et al. 2022, "In-context Learning and Induction Heads" (https://arxiv.org
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -66,14 +66,13 @@ def repeated_sequences(tokenizer: Tokenizer, model: GPT) -> Repeated | None:
     return Repeated(np.stack(rows).astype(np.int64), len(begin), n)
 
 
+@torch.inference_mode()
 def score_heads(model: GPT, repeated: Repeated, device: torch.device) -> HeadScores:
     """Score each head of a model in evaluation mode on `device` by its attention on repeated sequences."""
     found: list[HeadScores] = []
-    idx = torch.from_numpy(repeated.idx).to(device)
-    with torch.inference_mode():
-        with watch_blocks(model, see_attention=lambda i, weights: found.append(scores_of(weights, repeated))):
-            model.features(idx)
-    return HeadScores(*(np.stack([getattr(each, name) for each in found]) for name in HeadScores.__annotations__))
+    with watch_blocks(model, see_attention=lambda i, weights: found.append(scores_of(weights, repeated))):
+        model.features(torch.from_numpy(repeated.idx).to(device))
+    return HeadScores(*(np.stack([getattr(each, field.name) for each in found]) for field in fields(HeadScores)))
 
 
 def scores_of(weights: Tensor, repeated: Repeated) -> HeadScores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def spans(text: str, found: Copies) -> list[tuple[str, int]]:
         covered = slice(copy.begin, copy.begin + len(copy.text))
         longest[covered] = np.maximum(longest[covered], len(copy.text))
     cuts = [0, *(np.flatnonzero(np.diff(longest)) + 1).tolist(), len(text)]
-    return [(text[begin:end], int(longest[begin])) for begin, end in zip(cuts, cuts[1:], strict=False) if begin < end]
+    return [(text[begin:end], int(longest[begin])) for begin, end in pairwise(cuts) if begin < end]
 
 
 def held_out_matches(length: int, training: TrainingText, joined: str) -> list[int] | None:

@@ -122,7 +122,7 @@ def draw_attention(figure: Figure, explanation: Explanation) -> None:
     rows = min(len(levels), max(MOST_MAPS // levels.shape[1], 1))
     levels = levels[len(levels) - rows :][:, :MOST_MAPS]  # the last layers
     columns = levels.shape[1]
-    size = float(np.clip(22 / max(rows, columns), 0.6, 1.8))
+    size = float(np.clip(14 / max(rows, columns), 0.6, 1.8))
     figure.set_size_inches(size * columns + 0.6, size * rows + 0.7)
     total = len(explanation.maps.levels)
     for i, row in enumerate(figure.subplots(rows, columns, squeeze=False)):

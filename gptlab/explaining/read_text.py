@@ -50,8 +50,8 @@ def read_text(opened: OpenedModel[Model], text: str, special: bool = False) -> R
         special: read names of special tokens in it as those tokens.
 
     Raises:
-        UserError: the model has no token for some characters, or no special tokens, or nothing in the text is
-            predicted.
+        UserError: the model has no token for some characters, or no special tokens, or no token that
+            can be predicted stands for text.
     """
     if special:
         check_special(opened)
@@ -60,7 +60,7 @@ def read_text(opened: OpenedModel[Model], text: str, special: bool = False) -> R
     limit = min(model.config.block_size, MOST_TOKENS) if isinstance(model, GPT) else MOST_TOKENS
     all_ids = prompt_ids(tokenizer, text, special)
     ids = np.array(all_ids[-limit:], dtype=np.int64)
-    if np.isin(ids[1:], tokenizer.unpredicted).all():
+    if not tokenizer.token_bytes()[ids[1:]].any():
         raise UserError(
             f"the text is too short: it has {amount(len(ids), 'token')}, and the first is not predicted; give more text"
         )

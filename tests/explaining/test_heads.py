@@ -26,7 +26,9 @@ def circuit() -> GPT:
     model = GPT(GPTConfig(V, **sizes, **plain)).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.zero_()
-    token, position, before = (torch.eye(V + T + V)[begin:end] for begin, end in ((0, V), (V, V + T), (V + T, 2 * V + T)))
+    token, position, before = (
+        torch.eye(V + T + V)[begin:end] for begin, end in ((0, V), (V, V + T), (V + T, 2 * V + T))
+    )
     model.wte.weight.copy_(token)
     assert model.wpe is not None
     model.wpe.weight.copy_(position)

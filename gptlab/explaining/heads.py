@@ -46,7 +46,10 @@ class HeadScores:
 
 
 def repeated_sequences(tokenizer: Tokenizer, model: GPT) -> Repeated | None:
-    """Draw `SEQUENCES` sequences of n distinct tokens that stand for text, each twice, with the seed `SEED`.
+    """Draw `SEQUENCES` sequences of n distinct tokens, each twice, with the seed `SEED`.
+
+    The tokens stand for text that is not white space alone: a line end in the middle would begin another text for many
+    a model, which then looks no further back.
 
     n is the largest up to `LONGEST` for which both copies fit into the block, the tokens suffice, and the window of
     attention reaches from a token to the one after its earlier occurrence.
@@ -55,8 +58,8 @@ def repeated_sequences(tokenizer: Tokenizer, model: GPT) -> Repeated | None:
         None if n would be below `SHORTEST`.
     """
     config, begin = model.config, list(tokenizer.begin)
-    tokens = np.flatnonzero(tokenizer.token_bytes() > 0)
-    tokens = tokens[tokens < config.vocab_size]
+    has_text = [bool(token.strip()) for token in tokenizer.tokens[: config.vocab_size]]
+    tokens = np.flatnonzero(has_text & (tokenizer.token_bytes()[: len(has_text)] > 0))
     n = min(LONGEST, len(tokens), (config.block_size - len(begin)) // 2, attention_span(config))
     if n < SHORTEST:
         return None

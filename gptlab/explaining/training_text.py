@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptlab.data.chat import sources
 from gptlab.data.pieces import Piece
@@ -43,7 +44,8 @@ def open_training_text(opened: OpenedModel[Model], data: str | None) -> Training
     text = choose_text(data, "train", [opened], {}, False, opened.name)
     pieces = text.source.pieces("train", MOST_CHARACTERS)
     count = sum(len(piece.text) for piece in pieces)
-    words = f"the training part of {text.name} ({count:,} characters)"
+    name = Path(text.name).name  # of a file without its folders
+    words = f"the training part of {name} ({count:,} characters)"
     if count == MOST_CHARACTERS:
-        words = f"the first {count:,} characters of the training part of {text.name}"
+        words = f"the first {count:,} characters of the training part of {name}"
     return TrainingText(text.source, pieces, words)

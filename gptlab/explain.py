@@ -83,7 +83,7 @@ def given_text(args: argparse.Namespace) -> str:
 def folder_of_files(args: argparse.Namespace) -> Path | None:
     """Return where the files go; None: nowhere."""
     if args.out is not None or args.json:
-        return args.out  # type: ignore[no-any-return]
+        return args.out
     return Path(args.model, "explain") if Path(args.model, "checkpoints").is_dir() else Path("explain")
 
 

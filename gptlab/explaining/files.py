@@ -60,9 +60,9 @@ def page(explanation: Explanation) -> str:
 
 
 def rounded(content: Any) -> Any:
-    """Return plain data with `DIGITS` digits of each number."""
+    """Return plain data with `DIGITS` digits of each number, but for the totals."""
     if isinstance(content, dict):
-        return {key: rounded(each) for key, each in content.items()}
+        return {key: each if key == "totals" else rounded(each) for key, each in content.items()}
     if isinstance(content, list | tuple):
         return [rounded(each) for each in content]
     return float(f"{content:.{DIGITS}g}") if isinstance(content, float) and math.isfinite(content) else content

@@ -23,9 +23,9 @@ function fill(table, caption, heads, rows) {
   table.replaceChildren(...(caption ? [element("caption", "", caption)] : []), top, rest);
 }
 
-/** A number with a few digits. */
+/** A number with a few digits; null is none. */
 function short(number, digits = 2) {
-  return number.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return number === null ? "-" : number.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
 /** A cell with a token. */
@@ -83,7 +83,7 @@ function drawTotals(totals) {
     ["in all", `${short(totals.bits)} bits (${short(totals.nats)} nats)`],
     ["per token", `${short(totals.bits_per_token, 4)} bits (${short(totals.nats_per_token, 4)} nats)`],
     ["perplexity", short(totals.perplexity, 3)],
-    ["bits per byte", totals.bits_per_byte === null ? "-" : short(totals.bits_per_byte, 4)],
+    ["bits per byte", short(totals.bits_per_byte, 4)],
   ];
   byId("totals").replaceChildren(...rows.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
 }
@@ -190,7 +190,9 @@ function drawPassages(passages) {
     `Searched: ${source}. The longest match has ${longest} characters.` +
     (chance
       ? ` In ${chance.length} stretches of held-out text as long as this one the longest has ${chance[0]} to ${chance.at(-1)}, in the middle ${middle}.`
-      : " There is no held-out text to compare with.");
+      : " There is no held-out text to compare with.") +
+    (passages.passages.length ? "" : " None is long enough to be shown.");
+  byId("passages-table").hidden = !passages.passages.length;
   const full = Math.max(2 * middle, 40);
   byId("passages-text").replaceChildren(...spans.map(([text, length]) => {
     const found = element("span", "", text);
@@ -200,8 +202,8 @@ function drawPassages(passages) {
   }));
   fill(
     byId("passages-table"),
-    passages.passages.length ? "The longest matches that do not overlap" : "No match has 6 characters or more",
-    passages.passages.length ? [["length", "number"], ["times", "number"], ["line", "number"], ["where it first stands", "words"]] : [],
+    "The longest matches that do not overlap",
+    [["length", "number"], ["times", "number"], ["line", "number"], ["where it first stands", "words"]],
     passages.passages.map(({ text, count, line, before, after }) => {
       const found = cell("", "words");
       found.append(element("span", "quiet", before), element("mark", "", text), element("span", "quiet", after));
@@ -221,9 +223,9 @@ function drawCounts(counts, tokens, totals) {
     .map((each) => ({ ...each, gain: each.beside - each.bits }));
   const table = (id, caption, sign) => {
     const best = both.filter((each) => sign * each.gain > 0).sort((a, b) => sign * (b.gain - a.gain)).slice(0, DIFFERENCES);
-    const heads = [["token", "words"], ["model", "number"], [name, "number"], ["difference", "number"]];
+    const heads = [["token", "code"], ["model", "number"], [name, "number"], ["difference", "number"]];
     fill(byId(id), caption, heads, best.map((each) => {
-      const found = cell("", "words"), before = tokens.slice(Math.max(each.at - 12, 0), each.at).map((token) => token.text).join("");
+      const found = cell("", "code"), before = tokens.slice(Math.max(each.at - 12, 0), each.at).map((token) => token.text).join("");
       found.append(element("span", "quiet", visible([...before].slice(-16).join(""), "")), element("mark", "", visible(each.text, each.id)));
       return [found, short(each.bits), short(each.beside), short(each.gain)];
     }));

@@ -37,5 +37,5 @@ def measure_counts(
     counted = training.source.encode(pieces, opened.tokenizer)
     table = NGrams(counted, opened.tokenizer.vocab_size, order)
     name = f"ngram:{order}"
-    measured = measure_text(OpenedModel(name, table, opened.tokenizer, None), ids, len(ids), torch.device("cpu"))
+    measured = measure_text(OpenedModel(name, table, opened.tokenizer, None), ids, torch.device("cpu"))
     return measured, f"{name}, counted on {len(counted):,} tokens"

@@ -20,6 +20,7 @@ from gptlab.formats.html.content import facts_of, shape_words
 from gptlab.formats.opened import OpenedModel
 from gptlab.models import Model
 from gptlab.models.gpt import GPT
+from gptlab.models.positions import attention_span
 from gptlab.system.errors import UserError
 
 FORMAT = 1  # of --json
@@ -54,7 +55,7 @@ def explain(
     """
     model, tokenizer, ids = opened.model, opened.tokenizer, read.ids
     training = open_or_say_why(opened, data)
-    measured = surprisal.measure_text(opened, ids, model.config.block_size, device)
+    measured = surprisal.measure_text(opened, ids, device)
     totals = surprisal.totals(measured)
     tokens: list[dict[str, Any]] = [
         {"id": token, "text": token_text(tokenizer, token), "bits": bits, **more}
@@ -149,7 +150,7 @@ def heads_section(opened: OpenedModel[Model], device: torch.device) -> dict[str,
         "sequences": len(repeated.idx),
         "length": repeated.length,
         "seed": heads.SEED,
-        "even": heads.even_attention(repeated),
+        "even": heads.even_attention(repeated, attention_span(model.config)),
         **{name: getattr(scores, name).tolist() for name in ("induction", "previous", "first")},
     }
 

@@ -48,11 +48,9 @@ class HeadScores:
 def repeated_sequences(tokenizer: Tokenizer, model: GPT) -> Repeated | None:
     """Draw `SEQUENCES` sequences of n distinct tokens, each twice, with the seed `SEED`.
 
-    The tokens stand for text that is not white space alone: a line end in the middle would begin another text for many
-    a model, which then looks no further back.
-
-    n is the largest up to `LONGEST` for which both copies fit into the block, the tokens suffice, and the window of
-    attention reaches from a token to the one after its earlier occurrence.
+    The tokens stand for text that is not white space alone: for many a model a line end begins another text, and it
+    looks no further back. n is the largest up to `LONGEST` for which both copies fit into the block, the tokens
+    suffice, and the window of attention reaches from a token to the one after its earlier occurrence.
 
     Returns:
         None if n would be below `SHORTEST`.
@@ -90,12 +88,12 @@ def scores_of(weights: Tensor, repeated: Repeated) -> HeadScores:
     return HeadScores(mean(induction), mean(weights.diagonal(-1, -2, -1)), mean(weights[..., 2:, 0]))
 
 
-def even_attention(repeated: Repeated) -> dict[str, float]:
-    """Return the scores of a head that looks at all positions evenly, itself included, by name."""
-    t = np.arange(repeated.idx.shape[1]) + 1.0  # positions that each token sees
-    share = 1 / t
+def even_attention(repeated: Repeated, span: int) -> dict[str, float]:
+    """Return the scores of a head that looks evenly at the `span` positions that it sees at most, by name."""
+    count = np.arange(repeated.idx.shape[1]) + 1  # of positions up to each token
+    share = 1 / np.minimum(count, span)
     return {
         "induction": float(share[repeated.begin + repeated.length :].mean()),
         "previous": float(share[1:].mean()),
-        "first": float(share[2:].mean()),
+        "first": float(np.where(count <= span, share, 0)[2:].mean()),
     }

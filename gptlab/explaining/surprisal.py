@@ -19,11 +19,12 @@ from gptlab.models import Model
 LIKELIEST = 5  # alternatives to a token
 
 
-def measure_text(
-    opened: OpenedModel[Model | NGrams], ids: np.ndarray, block_size: int, device: torch.device
-) -> Measurement:
-    """Measure a model on `device`, or a table of counts, on a text as `evaluate` does."""
-    windows = None if isinstance(opened.model, NGrams) else Windows.of(None, None, block_size)
+def measure_text(opened: OpenedModel[Model | NGrams], ids: np.ndarray, device: torch.device) -> Measurement:
+    """Measure a model on `device`, or a table of counts, on a text of at most a block as `evaluate` does."""
+    windows = None
+    if not isinstance(opened.model, NGrams):
+        count = min(opened.model.config.block_size, len(ids) - 1)  # a longer window would be padded
+        windows = Windows(count, count)
     return measure(opened.model, ids, opened.tokenizer, "all", windows, device)
 
 
@@ -44,7 +45,6 @@ def totals(measured: Measurement) -> dict[str, Any]:
     """
     values, nats = measured.values(), math.fsum(measured.nats)
     return {
-        "protocol": measured.protocol,
         "tokens": measured.tokens,
         "bytes": measured.bytes,
         "nats": nats,

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from gptlab.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from gptlab.explaining.heads import LONGEST, SEQUENCES, Repeated, even_attention, repeated_sequences, score_heads
-from gptlab.explaining.heads import scores_of as scores_of_weights
+from gptlab.explaining.heads import (
+    LONGEST,
+    SEQUENCES,
+    Repeated,
+    even_attention,
+    repeated_sequences,
+    score_heads,
+    scores_of,
+)
 from gptlab.models import GPT, GPTConfig
 
 CPU = torch.device("cpu")
@@ -57,10 +64,18 @@ def test_a_circuit_made_by_hand_has_its_scores() -> None:
     assert scores.first[0, 0] == pytest.approx(0)
     assert scores.induction[1, 0] == pytest.approx(1)
     assert scores.previous[1, 0] < 0.2  # in the first copy it finds nothing, and looks at all
-    model.h[1].attn.c_attn.weight.zero_()
-    even = score_heads(model, repeated, CPU)
-    for name, expected in even_attention(repeated).items():
-        assert getattr(even, name)[1, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_what_a_head_has_that_looks_at_all_evenly(window: int | None) -> None:
+    sizes = {"block_size": 2 * N, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    model = GPT(GPTConfig(LETTERS.vocab_size, **sizes, window=window)).eval()
+    model.h[0].attn.c_attn.weight.data.zero_()
+    repeated = repeated_sequences(LETTERS, model)
+    assert repeated is not None
+    scores = score_heads(model, repeated, CPU)
+    for name, expected in even_attention(repeated, window or 2 * N).items():
+        assert getattr(scores, name)[0] == pytest.approx([expected] * 2)
 
 
 @pytest.mark.parametrize("begin", [0, 2])
@@ -77,7 +92,7 @@ def test_each_score_sees_its_own_places_and_no_other(begin: int) -> None:
     }
     for name, place in looks.items():
         weights = torch.nn.functional.one_hot(place, length).float()[None, None]  # (1, 1, T, T)
-        scores = scores_of_weights(weights, repeated)
+        scores = scores_of(weights, repeated)
         found = {each for each in ("induction", "previous", "first") if getattr(scores, each)[0] == 1}
         assert found == {name} & {"induction", "previous", "first"}
 

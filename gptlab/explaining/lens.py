@@ -56,19 +56,22 @@ def logit_lens(model: GPT, idx: Tensor, most: int) -> Lens:
         most: the number K of likeliest tokens, at most the vocabulary's.
     """
     rows = layer_outputs(model, idx)
+    R, T = len(rows), len(idx)
     last = model.head(rows[-1])[0]  # (T, V), exactly what the model returns
-    found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in rows]
-    for begin in range(0, len(idx), PART):
+    # Made once: small arrays that are kept between large ones that are freed would leave holes, of gigabytes in all.
+    ids, probabilities = torch.empty(R, T, most, dtype=torch.int64), torch.empty(R, T, most)
+    kl, nats = torch.empty(R, T), torch.empty(R, T - 1)
+    for begin in range(0, T, PART):
         part = slice(begin, begin + PART)
         final = log_probabilities(last[part])  # (t, V)
         q, following = final.exp(), idx[part.start + 1 : part.stop + 1]
-        for parts, row in zip(found, rows, strict=True):
-            log_p = final if row is rows[-1] else log_probabilities(model.head(row[:, part])[0])
+        for i, row in enumerate(rows):
+            log_p = final if i == R - 1 else log_probabilities(model.head(row[:, part])[0])
             top = log_p.topk(most)
-            kl = (q * (final - log_p)).sum(-1).clamp(min=0)  # rounding can make it negative
-            nats = -log_p[: len(following)].gather(1, following[:, None])[:, 0]
-            parts.append(tuple(each.cpu().numpy() for each in (top.indices, top.values.exp(), kl, nats)))
-    return Lens(*(np.stack([np.concatenate([part[i] for part in parts]) for parts in found]) for i in range(4)))
+            ids[i, part], probabilities[i, part] = top.indices.cpu(), top.values.exp().cpu()
+            kl[i, part] = (q * (final - log_p)).sum(-1).clamp(min=0).cpu()  # rounding can make it negative
+            nats[i, part] = -log_p[: len(following)].gather(1, following[:, None])[:, 0].cpu()
+    return Lens(ids.numpy(), probabilities.numpy(), kl.numpy(), nats.numpy())
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

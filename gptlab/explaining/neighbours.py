@@ -11,6 +11,7 @@ from gptlab.explaining.read_text import token_text
 from gptlab.models.gpt import GPT
 
 MOST_TOKENS, NEAREST = 48, 5  # tokens of the text, and neighbours of each
+MAPPED = 2  # neighbours of each on the map, where more would lie on each other
 
 
 def embedding_neighbours(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> dict[str, Any]:
@@ -18,8 +19,8 @@ def embedding_neighbours(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> d
 
     Returns:
         "tokens", the distinct tokens of the text in their order, up to `MOST_TOKENS`, each with its "nearest" ones;
-        "points", all of these on the two principal components of their rows (PCA), with "variance", the shares of the
-        variance that these have; and "left_out", the number of further tokens.
+        "points", the tokens and the `MAPPED` nearest of each on the two principal components of their rows (PCA), with
+        "variance", the shares of the variance that these have; and "left_out", the number of further tokens.
     """
     rows = model.wte.weight.detach().float().cpu().numpy()[: tokenizer.vocab_size]  # (V, C)
     directions = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -27,7 +28,8 @@ def embedding_neighbours(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> d
     of_text = distinct[:MOST_TOKENS]
     cosines = directions[of_text] @ directions.T  # (tokens, V)
     cosines[range(len(of_text)), of_text] = -np.inf
-    cosines[:, [i for i, token in enumerate(tokenizer.tokens) if not token]] = -np.inf  # ids that are not used
+    unused = [i for i, token in enumerate(tokenizer.tokens[: len(rows)]) if not token]
+    cosines[:, unused] = -np.inf
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
     tokens = []
     for token, its_cosines, near in zip(of_text, cosines, order.tolist(), strict=True):
@@ -37,7 +39,7 @@ def embedding_neighbours(model: GPT, tokenizer: Tokenizer, ids: np.ndarray) -> d
             if np.isfinite(its_cosines[i])
         ]
         tokens.append({"id": token, "text": token_text(tokenizer, token), "nearest": nearest})
-    shown = [*dict.fromkeys([*of_text, *(near["id"] for token in tokens for near in token["nearest"])])]
+    shown = [*dict.fromkeys([*of_text, *(near["id"] for token in tokens for near in token["nearest"][:MAPPED])])]
     places, variance = principal_components(rows[shown].astype(np.float64))
     points = [
         {"id": i, "text": token_text(tokenizer, i), "x": x, "y": y, "of_text": i in of_text}

@@ -226,7 +226,7 @@ function drawCounts(counts, tokens, totals) {
     const heads = [["token", "code"], ["model", "number"], [name, "number"], ["difference", "number"]];
     fill(byId(id), caption, heads, best.map((each) => {
       const found = cell("", "code"), before = tokens.slice(Math.max(each.at - 12, 0), each.at).map((token) => token.text).join("");
-      found.append(element("span", "quiet", visible([...before].slice(-16).join(""), "")), element("mark", "", visible(each.text, each.id)));
+      found.append(element("span", "quiet", visible([...before].slice(-12).join(""), "")), element("mark", "", visible(each.text, each.id)));
       return [found, short(each.bits), short(each.beside), short(each.gain)];
     }));
   };
@@ -239,7 +239,7 @@ function drawNeighbours(neighbours) {
   const { tokens, points, variance, left_out: left } = neighbours;
   const shares = variance.map((share) => percent(share)).join(" and ");
   byId("neighbours-words").textContent =
-    `The text's tokens (bold) and their neighbours on the two directions in which they differ most (PCA: ${shares} of ` +
+    `The text's tokens (bold) and the nearest of each on the two directions in which they differ most (PCA: ${shares} of ` +
     `the variance).${left ? ` ${left} more tokens of the text are left out.` : ""}`;
   const picture = byId("points"), width = 640, height = 420, margin = 30;
   const place = (name, size) => {

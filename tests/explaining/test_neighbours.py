@@ -41,6 +41,8 @@ def test_what_is_left_out_is_counted_and_ids_without_a_text_are_none(monkeypatch
     found = embedding_neighbours(model, tokenizer, np.array([97, 98, 99, 100, 101]))
     assert [token["id"] for token in found["tokens"]] == [97, 98, 99]
     assert found["left_out"] == 2
+    assert {len(token["nearest"]) for token in found["tokens"]} == {5}
+    assert 3 < len(found["points"]) <= 9  # the tokens, and two neighbours of each
     assert 255 not in {near["id"] for token in found["tokens"] for near in token["nearest"]}
 
 

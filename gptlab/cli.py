@@ -20,6 +20,7 @@ VERBS = {
     "rank": "say which of two answers is better, as data for training",
     "serve": "let other programs ask a model, as they ask OpenAI's",
     "evaluate": "the exact loss of a model on a text, beside another's if you like",
+    "explain": "a page that shows what a model does with a text",
     "export": "write a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors",
     "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",

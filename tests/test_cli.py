@@ -275,6 +275,7 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         "rank",
         "serve",
         "evaluate",
+        "explain",
         "export",
         "report",
         "tokenize",

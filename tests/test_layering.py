@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "generation": {"system", "models", "data", "formats"},
     "serving": {"system", "models", "data", "formats", "generation"},
     "evaluation": {"system", "models", "data", "formats", "generation"},
+    "explaining": {"system", "models", "data", "formats", "generation", "evaluation"},
     "alignment": {"system", "models", "data", "generation", "evaluation"},
     "training": {"system", "models", "data", "runs", "formats", "distributed", "generation", "evaluation", "alignment"},
     "sweeps": {"system", "runs"},
@@ -28,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
     "torch": {"models", "formats", "distributed", "generation", "evaluation", "alignment", "training", "benchmarks"}
+    | {"explaining"}
     | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
@@ -36,7 +38,7 @@ LIBRARIES: dict[str, set[str]] = {
     "jinja2": {"data/chat/template.py"},
     "pandas": {"reports"},
     "scipy": {"reports/statistics.py"},
-    "matplotlib": {"reports/plots", "benchmarks/picture.py"},
+    "matplotlib": {"reports/plots", "benchmarks/picture.py", "explaining/pictures.py"},
     "optuna": {"sweeps/plans.py"},
     "submitit": {"sweeps/launchers.py"},
     "starlette": {"serving"},

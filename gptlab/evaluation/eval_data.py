@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +50,11 @@ class Source:
         """The parts that there are."""
         return [*self.prepared.files] if self.prepared else self.split.names(self.corpus.parts)
 
-    def pieces(self, part: str) -> list[Piece]:
+    def pieces(self, part: str, most: int | None = None) -> list[Piece]:
         """Read a part of the text: "train", "val", "test" or "all".
+
+        Args:
+            most: the number of characters after which no more is read; None: all is.
 
         Raises:
             UserError: there is no such part, or its text is not kept.
@@ -62,11 +65,13 @@ class Source:
                 f"{self.split.test_fraction:g}); there are train, val, all"
             )
         if self.prepared is not None:
-            return _documents(self.prepared, part)
-        if part == "all":
-            return list(self.corpus.read())
-        parts = split_pieces(self.corpus.read(), self.split, self.to_split)
-        return [Piece(text, last) for where, text, last in parts if where == part]
+            found = iter(_documents(self.prepared, part, most))
+        elif part == "all":
+            found = self.corpus.read()
+        else:
+            parts = split_pieces(self.corpus.read(), self.split, self.to_split)
+            found = (Piece(text, last) for where, text, last in parts if where == part)
+        return list(found if most is None else first_characters(found, most))
 
     def encode(self, pieces: Sequence[Piece], tokenizer: Tokenizer, part: str | None = None) -> np.ndarray:
         """Encode pieces of the text as a run does, with the tokens before and after each document: ids (n,) int64.
@@ -114,8 +119,21 @@ def readable_source(corpus: Corpus, split: Split, cache_dir: Path) -> Source:
     return Source(corpus, how, about.sha256, about.to_split, describe(corpus, about), caveats(corpus, about))
 
 
-def _documents(prepared: Prepared, part: str) -> list[Piece]:
-    """Return the documents of a part, decoded from the ids on disk; without an end of text, data=bin is one."""
+def first_characters(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
+    """Yield the pieces of a text up to `most` characters."""
+    for piece in pieces:
+        if most <= 0:
+            return
+        yield piece if len(piece.text) <= most else Piece(piece.text[:most], False)
+        most -= len(piece.text)
+
+
+def _documents(prepared: Prepared, part: str, most: int | None) -> list[Piece]:
+    """Return the documents of a part, decoded from the ids on disk; without an end of text, data=bin is one.
+
+    Args:
+        most: the number of tokens after which no more is read; None: all is.
+    """
     tokenizer = prepared.tokenizer
     glued = tokenizer.end_of_text is None and prepared.name != find_ids.NAME
     if part == "all" or tokenizer.name == "word" or glued:
@@ -123,7 +141,7 @@ def _documents(prepared: Prepared, part: str) -> list[Piece]:
             f"of data={prepared.name} there are only the ids of each part: with --split {part} and "
             f"tokenizer={tokenizer.name} there is no text; give one with --data FILE"
         )
-    ids = prepared.ids(part)[:]
+    ids = prepared.ids(part)[:most]
     if tokenizer.end_of_text is None:
         return [Piece(tokenizer.decode(ids.tolist()), False)]
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.end_of_text) + 1)  # each with its end-of-text token

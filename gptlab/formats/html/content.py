@@ -149,18 +149,25 @@ def card_of(config: GPTConfig, parameters: int, tokenizer: Tokenizer, info: Mode
         name: the file's, for a model without a name of its own.
     """
     given = info.config.get("name")
-    facts = {"parameters": parameters, **training_facts(tokenizer, info), "weights": "8 bits"}
-    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, sees {config.block_size:,} tokens"
-    words = {key: _words(key, value) for key, value in facts.items() if key not in HIDDEN}
     return {
         "name": given if isinstance(given, str) and given else name,
-        "facts": [[key, value] for key, value in {**words, "shape": shape}.items()],
+        "facts": facts_of(parameters, tokenizer, info, weights="8 bits", shape=shape_words(config)),
         "blockSize": config.block_size,
         "layers": config.n_layer if config.has_attention else 0,
         "heads": config.n_head,
         "chat": chat_of(chat_format(info)),
         "ends": sorted(end_tokens(tokenizer)),
     }
+
+
+def shape_words(config: GPTConfig) -> str:
+    return f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, sees {config.block_size:,} tokens"
+
+
+def facts_of(parameters: int, tokenizer: Tokenizer, info: ModelInfo, **more: str) -> list[list[str]]:
+    """Return what a page says of a model, as pairs of a fact's name and its words; `more` comes last."""
+    facts = {"parameters": parameters, **training_facts(tokenizer, info), **more}
+    return [[key, _words(key, value)] for key, value in facts.items() if key not in HIDDEN]
 
 
 def _words(name: str, value: Any) -> str:

@@ -21,4 +21,5 @@ def shakespeare() -> tuple[Tokenizer, np.ndarray, np.ndarray]:
     train, val = source.pieces("train"), source.pieces("val")
     texts = (piece.text for piece in train)
     tokenizer = build(TokenizerConfig("char", None), texts, source.corpus.documents, eval_data.data_folders({})[0])
-    return tokenizer, source.encode(train, tokenizer, "train"), source.encode(val, tokenizer, "val")
+    ids = [source.encode(pieces, tokenizer, part).astype(np.int64) for part, pieces in (("train", train), ("val", val))]
+    return tokenizer, ids[0], ids[1]

@@ -1,0 +1,89 @@
+"""Chapter 4: the ladder of the build-a-GPT lessons, from a table to blocks with residuals and LayerNorm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Value
+from gptlab.lessons.outputs import of_job
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gptlab.lessons.lesson import Read
+
+SWEEP = "ladder"
+RUNGS: dict[str, tuple[str, float | None]] = {  # what a rung is called here, and the lesson's loss, where it says one
+    "ladder_1_bigram": ("bigram", 2.5),
+    "ladder_2_head": ("one head", 2.4),
+    "ladder_3_heads": ("four heads", 2.28),
+    "ladder_4_feedforward": ("feed-forward", 2.24),
+    "ladder_5_stacked": ("three blocks", None),
+    "ladder_6_residual": ("residuals", 2.08),
+    "ladder_7_layernorm": ("LayerNorm", 2.06),
+}
+
+
+def of_rung(rung: str, key: str = "val/loss") -> Read:
+    """Return what reads a number of a rung's summary.json."""
+    return of_job(SWEEP, {"experiment": rung}, key)
+
+
+def draw(folder: Path) -> Figure:
+    """Draw the loss of each rung beside the lesson's."""
+    from matplotlib.figure import Figure
+
+    from gptlab.reports.plots.style import COLOURS, DARK
+
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    losses = [of_rung(rung)(folder) for rung in RUNGS]
+    axes.plot(range(len(losses)), losses, "o-", color=COLOURS[0], label="here")
+    for place, loss in enumerate(losses):
+        axes.annotate(f"{loss:.2f}", (place, loss), (0, 7), textcoords="offset points", ha="center", size=8)
+    theirs = [(place, loss) for place, (_, loss) in enumerate(RUNGS.values()) if loss is not None]
+    axes.plot(*zip(*theirs, strict=True), "x", color=DARK, label="the lessons'")
+    axes.set_xticks(range(len(RUNGS)), [name for name, _ in RUNGS.values()])
+    axes.set(ylabel="val/loss, nats per character", ylim=(2.0, 2.6))
+    axes.legend(frameon=False)
+    return figure
+
+
+LESSON = Lesson(
+    number=4,
+    name="ladder",
+    title="The ladder: seven models, from 2.5 to 2.06",
+    minutes=4,
+    commands=("python -m gptlab.train sweep=ladder seed=1337 sweep.dir=outputs/lessons/4/ladder",),
+    expected=(
+        Expected("bigram", of_rung("ladder_1_bigram"), 2.47, 2.50),
+        Expected("one head", of_rung("ladder_2_head"), 2.37, 2.44),
+        Expected("four heads", of_rung("ladder_3_heads"), 2.22, 2.33),
+        Expected("feed-forward", of_rung("ladder_4_feedforward"), 2.17, 2.33),
+        Expected("three blocks, no residuals", of_rung("ladder_5_stacked"), 2.20, 2.45),
+        Expected("residuals", of_rung("ladder_6_residual"), 2.02, 2.16),
+        Expected("LayerNorm", of_rung("ladder_7_layernorm"), 2.02, 2.11),
+    ),
+    draw=draw,
+    exercises=(
+        Exercise(
+            "Which rung gains most over the one before it?",
+            Choice({"a": "one head", "b": "four heads", "c": "residuals", "d": "LayerNorm"}, "c"),
+            "Subtract each number of the table from the one above it.",
+            "Residuals gain a quarter of a nat: only with them do three blocks learn more than one.",
+        ),
+        Exercise(
+            "How many parameters has the last rung?",
+            Value(of_rung("ladder_7_layernorm", "parameters"), 0),
+            "summary.json in the folder of its run says it, under parameters.",
+            "Three blocks of about 12,700, and embeddings and a head of 4,500.",
+        ),
+        Exercise(
+            "Train the last rung with one block in place of three. What is its val/loss?",
+            Value(2.2, 0.05),
+            "python -m gptlab.train experiment=ladder_7_layernorm model.n_layer=1 trains it; its last lines say it.",
+            "What depth gives.",
+        ),
+    ),
+)

@@ -159,7 +159,7 @@ LESSON = Lesson(
             "By what number does a head of 64 columns multiply its scores before the softmax?",
             Value(64**-0.5, 1e-6),
             "The scale is 1 / sqrt(columns); the chapter's matrices have 2 columns, and so 0.7071.",
-            "1 / sqrt(64) = 0.125. Without it scores grow with the columns, and the softmax becomes as sharp as at scale 8.",
+            "1 / sqrt(64) = 0.125. Without it scores grow with the columns, and the softmax becomes as sharp as for 8.",
         ),
         Exercise(
             "What becomes of the softmax of five scores as the scale goes to 0?",

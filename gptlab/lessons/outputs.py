@@ -57,7 +57,7 @@ def finished(run_dir: Path) -> dict[str, Any]:
     """
     summary = directory.read_summary(run_dir)
     if summary is None:
-        raise UserError(f"{run_dir}: there is no finished run; run the chapter first: python -m gptlab.lesson N")
+        raise UserError(f"{run_dir}: there is no finished run; run the chapter first (python -m gptlab.lesson N)")
     return summary
 
 
@@ -74,7 +74,7 @@ def job_folder(sweep_dir: Path, point: dict[str, str]) -> Path:
             found.append(path)
     if not found:
         words = " ".join(f"{key}={value}" for key, value in point.items())
-        raise UserError(f"{sweep_dir}: there is no run of {words}; run the chapter first: python -m gptlab.lesson N")
+        raise UserError(f"{sweep_dir}: there is no run of {words}; run the chapter first (python -m gptlab.lesson N)")
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
@@ -87,7 +87,7 @@ def content_of(file: Path) -> dict[str, Any]:
     try:
         return read_json(file, must_be_sealed=False)
     except UserError as error:
-        raise UserError(f"{file.parent}: {error}; run the chapter first: python -m gptlab.lesson N") from error
+        raise UserError(f"{file.parent}: {error}; run the chapter first (python -m gptlab.lesson N)") from error
 
 
 def number(content: Any, keys: tuple[str | int, ...], file: Path) -> float:

@@ -129,9 +129,9 @@ LESSON = Lesson(
             "All 563 q have a u after them. That is few, so that the 65 pairs that add-1 counts besides weigh a tenth.",
         ),
         Exercise(
-            "Train the table for 50,000 steps in place of 5000 (add trainer.max_steps=50000). Does it fall below 2.47?",
+            "Train the table for 20,000 steps in place of 5000. Does it fall below 2.47?",
             Choice({"a": "yes, it is well below", "b": "no, it stays where it was"}, "b"),
-            "Add trainer.max_steps=50000 and another hydra.run.dir to the second command, and look at val/loss.",
+            "The page has the command; look at val/loss in its last lines, and compare it with the counted table's.",
             "The counted table is already the best that a table of pairs can do here, and 5000 steps come that close. "
             "To get lower the model must look at more than one character.",
         ),

@@ -111,6 +111,8 @@ def draw(folder: Path) -> Figure:
     """Draw the weights without and with a mask, and what a larger scale does to a softmax."""
     from matplotlib.figure import Figure
 
+    from gptlab.reports.plots.style import COLOURS
+
     figure = Figure(figsize=(9, 3), layout="constrained")
     *maps, bars = figure.subplots(1, 3)
     for axes, causal, title in zip(maps, (False, True), ("every token sees all", "none sees the future"), strict=True):
@@ -126,9 +128,9 @@ def draw(folder: Path) -> Figure:
         axes.set(title=title, xlabel="looks at")
         axes.tick_params(length=0)
         axes.grid(False)
-    for shift, scale in ((-0.2, 1.0), (0.2, SHARPER)):
+    for shift, scale, colour in ((-0.2, 1.0, COLOURS[0]), (0.2, SHARPER, COLOURS[1])):
         places = [place + shift for place in range(len(SCORES))]
-        bars.bar(places, softmax_of_scores(scale), width=0.4, label=f"scale {scale:g}")
+        bars.bar(places, softmax_of_scores(scale), width=0.4, color=colour, label=f"scale {scale:g}")
     bars.set_xticks(range(len(SCORES)), [f"{score:g}" for score in SCORES])
     bars.set(title="softmax of five scores", xlabel="score", ylabel="weight")
     bars.legend(frameon=False)

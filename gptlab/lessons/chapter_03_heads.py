@@ -109,7 +109,7 @@ LESSON = Lesson(
         Exercise(
             "Train four heads' model with model.n_head=8. What is its val/loss?",
             Value(2.26, 0.05),
-            "Add model.n_head=8 and another hydra.run.dir to the second command; the number is in its last lines.",
+            "The page has the command; its last lines begin with the number.",
             "More heads of fewer columns.",
         ),
         Exercise(

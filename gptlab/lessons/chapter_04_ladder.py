@@ -82,7 +82,7 @@ LESSON = Lesson(
         Exercise(
             "Train the last rung with one block in place of three. What is its val/loss?",
             Value(2.2, 0.05),
-            "python -m gptlab.train experiment=ladder_7_layernorm model.n_layer=1 trains it; its last lines say it.",
+            "The page has the command; its last lines begin with the number.",
             "What depth gives.",
         ),
     ),

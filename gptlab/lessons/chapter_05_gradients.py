@@ -154,7 +154,7 @@ LESSON = Lesson(
             "Train the network without residuals with model.n_layer=2 in place of 8, for as many steps. What is its "
             "val/loss?",
             Value(2.7, 0.1),
-            "Put model.n_layer=2 into the first command, and another hydra.run.dir; the number is in its last lines.",
+            "The page has the command; its last lines begin with the number.",
             "Two blocks still learn: the gradient of the first is only five times smaller than that of the second.",
         ),
     ),

@@ -2,16 +2,18 @@
 
 The interval is the one in which the number of one more run lies, with a probability of 99% if runs differ by their
 seeds alone: mean +- t s sqrt(1 + 1/n), s being the standard deviation of n runs, t Student's for n - 1 degrees of
-freedom; 5.04 s for five seeds, 11.5 s for three. The outputs lie in outputs/lessons-seed-<S>.
+freedom; 5.04 s for five seeds, 11.5 s for three. The commands run in outputs/lessons-seeds/<S>.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from gptlab.lessons.chapters import find_lesson
-from gptlab.lessons.runner import run_lesson
+from gptlab.lessons.lesson import Lesson
+from gptlab.lessons.runner import Measured, run_lesson
 from gptlab.system.errors import UserError, command_line
 
 
@@ -23,6 +25,17 @@ def main() -> None:
     args = p.parse_args()
     with command_line():
         show_intervals(args.chapter, args.seeds, args.confidence)
+
+
+def run_seed(lesson: Lesson, seed: int) -> list[Measured]:
+    """Run a chapter for a seed, in a folder of its own."""
+    folder, here = Path("outputs", "lessons-seeds", str(seed)), Path.cwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    try:
+        return run_lesson(lesson, seed)
+    finally:
+        os.chdir(here)
 
 
 def show_intervals(chapter: str, seeds: list[int], confidence: float) -> None:
@@ -38,7 +51,7 @@ def show_intervals(chapter: str, seeds: list[int], confidence: float) -> None:
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: give at least three different ones")
     if not 0 < confidence < 1:
         raise UserError(f"--confidence {confidence:g}: must be between 0 and 1")
-    runs = [run_lesson(lesson, Path(f"outputs/lessons-seed-{seed}"), seed) for seed in seeds]
+    runs = [run_seed(lesson, seed) for seed in seeds]
     for measured in zip(*runs, strict=True):
         values = [each.value for each in measured]
         low, high = prediction_interval(values, confidence)

@@ -55,14 +55,13 @@ class Command:
         return self.words[2] == "gptlab.train" and not many
 
 
-def read_command(line: str, root: Path = OUTPUTS, seed: int | None = None) -> Command:
+def read_command(line: str, seed: int | None = None) -> Command:
     """Return the command of a chapter's line.
 
     Args:
-        root: what stands in place of outputs/lessons.
         seed: of what is trained, in place of the line's own.
     """
-    words = [word.replace(f"{OUTPUTS.as_posix()}/", f"{root.as_posix()}/") for word in shlex.split(line)]
+    words = shlex.split(line)
     file = Path(words[-1]) if ">" in words else None
     words = words[:-2] if file else words
     if seed is not None and words[2] == "gptlab.train":
@@ -71,20 +70,20 @@ def read_command(line: str, root: Path = OUTPUTS, seed: int | None = None) -> Co
     return Command(shown, tuple(words), file)
 
 
-def run_lesson(lesson: Lesson, root: Path = OUTPUTS, seed: int | None = None, again: bool = False) -> list[Measured]:
+def run_lesson(lesson: Lesson, seed: int | None = None, again: bool = False) -> list[Measured]:
     """Run a chapter's commands, measure its numbers, and draw its picture into its outputs.
 
     A run that is there and complete is not made again, and one that was broken off is resumed.
 
     Args:
-        root, seed: see `read_command`.
+        seed: see `read_command`.
         again: first remove what the commands have made before.
 
     Raises:
         UserError: a command fails, or its folder holds something else.
     """
-    commands = [read_command(line, root, seed) for line in lesson.commands]
-    folder = root / str(lesson.number)
+    commands = [read_command(line, seed) for line in lesson.commands]
+    folder = OUTPUTS / str(lesson.number)
     if again:
         for command in commands:
             remove(command, folder)

@@ -83,13 +83,13 @@ def test_a_sweep_is_always_started_since_it_keeps_what_is_complete(words: str) -
     assert command.folder == OUTPUTS / "1" / "sweep"
 
 
-def test_a_line_is_read_for_another_place_and_seed() -> None:
+def test_a_line_is_read_for_another_seed() -> None:
     train = "python -m gptlab.train experiment=first seed=1337 hydra.run.dir=outputs/lessons/1/run"
-    command = runner.read_command(train, Path("there"), 7)
-    assert command.line == "python -m gptlab.train experiment=first hydra.run.dir=there/1/run seed=7"
-    command = runner.read_command("python -m gptlab.evaluate uniform > outputs/lessons/1/it.json", Path("there"), 7)
-    assert command.line == "python -m gptlab.evaluate uniform > there/1/it.json"
-    assert command.file == Path("there/1/it.json")
+    command = runner.read_command(train, 7)
+    assert command.line == "python -m gptlab.train experiment=first hydra.run.dir=outputs/lessons/1/run seed=7"
+    line = "python -m gptlab.evaluate uniform > outputs/lessons/1/it.json"
+    command = runner.read_command(line, 7)
+    assert (command.line, command.file) == (line, OUTPUTS / "1" / "it.json")
 
 
 def test_what_a_seed_leaves_alone_has_the_interval_of_its_rounding() -> None:
@@ -105,14 +105,15 @@ def test_intervals_are_predictions_from_several_seeds(
     monkeypatch.setattr(intervals, "find_lesson", lambda chapter: tiny_lesson(WRITE))
     losses = iter([2.4, 2.5, 2.6])
 
-    def run_lesson(lesson: Any, root: Path, seed: int) -> list[runner.Measured]:
-        assert str(root) == f"outputs/lessons-seed-{seed}"
+    def run_lesson(lesson: Any, seed: int) -> list[runner.Measured]:
+        assert Path.cwd() == tmp_path / "outputs" / "lessons-seeds" / str(seed)
         return [runner.Measured(lesson.expected[0], next(losses))]
 
     monkeypatch.setattr(intervals, "run_lesson", run_lesson)
     intervals.show_intervals("1", [1, 2, 3], 0.99)
     half = 9.925 * 0.1 * (4 / 3) ** 0.5
     assert capsys.readouterr().out.startswith(f"the loss: 2.5, {2.5 - half:.5g} to {2.5 + half:.5g}; seeds: ")
+    assert Path.cwd() == tmp_path
     with pytest.raises(UserError, match="--seeds 1 2 2: give at least three different ones"):
         intervals.show_intervals("1", [1, 2, 2], 0.99)
 

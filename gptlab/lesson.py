@@ -120,6 +120,7 @@ def check(lesson: Lesson, answers: list[str], folder: Path) -> None:
 def ask(exercise: Exercise, folder: Path) -> bool:
     """Ask a question until the answer is right, or none is given; Ctrl-D gives none."""
     from gptlab.lessons.answers import is_right
+    from gptlab.system.terminal import harmless
 
     while True:
         try:
@@ -135,7 +136,7 @@ def ask(exercise: Exercise, folder: Path) -> bool:
                 return True
             print(f"not yet: {exercise.hint}")
         except UserError as error:
-            print(error)
+            print(harmless(str(error)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -103,8 +103,8 @@ LESSON = Lesson(
     title="A table: which character follows which",
     minutes=0.5,
     commands=(
-        "python -m gptlab.lessons.chapter_01_table",
         "python -m gptlab.train experiment=ladder_1_bigram hydra.run.dir=outputs/lessons/1/bigram",
+        "python -m gptlab.lessons.chapter_01_table",
         "python -m gptlab.evaluate outputs/lessons/1/bigram --compare ngram:2 --json > outputs/lessons/1/compared.json",
     ),
     expected=(
@@ -125,7 +125,7 @@ LESSON = Lesson(
         Exercise(
             "How probable is u after q, by the counted table?",
             Value(after_q, 0.005),
-            "The first command prints what may come after q, with probabilities.",
+            "The second command prints what may come after q, with probabilities.",
             "All 563 q have a u after them. That is few, so that the 65 pairs that add-1 counts besides weigh a tenth.",
         ),
         Exercise(

@@ -114,7 +114,7 @@ def remove(command: Command, folder: Path) -> None:
     made = command.folder
     with explain_write_errors(folder):
         if made is not None and folder in made.parents and made.exists():
-            if directory.in_use(made):
+            if any(map(directory.in_use, (made, *made.iterdir()))):
                 raise UserError(f"{made}: another process is training there; wait for it, or stop it first")
             shutil.rmtree(made)
         if command.file is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from gptlab.lessons.answers import question, right_answer
 from gptlab.lessons.lesson import Exercise, Lesson
-from gptlab.lessons.runner import Measured
 from gptlab.system.terminal import print_table, table
+
+if TYPE_CHECKING:
+    from gptlab.lessons.runner import Measured
 
 
 def list_lessons(lessons: list[Lesson]) -> None:

@@ -58,13 +58,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_lessons(lessons: list[Lesson], again: bool) -> bool:
-    """Run chapters, and print their numbers; returns whether all are inside their intervals."""
+    """Run chapters, and print their numbers; returns whether all are inside their intervals.
+
+    Raises:
+        UserError: a command fails, and there is no chapter besides; else the others are run, too.
+    """
     from gptlab.lessons.lesson import OUTPUTS
     from gptlab.lessons.runner import run_lesson
     from gptlab.lessons.show import show_numbers
-    from gptlab.system.terminal import duration
+    from gptlab.system.terminal import duration, harmless
 
-    outside = []
+    outside, failed = [], []
     for lesson in lessons:
         print(f"\nchapter {lesson.number}: {lesson.title} ({lesson.page})", flush=True)
         start = time.monotonic()
@@ -73,14 +77,21 @@ def run_lessons(lessons: list[Lesson], again: bool) -> bool:
         except KeyboardInterrupt:
             print(f"stopped; python -m gptlab.lesson {lesson.number} goes on from here", file=sys.stderr)
             raise
+        except UserError as error:
+            if len(lessons) == 1:
+                raise
+            print(harmless(f"error: {error}"), file=sys.stderr, flush=True)
+            failed.append(str(lesson.number))
+            continue
         show_numbers(measured)
         print(f"picture: {OUTPUTS / str(lesson.number) / lesson.picture}")
         print(f"{duration(time.monotonic() - start)}; exercises: python -m gptlab.lesson {lesson.number} --check")
         if not all(each.is_inside for each in measured):
             outside.append(str(lesson.number))
-    if outside:
-        print(f"outside of a stated interval: chapter {', '.join(outside)}")
-    return not outside
+    for words, those in (("outside of a stated interval", outside), ("a command failed", failed)):
+        if those:
+            print(f"{words}: chapter {', '.join(those)}")
+    return not (outside or failed)
 
 
 def check(lesson: Lesson, answers: list[str], folder: Path) -> None:

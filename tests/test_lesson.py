@@ -53,6 +53,15 @@ def test_a_command_that_fails_leaves_nothing_and_later_ones_are_not_run(command:
     assert list(OUTPUTS.iterdir()) == []
 
 
+def test_of_all_chapters_the_others_are_run_where_one_fails(command: Any, lessons: Any) -> None:
+    lessons(tiny_lesson(FAILING), tiny_lesson())
+    result = command("lesson", "all")
+    assert result.returncode == 1
+    assert "error: the command ended with exit code 3" in result.stderr
+    assert result.stdout.endswith("a command failed: chapter 1\n")
+    assert (OUTPUTS / "lesson-01-tiny.png").is_file()
+
+
 def test_ctrl_c_ends_the_command_and_leaves_nothing_half_done(command: Any, lessons: Any) -> None:
     """The command is interrupted once, and may save before it ends."""
     saving = 'import os, select, sys\nprint("half", flush=True)\n'

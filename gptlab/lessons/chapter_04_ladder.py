@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gptlab.lessons.lesson import Read
 
 SWEEP = "ladder"
+LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 RUNGS: dict[str, tuple[str, float | None]] = {  # what a rung is called here, and the lesson's loss, where it says one
     "ladder_1_bigram": ("bigram", 2.5),
     "ladder_2_head": ("one head", 2.4),
@@ -31,21 +32,23 @@ def of_rung(rung: str, key: str = "val/loss") -> Read:
 
 
 def draw(folder: Path) -> Figure:
-    """Draw the loss of each rung beside the lesson's."""
+    """Draw the loss of each rung in its interval, beside the lesson's."""
     from matplotlib.figure import Figure
 
-    from gptlab.reports.plots.style import COLOURS, DARK
+    from gptlab.reports.plots.style import COLOURS, DARK, GREY
 
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots()
     losses = [of_rung(rung)(folder) for rung in RUNGS]
+    lows, highs = zip(*((expected.low, expected.high) for expected in LESSON.expected), strict=True)
+    axes.vlines(range(len(losses)), lows, highs, color=GREY, lw=8, alpha=0.6, label="expected")
     axes.plot(range(len(losses)), losses, "o-", color=COLOURS[0], label="here")
     for place, loss in enumerate(losses):
-        axes.annotate(f"{loss:.2f}", (place, loss), (0, 7), textcoords="offset points", ha="center", size=8)
+        axes.annotate(f"{loss:.2f}", (place, loss), (9, 4), textcoords="offset points", size=8, bbox=LABEL)
     theirs = [(place, loss) for place, (_, loss) in enumerate(RUNGS.values()) if loss is not None]
     axes.plot(*zip(*theirs, strict=True), "x", color=DARK, label="the lessons'")
     axes.set_xticks(range(len(RUNGS)), [name for name, _ in RUNGS.values()])
-    axes.set(ylabel="val/loss, nats per character", ylim=(2.0, 2.6))
+    axes.set(ylabel="val/loss, nats per character", xlim=(-0.4, len(RUNGS) - 0.5))
     axes.legend(frameon=False)
     return figure
 
@@ -54,7 +57,7 @@ LESSON = Lesson(
     number=4,
     name="ladder",
     title="The ladder: seven models, from 2.5 to 2.06",
-    minutes=4,
+    minutes=3.5,
     commands=("python -m gptlab.train sweep=ladder seed=1337 sweep.dir=outputs/lessons/4/ladder",),
     expected=(
         Expected("bigram", of_rung("ladder_1_bigram"), 2.47, 2.50),

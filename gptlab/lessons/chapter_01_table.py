@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,10 @@ LESSON = Lesson(
     draw=draw,
     exercises=(
         Exercise(
-            "What is the loss of a model that knows nothing, and gives each of the 65 characters the same probability?",
-            Value(float(np.log(65)), 0.005),
-            "The loss is -ln of the probability of the character that comes, and each has 1/65.",
-            "-ln(1/65) = ln 65 = 4.174. A new model that starts far above is sure of itself without a reason.",
+            "GPT-2 knows 50,257 tokens. What is the loss of a model that gives each of them the same probability?",
+            Value(math.log(50257), 0.03),
+            "The loss is -ln of the probability of what comes. Of 65 characters it would be -ln(1/65) = 4.174.",
+            "-ln(1/50257) = ln 50257 = 10.825. A new model that starts far above is sure of itself without a reason.",
         ),
         Exercise(
             "How probable is u after q, by the counted table?",

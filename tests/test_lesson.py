@@ -8,18 +8,24 @@ from typing import Any
 
 import pytest
 
-from tests.lessons.conftest import WRITE, lessons, tiny_lesson
+from gptlab.lessons import chapters
+from gptlab.lessons.lesson import Lesson
+from tests.lessons.tiny import WRITE, tiny_lesson
 from tests.test_cli import assert_refused
-
-__all__ = ["lessons"]  # a fixture
 
 OUTPUTS = Path("outputs/lessons/1")
 FAILING = """python -c 'import sys; print("half"); sys.exit(3)' > outputs/lessons/1/found.json"""
 
 
 @pytest.fixture(autouse=True)
-def tiny(lessons: Any) -> None:
-    """The only chapter is a tiny one."""
+def lessons(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lessons(...) makes these the only chapters; before that there is a tiny one."""
+
+    def lessons(*those: Lesson) -> None:
+        monkeypatch.setattr(chapters, "all_lessons", lambda: [*those])
+
+    lessons(tiny_lesson())
+    return lessons
 
 
 def test_it_lists_the_chapters(command: Any) -> None:

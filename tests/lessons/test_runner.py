@@ -15,7 +15,7 @@ from gptlab.lessons import intervals, outputs, runner
 from gptlab.lessons.lesson import OUTPUTS, rounded
 from gptlab.system.errors import UserError
 from tests.conftest import TINY
-from tests.lessons.conftest import WRITE, tiny_lesson
+from tests.lessons.tiny import WRITE, tiny_lesson
 
 
 @pytest.fixture

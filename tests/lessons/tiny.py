@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytest
-
-from gptlab.lessons import chapters
 from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Value
 from gptlab.lessons.outputs import of_json
 
@@ -42,14 +39,3 @@ def tiny_lesson(*commands: str, low: float = 2.4, high: float = 2.6) -> Lesson:
             Exercise("How many?", Value(65, 0), "Count them.", "There are 65."),
         ),
     )
-
-
-@pytest.fixture
-def lessons(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lessons(...) makes these the only chapters."""
-
-    def lessons(*those: Lesson) -> None:
-        monkeypatch.setattr(chapters, "all_lessons", lambda: [*those])
-
-    lessons(tiny_lesson())
-    return lessons

@@ -129,10 +129,10 @@ LESSON = Lesson(
         rounded("five layers, gradient of the first", of_layer(False, 0), 2.02e-4, 6),
         rounded("with shortcuts, gradient of the last", of_layer(True, -1), 1.326, 3),
         rounded("with shortcuts, gradient of the first", of_layer(True, 0), 0.222, 3),
-        Expected("powers of ten lost, no residuals", before_training("plain"), 2.4, 5.6),
+        Expected("powers of ten lost, no residuals", before_training("plain"), 5.2, 10.5),
         Expected("powers of ten lost, residuals", before_training("residual"), -0.3, 0.3),
         Expected("powers of ten lost, LayerNorm", before_training("layernorm"), -0.65, 0.6),
-        Expected("loss after 500 steps, no residuals", of_summary("plain", "val/loss"), 3.08, 3.43),
+        Expected("loss after 500 steps, no residuals", of_summary("plain", "val/loss"), 2.95, 3.55),
         Expected("loss after 500 steps, residuals", of_summary("residual", "val/loss"), 2.29, 2.39),
         Expected("loss after 500 steps, LayerNorm", of_summary("layernorm", "val/loss"), 2.32, 2.40),
     ),
@@ -154,9 +154,9 @@ LESSON = Lesson(
         Exercise(
             "Train the network without residuals with model.n_layer=2 in place of 8, for as many steps. What is its "
             "val/loss?",
-            Value(2.7, 0.1),
+            Value(2.78, 0.31),
             "The page has the command; its last lines begin with the number.",
-            "Two blocks still learn: the gradient of the first is only five times smaller than that of the second.",
+            "2.71 to 2.82 for four seeds. Two blocks lose one power of ten, and learn; eight lose seven or eight.",
         ),
     ),
 )

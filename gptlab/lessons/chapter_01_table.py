@@ -142,8 +142,8 @@ LESSON = Lesson(
             "Train the table for 20,000 steps in place of 5000. Does it fall below 2.47?",
             Choice({"a": "yes, it is well below", "b": "no, it stays where it was"}, "b"),
             "The page has the command; look at val/loss in its last lines, and compare it with the counted table's.",
-            "The counted table is already the best that a table of pairs can do here, and 5000 steps come close: 2.49 after 20,000. "
-            "To get lower the model must look at more than one character.",
+            "It ends at 2.49 again: counting is about the best that a table of pairs can do, and 5000 steps come close. To get "
+            "lower the model must look at more than one character.",
         ),
     ),
 )

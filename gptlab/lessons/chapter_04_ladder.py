@@ -86,7 +86,7 @@ LESSON = Lesson(
             "Train the last rung with one block in place of three. What is its val/loss?",
             Value(2.15, 0.06),
             "The page has the command; its last lines begin with the number.",
-            "2.13 to 2.16 for five seeds. Of the way from 2.25 to 2.07 half is the better block, and the rest is depth.",
+            "2.13 to 2.16 for five seeds. Of the way from 2.25 to 2.07 half is the better block, the rest is depth.",
         ),
     ),
 )

@@ -12,7 +12,7 @@ ABOUT = $(if $(shell command -v uv),seconds with uv,a minute or two by pip and s
 # Images set it, and then every command compiles torch and Lightning anew, which takes ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install train test test-all coverage torture bench gpu-bench picture lint format board clean
+.PHONY: help install train test test-all coverage torture bench gpu-bench picture lessons lint format board clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ gpu-bench: $(READY) ## all that is measured of a GPU, in under ten minutes, into
 
 picture: $(READY) ## draw the README's picture from the recorded runs (ARGS=--record makes the runs first)
 	$(BIN)/python -m gptlab.benchmarks.picture $(ARGS)
+
+lessons: $(READY) ## run every command of docs/lessons and compare the numbers, an hour (ARGS=4: one chapter)
+	$(BIN)/python -m gptlab.lesson $(or $(ARGS),all)
 
 lint: $(DEV) ## ruff and mypy: the same checks as the pre-commit hooks
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ VERBS = {
     "export": "write a model for transformers, llama.cpp, llama2.c, ONNX, or as safetensors",
     "report": "the tables and plots of a sweep, or of any runs",
     "tokenize": "show what tokenizers make of a text",
+    "lesson": "run a chapter of the lessons, and check the answers to its exercises",
     "bench": "how fast a run is, and what its time goes into",
 }
 USES_HYDRA = ("train", "prepare", "bench")

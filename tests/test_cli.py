@@ -279,6 +279,7 @@ def test_the_console_script_has_the_same_verbs_and_completes(
         "export",
         "report",
         "tokenize",
+        "lesson",
         "bench",
     ]
     assert "model=gpt10m" in completions("gptlab train model=gpt1")

@@ -18,11 +18,13 @@ from gptlab.runs.words import readable
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+INDEX = ROOT / "docs" / "lessons" / "README.md"
+CHAPTERS = sorted(path for path in INDEX.parent.glob("*.md") if path != INDEX)
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), INDEX, *CHAPTERS]
 LONG = ("results", "lab-book")  # pages that may have any number of lines
 ALL = [README, *PAGES, ROOT / "outputs" / "README.md"]
 EVERY = pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
-PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 
 FENCE = re.compile(r"^```")
 CODE = re.compile(r"`([^`]+)`")
@@ -211,7 +213,12 @@ def test_every_path_of_the_checkout_that_is_named_is_there() -> None:
 
 
 def test_the_readme_links_to_every_page() -> None:
-    assert {f"docs/{page.name}" for page in PAGES} <= set(LINK.findall(README.read_text()))
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if page not in CHAPTERS}
+    assert pages <= set(LINK.findall(README.read_text()))
+
+
+def test_the_lessons_link_to_every_chapter() -> None:
+    assert {page.name for page in CHAPTERS} <= set(LINK.findall(INDEX.read_text()))
 
 
 def test_the_readme_is_short() -> None:

@@ -25,11 +25,12 @@ ROOMS: dict[str, set[str]] = {
     "sweeps": {"system", "runs"},
     "reports": {"system", "runs"},
     "benchmarks": {"system", "models", "data", "runs", "formats", "generation", "training", "reports"},
+    "lessons": {"system", "models", "data", "runs", "formats", "generation", "evaluation", "reports"},
 }
 # A library that is heavy or characteristic, and the rooms and files that may load it.
 LIBRARIES: dict[str, set[str]] = {
     "torch": {"models", "formats", "distributed", "generation", "evaluation", "alignment", "training", "benchmarks"}
-    | {"explaining"}
+    | {"explaining", "lessons"}
     | {"system/accelerator.py", "data/batches.py", "data/chat/batches.py", "evaluate.py"},
     "lightning": {"training", "distributed/strategies.py", "benchmarks/measured_run.py"},
     "hydra": {"train.py", "runs/compose.py", "runs/hydra_parser.py", "runs/resume.py", "runs/words.py"}
@@ -38,7 +39,7 @@ LIBRARIES: dict[str, set[str]] = {
     "jinja2": {"data/chat/template.py"},
     "pandas": {"reports"},
     "scipy": {"reports/statistics.py"},
-    "matplotlib": {"reports/plots", "benchmarks/picture.py", "explaining/pictures.py"},
+    "matplotlib": {"reports/plots", "benchmarks/picture.py", "explaining/pictures.py", "lessons"},
     "optuna": {"sweeps/plans.py"},
     "submitit": {"sweeps/launchers.py"},
     "starlette": {"serving"},

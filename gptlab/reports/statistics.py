@@ -19,6 +19,19 @@ def half_width(values: np.ndarray) -> np.ndarray:
     return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
 
 
+def prediction_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Return the interval in which one more value of the same normal distribution lies (Student's t).
+
+    Raises:
+        ValueError: there are fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError("a prediction needs at least two values")
+    spread = np.std(values, ddof=1) * math.sqrt(1 + 1 / len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * spread)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95% interval of the median, by the ranks of a sign test; None for fewer than six values."""
     low, high = map(float, stats.quantile_test(values, p=0.5).confidence_interval(CONFIDENCE))

@@ -83,9 +83,7 @@ def test_a_head_that_is_chosen_shows_its_map(page: Page) -> None:
     expect(page.find(".attention-words")).to_contain_text("Layer 2, head 3: from")
     page.find(".attention-text .token").first.click()
     expect(page.find(".attention-words")).to_contain_text("100.0%, goes to Y (1)")  # the first sees nothing but itself
-    size = page.page.evaluate(
-        "[document.querySelector('.attention-map').width, document.getElementById('attention-map').height]"
-    )
+    size = page.find(".attention-map").evaluate("map => [map.width, map.height]")
     assert size == [22, 22]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -40,3 +41,13 @@ def test_a_win_rates_interval_at_its_ends() -> None:
     assert high - low < (wilson[1] - wilson[0]) / 1.5
     with pytest.raises(ValueError, match="at least one prompt"):
         statistics.win_rate_interval(0, 0, 0)
+
+
+def test_a_prediction_interval_is_wider_than_that_of_the_mean() -> None:
+    """Student's t for 2 degrees of freedom, 4.3027, and the new value's own spread beside that of the mean."""
+    low, high = statistics.prediction_interval([1.0, 2.0, 3.0], 0.95)
+    assert (low + high) / 2 == pytest.approx(2.0)
+    assert (high - low) / 2 == pytest.approx(4.3027 * (1 + 1 / 3) ** 0.5, rel=1e-4)
+    assert (high - low) / 2 > statistics.half_width(np.array([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.prediction_interval([1.0], 0.95)

@@ -1,0 +1,198 @@
+"""Chapter 10: is it noise? Five seeds of each model, intervals, paired differences, and how many seeds are enough.
+
+`python -m gptlab.lessons.chapter_10_noise` says how many seeds it takes to tell a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Read, Value
+from gptlab.system.errors import UserError, command_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from gptlab.reports.report import Report
+
+SWEEP = "ablations"
+CLAIMED = 0.003  # nats, between two runs of one model in the lessons' tables
+POWER = 0.8
+MOST = 100_000  # seeds
+CERTAIN = 30.0  # standard errors
+
+
+def seeds_needed(spread: float, difference: float, power: float = POWER) -> int:
+    """Return the fewest pairs of seeds with which a paired t-test at 5% finds a true difference with a probability.
+
+    Args:
+        spread: the standard deviation of the differences of pairs.
+        difference: the true difference of the means.
+        power: the probability.
+
+    Raises:
+        UserError: it takes more than MOST, or a number is not above 0.
+    """
+    from scipy import stats
+
+    if not (0 < spread < math.inf and 0 < difference < math.inf):
+        raise UserError(f"--spread {spread:g} --difference {difference:g}: both must be above 0")
+
+    def is_enough(pairs: int) -> bool:
+        shift = difference * math.sqrt(pairs) / spread
+        return shift > CERTAIN or stats.nct.sf(stats.t.ppf(0.975, pairs - 1), pairs - 1, shift) >= power
+
+    low, high = 1, MOST  # of pairs: too few, and enough
+    if not is_enough(high):
+        raise UserError(f"--spread {spread:g} --difference {difference:g}: that takes more than {MOST:,} seeds")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def report_of(folder: Path) -> Report:
+    """Return the report on the sweep.
+
+    Raises:
+        UserError: there is none.
+    """
+    from gptlab.reports.report import build_report
+
+    return build_report([folder / SWEEP], sort="n")
+
+
+def losses_of(folder: Path, group: str) -> pd.Series:
+    """Return the val/loss of each run of a group, by seed."""
+    runs = report_of(folder).runs
+    losses: pd.Series = runs[runs["group"] == group].set_index("seed")["val/loss"].sort_index()
+    if losses.empty:
+        raise UserError(f"{folder / SWEEP}: there is no run of {group}; run the chapter first")
+    return losses
+
+
+def mean_of(group: str) -> Read:
+    return lambda folder: float(losses_of(folder, group).mean())
+
+
+def spread_of(group: str) -> Read:
+    return lambda folder: float(losses_of(folder, group).std())
+
+
+def difference_of(group: str) -> Read:
+    """Return what computes the mean of a group minus that of the baseline."""
+    return lambda folder: mean_of(group)(folder) - mean_of("baseline")(folder)
+
+
+def spread_of_pairs(folder: Path) -> float:
+    """Return the standard deviation over seeds of 8 heads minus 4 heads."""
+    return float((losses_of(folder, "n_head=8") - losses_of(folder, "baseline")).std())
+
+
+def draw(folder: Path) -> Figure:
+    """Draw every seed of every model with the interval of the mean, and how an interval narrows with more seeds."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from scipy import stats
+
+    from gptlab.reports.plots.style import COLOURS, DARK, GREY
+
+    order = ["n_head=1", "n_head=2", "baseline", "n_head=8", "n_layer=2", "n_layer=4"]
+    names = ["1 head", "2 heads", "4 heads,\n1 layer", "8 heads", "2 layers", "4 layers"]
+    report = report_of(folder)
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for place, group in enumerate(order):
+        row = report.groups.loc[group]
+        losses = losses_of(folder, group)
+        left.plot(place + np.linspace(-0.15, 0.15, len(losses)), losses, "o", ms=3.5, color=COLOURS[place], alpha=0.6)
+        half = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+        left.errorbar(place + 0.3, row["mean"], half, fmt="_", ms=9, capsize=3, color=COLOURS[place])
+    left.axhline(report.groups.loc["baseline", "mean"], color=GREY, lw=1, ls=":", zorder=0)
+    left.set_xticks(range(len(order)), names)
+    left.set(ylabel="val/loss, nats per token", title="five seeds each, and the 95% interval of the mean")
+    left.grid(visible=False, axis="x")
+    counts = np.unique(np.geomspace(2, 1000, 60).round())
+    spread = spread_of_pairs(folder)
+    right.plot(counts, stats.t.ppf(0.975, counts - 1) * spread / np.sqrt(counts), color=DARK)
+    right.axhline(CLAIMED, color=COLOURS[1], ls="--", label=f"{CLAIMED:g}")
+    right.set(xscale="log", yscale="log", xlabel="seeds of each", ylabel="half the interval's width, nats")
+    right.set(title="8 heads minus 4, paired")
+    right.legend(frameon=False)
+    return figure
+
+
+LESSON = Lesson(
+    number=10,
+    name="noise",
+    title="Is it noise? Seeds, intervals, and the ablations",
+    minutes=4,
+    commands=(
+        "python -m gptlab.train -m experiment=speedrun_cpu model.n_embd=64 model.n_head=4,1,2,8 model.n_layer=1,2,4 "
+        "seed=1,2,3,4,5 sweep.method=one_at_a_time sweep.dir=outputs/lessons/10/ablations",
+        "python -m gptlab.report outputs/lessons/10/ablations --sort n_head",
+        "python -m gptlab.lessons.chapter_10_noise --spread 0.01 --difference 0.003",
+    ),
+    expected=(
+        Expected("4 heads, 1 layer: mean of five seeds", mean_of("baseline"), 1.8, 2),
+        Expected("standard deviation over the seeds", spread_of("baseline"), 0.001, 0.03),
+        Expected("8 heads minus 4", difference_of("n_head=8"), -0.1, 0.1),
+        Expected("1 head minus 4", difference_of("n_head=1"), -0.1, 0.1),
+        Expected("2 layers minus 1", difference_of("n_layer=2"), -0.3, 0),
+        Expected("4 layers minus 1", difference_of("n_layer=4"), -0.3, 0),
+    ),
+    draw=draw,
+    exercises=(
+        Exercise(
+            "The differences of two models, seed by seed, have a standard deviation of 0.004. How many seeds of each "
+            "does it take to find a difference of 0.003 four times in five?",
+            Value(lambda folder: float(seeds_needed(0.004, CLAIMED)), 0),
+            "The third command takes both numbers.",
+            "(2.8 x 0.004 / 0.003)² is 14, and Student's t for so few seeds adds two.",
+        ),
+        Exercise(
+            "You compare five models with a baseline, and none of them is better. How probable is it that at least one "
+            "p is below 0.05, if the five tests do not depend on each other?",
+            Value(1 - 0.95**5, 0.005),
+            "It is 1 minus the probability that all five are above.",
+            "1 - 0.95^5 = 0.23. Who tries many things finds one that looks better: test it again with new seeds.",
+        ),
+        Exercise(
+            "Why does the report compare seed by seed, where both models have the same seeds?",
+            Choice(
+                {
+                    "a": "a seed that is kind to one model may be kind to the other, and the difference then has "
+                    "less noise",
+                    "b": "otherwise the seeds must be equally many",
+                    "c": "it makes the difference larger",
+                },
+                "a",
+            ),
+            "What does a seed decide beside the weights at the beginning?",
+            "Both models see the same batches in the same order. What that does to both falls out of the difference; "
+            "how much it is you see by comparing the two widths.",
+        ),
+    ),
+)
+
+
+def main() -> None:
+    """Say how many seeds it takes to tell a difference."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--spread", type=float, required=True, help="standard deviation of the differences, seed by seed")
+    p.add_argument("--difference", type=float, default=CLAIMED, help=f"to be told (default: {CLAIMED:g})")
+    args = p.parse_args()
+    with command_line():
+        count = seeds_needed(args.spread, args.difference)
+        print(
+            f"{count} seeds of each find a difference of {args.difference:g} in {POWER:.0%} of all cases, if the "
+            f"differences of pairs have a standard deviation of {args.spread:g}"
+        )
+
+
+if __name__ == "__main__":
+    main()

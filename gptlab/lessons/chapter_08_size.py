@@ -11,8 +11,8 @@ from gptlab.lessons.outputs import finished, of_summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RUNS = {"small": "small", "large": "large", "large-little": "large, a third of the text"}
-"""The folders, and what the picture calls them."""
+RUNS = {"small": "small", "large": "large", "large-little": "large, less text"}
+"""The folders of the runs, and what the picture calls them."""
 
 
 def gap(run: str) -> Read:
@@ -20,43 +20,45 @@ def gap(run: str) -> Read:
     return lambda folder: of_summary(run, "val/loss")(folder) - of_summary(run, "train/loss")(folder)
 
 
+def rise(run: str) -> Read:
+    """Return what computes by how much val/loss ends above its lowest."""
+    return lambda folder: of_summary(run, "val/loss")(folder) - of_summary(run, "best_val_loss")(folder)
+
+
 def below_small(folder: Path) -> float:
-    """Return by how much the large model's val/loss is below the small one's."""
+    """Return by how much the large model's val/loss is below the small one's at the end."""
     return of_summary("small", "val/loss")(folder) - of_summary("large", "val/loss")(folder)
 
 
-def rise(folder: Path) -> float:
-    """Return by how much val/loss ends above its lowest, of the large model on little text."""
-    return of_summary("large-little", "val/loss")(folder) - of_summary("large-little", "best_val_loss")(folder)
-
-
-def best_step(folder: Path) -> float:
-    """Return the step at which val/loss was lowest, of the large model on little text."""
-    return of_summary("large-little", "best_step")(folder)
+def times_as_many(folder: Path) -> float:
+    """Return how many parameters the large model has for each of the small one's."""
+    return of_summary("large", "parameters")(folder) / of_summary("small", "parameters")(folder)
 
 
 def draw(folder: Path) -> Figure:
-    """Draw both losses of each run by steps."""
+    """Draw both losses of each run by steps: the two sizes on one text, and the large one on less of it."""
     from matplotlib.figure import Figure
 
     from gptlab.reports.plots.style import COLOURS
     from gptlab.reports.records import read_curves
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = {"small": left, "large": left, "large-little": right}
-    for colour, (run, axes) in zip(COLOURS, panels.items(), strict=False):
-        finished(folder / run)
+    for colour, run, axes in zip(COLOURS, RUNS, (left, left, right), strict=False):
+        summary = finished(folder / run)
         curves = read_curves(folder / run)
         for key, style in (("val/loss", "-"), ("train/loss", "--")):
             curve = curves[key].dropna()
-            words = f"{RUNS[run]}: {key}"
-            axes.plot(curve.index, curve, style, color=colour, marker="o", ms=3, label=words)
-    lowest = best_step(folder)
-    right.axvline(lowest, color=COLOURS[2], lw=1, ls=":")
-    left.set(xlabel="step", ylabel="nats per character", title="the same text, two sizes")
-    right.set(xlabel="step", title="less text: the lowest val/loss lies before the end")
+            axes.plot(curve.index, curve, style, color=colour, marker="o", ms=3, label=f"{RUNS[run]}: {key}")
+        end = summary["steps"] * (1.03 if run == "small" else 1.09)
+        ends = (summary["train/loss"], summary["val/loss"])
+        axes.annotate("", (end, ends[0]), (end, ends[1]), arrowprops={"arrowstyle": "<->", "color": colour})
+    lowest = finished(folder / "large-little")
+    right.plot(lowest["best_step"], lowest["best_val_loss"], "o", ms=10, mfc="none", color=COLOURS[2])
+    left.set(ylabel="nats per character", title="two sizes, one text")
+    right.set(title="the large one on less text")
     for axes in (left, right):
+        axes.set(xlabel="step")
         axes.legend(frameon=False)
     return figure
 
@@ -68,33 +70,36 @@ LESSON = Lesson(
     number=8,
     name="size",
     title="Small against large: bias and variance",
-    minutes=3,
+    minutes=1,
     commands=(
-        f"{TRAIN} model.n_embd=32 data.overfit_batches=120 {WITH} hydra.run.dir=outputs/lessons/8/small",
-        f"{TRAIN} model.n_layer=2 data.overfit_batches=120 {WITH} hydra.run.dir=outputs/lessons/8/large",
-        f"{TRAIN} model.n_layer=2 data.overfit_batches=40 {WITH} hydra.run.dir=outputs/lessons/8/large-little",
+        f"{TRAIN} model.n_embd=32 data.overfit_batches=150 {WITH} hydra.run.dir=outputs/lessons/8/small",
+        f"{TRAIN} model.n_embd=128 data.overfit_batches=150 {WITH} hydra.run.dir=outputs/lessons/8/large",
+        f"{TRAIN} model.n_embd=128 data.overfit_batches=60 {WITH} hydra.run.dir=outputs/lessons/8/large-little",
     ),
     expected=(
         Expected("small: val/loss", of_summary("small", "val/loss"), 1, 3),
         Expected("large: val/loss", of_summary("large", "val/loss"), 1, 3),
+        Expected("large below small", below_small, 0, 1),
         Expected("small: gap to train/loss", gap("small"), 0, 1),
         Expected("large: gap to train/loss", gap("large"), 0, 1),
-        Expected("large, a third of the text: val/loss", of_summary("large-little", "val/loss"), 1, 3),
-        Expected("large, a third of the text: its rise from the lowest", rise, 0, 1),
+        Expected("large, less text: val/loss", of_summary("large-little", "val/loss"), 0, 3),
+        Expected("large, less text: gap to train/loss", gap("large-little"), 0, 1),
+        Expected("large, less text: rise from its lowest val/loss", rise("large-little"), 0, 1),
     ),
     draw=draw,
     exercises=(
         Exercise(
-            "How many parameters has the large model for each of the small one's? Read both first lines.",
-            Value(lambda folder: of_summary("large", "parameters")(folder) / of_summary("small", "parameters")(folder), 1),
+            "How many parameters has the large model for each of the small one's? Read the first lines.",
+            Value(times_as_many, 0.5),
             "A run says how many parameters it has before its first step.",
-            "0.4 million and 17 thousand: the blocks grow with the square of the width.",
+            "It is four times as wide, and the matrices of a block grow with the square of the width.",
         ),
         Exercise(
-            "On little text, after how many steps should the large model have been stopped?",
-            Value(best_step, 0),
+            "After how many steps should the large model on less text have been stopped?",
+            Value(of_summary("large-little", "best_step"), 0),
             "Look for the lowest val/loss in what the third run prints every 50 steps.",
-            "After it the model learns by heart. trainer.patience=1 stops a run there; the best checkpoint is kept anyway.",
+            "After it the model learns by heart. trainer.patience=1 ends a run there, and the best checkpoint is kept "
+            "in any case.",
         ),
         Exercise(
             "Your model has a train/loss of 1.9 and a val/loss of 1.95. What is the first thing to try?",

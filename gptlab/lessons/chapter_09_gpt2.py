@@ -144,8 +144,8 @@ LESSON = Lesson(
     minutes=2,
     commands=(
         "python -m gptlab.lessons.chapter_09_gpt2 --weights gpt2",
-        "python -m gptlab.train experiment=verdict model.n_layer=2 model.n_head=4 model.n_embd=128 optim.lr=2e-3 "
-        "trainer.max_steps=180 hydra.run.dir=outputs/lessons/9/story",
+        "python -m gptlab.train experiment=verdict model.n_layer=2 model.n_head=4 model.n_embd=128 optim.lr=4e-3 "
+        "hydra.run.dir=outputs/lessons/9/story",
         'python -m gptlab.generate outputs/lessons/9/story "Every effort moves you" --max-new-tokens 30 --temperature 0',
         'python -m gptlab.generate outputs/lessons/9/story "Every effort moves you" --max-new-tokens 30 '
         "--temperature 2 --seed 1",

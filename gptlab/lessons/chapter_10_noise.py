@@ -1,6 +1,6 @@
 """Chapter 10: is it noise? Five seeds of each model, intervals, paired differences, and how many seeds are enough.
 
-`python -m gptlab.lessons.chapter_10_noise` says how many seeds it takes to tell a difference.
+`python -m gptlab.lessons.chapter_10_noise DIR` says how many seeds it takes to tell a small difference.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Read, Value
+from gptlab.system.arguments import some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from gptlab.reports.report import Report
 
 SWEEP = "ablations"
+GROUPS = {
+    "n_head=1": "1 head",
+    "n_head=2": "2 heads",
+    "baseline": "4 heads,\n1 layer",
+    "n_head=8": "8 heads",
+    "n_layer=2": "2 layers",
+}
+"""The groups of the sweep, and what the picture calls them."""
 CLAIMED = 0.003  # nats, between two runs of one model in the lessons' tables
 POWER = 0.8
 MOST = 100_000  # seeds
@@ -88,40 +97,43 @@ def difference_of(group: str) -> Read:
     return lambda folder: mean_of(group)(folder) - mean_of("baseline")(folder)
 
 
-def spread_of_pairs(folder: Path) -> float:
-    """Return the standard deviation over seeds of 8 heads minus 4 heads."""
-    return float((losses_of(folder, "n_head=8") - losses_of(folder, "baseline")).std())
+def spread_of_pairs(group: str) -> Read:
+    """Return what computes the standard deviation of the differences from the baseline, seed by seed."""
+    return lambda folder: float((losses_of(folder, group) - losses_of(folder, "baseline")).std())
 
 
 def draw(folder: Path) -> Figure:
     """Draw every seed of every model with the interval of the mean, and how an interval narrows with more seeds."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
     from scipy import stats
 
     from gptlab.reports.plots.style import COLOURS, DARK, GREY
 
-    order = ["n_head=1", "n_head=2", "baseline", "n_head=8", "n_layer=2", "n_layer=4"]
-    names = ["1 head", "2 heads", "4 heads,\n1 layer", "8 heads", "2 layers", "4 layers"]
     report = report_of(folder)
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for place, group in enumerate(order):
+    losses = {group: losses_of(folder, group) for group in GROUPS}
+    left.plot(range(len(GROUPS)), list(losses.values()), color=GREY, lw=0.8, zorder=0)  # a line a seed
+    for place, group in enumerate(GROUPS):
         row = report.groups.loc[group]
-        losses = losses_of(folder, group)
-        left.plot(place + np.linspace(-0.15, 0.15, len(losses)), losses, "o", ms=3.5, color=COLOURS[place], alpha=0.6)
+        left.plot([place] * len(losses[group]), losses[group], "o", ms=3.5, color=COLOURS[place])
         half = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         left.errorbar(place + 0.3, row["mean"], half, fmt="_", ms=9, capsize=3, color=COLOURS[place])
-    left.axhline(report.groups.loc["baseline", "mean"], color=GREY, lw=1, ls=":", zorder=0)
-    left.set_xticks(range(len(order)), names)
-    left.set(ylabel="val/loss, nats per token", title="five seeds each, and the 95% interval of the mean")
+    left.set_xticks(range(len(GROUPS)), GROUPS.values())
+    left.set(ylabel="val/loss, nats per token", title="each seed a line; beside it the 95% interval of the mean")
     left.grid(visible=False, axis="x")
     counts = np.unique(np.geomspace(2, 1000, 60).round())
-    spread = spread_of_pairs(folder)
-    right.plot(counts, stats.t.ppf(0.975, counts - 1) * spread / np.sqrt(counts), color=DARK)
-    right.axhline(CLAIMED, color=COLOURS[1], ls="--", label=f"{CLAIMED:g}")
+    halves = stats.t.ppf(0.975, counts - 1) / np.sqrt(counts)
+    for group, colour in (("n_head=1", COLOURS[0]), ("n_head=8", COLOURS[3])):
+        words = f"{GROUPS[group]} minus 4 heads"
+        right.plot(counts, halves * spread_of_pairs(group)(folder), color=colour, label=words)
+    right.axhline(CLAIMED, color=DARK, ls="--", lw=1, label=f"{CLAIMED:g}")
     right.set(xscale="log", yscale="log", xlabel="seeds of each", ylabel="half the interval's width, nats")
-    right.set(title="8 heads minus 4, paired")
+    right.set(title="how an interval narrows")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
     right.legend(frameon=False)
     return figure
 
@@ -132,18 +144,18 @@ LESSON = Lesson(
     title="Is it noise? Seeds, intervals, and the ablations",
     minutes=4,
     commands=(
-        "python -m gptlab.train -m experiment=speedrun_cpu model.n_embd=64 model.n_head=4,1,2,8 model.n_layer=1,2,4 "
+        "python -m gptlab.train -m experiment=speedrun_cpu model.n_embd=64 model.n_head=4,1,2,8 model.n_layer=1,2 "
         "seed=1,2,3,4,5 sweep.method=one_at_a_time sweep.dir=outputs/lessons/10/ablations",
         "python -m gptlab.report outputs/lessons/10/ablations --sort n_head",
-        "python -m gptlab.lessons.chapter_10_noise --spread 0.01 --difference 0.003",
+        "python -m gptlab.lessons.chapter_10_noise outputs/lessons/10 --difference 0.003",
     ),
     expected=(
-        Expected("4 heads, 1 layer: mean of five seeds", mean_of("baseline"), 1.8, 2),
-        Expected("standard deviation over the seeds", spread_of("baseline"), 0.001, 0.03),
-        Expected("8 heads minus 4", difference_of("n_head=8"), -0.1, 0.1),
-        Expected("1 head minus 4", difference_of("n_head=1"), -0.1, 0.1),
-        Expected("2 layers minus 1", difference_of("n_layer=2"), -0.3, 0),
-        Expected("4 layers minus 1", difference_of("n_layer=4"), -0.3, 0),
+        Expected("4 heads, 1 layer: mean of five seeds", mean_of("baseline"), 1.91, 1.98),
+        Expected("standard deviation over its seeds", spread_of("baseline"), 0.002, 0.051),
+        Expected("1 head minus 4, mean of five", difference_of("n_head=1"), -0.027, 0.023),
+        Expected("2 heads minus 4, mean of five", difference_of("n_head=2"), -0.026, 0.022),
+        Expected("8 heads minus 4, mean of five", difference_of("n_head=8"), -0.006, 0.017),
+        Expected("2 layers minus 1, mean of five", difference_of("n_layer=2"), -0.068, -0.005),
     ),
     draw=draw,
     exercises=(
@@ -151,7 +163,7 @@ LESSON = Lesson(
             "The differences of two models, seed by seed, have a standard deviation of 0.004. How many seeds of each "
             "does it take to find a difference of 0.003 four times in five?",
             Value(lambda folder: float(seeds_needed(0.004, CLAIMED)), 0),
-            "The third command takes both numbers.",
+            "`python -m gptlab.lessons.chapter_10_noise --spread 0.004 --difference 0.003` computes it.",
             "(2.8 x 0.004 / 0.003)² is 14, and Student's t for so few seeds adds two.",
         ),
         Exercise(
@@ -181,17 +193,22 @@ LESSON = Lesson(
 
 
 def main() -> None:
-    """Say how many seeds it takes to tell a difference."""
+    """Say how many seeds it takes to tell a difference: of each model of the sweep, or at a given spread."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--spread", type=float, required=True, help="standard deviation of the differences, seed by seed")
+    p.add_argument("folder", metavar="DIR", nargs="?", type=some_path, help="the folder of the chapter's outputs")
+    p.add_argument("--spread", type=float, help="in its place: a standard deviation of differences, seed by seed")
     p.add_argument("--difference", type=float, default=CLAIMED, help=f"to be told (default: {CLAIMED:g})")
     args = p.parse_args()
+    if (args.folder is None) == (args.spread is None):
+        p.error("give the folder of the outputs, or --spread")
     with command_line():
-        count = seeds_needed(args.spread, args.difference)
-        print(
-            f"{count} seeds of each find a difference of {args.difference:g} in {POWER:.0%} of all cases, if the "
-            f"differences of pairs have a standard deviation of {args.spread:g}"
-        )
+        spreads = {"given": args.spread}
+        if args.folder is not None:
+            spreads = {group: spread_of_pairs(group)(args.folder) for group in GROUPS if group != "baseline"}
+        for group, spread in spreads.items():
+            count = seeds_needed(spread, args.difference)
+            print(f"{group}: differences spread by {spread:.4f}; {count} seeds of each find one of {args.difference:g}")
+        print(f"in {POWER:.0%} of all cases, by a paired t-test at 5%")
 
 
 if __name__ == "__main__":

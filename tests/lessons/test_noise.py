@@ -48,6 +48,6 @@ def test_means_and_differences_are_those_of_the_sweep(tmp_path: Path) -> None:
     assert chapter.mean_of("baseline")(tmp_path) == pytest.approx(1.92)
     assert chapter.spread_of("baseline")(tmp_path) == pytest.approx(0.02)
     assert chapter.difference_of("n_head=8")(tmp_path) == pytest.approx(0)
-    assert chapter.spread_of_pairs(tmp_path) == pytest.approx(np.std([0.01, -0.02, 0.01], ddof=1))
+    assert chapter.spread_of_pairs("n_head=8")(tmp_path) == pytest.approx(np.std([0.01, -0.02, 0.01], ddof=1))
     with pytest.raises(UserError, match=r"there is no run of n_head=1"):
         chapter.mean_of("n_head=1")(tmp_path)

@@ -40,9 +40,9 @@ def test_a_run_that_does_not_get_there_is_an_error_that_says_where_it_ended(tmp_
 def test_seconds_are_steps_times_seconds_a_step(tmp_path: Path) -> None:
     run_with(tmp_path, "muon", {100: 2.0, 200: 1.8})
     run_with(tmp_path, "adamw", {300: 2.0, 400: 1.8})
-    for name, seconds in (("manual", 0.06), ("muon", 0.02)):
+    for name, seconds in (("manual", 0.06), ("bf16", 0.02)):
         content = {"sides": {"gptlab": {"step_seconds": {"median": seconds}}}}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert chapter.RUNGS["muon"].seconds(tmp_path, "muon") == pytest.approx(150 * 0.02)
+    assert chapter.RUNGS["bf16"].seconds(tmp_path, "bf16") == pytest.approx(150 * 0.02)
     assert chapter.seconds_saved(tmp_path) == pytest.approx(350 * 0.06 / (150 * 0.02))
-    assert chapter.times_as_long("muon", "manual")(tmp_path) == pytest.approx(1 / 3)
+    assert chapter.times_as_long("bf16", "manual")(tmp_path) == pytest.approx(1 / 3)

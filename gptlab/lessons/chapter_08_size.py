@@ -50,15 +50,16 @@ def draw(folder: Path) -> Figure:
         for key, style in (("val/loss", "-"), ("train/loss", "--")):
             curve = curves[key].dropna()
             axes.plot(curve.index, curve, style, color=colour, marker="o", ms=3, label=f"{RUNS[run]}: {key}")
-        end = summary["steps"] * (1.03 if run == "small" else 1.09)
+        end = summary["steps"] * (1.12 if run == "small" else 1.05)
         ends = (summary["train/loss"], summary["val/loss"])
-        axes.annotate("", (end, ends[0]), (end, ends[1]), arrowprops={"arrowstyle": "<->", "color": colour})
+        axes.plot([end, end], ends, marker="_", ms=7, lw=1, color=colour)
+        axes.text(end, sum(ends) / 2, f" {gap(run)(folder):.2f}", color=colour, va="center")
     lowest = finished(folder / "large-little")
     right.plot(lowest["best_step"], lowest["best_val_loss"], "o", ms=10, mfc="none", color=COLOURS[2])
     left.set(ylabel="nats per character", title="two sizes, one text")
     right.set(title="the large one on less text")
     for axes in (left, right):
-        axes.set(xlabel="step")
+        axes.set(xlabel="step", xlim=(None, 1.25 * lowest["steps"]))
         axes.legend(frameon=False)
     return figure
 

@@ -15,6 +15,7 @@ from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Value
 from gptlab.lessons.outputs import at_step, finished, of_summary
 from gptlab.system.arguments import some_name
 from gptlab.system.errors import UserError, command_line
+from gptlab.system.terminal import harmless
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from gptlab.generation.sampling import Array, Sampling
 
 RUN = "story"
+LAST = f"{RUN}/checkpoints/last.ckpt"  # the run's best by val/loss is from before it recites
 PROMPT = "Every effort moves you"
-OPENING = "I HAD always thought"  # of the story
+OPENING = "I had"  # words of the story
 PARTS = {"wte": "token embedding, and head", "wpe": "positions", "h": "12 blocks", "ln_f": "final norm"}
 TEMPERATURES = (0.5, 1.0, 2.0)
 LIKELIEST = 6  # tokens in the picture
@@ -78,7 +80,7 @@ def recited(folder: Path) -> float:
     from gptlab.generation.sampling import Sampling
 
     finished(folder / RUN)
-    said = continued(str(folder / RUN), OPENING, 100, Sampling(temperature=0))
+    said = continued(str(folder / LAST), OPENING, 100, Sampling(temperature=0))
     story = [piece.text for piece in eval_data.named_source("verdict", {}, {}).pieces("train")]
     return float(find_copies(said, story).longest)
 
@@ -95,7 +97,7 @@ def next_tokens(folder: Path) -> dict[str, Array]:
     from gptlab.generation.decoding import prompt_ids
     from gptlab.generation.sampling import Sampling
 
-    opened = open_model(str(folder / RUN))
+    opened = open_model(str(folder / LAST))
     logits = open_context(opened.model, [prompt_ids(opened.tokenizer, PROMPT)], 1).logits()[:, -1]
     ways = {f"temperature {t:g}": Sampling(temperature=t) for t in TEMPERATURES} | {"top-k 3": Sampling(top_k=3)}
     found = {name: way.probabilities(logits)[0] for name, way in ways.items()}
@@ -133,9 +135,12 @@ def draw(folder: Path) -> Figure:
     right.invert_yaxis()
     right.set(xlabel="probability", title=f'after "{PROMPT}"')
     right.grid(visible=False, axis="y")
+    right.set_axisbelow(True)
     right.legend(frameon=False)
     return figure
 
+
+GENERATE = f"python -m gptlab.generate outputs/lessons/9/{LAST}"
 
 LESSON = Lesson(
     number=9,
@@ -146,9 +151,9 @@ LESSON = Lesson(
         "python -m gptlab.lessons.chapter_09_gpt2 --weights gpt2",
         "python -m gptlab.train experiment=verdict model.n_layer=2 model.n_head=4 model.n_embd=128 optim.lr=4e-3 "
         "hydra.run.dir=outputs/lessons/9/story",
-        'python -m gptlab.generate outputs/lessons/9/story "Every effort moves you" --max-new-tokens 30 --temperature 0',
-        'python -m gptlab.generate outputs/lessons/9/story "Every effort moves you" --max-new-tokens 30 '
-        "--temperature 2 --seed 1",
+        f'{GENERATE} "I had" --max-new-tokens 60 --temperature 0',
+        f'{GENERATE} "Every effort moves you" --max-new-tokens 30 --temperature 0.5 --top-k 3 --seed 1',
+        f'{GENERATE} "Every effort moves you" --max-new-tokens 30 --temperature 2 --seed 1',
     ),
     expected=(
         Expected("parameters of GPT-2, 124M", lambda folder: parameters_of("gpt2"), 124439808, 124439808),
@@ -199,7 +204,7 @@ def let_speak(weights: str) -> None:
     }
     try:
         for name, way in ways.items():
-            print(f"\n{name}:\n{continued(weights, PROMPT, 30, Sampling(**way))}")
+            print(f"\n{name}:\n{harmless(continued(weights, PROMPT, 30, Sampling(**way)))}")
     except UserError as error:
         print(f"\nWhat these weights say is skipped, for they are not here. {error}")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Read, Value
+from gptlab.lessons.lesson import Exercise, Expected, Lesson, Read, Value
 from gptlab.lessons.outputs import finished, of_json
 from gptlab.system.errors import UserError
 
@@ -59,7 +59,9 @@ def steps_to_goal(run: str) -> Read:
         curve = read_curves(folder / run)["val/loss"].dropna()
         below = curve.index[curve <= GOAL]
         if not len(below):
-            raise UserError(f"{folder / run}: val/loss does not come down to {GOAL:g}; the last is {curve.iloc[-1]:.4f}")
+            raise UserError(
+                f"{folder / run}: val/loss does not come down to {GOAL:g}; the last is {curve.iloc[-1]:.4f}"
+            )
         place = curve.index.get_loc(below[0])
         if place == 0:
             return float(below[0])
@@ -108,7 +110,9 @@ def draw(folder: Path) -> Figure:
     colours = [COLOURS[rung.optimizer == "muon"] for rung in RUNGS.values()]
     bars = right.barh(range(len(RUNGS)), seconds, color=colours, height=0.6)
     right.bar_label(bars, [f"{each:.1f} s" for each in seconds], padding=3)
-    right.set_yticks(range(len(RUNGS)), [f"+ {rung.words}" if i else rung.words for i, rung in enumerate(RUNGS.values())])
+    right.set_yticks(
+        range(len(RUNGS)), [f"+ {rung.words}" if i else rung.words for i, rung in enumerate(RUNGS.values())]
+    )
     right.invert_yaxis()
     right.set(xlabel="seconds", title=f"seconds of training to {GOAL:g}", xlim=(0, 1.2 * max(seconds)))
     right.grid(visible=False, axis="y")
@@ -149,12 +153,12 @@ LESSON = Lesson(
             "Muon makes each step of a matrix equally large in all its directions, so that none has to wait.",
         ),
         Exercise(
-            "Attention of 64 positions is a small part of a step. With 4 times as many positions, how much more work are "
-            "its scores, for each token?",
+            "Attention to 64 positions is a small part of a step. With 4 times as many positions, how many times as "
+            "much work are its scores, for each token?",
             Value(4, 0),
             "Each token looks at all those before it.",
-            "A token has four times as many others to look at, while everything else in a step stays as it is. So fused "
-            "attention pays with long texts, and hardly here.",
+            "A token has four times as many others to look at, while the rest of a step stays as it is. So fused "
+            "attention pays with long texts, and less here.",
         ),
         Exercise(
             "The compiler takes 30 seconds and saves a fifth of a step of 25 ms. From how many steps on does it pay?",

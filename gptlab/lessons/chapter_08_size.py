@@ -1,4 +1,4 @@
-"""Chapter 8: small against large: the larger model learns more of the text, and more that is true of this text alone."""
+"""Chapter 8: small against large: the larger model learns more of the text, and more that holds for this text alone."""
 
 from __future__ import annotations
 

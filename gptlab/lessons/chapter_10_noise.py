@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from gptlab.system.arguments import some_path
 from gptlab.system.errors import UserError, command_line
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from gptlab.reports.report import Report
@@ -30,38 +30,27 @@ GROUPS = {
 }
 """The groups of the sweep, and what the picture calls them."""
 CLAIMED = 0.003  # nats, between two runs of one model in the lessons' tables
-POWER = 0.8
 MOST = 100_000  # seeds
-CERTAIN = 30.0  # standard errors
 
 
-def seeds_needed(spread: float, difference: float, power: float = POWER) -> int:
-    """Return the fewest pairs of seeds with which a paired t-test at 5% finds a true difference with a probability.
+def seeds_needed(spread: float, difference: float) -> int:
+    """Return how many seeds of two models it takes to find a true difference four times in five.
 
     Args:
-        spread: the standard deviation of the differences of pairs.
-        difference: the true difference of the means.
-        power: the probability.
+        spread: the standard deviation of the differences, seed by seed.
+        difference: the true one, of the means.
 
     Raises:
         UserError: it takes more than MOST, or a number is not above 0.
     """
-    from scipy import stats
+    from gptlab.reports.statistics import pairs_needed
 
     if not (0 < spread < math.inf and 0 < difference < math.inf):
         raise UserError(f"--spread {spread:g} --difference {difference:g}: both must be above 0")
-
-    def is_enough(pairs: int) -> bool:
-        shift = difference * math.sqrt(pairs) / spread
-        return shift > CERTAIN or stats.nct.sf(stats.t.ppf(0.975, pairs - 1), pairs - 1, shift) >= power
-
-    low, high = 1, MOST  # of pairs: too few, and enough
-    if not is_enough(high):
+    found = pairs_needed(spread, difference, most=MOST)
+    if found is None:
         raise UserError(f"--spread {spread:g} --difference {difference:g}: that takes more than {MOST:,} seeds")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return found
 
 
 def report_of(folder: Path) -> Report:
@@ -75,21 +64,27 @@ def report_of(folder: Path) -> Report:
     return build_report([folder / SWEEP], sort="n")
 
 
-def losses_of(folder: Path, group: str) -> pd.Series:
-    """Return the val/loss of each run of a group, by seed."""
+def losses_of(folder: Path, group: str) -> dict[int, float]:
+    """Return the val/loss of each run of a group, by seed.
+
+    Raises:
+        UserError: there is no such run.
+    """
     runs = report_of(folder).runs
-    losses: pd.Series = runs[runs["group"] == group].set_index("seed")["val/loss"].sort_index()
-    if losses.empty:
-        raise UserError(f"{folder / SWEEP}: there is no run of {group}; run the chapter first")
-    return losses
+    mine = runs[runs["group"] == group].sort_values("seed")
+    if mine.empty:
+        raise UserError(
+            f"{folder / SWEEP}: there is no run of {group}; run the chapter first: python -m gptlab.lesson 10"
+        )
+    return dict(zip(mine["seed"], mine["val/loss"], strict=True))
 
 
 def mean_of(group: str) -> Read:
-    return lambda folder: float(losses_of(folder, group).mean())
+    return lambda folder: statistics.mean(losses_of(folder, group).values())
 
 
 def spread_of(group: str) -> Read:
-    return lambda folder: float(losses_of(folder, group).std())
+    return lambda folder: statistics.stdev(losses_of(folder, group).values())
 
 
 def difference_of(group: str) -> Read:
@@ -99,7 +94,12 @@ def difference_of(group: str) -> Read:
 
 def spread_of_pairs(group: str) -> Read:
     """Return what computes the standard deviation of the differences from the baseline, seed by seed."""
-    return lambda folder: float((losses_of(folder, group) - losses_of(folder, "baseline")).std())
+
+    def read(folder: Path) -> float:
+        base, losses = losses_of(folder, "baseline"), losses_of(folder, group)
+        return statistics.stdev(losses[seed] - base[seed] for seed in losses if seed in base)
+
+    return read
 
 
 def draw(folder: Path) -> Figure:
@@ -107,28 +107,27 @@ def draw(folder: Path) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
-    from scipy import stats
 
     from gptlab.reports.plots.style import COLOURS, DARK, GREY
+    from gptlab.reports.statistics import half_width_at
 
     report = report_of(folder)
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     losses = {group: losses_of(folder, group) for group in GROUPS}
-    left.plot(range(len(GROUPS)), list(losses.values()), color=GREY, lw=0.8, zorder=0)  # a line a seed
+    left.plot([list(each.values()) for each in losses.values()], color=GREY, lw=0.8, zorder=0)  # a line a seed
     for place, group in enumerate(GROUPS):
         row = report.groups.loc[group]
-        left.plot([place] * len(losses[group]), losses[group], "o", ms=3.5, color=COLOURS[place])
+        left.plot([place] * len(losses[group]), [*losses[group].values()], "o", ms=3.5, color=COLOURS[place])
         half = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         left.errorbar(place + 0.3, row["mean"], half, fmt="_", ms=9, capsize=3, color=COLOURS[place])
     left.set_xticks(range(len(GROUPS)), GROUPS.values())
     left.set(ylabel="val/loss, nats per token", title="each seed a line; beside it the 95% interval of the mean")
     left.grid(visible=False, axis="x")
     counts = np.unique(np.geomspace(2, 1000, 60).round())
-    halves = stats.t.ppf(0.975, counts - 1) / np.sqrt(counts)
     for group, colour in (("n_head=1", COLOURS[0]), ("n_head=8", COLOURS[3])):
         words = f"{GROUPS[group]} minus 4 heads"
-        right.plot(counts, halves * spread_of_pairs(group)(folder), color=colour, label=words)
+        right.plot(counts, half_width_at(spread_of_pairs(group)(folder), counts), color=colour, label=words)
     right.axhline(CLAIMED, color=DARK, ls="--", lw=1, label=f"{CLAIMED:g}")
     right.set(xscale="log", yscale="log", xlabel="seeds of each", ylabel="half the interval's width, nats")
     right.set(title="how an interval narrows")
@@ -208,7 +207,7 @@ def main() -> None:
         for group, spread in spreads.items():
             count = seeds_needed(spread, args.difference)
             print(f"{group}: differences spread by {spread:.4f}; {count} seeds of each find one of {args.difference:g}")
-        print(f"in {POWER:.0%} of all cases, by a paired t-test at 5%")
+        print("in 80% of all cases, by a paired t-test at 5%")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,43 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+CERTAIN = 30.0  # standard errors, from where the noncentral t need not be computed, which has no such tails
 
 
 def half_width(values: np.ndarray) -> np.ndarray:
     """Return half the width of the 95% interval of the mean over the first axis (Student's t); NaN for one value."""
     if len(values) < 2:
         return np.full(values.shape[1:], math.nan)
-    return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
+    return half_width_at(np.std(values, axis=0, ddof=1), len(values))
+
+
+def half_width_at(spread: Any, count: Any) -> Any:
+    """Return half the width of the 95% interval of the mean of `count` values with a standard deviation of `spread`."""
+    return stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / np.sqrt(count)
+
+
+def pairs_needed(spread: float, difference: float, power: float = 0.8, most: int = 100_000) -> int | None:
+    """Return the fewest pairs with which a paired t-test finds a true difference with a probability of `power`.
+
+    It finds one if the 95% interval does not contain 0 and has the sign of the difference.
+
+    Args:
+        spread: the standard deviation of the differences of pairs, above 0.
+        difference: their true mean, above 0.
+        power: below 1.
+        most: None is returned if it takes more.
+    """
+
+    def is_enough(pairs: int) -> bool:
+        shift = difference * math.sqrt(pairs) / spread
+        border = stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1)
+        return shift > CERTAIN or bool(stats.nct.sf(border, pairs - 1, shift) >= power)
+
+    few, enough = 1, most
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if is_enough(middle) else (middle, enough)
+    return enough if is_enough(enough) else None
 
 
 def prediction_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:

@@ -51,3 +51,21 @@ def test_a_prediction_interval_is_wider_than_that_of_the_mean() -> None:
     assert (high - low) / 2 > statistics.half_width(np.array([1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="at least two"):
         statistics.prediction_interval([1.0], 0.95)
+
+
+@pytest.mark.parametrize(("spread", "difference"), [(0.01, 0.01), (0.004, 0.003), (0.01, 0.003)])
+def test_so_many_pairs_find_the_difference_four_times_in_five(spread: float, difference: float) -> None:
+    count = statistics.pairs_needed(spread, difference)
+    draws = np.random.default_rng(0).normal(difference, spread, (20_000, count))
+    assert float((stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()) == pytest.approx(0.81, abs=0.02)
+    fewer = draws[:, : count - 1]
+    assert float((stats.ttest_1samp(fewer, 0, axis=1).pvalue < 0.05).mean()) < 0.81
+
+
+def test_a_difference_far_above_the_noise_takes_two_pairs() -> None:
+    assert statistics.pairs_needed(1e-9, 1.0) == 2
+
+
+def test_more_pairs_than_the_most_are_none() -> None:
+    assert statistics.pairs_needed(1.0, 0.003) is None
+    assert statistics.pairs_needed(0.004, 0.003, most=15) is None

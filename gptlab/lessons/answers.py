@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gptlab.lessons.lesson import Choice, Exercise
+from gptlab.lessons.lesson import Choice, Exercise, shown
 from gptlab.system.errors import UserError
 
 OPEN = "-"  # stands for an answer that is not given
@@ -55,7 +55,7 @@ def right_answer(exercise: Exercise, folder: Path) -> str:
     if isinstance(answer, Choice):
         return f"{answer.right}: {answer.options[answer.right]}"
     near = f" (within {answer.tolerance:g})" if answer.tolerance else ""
-    return f"{answer.right(folder):.6g}{near}"
+    return f"{shown(answer.right(folder))}{near}"
 
 
 def question(exercise: Exercise) -> list[str]:

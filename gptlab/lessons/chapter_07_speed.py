@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ class Rung:
     choices: str
 
     def seconds_a_step(self, folder: Path, name: str) -> float:
-        return of_json(f"{name}.json", "sides", "gptlab", "step_seconds", "median")(folder)
+        """Return the seconds that nine of ten steps exceed: the machine's, with little of what else runs on it."""
+        return of_json(f"{name}.json", "sides", "gptlab", "step_seconds", "p10")(folder)
 
     def seconds(self, folder: Path, name: str) -> float:
         """Return the seconds to the goal, without what the compiler takes."""
@@ -57,16 +59,11 @@ def steps_to_goal(run: str) -> Read:
 
         finished(folder / run)
         curve = read_curves(folder / run)["val/loss"].dropna()
-        below = curve.index[curve <= GOAL]
-        if not len(below):
-            raise UserError(
-                f"{folder / run}: val/loss does not come down to {GOAL:g}; the last is {curve.iloc[-1]:.4f}"
-            )
-        place = curve.index.get_loc(below[0])
-        if place == 0:
-            return float(below[0])
-        (before, step), (high, low) = curve.index[place - 1 : place + 1], curve.iloc[place - 1 : place + 1]
-        return float(before + (step - before) * (high - GOAL) / (high - low))
+        points = [*zip(curve.index.tolist(), curve.tolist(), strict=True)]
+        for (before, high), (step, low) in pairwise([points[0], *points]):
+            if low <= GOAL:
+                return float(step) if step == before else before + (step - before) * (high - GOAL) / (high - low)
+        raise UserError(f"{folder / run}: val/loss does not come down to {GOAL:g}; the last is {points[-1][1]:.4f}")
 
     return read
 
@@ -119,7 +116,7 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-BENCH = "python -m gptlab.bench experiment=speedrun_cpu"
+BENCH = "python -m gptlab.bench experiment=speedrun_cpu trainer.threads=1"
 TRAIN = "python -m gptlab.train experiment=speedrun_cpu"
 
 LESSON = Lesson(
@@ -136,12 +133,12 @@ LESSON = Lesson(
         ),
     ),
     expected=(
-        Expected("AdamW: steps to 1.9", steps_to_goal("adamw"), 100, 600),
-        Expected("Muon: steps to 1.9", steps_to_goal("muon"), 100, 250),
-        Expected("AdamW's steps for one of Muon's", more_steps, 1, 4),
-        Expected("a step with fused attention, for one written out", times_as_long("sdpa", "manual"), 0.4, 1.5),
-        Expected("Muon's step, for AdamW's", times_as_long("muon", "sdpa"), 0.6, 2),
-        Expected("a compiled step, for one that is not", times_as_long("compiled", "muon"), 0.3, 1.5),
+        Expected("AdamW: steps to 1.9", steps_to_goal("adamw"), 350, 600),
+        Expected("Muon: steps to 1.9", steps_to_goal("muon"), 190, 300),
+        Expected("AdamW's steps for one of Muon's", more_steps, 1.2, 3),
+        Expected("a step with fused attention, for one written out", times_as_long("sdpa", "manual"), 0.5, 1.5),
+        Expected("Muon's step, for AdamW's", times_as_long("muon", "sdpa"), 0.8, 2),
+        Expected("a compiled step, for one that is not", times_as_long("compiled", "muon"), 0.5, 1.2),
         Expected("a compiled step in bf16, for one in fp32", times_as_long("bf16", "compiled"), 0.3, 4),
     ),
     draw=draw,

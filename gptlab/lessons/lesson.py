@@ -17,6 +17,11 @@ Read = Callable[[Path], float]
 """Reads or computes a number; its argument is the folder of the chapter's outputs. Raises UserError."""
 
 
+def shown(number: float, digits: int = 6) -> str:
+    """Return a number as chapters print it: with so many digits, or whole."""
+    return f"{number:.0f}" if float(number).is_integer() else f"{number:.{digits}g}"
+
+
 @dataclass(frozen=True)
 class Expected:
     """A number that a chapter's commands should give.
@@ -33,7 +38,8 @@ class Expected:
 
     def interval(self) -> str:
         """Return the interval as the page has it."""
-        return f"{self.low:.8g}" if self.low == self.high else f"{self.low:.8g} to {self.high:.8g}"
+        low, high = (shown(bound, 8) for bound in (self.low, self.high))
+        return low if low == high else f"{low} to {high}"
 
 
 def rounded(name: str, read: Read, value: float, digits: int = 4) -> Expected:

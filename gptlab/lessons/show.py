@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gptlab.lessons.answers import question, right_answer
-from gptlab.lessons.lesson import Exercise, Lesson
+from gptlab.lessons.lesson import Exercise, Lesson, shown
 from gptlab.system.terminal import print_table, table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def show_numbers(measured: list[Measured]) -> None:
     """Print each number beside its interval."""
     columns = {
         "": [each.expected.name for each in measured],
-        "here": [f"{each.value:.6g}" for each in measured],
+        "here": [shown(each.value) for each in measured],
         "expected": [each.expected.interval() for each in measured],
         " ": ["ok" if each.is_inside else "outside" for each in measured],
     }

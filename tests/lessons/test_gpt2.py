@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptlab.lessons import chapter_09_gpt2 as chapter
+from gptlab.lessons.answers import right_answer
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,12 @@ from gptlab.lessons import chapter_09_gpt2 as chapter
 )
 def test_the_parameters_are_openais(size: str, count: int) -> None:
     assert chapter.parameters_of(size) == count
+
+
+def test_a_count_is_printed_whole(tmp_path: Path) -> None:
+    parameters = chapter.LESSON.expected[0]
+    assert parameters.interval() == "124439808"
+    assert right_answer(chapter.LESSON.exercises[0], tmp_path) == "1557611200"
 
 
 def test_weights_that_are_not_there_are_skipped_with_a_sentence(

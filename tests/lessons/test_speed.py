@@ -41,7 +41,7 @@ def test_seconds_are_steps_times_seconds_a_step(tmp_path: Path) -> None:
     run_with(tmp_path, "muon", {100: 2.0, 200: 1.8})
     run_with(tmp_path, "adamw", {300: 2.0, 400: 1.8})
     for name, seconds in (("manual", 0.06), ("bf16", 0.02)):
-        content = {"sides": {"gptlab": {"step_seconds": {"median": seconds}}}}
+        content = {"sides": {"gptlab": {"step_seconds": {"p10": seconds}}}}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     assert chapter.RUNGS["bf16"].seconds(tmp_path, "bf16") == pytest.approx(150 * 0.02)
     assert chapter.seconds_saved(tmp_path) == pytest.approx(350 * 0.06 / (150 * 0.02))

@@ -9,17 +9,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gptlab.formats.html.shared import HERE, PAGE_SCRIPTS
-from gptlab.system.html_page import SCRIPT
+from gptlab.system.html_page import base_style, linked_page
 
+STYLE = "style.css"
 OWN_SCRIPTS = ("vote.js", "views.js", "server.js")
 SCRIPTS = (*PAGE_SCRIPTS, *OWN_SCRIPTS)
-FILES: dict[str, tuple[Path, str]] = {
-    "": (HERE / "index.html", "text/html"),
-    "style.css": (HERE / "style.css", "text/css"),
-    **{name: (HERE / name, "text/javascript") for name in PAGE_SCRIPTS},
-    **{name: (Path(__file__).parent / name, "text/javascript") for name in OWN_SCRIPTS},
+FILES: dict[str, tuple[str, str]] = {
+    "": (linked_page((HERE / "index.html").read_text("utf-8"), STYLE, SCRIPTS), "text/html"),
+    STYLE: (base_style() + (HERE / STYLE).read_text("utf-8"), "text/css"),
+    **{name: ((HERE / name).read_text("utf-8"), "text/javascript") for name in PAGE_SCRIPTS},
+    **{name: ((Path(__file__).parent / name).read_text("utf-8"), "text/javascript") for name in OWN_SCRIPTS},
 }
-"""What the server gives, by its address, and nothing else: a file, and its type."""
+"""What the server gives, by its address, and nothing else: its content, and its type."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -30,15 +31,11 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of the page's files, which are read once."""
-    return [_route(name, path.read_text("utf-8"), kind) for name, (path, kind) in FILES.items()]
+    """Return the routes of the page's files."""
+    return [_route(name, content, kind) for name, (content, kind) in FILES.items()]
 
 
 def _route(name: str, content: str, kind: str) -> Route:
-    if not name:
-        assert content.count(SCRIPT) == 1
-        content = content.replace(SCRIPT, "\n".join(f'<script src="{script}"></script>' for script in SCRIPTS))
-
     async def give(http: Request) -> Response:
         return Response(content, headers=HEADERS, media_type=kind)
 

@@ -64,7 +64,7 @@ function showConfig() {
   }
   const presets = groups.length ? `its presets, ${groups.join(" ")}` : "the defaults";
   const count = `${changed.length} ${changed.length === 1 ? "key differs" : "keys differ"} from ${presets}`;
-  byId("config-words").textContent = changed.length ? `${count}:` : `It is as ${presets} have it.`;
+  byId("config-words").textContent = changed.length ? `${count}:` : `Every key is that of ${presets}.`;
   for (const [id, rows] of [["changed", changed], ["filled", filled], ["defaults", defaults]]) {
     byId(id).hidden = !rows.length || (id === "defaults" && !groups.length);
     fillRows(`${id}-rows`, rows);

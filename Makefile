@@ -57,7 +57,7 @@ gpu-bench: $(READY) ## all that is measured of a GPU, in under ten minutes, into
 picture: $(READY) ## draw the README's picture from the recorded runs (ARGS=--record makes the runs first)
 	$(BIN)/python -m gptlab.benchmarks.picture $(ARGS)
 
-lessons: $(READY) ## run every command of docs/lessons and compare the numbers, an hour (ARGS=4: one chapter)
+lessons: $(READY) ## run every command of docs/lessons and compare the numbers, a quarter of an hour (ARGS=4: one chapter)
 	$(BIN)/python -m gptlab.lesson $(or $(ARGS),all)
 
 lint: $(DEV) ## ruff and mypy: the same checks as the pre-commit hooks

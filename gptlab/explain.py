@@ -68,9 +68,10 @@ def given_text(args: argparse.Namespace) -> str:
     elif args.text_file:
         name = f"--text-file {args.text_file}"
         try:
-            text = decoded(read_bytes(args.text_file), name).removesuffix("\n")
+            content = read_bytes(args.text_file)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        text = decoded(content, name).removesuffix("\n")
     elif stdin_is_piped():
         name, text = "standard input", decoded(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     else:

@@ -216,11 +216,13 @@ def test_a_text_from_a_file_or_a_pipe(explain: Any, shell: Any, trained: Path, t
 
 def test_what_is_refused_is_one_message_and_leaves_nothing(command: Any, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 noir")
     cases = [
         (("none", TEXT), "none: no such run directory or checkpoint file"),
         ((str(trained), ""), "TEXT is empty; give some text"),
         ((str(trained), "--text-file", "empty.txt"), "--text-file empty.txt is empty; give some text"),
         ((str(trained), "--text-file", "none.txt"), "--text-file none.txt: none.txt cannot be read"),
+        ((str(trained), "--text-file", "latin.txt"), "error: --text-file latin.txt is not UTF-8 text"),
         ((str(trained), TEXT, "--text-file", "empty.txt"), "leave one of them out"),
         ((str(trained), "the Ω"), "characters that the model has never seen: 'Ω'; leave them out"),
         ((str(trained), "t"), "the text is too short: it has 1 token, and the first is not predicted; give more text"),
@@ -233,7 +235,7 @@ def test_what_is_refused_is_one_message_and_leaves_nothing(command: Any, trained
         out = () if "--out" in arguments else ("--out", "report")
         assert_refused(command("explain", *arguments, *out), *words)
     assert command("explain", str(trained), TEXT, "--ngram", "7").returncode == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "latin.txt"]
 
 
 def test_what_a_text_says_is_never_html(command: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptlab.models.gpt import GPT
 from gptlab.models.watching import watch_blocks
+from gptlab.system.errors import UserError
 
 MOST_BYTES = 3 << 20  # of all maps
 
@@ -38,12 +39,17 @@ def map_attention(model: GPT, idx: Tensor) -> AttentionMaps:
     Args:
         model: in evaluation mode, with attention.
         idx: (T,) int64, at most block_size tokens.
+
+    Raises:
+        UserError: a weight is not a number, which torch's attention to a short text can turn into zeros.
     """
     heads = model.config.n_layer * model.config.n_head
     last = min(len(idx), max(int(math.sqrt(2 * MOST_BYTES / heads)) - 1, 1))
     found: list[np.ndarray] = []
 
     def keep(i: int, weights: Tensor) -> None:
+        if not weights.isfinite().all():
+            raise UserError(f"the attention of layer {i + 1} is nan: the weights are broken")
         found.append((weights[0, :, -last:, -last:].sqrt() * 255).round().to(torch.uint8).cpu().numpy())
 
     with watch_blocks(model, see_attention=keep):

@@ -51,7 +51,7 @@ def explain(
         device: the device of the model.
 
     Raises:
-        UserError: the loss is not a number, or the text that `data` names cannot be had.
+        UserError: the loss or the attention is not a number, or the text that `data` names cannot be had.
     """
     model, tokenizer, ids = opened.model, opened.tokenizer, read.ids
     training = open_or_say_why(opened, data)

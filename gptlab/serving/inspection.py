@@ -64,7 +64,7 @@ class Attention:
             seconds: how long it may take.
 
         Raises:
-            ApiError: the model has no attention, the time is up, or too many wait.
+            ApiError: the model has no attention, or none that is a number, the time is up, or too many wait.
         """
         heads = heads_of(opened.model)
         if heads is None:
@@ -93,6 +93,12 @@ def most_tokens(heads: Heads) -> int:
 
 def packed_weights(maps: np.ndarray[Any, Any]) -> str:
     """Return attention weights (L, H, T, T) in base64: of each layer and head the rows, each up to its own token, in
-    16 bits, of which 65535 is 1; the lower byte first."""
+    16 bits, of which 65535 is 1; the lower byte first.
+
+    Raises:
+        ApiError: one is not a number.
+    """
+    if not np.isfinite(maps).all():
+        raise do_not_retry(500, "the attention is nan: the weights of the model are broken", "generation_failed")
     rows, columns = np.tril_indices(maps.shape[-1])
     return base64.b64encode(np.rint(maps[..., rows, columns] * 65535).astype("<u2").tobytes()).decode()

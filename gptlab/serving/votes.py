@@ -86,6 +86,8 @@ class Votes:
         self.lock = threading.Lock()
         for file in (self.path, self.unranked):
             try:
+                if file.exists() and not file.is_file():  # which could wait for ever, or keep nothing
+                    raise UserError(f"--votes {file}: it is no file")
                 check_writable(file)
                 if file.exists():
                     _check_lines(file, is_ranked=file == path)

@@ -77,9 +77,12 @@ def _quota(folder: Path) -> tuple[int, int] | None:
 
 
 def in_use() -> int:
-    """Return how many threads torch computes with; where it is not imported, as many as it would."""
-    if (torch := sys.modules.get("torch")) is not None:
-        return int(torch.get_num_threads())
+    """Return how many threads torch computes with; where it is not imported, as many as it would.
+
+    Where another thread is importing it, the module is there, and what is in it may not be.
+    """
+    if (count := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
+        return int(count())
     return _wanted(os.environ.get("OMP_NUM_THREADS", ""))
 
 

@@ -68,6 +68,15 @@ def test_the_weights_are_those_of_the_model_that_answers(
     assert attention(served, TEXT) == found  # as a text
 
 
+def test_weights_that_are_no_numbers_are_refused(
+    serve: Any, ours: OpenedModel[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AttentionReader, "__call__", lambda self, ids: np.full((2, 3, len(ids), len(ids)), np.nan))
+    served: Served = serve(ours)
+    found = served.post("attention", prompt=TEXT)
+    refused(found, 500, None, "the weights of the model are broken", code="generation_failed")
+
+
 def test_a_long_text_has_the_weights_of_its_end(
     serve: Any, ours: OpenedModel[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

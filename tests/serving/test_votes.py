@@ -167,6 +167,14 @@ def test_a_file_of_something_else_is_refused_and_left_alone(path: Path, content:
     assert path.read_text() == content
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["votes.jsonl", "votes.unranked.jsonl"])
+def test_a_pipe_is_refused_and_not_waited_for(path: Path, name: str) -> None:
+    os.mkfifo(path.with_name(name))
+    with pytest.raises(UserError, match=f"--votes .*{name}: it is no file; give a file of votes"):
+        Votes(path)
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_the_server_starts(
     command: Any, ours: OpenedModel[Any], tmp_path: Path
 ) -> None:

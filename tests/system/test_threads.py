@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -88,3 +89,12 @@ def test_torch_reads_what_was_prepared(tmp_path: Path, verb: str) -> None:
     assert result.returncode == 1
     assert "none.ckpt" in result.stderr
     assert f"GOMP_SPINCOUNT = '{threads.SPINS}'" in result.stderr
+
+
+def test_torch_that_another_thread_is_importing_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is there from the beginning of the import on, empty."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert threads.in_use() == 3
+    monkeypatch.delitem(sys.modules, "torch")
+    assert threads.in_use() == 3

@@ -53,12 +53,12 @@ def numbers(run: Run) -> list[Fact]:
     for key in summary:
         if key.startswith(PARTS) and key not in ELSEWHERE:
             found.append((f"{key}{_in_unit(key, run)}", measure(key, summary[key])))
-    trained = summary.get("trained_parameters", summary["parameters"])
+    trained = summary.get("trained_parameters")
     found += [
         ("steps", f"{summary['steps']:,}"),
         ("tokens", f"{summary['tokens']:,}"),
         ("parameters", f"{summary['parameters']:,}"),
-        *([("parameters trained", f"{trained:,}")] if trained != summary["parameters"] else []),
+        *([("parameters trained", f"{trained:,}")] if is_finite(trained) and trained != summary["parameters"] else []),
         ("FLOPs", compact_number(summary["flops"])),
     ]
     total = summary.get("total_seconds")

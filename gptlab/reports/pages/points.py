@@ -48,7 +48,7 @@ def read_points(run_dir: Path) -> Points:
     whole = [row for row in rows if row.count(",") == len(names) - 1]
     cells = ",".join(whole).split(",")  # of numbers, without quotes: csv would take twice as long
     columns = {name: cells[place :: len(names)] for place, name in enumerate(names)}
-    if "step" not in columns:
+    if not np.isfinite(numbers(columns.get("step", []))).any():  # there is nothing to draw them by
         return Points({}, {})
     lines = {}
     for name, column in columns.items():

@@ -32,15 +32,21 @@ def compared(config: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str
         return {"why": WITHOUT}
     if not all(isinstance(recorded.get(name), dict) for name in ("presets", "defaults")):
         return {"why": "The presets of this run compose to nothing by themselves, so that nothing compares with them."}
-    typed = {str(word).lstrip("+~").partition("=")[0] for word in recorded.get("values", [])}
+    groups, values = (_words(recorded.get(name)) for name in ("groups", "values"))
+    typed = {word.lstrip("+~").partition("=")[0] for word in values}
     rows = differences(recorded["presets"], config)
     filled = [row for row in rows if row[1] in UNDECIDED and row[0] not in typed]
     return {
-        "groups": [*dict.fromkeys(map(str, recorded.get("groups", [])))],
+        "groups": [*dict.fromkeys(groups)],
         "changed": [row for row in rows if row not in filled],
         "filled": filled,
         "defaults": [row for row in differences(recorded["defaults"], config) if row not in filled],
     }
+
+
+def _words(value: Any) -> list[str]:
+    """Return the words of a list; none if it is something else, as a file by hand may have."""
+    return [*map(str, value)] if isinstance(value, list) else []
 
 
 def differences(preset: dict[str, Any], config: Mapping[str, Any]) -> list[Row]:

@@ -32,7 +32,7 @@ def read_samples(run_dir: Path, validated: Collection[int]) -> list[dict[str, An
         step = int(match[1])
         if (not validated or step in validated) and (not found or step > found[-1][0]):
             found.append((step, match.start(), match.end() + 1))
-    ends = [start for _, start, _ in found[1:]] + [len(text)]
+    ends = [*(start for _, start, _ in found), len(text)][1:]
     return [
         {"step": step, "text": harmless(text[start:end].removesuffix("\n"))}
         for (step, _, start), end in zip(found, ends, strict=True)

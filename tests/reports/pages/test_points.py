@@ -36,6 +36,12 @@ def test_few_points_are_all_kept(count: int) -> None:
     assert len(kept) == count if count <= MOST_POINTS else 500 < len(kept) <= MOST_POINTS
 
 
+@pytest.mark.parametrize("steps", ["", "nan", "x"])
+def test_without_steps_there_is_nothing_to_draw_by(tmp_path: Path, steps: str) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,tokens,val/loss\n{steps},0,4.17\n")
+    assert read_points(tmp_path).lines == {}
+
+
 def test_each_line_has_its_own_rows_and_numbers(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(
         "step,tokens,seconds,train/loss,val/loss,val/f1,lr\n"

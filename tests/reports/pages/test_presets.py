@@ -72,3 +72,10 @@ def test_groups_that_compose_to_nothing_are_recorded_without(monkeypatch: pytest
 
 def test_a_run_of_an_older_version_says_so() -> None:
     assert compared({"seed": 1}, {}) == {"why": WITHOUT}
+
+
+@pytest.mark.parametrize("words", [None, True, 3.5, "experiment=first"])
+def test_words_that_are_no_list_are_none(words: Any) -> None:
+    recorded = {"groups": words, "values": words, "presets": {"seed": 1}, "defaults": {"seed": 1}}
+    page = compared({"seed": 2}, recorded)
+    assert (page["groups"], page["changed"]) == ([], [("seed", "1", "2")])

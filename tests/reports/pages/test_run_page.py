@@ -162,6 +162,7 @@ def test_numbers_that_are_none_make_a_page(tmp_path: Path) -> None:
     """What a run that has gone wrong leaves, or somebody who has written a summary by hand."""
     nan, inf = float("nan"), float("inf")
     wrong = {"val/bpb": nan, "best_val_loss": inf, "best_step": "first", "mfu": None, "peak_memory_bytes": "much"}
+    wrong["trained_parameters"] = "all"
     path = fake_run(tmp_path / "run", 1.5, summary={**wrong, "train/loss": nan, "train_seconds": inf, "tokens": nan})
     header, *rows = (path / "metrics.csv").read_text().splitlines()
     (path / "metrics.csv").write_text("\n".join([header, "1,inf,nan,,,,,,", *rows]))

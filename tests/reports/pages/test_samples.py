@@ -14,6 +14,13 @@ def test_each_text_has_its_step(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "none", set()) == []
 
 
+def test_a_file_without_headings_has_none(tmp_path: Path) -> None:
+    """As one that was cut when a run went on from a step before its first sample."""
+    for text in ("", "ab\n", "--- step 5\nab\n"):
+        (tmp_path / "samples.txt").write_text(text)
+        assert read_samples(tmp_path, {10}) == []
+
+
 def test_a_text_that_looks_like_a_heading_is_none(tmp_path: Path) -> None:
     text = "--- step 10\na\n--- step 15\n--- step 10\n--- step 0\n--- step 20x\nb\n"
     (tmp_path / "samples.txt").write_text(f"{text}--- step 20\nc\n")

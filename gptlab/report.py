@@ -149,9 +149,15 @@ def page_of_one_run(paths: Sequence[Path]) -> Path | None:
 
 
 def folder_of_files(args: argparse.Namespace) -> Path | None:
-    """Return where files go: what --out says, or report/ in the one folder of runs; None: nowhere."""
+    """Return where files go: what --out says, or report/ in the one folder of runs; None: nowhere.
+
+    Raises:
+        UserError: --out names a run, whose page a report would replace.
+    """
     from gptlab.reports import records
 
+    if args.out is not None and records.is_run(args.out):
+        raise UserError(f"--out {args.out}: is a run's folder, which has a page of its own; give another folder")
     if args.out is None and not args.json and len(args.paths) == 1 and not records.is_run(args.paths[0]):
         return Path(args.paths[0], "report")
     return args.out

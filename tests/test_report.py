@@ -115,6 +115,7 @@ def test_a_real_run_can_be_reported(command: Any, trained: Path, tmp_path: Path)
         (["empty"], ["empty: no finished run there", "outputs/<name>/<time>"]),
         (["run", "--metric", "val/bbp"], ["--metric val/bbp: no run has measured it; did you mean val/bpb?"]),
         (["run", "--out", "file/below"], ["cannot write in file"]),
+        (["run", "--out", "run"], ["--out run: is a run's folder, which has a page of its own"]),
         (
             ["run", "--frontier"],
             ["no run has measured both test/reward and test/kl", "task=dpo, task=ppo and task=grpo"],

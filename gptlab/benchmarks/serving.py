@@ -70,6 +70,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}: must be at least 1")
     if args.program and not args.against:
         raise UserError(f"--program {args.program} is for another server: give --against, too")
+    if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
+        raise UserError(f"--json {args.json}: there is no folder {folder}; make it first")
 
 
 def random_bodies(tokenizer: Tokenizer, args: argparse.Namespace, count: int, name: str) -> list[Body]:

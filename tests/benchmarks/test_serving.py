@@ -105,6 +105,7 @@ def test_what_cannot_be_measured_is_refused(model: str, tmp_path: Path, monkeypa
     for words, said in (
         (["--clients", "0"], "--clients: must be at least 1"),
         (["--prompt", "20", "--tokens", "10"], f"--prompt 20 --tokens 10: the model's block has {BLOCK} tokens"),
+        (["--json", "nowhere/x"], "--json nowhere/x: there is no folder"),
         (["--program", "x"], "--program x is for another server: give --against, too"),
         (["--prompt", "2", "--tokens", "2", "--against", "llama-server", "--program", "nowhere"], "--program nowhere"),
     ):

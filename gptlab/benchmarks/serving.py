@@ -135,7 +135,7 @@ def compare(args: argparse.Namespace, folder: Path, notes: Any) -> dict[str, Any
             servers.append(stack.enter_context(Server(args.against, program, theirs, folder)))
         for clients in args.clients:
             its: dict[str, list[tuple[list[Answer], float]]] = {server.name: [] for server in servers}
-            before = {server.name: server.memory for server in servers}
+            before: dict[str, int | None] = {}
             requests = args.requests or 4 * clients
             for number in range(args.rounds + 1):  # the first to warm up
                 count = WARMUP * clients if not number else requests

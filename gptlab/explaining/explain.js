@@ -6,7 +6,7 @@ function openReport() {
   byId("name").textContent = name;
   byId("summary").textContent = `What this model does with a text of ${tokens.length} tokens.`;
   byId("notes").replaceChildren(...notes.map((each) => element("li", "", each)));
-  byId("facts").replaceChildren(...facts.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
+  fillFacts(byId("facts"), facts);
 
   const shown = tokens.map((token) => ({ ...token, bits: token.bits ?? undefined }));
   const row = new TokenRow(byId("text"), (at) => choose(at), (at) => choose(at));

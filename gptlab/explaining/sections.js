@@ -77,15 +77,14 @@ function drawDetail(explanation, at) {
 }
 
 function drawTotals(totals) {
-  const rows = [
+  fillFacts(byId("totals"), [
     ["tokens predicted", totals.tokens.toLocaleString("en")],
     ["bytes of them", totals.bytes.toLocaleString("en")],
     ["in all", `${short(totals.bits)} bits (${short(totals.nats)} nats)`],
     ["per token", `${short(totals.bits_per_token, 4)} bits (${short(totals.nats_per_token, 4)} nats)`],
     ["perplexity", short(totals.perplexity, 3)],
     ["bits per byte", short(totals.bits_per_byte, 4)],
-  ];
-  byId("totals").replaceChildren(...rows.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
+  ]);
 }
 
 /** The logit lens as a grid, and its means. */

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Value, rounded
+from gptlab.lessons.maps import label_cells
 from gptlab.lessons.outputs import at_step, of_summary
 from gptlab.system.errors import command_line
 
@@ -99,10 +100,7 @@ def draw(folder: Path) -> Figure:
     for axes, (title, table) in zip(figure.subplots(1, 2), tables.items(), strict=True):
         image = axes.imshow(table[np.ix_(shown, shown)], norm=LogNorm(1e-4, 1), cmap="magma")
         axes.set(title=title, xlabel="next character", ylabel="character")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_ticks(range(len(labels)), labels, fontsize=6)
-        axes.tick_params(length=0)
-        axes.grid(False)
+        label_cells(axes, labels, 6)
     figure.colorbar(image, ax=figure.axes, label="probability", shrink=0.7, extend="min", format="{x:g}")
     return figure
 

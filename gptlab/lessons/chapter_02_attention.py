@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.lessons.lesson import Choice, Exercise, Expected, Lesson, Read, Value, rounded
+from gptlab.lessons.maps import label_cells
 from gptlab.system.errors import command_line
 
 if TYPE_CHECKING:
@@ -123,11 +124,9 @@ def draw(folder: Path) -> Figure:
             axes.text(
                 column, row, f"{weights[row, column]:.2f}", size=6, ha="center", va="center", color="kw"[int(dark)]
             )
-        axes.set_xticks(range(len(TOKENS)), TOKENS, fontsize=7, rotation=45)
-        axes.set_yticks(range(len(TOKENS)), TOKENS, fontsize=7)
         axes.set(title=title, xlabel="looks at")
-        axes.tick_params(length=0)
-        axes.grid(False)
+        label_cells(axes, TOKENS, 7)
+        axes.tick_params(axis="x", labelrotation=45)
     for shift, scale, colour in ((-0.2, 1.0, COLOURS[0]), (0.2, SHARPER, COLOURS[1])):
         places = [place + shift for place in range(len(SCORES))]
         bars.bar(places, softmax_of_scores(scale), width=0.4, color=colour, label=f"scale {scale:g}")

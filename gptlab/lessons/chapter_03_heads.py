@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptlab.lessons.lesson import OUTPUTS, Choice, Exercise, Expected, Lesson, Value
+from gptlab.lessons.maps import label_cells
 from gptlab.lessons.outputs import finished, of_summary
 from gptlab.system.errors import command_line
 
@@ -67,10 +68,7 @@ def draw(folder: Path) -> Figure:
     for axes, title, weights in zip(figure.subplots(1, len(maps)), titles, maps, strict=True):
         image = axes.imshow(weights, vmin=0, vmax=1, cmap="Blues")
         axes.set_title(title, fontsize=8)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_ticks(range(len(labels)), labels, fontsize=8)
-        axes.tick_params(length=0)
-        axes.grid(False)
+        label_cells(axes, labels, 8)
     figure.axes[0].set_ylabel("who looks")
     figure.axes[0].set_xlabel("at what")
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)

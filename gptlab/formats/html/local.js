@@ -48,7 +48,6 @@ class LocalBackend {
     return isTurn ? this.tokenizer.encode(text) : this.tokenizer.prompt(text);
   }
 
-
   async tokens(ids) {
     const stream = new TextStream(this.tokenizer);
     return ids.map((id) => ({ id, text: stream.add(id), special: this.names[id] }));

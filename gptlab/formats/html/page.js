@@ -74,7 +74,7 @@ class Page {
     byId("name").textContent = cards.map(({ name }) => name).join(" and ");
     byId("summary").textContent = cards.map(summaryOf).join("; ");
     const facts = cards.flatMap((card) => card.facts);
-    byId("facts").replaceChildren(...facts.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
+    fillFacts(byId("facts"), facts);
     byId("card").querySelector("summary").textContent = cards.length > 1 ? "About these models" : "About this model";
     this.label();
     this.show();

@@ -13,6 +13,11 @@ function element(name, className, text) {
   return found;
 }
 
+/** Fill a list of terms with what they are: [[term, value]]. */
+function fillFacts(list, facts) {
+  list.replaceChildren(...facts.flatMap(([key, value]) => [element("dt", "", key), element("dd", "", value)]));
+}
+
 /** A token's text with its white space made visible; of none, its number. */
 function visible(text, id) {
   if (text === "") return `#${id}`;
